@@ -1,0 +1,98 @@
+// The one list of zones: every stage of a step reports its time, bytes and floating-point
+// operations here. Tables, traces and reports are made from it.
+#pragma once
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace ferry {
+
+enum class Zone : uint8_t {
+    schedule,
+    embed,
+    attention,
+    gate,
+    pack,
+    dispatch_wait,
+    experts,
+    reply,
+    combine_wait,
+    combine,
+    shared,
+    dense,
+    tensor_parallel,
+    head,
+    sample,
+    output,
+    idle,
+    load,
+    num_zones
+};
+constexpr int kNumZones = static_cast<int>(Zone::num_zones);
+std::string_view to_string(Zone zone);
+
+struct ZoneTotals {
+    int64_t count = 0;
+    int64_t time_ns = 0;
+    int64_t bytes = 0;
+    int64_t flops = 0;
+};
+
+struct TraceEvent {
+    Zone zone;
+    int16_t layer;        // -1: none
+    int16_t micro_batch;  // -1: none
+    int64_t begin_ns;     // since the process's trace epoch (steady clock)
+    int64_t end_ns;
+    int64_t bytes;
+};
+
+// Totals are always kept (two clock reads per zone); events only after `record_events`. Used by a
+// rank's main thread only; worker threads of kernels do not report.
+class Trace {
+  public:
+    // Keeps up to `capacity` events (allocated here); later ones are counted in `dropped_events`.
+    void record_events(size_t capacity);
+    void add(const TraceEvent& event, int64_t flops);
+    void reset_totals() { totals_ = {}; }
+
+    const std::array<ZoneTotals, kNumZones>& totals() const { return totals_; }
+    const std::vector<TraceEvent>& events() const { return events_; }
+    int64_t dropped_events() const { return dropped_events_; }
+
+  private:
+    std::array<ZoneTotals, kNumZones> totals_{};
+    std::vector<TraceEvent> events_;
+    size_t capacity_ = 0;
+    int64_t dropped_events_ = 0;
+};
+
+Trace& trace();
+int64_t trace_now_ns();
+
+// Times a block: `ScopedZone zone(Zone::gate, layer);` … `zone.bytes += …` when known only inside.
+class ScopedZone {
+  public:
+    explicit ScopedZone(Zone zone, int layer = -1, int micro_batch = -1)
+        : zone_(zone), layer_(layer), micro_batch_(micro_batch), begin_ns_(trace_now_ns()) {}
+    ~ScopedZone() {
+        trace().add({zone_, static_cast<int16_t>(layer_), static_cast<int16_t>(micro_batch_),
+                     begin_ns_, trace_now_ns(), bytes},
+                    flops);
+    }
+    ScopedZone(const ScopedZone&) = delete;
+    ScopedZone& operator=(const ScopedZone&) = delete;
+
+    int64_t bytes = 0;
+    int64_t flops = 0;
+
+  private:
+    Zone zone_;
+    int layer_;
+    int micro_batch_;
+    int64_t begin_ns_;
+};
+
+}  // namespace ferry

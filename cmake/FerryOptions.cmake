@@ -1,0 +1,16 @@
+# Compiler settings shared by every target: warnings are errors, results do not depend on -ffast-math.
+if(NOT CMAKE_BUILD_TYPE)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+add_library(ferry_options INTERFACE)
+target_compile_options(
+    ferry_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Werror
+                            # the compiler may not fuse a*b+c on its own: kernels say where (DESIGN 4.1)
+                            -ffp-contract=off>)
+target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+
+if(FERRY_SANITIZE)
+    add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-omit-frame-pointer)
+    add_link_options(-fsanitize=${FERRY_SANITIZE})
+endif()

@@ -1,0 +1,181 @@
+// Every kernel, declared once. layers/cpu/ and layers/cuda/ implement them in files of the same
+// names.
+//
+// All kernels: tensors are row-major, activations f32 on the CPU (bf16 where said on CUDA). Shapes
+// are checked on entry (FERRY_CHECK). Zero rows are allowed and do nothing. On the CPU every output
+// element is computed by one fixed sequence of operations: it depends on its inputs only, never on
+// the number of rows, threads or vector width (DESIGN 4.1).
+#pragma once
+#include <memory>
+#include <span>
+
+#include "base/buffer.h"
+#include "base/tensor.h"
+#include "base/thread_pool.h"
+#include "layers/model_config.h"
+
+namespace ferry {
+
+// ---- Weights
+// ----------------------------------------------------------------------------------------------------------
+
+struct WeightSpec {
+    DType dtype = DType::f32;  // f32, bf16 or fp8_e4m3 (with one f32 scale per block of 128 x 128)
+    int64_t groups = 1;        // experts or heads; 1 for an ordinary linear layer
+    int64_t out = 0;
+    int64_t in = 0;
+};
+
+// Matrices [groups][out, in] in the backend's own order ("packed"). Made by Kernels::make_weight,
+// filled by pack.
+struct Weight {
+    WeightSpec spec;
+    Buffer data;    // packed values
+    Buffer scales;  // fp8 only: f32 [groups][ceil(out/128), ceil(in/128)], plain order
+
+    // Bytes of values and scales that one use of all groups reads.
+    int64_t size_bytes() const {
+        return static_cast<int64_t>(data.size_bytes() + scales.size_bytes());
+    }
+};
+
+constexpr int64_t kScaleBlock = 128;  // fp8 scale blocks, DeepSeek-V3 "weight_block_size"
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+// ---- Attention over the latent cache
+// ----------------------------------------------------------------------------------
+
+constexpr int64_t kPageTokens =
+    64;  // tokens of one latent-cache page, and the block of keys that attention sums at once
+
+// Rows of one sequence in a step. The latent cache already holds positions [0, first_position +
+// num_rows).
+struct SequenceRows {
+    int64_t first_row = 0;             // in the step's batch
+    int64_t num_rows = 0;              // consecutive positions
+    int64_t first_position = 0;        // position of first_row in its sequence
+    std::span<const int32_t> pages{};  // page of positions [64 i, 64 i + 64) at index i
+};
+
+struct PrefillAttention {
+    // Queries [rows, heads, nope + rope] of the whole batch, rope applied.
+    Tensor q;
+    // Keys and values of ONE sequence, positions [0, first_position + num_rows): [positions, heads,
+    // nope + v], as wkv_b makes them from the cached latents; and the cached latents themselves, of
+    // which the rope part serves all heads.
+    Tensor kv;
+    Tensor latent;  // [positions, kv_lora + rope]
+    Tensor out;     // [rows, heads, v] of the whole batch
+    SequenceRows rows;
+    int64_t nope_dim = 0, rope_dim = 0, v_dim = 0, kv_lora_rank = 0;
+    float scale = 1;
+};
+
+struct DecodeAttention {
+    Tensor q_latent;  // [rows, heads, kv_lora]: W_k^T q_nope
+    Tensor q_rope;    // [rows, heads, rope]
+    Tensor cache;     // one layer: [pages, kPageTokens, kv_lora + rope], f32 or bf16
+    Tensor out;       // [rows, heads, kv_lora]
+    std::span<const SequenceRows> sequences;  // rows of other forms are simply not listed
+    float scale = 1;
+};
+
+// ---- Gate
+// -------------------------------------------------------------------------------------------------------------
+
+struct GateParams {
+    ScoreFunc score_func = ScoreFunc::softmax;
+    int64_t topk = 1;
+    int64_t num_groups = 1;
+    int64_t num_kept_groups = 1;
+    bool normalise = false;  // divide by (sum + 1e-20)
+    float scaling_factor = 1;
+};
+
+// ---- Kernels
+// ----------------------------------------------------------------------------------------------------------
+
+class Kernels {
+  public:
+    virtual ~Kernels() = default;
+    virtual Device& device() = 0;
+    virtual ThreadPool& threads() = 0;
+
+    // Linear (linear.cpp). make_weight allocates; `pack` fills one group, or the output rows
+    // [first_out, first_out + w.rows()) of it, from plain [out, in] of the same dtype in host
+    // memory; first_out and w.rows() are multiples of 128 except at the end. `scales` (fp8):
+    // [ceil(rows/128), ceil(in/128)] f32.
+    virtual Weight make_weight(const WeightSpec& spec) = 0;
+    virtual int64_t packed_bytes(const WeightSpec& spec) const = 0;
+    virtual void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
+                      const Tensor* scales) = 0;
+    // The packed values back as plain f32 [out, in] (tests, and deriving absorbed weights).
+    virtual void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) = 0;
+
+    // y[m, out] = x[m, in] W^T. One accumulation over k per element: acc = fma(x_k, w_k, acc), k
+    // ascending from 0. fp8: one such accumulation per 128-block of k, then y = fma(block sum,
+    // scale, y) block after block. x may be a column range (row stride). With x_scales [m,
+    // ceil(in/128)] x holds fp8 values (as f32) and the scale of a block is x_scale * w_scale.
+    virtual void gemm(const Tensor& x, const Weight& w, const Tensor& y,
+                      const Tensor* x_scales = nullptr) = 0;
+    // Rows [offsets[g], offsets[g+1]) of x use group g: y = x W_g^T. offsets: groups + 1 entries.
+    virtual void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
+                              const Tensor& y, const Tensor* x_scales = nullptr) = 0;
+    // Per head: y[m, h, out] = x[m, h, in] W_h^T; groups = heads. x and y rows may be strided,
+    // heads too (x_head_stride elements between heads of x; y heads are contiguous).
+    virtual void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
+                           const Tensor& y) = 0;
+    // fp8 activations (MODEL.md "Quantisation"): per row and 128 columns, scale = max(|x|,
+    // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale) as f32. q may be x.
+    virtual void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
+                              const Tensor& scales) = 0;
+    // y = parts[0] + ... + parts[n-1] by halves: sum[0, n) = sum[0, n/2) + sum[n/2, n). parts: [n,
+    // rows, dim].
+    virtual void tree_sum(const Tensor& parts, const Tensor& y) = 0;
+
+    // Elementwise and norms (elementwise.cpp, rms_norm.cpp).
+    virtual void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) = 0;
+    // y = x / sqrt(mean(x^2) + eps) * weight. Sum of squares in 16 interleaved partial sums, then
+    // by halves.
+    virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) = 0;
+    virtual void add(const Tensor& x, const Tensor& y) = 0;  // y += x
+    // y[m, i] = silu(gate_up[m, i]) * gate_up[m, inter + i].
+    virtual void silu_mul(const Tensor& gate_up, const Tensor& y) = 0;
+
+    // RoPE (rope.cpp). table: [positions, r] f32, cos and sin interleaved (rope.h). Rotates the
+    // last r columns of each head in place: x [m, heads, head_dim].
+    virtual void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
+                      bool interleave) = 0;
+    // Writes latent rows [m, kv_lora + rope] to their cache slots: slot = page * kPageTokens +
+    // position % kPageTokens. cache: [pages, kPageTokens, kv_lora + rope], f32 or bf16 (rounded to
+    // nearest even).
+    virtual void write_cache(const Tensor& latent, std::span<const int64_t> slots,
+                             const Tensor& cache) = 0;
+    // Reads positions [0, n) of a sequence back as f32: out [n, kv_lora + rope].
+    virtual void read_cache(const Tensor& cache, std::span<const int32_t> pages,
+                            const Tensor& out) = 0;
+
+    // MLA (mla_prefill.cpp, mla_decode.cpp). Keys are summed in blocks of kPageTokens at absolute
+    // positions with a running maximum (FlashAttention-2 order), so results do not depend on
+    // chunking. Softmax in f32.
+    virtual void mla_prefill(const PrefillAttention& attention) = 0;
+    virtual void mla_decode(const DecodeAttention& attention) = 0;
+
+    // Gate (gate.cpp). scores [m, experts] = x W^T (from gemm); bias: [experts] f32 or null. Ties
+    // go to the lower index. Out: experts [m, topk] i32 by falling choice, weights [m, topk] f32.
+    virtual void gate(const Tensor& scores, const Tensor* bias, const GateParams& params,
+                      const Tensor& experts, const Tensor& weights) = 0;
+
+    // Head statistics (logits.cpp). Per row the log of the sum of exponentials and the arg-max
+    // (lowest index on ties).
+    virtual void log_sum_exp(const Tensor& logits, const Tensor& lse,
+                             std::span<int32_t> argmax) = 0;
+};
+
+// Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,
+// or NEON).
+std::unique_ptr<Kernels> make_cpu_kernels(int num_threads);
+
+}  // namespace ferry

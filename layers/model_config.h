@@ -1,0 +1,70 @@
+// [1] The shape of a DeepSeek-style model: every number that the layers need, and nothing of files.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace ferry {
+
+enum class ScoreFunc { softmax, sigmoid };
+
+// YaRN scaling of RoPE (Peng et al. 2023, as DeepSeek uses it).
+struct YarnConfig {
+    double factor = 1;
+    int64_t original_max_positions = 4096;
+    double beta_fast = 32;
+    double beta_slow = 1;
+    double mscale = 1;
+    double mscale_all_dim = 0;
+};
+
+struct ModelConfig {
+    int64_t vocab_size = 0;
+    int64_t dim = 0;
+    int64_t inter_dim = 0;  // dense MLP
+    int64_t moe_inter_dim =
+        0;  // one routed expert; shared experts are n_shared_experts times as wide
+    int64_t n_layers = 0;
+    int64_t n_dense_layers = 0;  // the first layers have a dense MLP
+    int64_t max_positions = 4096;
+
+    // MLA
+    int64_t n_heads = 0;
+    int64_t q_lora_rank = 0;  // 0: q is one projection
+    int64_t kv_lora_rank = 0;
+    int64_t qk_nope_head_dim = 0;
+    int64_t qk_rope_head_dim = 0;
+    int64_t v_head_dim = 0;
+    double rope_theta = 10000;
+    bool rope_interleave = true;  // pairs (2i, 2i+1); false: (i, i + r/2)
+    std::optional<YarnConfig> yarn;
+    double norm_eps = 1e-6;
+
+    // MoE
+    int64_t n_routed_experts = 0;
+    int64_t n_shared_experts = 0;
+    int64_t n_activated_experts = 0;  // top-k
+    int64_t n_expert_groups = 1;
+    int64_t n_limited_groups = 1;  // groups kept
+    ScoreFunc score_func = ScoreFunc::softmax;
+    bool has_gate_bias = false;
+    bool norm_topk_prob = false;
+    double routed_scaling_factor = 1;
+
+    bool tie_word_embeddings = false;
+
+    bool is_moe_layer(int64_t layer) const { return layer >= n_dense_layers; }
+    int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+    int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }
+    // (nope + rope)^-1/2, times m(factor, mscale_all_dim)^2 under YaRN.
+    double softmax_scale() const;
+
+    // Parameters in all, and those that one token uses (routed experts counted top-k times).
+    int64_t num_parameters() const;
+    int64_t num_active_parameters() const;
+
+    // Throws Error(checkpoint) naming the first impossible field, prefixed with `where`.
+    void validate(const std::string& where) const;
+};
+
+}  // namespace ferry

@@ -1,0 +1,83 @@
+#include "layers/weight_source.h"
+
+namespace ferry {
+namespace {
+
+class TensorList {
+  public:
+    explicit TensorList(const ModelConfig& config) : c_(config) {}
+
+    std::vector<TensorSpec> build() {
+        linear("embed", {c_.vocab_size, c_.dim}).is_linear = false;
+        for (int64_t layer = 0; layer < c_.n_layers; ++layer) add_layer(layer);
+        plain("norm", {c_.dim});
+        if (!c_.tie_word_embeddings) linear("head", {c_.vocab_size, c_.dim});
+        return std::move(list_);
+    }
+
+  private:
+    void add_layer(int64_t layer) {
+        const std::string prefix = fmt::format("layers/{}/", layer);
+        plain(prefix + "attn_norm", {c_.dim});
+        plain(prefix + "ffn_norm", {c_.dim});
+        add_attention(prefix + "attn/");
+        if (c_.is_moe_layer(layer))
+            add_moe(prefix + "ffn/");
+        else
+            add_mlp(prefix + "ffn/", c_.inter_dim);
+    }
+    void add_attention(const std::string& prefix) {
+        const int64_t q_out = c_.n_heads * c_.qk_head_dim();
+        if (c_.q_lora_rank == 0) {
+            linear(prefix + "wq", {q_out, c_.dim});
+        } else {
+            linear(prefix + "wq_a", {c_.q_lora_rank, c_.dim});
+            plain(prefix + "q_norm", {c_.q_lora_rank});
+            linear(prefix + "wq_b", {q_out, c_.q_lora_rank});
+        }
+        linear(prefix + "wkv_a", {c_.latent_dim(), c_.dim});
+        plain(prefix + "kv_norm", {c_.kv_lora_rank});
+        linear(prefix + "wkv_b",
+               {c_.n_heads * (c_.qk_nope_head_dim + c_.v_head_dim), c_.kv_lora_rank});
+        linear(prefix + "wo", {c_.dim, c_.n_heads * c_.v_head_dim});
+    }
+    void add_mlp(const std::string& prefix, int64_t inter_dim) {
+        linear(prefix + "w1", {inter_dim, c_.dim});
+        linear(prefix + "w2", {c_.dim, inter_dim});
+        linear(prefix + "w3", {inter_dim, c_.dim});
+    }
+    void add_moe(const std::string& prefix) {
+        plain(prefix + "gate/weight", {c_.n_routed_experts, c_.dim});
+        if (c_.has_gate_bias) plain(prefix + "gate/bias", {c_.n_routed_experts});
+        if (c_.n_shared_experts > 0)
+            add_mlp(prefix + "shared/", c_.n_shared_experts * c_.moe_inter_dim);
+        const int64_t experts = c_.n_routed_experts;
+        linear(prefix + "experts/w1", {experts, c_.moe_inter_dim, c_.dim}).is_expert = true;
+        linear(prefix + "experts/w2", {experts, c_.dim, c_.moe_inter_dim}).is_expert = true;
+        linear(prefix + "experts/w3", {experts, c_.moe_inter_dim, c_.dim}).is_expert = true;
+    }
+
+    TensorSpec& plain(std::string name, std::vector<int64_t> shape) {
+        return list_.emplace_back(TensorSpec{.name = std::move(name), .shape = std::move(shape)});
+    }
+    TensorSpec& linear(std::string name, std::vector<int64_t> shape) {
+        TensorSpec& spec = plain(std::move(name), std::move(shape));
+        spec.is_linear = true;
+        return spec;
+    }
+
+    const ModelConfig& c_;
+    std::vector<TensorSpec> list_;
+};
+
+}  // namespace
+
+std::vector<TensorSpec> model_tensors(const ModelConfig& config) {
+    return TensorList(config).build();
+}
+
+std::string describe_shape(std::span<const int64_t> shape) {
+    return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+}  // namespace ferry

@@ -1,0 +1,59 @@
+// The tensors of a model by name, wherever they come from (checkpoint, dummy weights, tests), and
+// the list of names and shapes that a model needs. Names are those of the checkpoint's HDF5 paths,
+// without the leading slash.
+#pragma once
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/tensor.h"
+#include "layers/model_config.h"
+
+namespace ferry {
+
+// Linear weights are [out, in]; experts [experts, out, in].
+//   embed, norm, head (absent with tied embeddings)
+//   layers/N/attn_norm, layers/N/ffn_norm
+//   layers/N/attn/{wq | wq_a, q_norm, wq_b}, layers/N/attn/{wkv_a, kv_norm, wkv_b, wo}
+//   layers/N/ffn/{w1, w2, w3}                              dense layers
+//   layers/N/ffn/gate/{weight, bias}                       MoE layers; bias when has_gate_bias
+//   layers/N/ffn/shared/{w1, w2, w3}, layers/N/ffn/experts/{w1, w2, w3}
+// An fp8 tensor NAME has its scales in NAME_scale: f32 [ceil(out/128), ceil(in/128)], experts first
+// when it has them.
+struct TensorSpec {
+    std::string name;
+    std::vector<int64_t> shape;
+    bool is_linear =
+        false;  // stored in the model's weight type (f32, bf16 or fp8); others are f32 or bf16
+    bool is_expert = false;  // dimension 0 is the routed expert
+};
+
+std::vector<TensorSpec> model_tensors(const ModelConfig& config);
+
+// "[4, 128]", for messages.
+std::string describe_shape(std::span<const int64_t> shape);
+
+struct TensorInfo {
+    DType dtype = DType::f32;
+    std::vector<int64_t> shape;
+};
+
+struct Range {
+    int64_t begin = 0;
+    int64_t num = 0;
+};
+
+class WeightSource {
+  public:
+    virtual ~WeightSource() = default;
+    virtual const ModelConfig& config() const = 0;
+    // Nothing when there is no tensor of that name.
+    virtual std::optional<TensorInfo> find(const std::string& name) const = 0;
+    // The box `ranges` (one per dimension) of a tensor as plain row-major elements of its stored
+    // type, into `dst` (host memory, contiguous, the box's size). Thread-safe. Throws
+    // Error(checkpoint) naming file and tensor.
+    virtual void read(const std::string& name, std::span<const Range> ranges, void* dst) = 0;
+};
+
+}  // namespace ferry
