@@ -127,6 +127,8 @@ class Kernels {
     // heads too (x_head_stride elements between heads of x; y heads are contiguous).
     virtual void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                            const Tensor& y) = 0;
+    // y[m, h, :] = x[m, h, first_column : first_column + y.dim(2)]; x [m, heads, head_dim].
+    virtual void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) = 0;
     // fp8 activations (MODEL.md "Quantisation"): per row and 128 columns, scale = max(|x|,
     // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale) as f32. q may be x.
     virtual void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,

@@ -21,6 +21,7 @@ class CpuKernels final : public Kernels {
                       const Tensor& y, const Tensor* x_scales) override;
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                    const Tensor& y) override;
+    void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) override;
     void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
                       const Tensor& scales) override;
     void tree_sum(const Tensor& parts, const Tensor& y) override;

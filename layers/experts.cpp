@@ -1,0 +1,37 @@
+#include "layers/experts.h"
+
+#include <algorithm>
+
+namespace ferry {
+
+Experts::Experts(WeightLoader& loader, const std::string& prefix, std::span<const int32_t> experts)
+    : w1_(loader.experts(prefix + "w1", experts)),
+      w2_(loader.experts(prefix + "w2", experts)),
+      w3_(loader.experts(prefix + "w3", experts)) {}
+
+void Experts::forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                      std::span<const int64_t> offsets, const Tensor& y) const {
+    FERRY_CHECK(
+        static_cast<int64_t>(offsets.size()) == num_experts() + 1 && offsets.back() == x.rows(),
+        "{} offsets for {} experts and {} rows", offsets.size(), num_experts(), x.rows());
+    const Workspace::Scope scope(workspace);
+    const int64_t inter = w1_.out();
+    const Tensor gate_up = workspace.take(DType::f32, {x.rows(), 2 * inter});
+    const Tensor hidden = workspace.take(DType::f32, {x.rows(), inter});
+    w1_.forward_grouped(kernels, workspace, x, offsets, gate_up.slice_columns(0, inter));
+    w3_.forward_grouped(kernels, workspace, x, offsets, gate_up.slice_columns(inter, inter));
+    kernels.silu_mul(gate_up, hidden);
+    w2_.forward_grouped(kernels, workspace, hidden, offsets, y);
+}
+
+int64_t Experts::weight_bytes_per_expert() const {
+    if (num_experts() == 0) return 0;
+    return (w1_.weight().size_bytes() + w2_.weight().size_bytes() + w3_.weight().size_bytes()) /
+           num_experts();
+}
+
+size_t Experts::workspace_bytes(const ModelConfig& c, int64_t rows) {
+    return static_cast<size_t>(4 * rows * (4 * c.moe_inter_dim + 2 * c.dim)) + (64 << 10);
+}
+
+}  // namespace ferry

@@ -1,0 +1,27 @@
+// [9] The routed experts of one layer that this rank holds: w2(silu(w1 x) * w3 x), grouped by
+// expert.
+#pragma once
+#include "layers/linear.h"
+
+namespace ferry {
+
+class Experts {
+  public:
+    Experts() = default;  // none
+    // `prefix`: "layers/3/ffn/experts/"; local expert i is experts[i].
+    Experts(WeightLoader& loader, const std::string& prefix, std::span<const int32_t> experts);
+
+    // Rows [offsets[e], offsets[e+1]) of x go through local expert e; x, y [rows, dim]. Each
+    // expert's weights are read once, whatever the number of rows.
+    void forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                 std::span<const int64_t> offsets, const Tensor& y) const;
+
+    int64_t num_experts() const { return w1_.weight().spec.groups; }
+    int64_t weight_bytes_per_expert() const;
+    static size_t workspace_bytes(const ModelConfig& config, int64_t rows);
+
+  private:
+    Linear w1_, w2_, w3_;  // groups = local experts
+};
+
+}  // namespace ferry

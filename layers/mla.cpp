@@ -1,0 +1,212 @@
+#include "layers/mla.h"
+
+#include <algorithm>
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kHeadsAtOnce = 8;  // of K and V rebuilt at a time
+
+// Two-dimensional view of heads [begin, begin + num) of x [rows, heads, head_dim].
+Tensor slice_heads(const Tensor& x, int64_t begin, int64_t num) {
+    const int64_t head_dim = x.dim(2);
+    return x.reshape({x.rows(), x.dim(1) * head_dim})
+        .slice_columns(begin * head_dim, num * head_dim)
+        .reshape({x.rows(), num, head_dim});
+}
+
+// The absorbed matrices of one layer, from the stored wkv_b [heads * (nope + v), kv_lora]. bf16
+// stays bf16; fp8 is dequantised to f32, since its scale blocks do not survive the transposition.
+void load_absorbed(WeightLoader& loader, const std::string& name, Weight& k, Weight& v) {
+    const ModelConfig& c = loader.config();
+    Kernels& kernels = loader.kernels();
+    const int64_t nope = c.qk_nope_head_dim, head_rows = nope + c.v_head_dim, rank = c.kv_lora_rank;
+    const DType dtype = loader.dtype(name) == DType::bf16 ? DType::bf16 : DType::f32;
+    const OwnedTensor w = loader.dequantised(name);
+    k = kernels.make_weight({.dtype = dtype, .groups = c.n_heads, .out = rank, .in = nope});
+    v = kernels.make_weight({.dtype = dtype, .groups = c.n_heads, .out = c.v_head_dim, .in = rank});
+
+    const auto store = [dtype](float value, std::byte* to) {
+        if (dtype == DType::bf16)
+            *reinterpret_cast<uint16_t*>(to) = f32_to_bf16(value);
+        else
+            *reinterpret_cast<float*>(to) = value;
+    };
+    const int64_t element = size_bytes(dtype);
+    std::vector<std::byte> k_head(static_cast<size_t>(rank * nope * element));
+    std::vector<std::byte> v_head(static_cast<size_t>(c.v_head_dim * rank * element));
+    for (int64_t head = 0; head < c.n_heads; ++head) {
+        for (int64_t i = 0; i < nope; ++i) {
+            const float* row = w.view().row<float>(head * head_rows + i);
+            for (int64_t j = 0; j < rank; ++j) store(row[j], &k_head[(j * nope + i) * element]);
+        }
+        for (int64_t i = 0; i < c.v_head_dim; ++i) {
+            const float* row = w.view().row<float>(head * head_rows + nope + i);
+            for (int64_t j = 0; j < rank; ++j) store(row[j], &v_head[(i * rank + j) * element]);
+        }
+        kernels.pack(k, head, 0, Tensor(k_head.data(), dtype, {rank, nope}), nullptr);
+        kernels.pack(v, head, 0, Tensor(v_head.data(), dtype, {c.v_head_dim, rank}), nullptr);
+    }
+}
+
+}  // namespace
+
+Mla::Mla(WeightLoader& loader, const std::string& prefix)
+    : config_(loader.config()), kv_norm_(loader.plain(prefix + "kv_norm")) {
+    if (config_.q_lora_rank == 0) {
+        wq_ = Linear(loader.linear(prefix + "wq"));
+    } else {
+        wq_a_ = Linear(loader.linear(prefix + "wq_a"));
+        q_norm_ = loader.plain(prefix + "q_norm");
+        wq_b_ = Linear(loader.linear(prefix + "wq_b"));
+    }
+    wkv_a_ = Linear(loader.linear(prefix + "wkv_a"));
+    wo_ = Linear(loader.linear(prefix + "wo"));
+    const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
+    // fp8 scale blocks are cut at multiples of 128 rows: all heads at once when a head does not end
+    // on one.
+    const bool whole = loader.dtype(prefix + "wkv_b") == DType::fp8_e4m3 &&
+                       kHeadsAtOnce * head_rows % kScaleBlock != 0;
+    const int64_t at_once = whole ? config_.n_heads : kHeadsAtOnce;
+    for (int64_t head = 0; head < config_.n_heads; head += at_once) {
+        const int64_t heads = std::min(at_once, config_.n_heads - head);
+        wkv_b_.emplace_back(loader.linear(prefix + "wkv_b", {head * head_rows, heads * head_rows},
+                                          {0, config_.kv_lora_rank}));
+    }
+    load_absorbed(loader, prefix + "wkv_b", absorbed_k_, absorbed_v_);
+}
+
+void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
+                  const Tensor& rope_table, const Tensor& cache, const Tensor& y,
+                  MlaForm form) const {
+    const Workspace::Scope scope(workspace);
+    const int64_t tokens = x.rows();
+    const Tensor q = workspace.take(DType::f32, {tokens, config_.n_heads, config_.qk_head_dim()});
+    const Tensor latent = workspace.take(DType::f32, {tokens, config_.latent_dim()});
+    const Tensor out = workspace.take(DType::f32, {tokens, config_.n_heads, config_.v_head_dim});
+
+    project(kernels, workspace, x, batch, rope_table, q, latent);
+    kernels.write_cache(latent, batch.slots, cache);
+    if (form == MlaForm::absorb)
+        attend_absorbed(kernels, workspace, q, cache, batch.prompt, out);
+    else
+        for (const SequenceRows& rows : batch.prompt)
+            attend_naive(kernels, workspace, q, cache, rows, out);
+    if (form == MlaForm::naive)
+        for (const SequenceRows& rows : batch.generated)
+            attend_naive(kernels, workspace, q, cache, rows, out);
+    else
+        attend_absorbed(kernels, workspace, q, cache, batch.generated, out);
+    wo_.forward(kernels, workspace, out.reshape({tokens, config_.n_heads * config_.v_head_dim}), y);
+}
+
+void Mla::project(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
+                  const Tensor& rope_table, const Tensor& q, const Tensor& latent) const {
+    const int64_t tokens = x.rows();
+    const Tensor q_flat = q.reshape({tokens, config_.n_heads * config_.qk_head_dim()});
+    const float eps = static_cast<float>(config_.norm_eps);
+    if (config_.q_lora_rank == 0) {
+        wq_.forward(kernels, workspace, x, q_flat);
+    } else {
+        const Workspace::Scope scope(workspace);
+        const Tensor q_a = workspace.take(DType::f32, {tokens, config_.q_lora_rank});
+        wq_a_.forward(kernels, workspace, x, q_a);
+        kernels.rms_norm(q_a, q_norm_, eps, q_a);
+        wq_b_.forward(kernels, workspace, q_a, q_flat);
+    }
+    kernels.rope(q, batch.positions, rope_table, config_.rope_interleave);
+
+    wkv_a_.forward(kernels, workspace, x, latent);
+    const Tensor c = latent.slice_columns(0, config_.kv_lora_rank);
+    kernels.rms_norm(c, kv_norm_, eps, c);
+    kernels.rope(latent.reshape({tokens, 1, config_.latent_dim()}), batch.positions, rope_table,
+                 config_.rope_interleave);
+}
+
+void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& cache,
+                       const SequenceRows& rows, const Tensor& out) const {
+    const Workspace::Scope scope(workspace);
+    const int64_t positions = rows.first_position + rows.num_rows;
+    const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
+    const Tensor latent = workspace.take(DType::f32, {positions, config_.latent_dim()});
+    kernels.read_cache(cache, rows.pages, latent);
+    int64_t head = 0;
+    for (const Linear& wkv_b : wkv_b_) {
+        const Workspace::Scope head_scope(workspace);
+        const int64_t heads = wkv_b.out() / head_rows;
+        const Tensor kv = workspace.take(DType::f32, {positions, wkv_b.out()});
+        wkv_b.forward(kernels, workspace, latent.slice_columns(0, config_.kv_lora_rank), kv);
+        kernels.mla_prefill({.q = slice_heads(q, head, heads),
+                             .kv = kv.reshape({positions, heads, head_rows}),
+                             .latent = latent,
+                             .out = slice_heads(out, head, heads),
+                             .rows = rows,
+                             .nope_dim = config_.qk_nope_head_dim,
+                             .rope_dim = config_.qk_rope_head_dim,
+                             .v_dim = config_.v_head_dim,
+                             .kv_lora_rank = config_.kv_lora_rank,
+                             .scale = static_cast<float>(config_.softmax_scale())});
+        head += heads;
+    }
+}
+
+void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& q,
+                          const Tensor& cache, std::span<const SequenceRows> sequences,
+                          const Tensor& out) const {
+    if (sequences.empty()) return;
+    // The rows of the listed sequences are consecutive in practice (generated tokens come last):
+    // work on their hull.
+    int64_t begin = sequences[0].first_row, end = begin;
+    for (const SequenceRows& rows : sequences) {
+        begin = std::min(begin, rows.first_row);
+        end = std::max(end, rows.first_row + rows.num_rows);
+    }
+    const Workspace::Scope scope(workspace);
+    const int64_t tokens = end - begin, heads = config_.n_heads, nope = config_.qk_nope_head_dim;
+    const int64_t rope = config_.qk_rope_head_dim, rank = config_.kv_lora_rank;
+    const Tensor q_latent = workspace.take(DType::f32, {tokens, heads, rank});
+    const Tensor q_rope = workspace.take(DType::f32, {tokens, heads, rope});
+    const Tensor o_latent = workspace.take(DType::f32, {tokens, heads, rank});
+    const Tensor q_rows = q.slice_rows(begin, tokens);
+    kernels.head_gemm(q_rows.reshape({tokens, heads * config_.qk_head_dim()}),
+                      config_.qk_head_dim(), absorbed_k_, q_latent);
+    kernels.copy_head_columns(q_rows, nope, q_rope);
+
+    const Tensor local =
+        workspace.take(DType::u8, {static_cast<int64_t>(sequences.size() * sizeof(SequenceRows))});
+    const std::span<SequenceRows> shifted(local.as<SequenceRows>(), sequences.size());
+    for (size_t i = 0; i < sequences.size(); ++i) {
+        shifted[i] = sequences[i];
+        shifted[i].first_row -= begin;
+    }
+    kernels.mla_decode({.q_latent = q_latent,
+                        .q_rope = q_rope,
+                        .cache = cache,
+                        .out = o_latent,
+                        .sequences = shifted,
+                        .scale = static_cast<float>(config_.softmax_scale())});
+    kernels.head_gemm(o_latent.reshape({tokens, heads * rank}), rank, absorbed_v_,
+                      out.slice_rows(begin, tokens));
+}
+
+int64_t Mla::weight_bytes() const {
+    int64_t bytes = wkv_a_.weight().size_bytes() + wo_.weight().size_bytes() +
+                    absorbed_k_.size_bytes() + absorbed_v_.size_bytes();
+    bytes += config_.q_lora_rank == 0 ? wq_.weight().size_bytes()
+                                      : wq_a_.weight().size_bytes() + wq_b_.weight().size_bytes();
+    return bytes;
+}
+
+size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t context) {
+    const int64_t head_rows = c.qk_nope_head_dim + c.v_head_dim;
+    const int64_t per_token = c.n_heads * (c.qk_head_dim() + c.v_head_dim) + c.latent_dim() +
+                              2 * (c.q_lora_rank + c.dim + c.n_heads * c.v_head_dim);
+    const int64_t naive =
+        context * (c.latent_dim() + std::min(c.n_heads, kHeadsAtOnce) * head_rows + c.kv_lora_rank);
+    const int64_t absorbed = tokens * c.n_heads * (2 * c.kv_lora_rank + c.qk_rope_head_dim);
+    constexpr int64_t kSlack = 64 << 10;  // alignment, sequence lists
+    return static_cast<size_t>(4 * (tokens * per_token + std::max(naive, absorbed)) + kSlack +
+                               tokens * static_cast<int64_t>(sizeof(SequenceRows)));
+}
+
+}  // namespace ferry

@@ -1,0 +1,79 @@
+#include "layers/mlp.h"
+
+#include <cstring>
+
+#include "base/error.h"
+
+namespace ferry {
+
+std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dtype) {
+    const int64_t block = dtype == DType::fp8_e4m3 ? kScaleBlock : 16;
+    const int64_t num_blocks = ceil_div(inter_dim, block);
+    std::vector<Range> slices;
+    for (int64_t i = 0; i < num_slices; ++i) {
+        const int64_t begin = std::min(inter_dim, num_blocks * i / num_slices * block);
+        const int64_t end = std::min(inter_dim, num_blocks * (i + 1) / num_slices * block);
+        slices.push_back({begin, end - begin});
+    }
+    return slices;
+}
+
+Mlp::Mlp(WeightLoader& loader, const std::string& prefix, int64_t inter_dim, const ModelPart& part,
+         const Numerics& numerics) {
+    FERRY_CHECK(numerics.tp_slices % part.tp_size == 0, "{} slices over TP size {}",
+                numerics.tp_slices, part.tp_size);
+    const std::vector<Range> all =
+        inner_slices(inter_dim, numerics.tp_slices, loader.dtype(prefix + "w2"));
+    const int64_t held = numerics.tp_slices / part.tp_size, first = part.tp_rank * held;
+    const int64_t begin = all[static_cast<size_t>(first)].begin;
+    const Range& last = all[static_cast<size_t>(first + held - 1)];
+    const Range inner{begin, last.begin + last.num - begin};
+
+    const int64_t dim = loader.config().dim;
+    w1_ = Linear(loader.linear(prefix + "w1", inner, {0, dim}));
+    w3_ = Linear(loader.linear(prefix + "w3", inner, {0, dim}));
+    for (int64_t i = first; i < first + held; ++i) {
+        const Range& slice = all[static_cast<size_t>(i)];
+        w2_.emplace_back(loader.linear(prefix + "w2", {0, dim}, slice));
+        slices_.push_back({slice.begin - begin, slice.num});
+    }
+}
+
+void Mlp::partial(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                  const Tensor& parts) const {
+    check_shape(parts, "parts", DType::f32, {num_slices(), x.rows(), x.dim(1)});
+    const Workspace::Scope scope(workspace);
+    const int64_t inner = w1_.out();
+    const Tensor gate_up = workspace.take(DType::f32, {x.rows(), 2 * inner});
+    const Tensor hidden = workspace.take(DType::f32, {x.rows(), inner});
+    w1_.forward(kernels, workspace, x, gate_up.slice_columns(0, inner));
+    w3_.forward(kernels, workspace, x, gate_up.slice_columns(inner, inner));
+    kernels.silu_mul(gate_up, hidden);
+    for (int64_t i = 0; i < num_slices(); ++i) {
+        const Range& slice = slices_[static_cast<size_t>(i)];
+        const Tensor part = parts.slice_rows(i, 1).reshape({x.rows(), x.dim(1)});
+        w2_[static_cast<size_t>(i)].forward(kernels, workspace,
+                                            hidden.slice_columns(slice.begin, slice.num), part);
+    }
+}
+
+void Mlp::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const Tensor& y) const {
+    const Workspace::Scope scope(workspace);
+    const Tensor parts = workspace.take(DType::f32, {num_slices(), x.rows(), x.dim(1)});
+    partial(kernels, workspace, x, parts);
+    kernels.tree_sum(parts, y);
+}
+
+int64_t Mlp::weight_bytes() const {
+    int64_t bytes = w1_.weight().size_bytes() + w3_.weight().size_bytes();
+    for (const Linear& w2 : w2_) bytes += w2.weight().size_bytes();
+    return bytes;
+}
+
+size_t Mlp::workspace_bytes(const ModelConfig& config, const Numerics& numerics, int64_t inter_dim,
+                            int64_t tokens) {
+    const int64_t per_token = numerics.tp_slices * config.dim + 4 * inter_dim + 2 * config.dim;
+    return static_cast<size_t>(4 * tokens * per_token) + (64 << 10);
+}
+
+}  // namespace ferry

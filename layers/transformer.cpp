@@ -1,0 +1,62 @@
+#include "layers/transformer.h"
+
+#include <algorithm>
+
+namespace ferry {
+
+Range vocab_slice(int64_t vocab_size, int64_t tp_rank, int64_t tp_size) {
+    // In blocks of 128, so that slices of an fp8 head keep whole scale blocks.
+    const int64_t blocks = ceil_div(vocab_size, kScaleBlock);
+    const int64_t begin = std::min(vocab_size, blocks * tp_rank / tp_size * kScaleBlock);
+    const int64_t end = std::min(vocab_size, blocks * (tp_rank + 1) / tp_size * kScaleBlock);
+    return {begin, end - begin};
+}
+
+Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Numerics& numerics)
+    : config_(loader.config()), part_(part), numerics_(numerics) {
+    const int64_t before = loader.bytes_read();
+    if (part.attention) {
+        const Range vocab = vocab_slice(config_.vocab_size, part.tp_rank, part.tp_size);
+        embedding_ = loader.rows("embed", vocab);
+        norm_ = loader.plain("norm");
+        head_ = Linear(
+            loader.linear(config_.tie_word_embeddings ? "embed" : "head", vocab, {0, config_.dim}));
+        blocks_.reserve(static_cast<size_t>(config_.n_layers));
+    }
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+        if (part.attention) blocks_.emplace_back(loader, layer, part, numerics);
+        const std::span<const int32_t> held = config_.is_moe_layer(layer)
+                                                  ? std::span<const int32_t>(part.experts)
+                                                  : std::span<const int32_t>();
+        if (held.empty())
+            experts_.emplace_back();
+        else
+            experts_.emplace_back(loader, fmt::format("layers/{}/ffn/experts/", layer), held);
+    }
+    weight_bytes_ = loader.bytes_read() - before;
+}
+
+void Transformer::embed(Kernels& kernels, std::span<const int32_t> tokens, const Tensor& h) const {
+    kernels.embed(tokens, embedding_, h);
+}
+
+void Transformer::head(Kernels& kernels, Workspace& workspace, const Tensor& h,
+                       const Tensor& logits) const {
+    const Workspace::Scope scope(workspace);
+    const Tensor x = workspace.take(DType::f32, {h.rows(), h.dim(1)});
+    kernels.rms_norm(h, norm_, static_cast<float>(config_.norm_eps), x);
+    head_.forward(kernels, workspace, x, logits);
+}
+
+size_t Transformer::workspace_bytes(const ModelConfig& c, const Numerics& numerics, int64_t tokens,
+                                    int64_t context, int64_t expert_rows) {
+    const size_t activations = static_cast<size_t>(4 * tokens * 4 * c.dim);
+    const size_t mlp =
+        std::max(Mlp::workspace_bytes(c, numerics, c.inter_dim, tokens),
+                 Mlp::workspace_bytes(c, numerics, c.n_shared_experts * c.moe_inter_dim, tokens));
+    const size_t gate = static_cast<size_t>(4 * tokens * c.n_routed_experts) + (64 << 10);
+    return activations + std::max({Mla::workspace_bytes(c, tokens, context), mlp, gate,
+                                   Experts::workspace_bytes(c, expert_rows)});
+}
+
+}  // namespace ferry

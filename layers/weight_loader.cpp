@@ -1,0 +1,214 @@
+#include "layers/weight_loader.h"
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <numeric>
+
+#include "base/error.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kPieceBytes = int64_t{1}
+                                << 20;  // stays in cache between the read and the packing
+
+std::vector<Range> whole_box(std::span<const int64_t> shape) {
+    std::vector<Range> box;
+    for (int64_t extent : shape) box.push_back({0, extent});
+    return box;
+}
+
+int64_t count_elements(std::span<const Range> box) {
+    int64_t count = 1;
+    for (const Range& range : box) count *= range.num;
+    return count;
+}
+
+void widen(const void* from, DType dtype, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) {
+        switch (dtype) {
+            case DType::f32:
+                to[i] = static_cast<const float*>(from)[i];
+                break;
+            case DType::bf16:
+                to[i] = bf16_to_f32(static_cast<const uint16_t*>(from)[i]);
+                break;
+            default:
+                to[i] = fp8_e4m3_to_f32(static_cast<const uint8_t*>(from)[i]);
+        }
+    }
+}
+
+Range scale_range(Range range) {
+    return {range.begin / kScaleBlock, ceil_div(range.num, kScaleBlock)};
+}
+
+}  // namespace
+
+ModelPart ModelPart::whole(const ModelConfig& config) {
+    ModelPart part;
+    part.experts.resize(static_cast<size_t>(config.n_routed_experts));
+    std::iota(part.experts.begin(), part.experts.end(), 0);
+    return part;
+}
+
+WeightLoader::WeightLoader(WeightSource& source, Kernels& kernels,
+                           std::function<void(int64_t)> progress)
+    : source_(source), kernels_(kernels), progress_(std::move(progress)) {}
+
+void WeightLoader::count(int64_t bytes) {
+    bytes_read_ += bytes;
+    if (progress_) progress_(bytes_read_);
+}
+
+TensorInfo WeightLoader::info(const std::string& name) const {
+    const std::optional<TensorInfo> found = source_.find(name);
+    if (!found) throw Error(ErrorKind::checkpoint, "tensor {} is missing", name);
+    return *found;
+}
+DType WeightLoader::dtype(const std::string& name) const {
+    return info(name).dtype;
+}
+std::vector<int64_t> WeightLoader::shape(const std::string& name) const {
+    return info(name).shape;
+}
+
+OwnedTensor WeightLoader::plain(const std::string& name) {
+    const TensorInfo tensor = info(name);
+    const std::vector<Range> box = whole_box(tensor.shape);
+    const int64_t num = count_elements(box);
+    std::vector<std::byte> stored(static_cast<size_t>(num * size_bytes(tensor.dtype)));
+    source_.read(name, box, stored.data());
+    count(static_cast<int64_t>(stored.size()));
+    std::vector<float> wide(static_cast<size_t>(num));
+    widen(stored.data(), tensor.dtype, num, wide.data());
+    OwnedTensor result =
+        tensor.shape.size() == 1
+            ? OwnedTensor(kernels_.device(), DType::f32, {num})
+            : OwnedTensor(kernels_.device(), DType::f32, {tensor.shape[0], num / tensor.shape[0]});
+    kernels_.device().copy_from_host(result.view().data(), wide.data(), wide.size() * 4);
+    return result;
+}
+
+OwnedTensor WeightLoader::rows(const std::string& name, Range rows) {
+    const TensorInfo tensor = info(name);
+    if (tensor.dtype != DType::f32 && tensor.dtype != DType::bf16)
+        throw Error(ErrorKind::checkpoint, "tensor {} is {}, only f32 and bf16 rows are supported",
+                    name, to_string(tensor.dtype));
+    OwnedTensor result(kernels_.device(), tensor.dtype, {rows.num, tensor.shape[1]});
+    const int64_t row_bytes = tensor.shape[1] * size_bytes(tensor.dtype);
+    std::vector<std::byte> piece;
+    const int64_t rows_per_piece = std::max<int64_t>(1, 16 * kPieceBytes / row_bytes);
+    for (int64_t first = 0; first < rows.num; first += rows_per_piece) {
+        const int64_t num = std::min(rows_per_piece, rows.num - first);
+        const Range box[] = {{rows.begin + first, num}, {0, tensor.shape[1]}};
+        piece.resize(static_cast<size_t>(num * row_bytes));
+        source_.read(name, box, piece.data());
+        kernels_.device().copy_from_host(result.view().row<std::byte>(first), piece.data(),
+                                         piece.size());
+        count(num * row_bytes);
+    }
+    return result;
+}
+
+Weight WeightLoader::linear(const std::string& name) {
+    const TensorInfo tensor = info(name);
+    return linear(name, {0, tensor.shape[0]}, {0, tensor.shape[1]});
+}
+
+Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
+    const TensorInfo tensor = info(name);
+    Weight weight =
+        kernels_.make_weight({.dtype = tensor.dtype, .groups = 1, .out = out.num, .in = in.num});
+    const int64_t rows_per_piece =
+        std::max<int64_t>(1, kPieceBytes / (in.num * size_bytes(tensor.dtype)) / kScaleBlock) *
+        kScaleBlock;
+    std::vector<Piece> pieces;
+    for (int64_t first = 0; first < out.num; first += rows_per_piece) {
+        const Range rows{out.begin + first, std::min(rows_per_piece, out.num - first)};
+        pieces.push_back({0, first, rows.num, {rows, in}, {scale_range(rows), scale_range(in)}});
+    }
+    fill(name, weight, pieces);
+    return weight;
+}
+
+Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> experts) {
+    const TensorInfo tensor = info(name);
+    const int64_t out = tensor.shape[1], in = tensor.shape[2];
+    Weight weight = kernels_.make_weight({.dtype = tensor.dtype,
+                                          .groups = static_cast<int64_t>(experts.size()),
+                                          .out = out,
+                                          .in = in});
+    const int64_t rows_per_piece =
+        std::max<int64_t>(1, kPieceBytes / (in * size_bytes(tensor.dtype)) / kScaleBlock) *
+        kScaleBlock;
+    std::vector<Piece> pieces;
+    for (size_t group = 0; group < experts.size(); ++group)
+        for (int64_t first = 0; first < out; first += rows_per_piece) {
+            const Range rows{first, std::min(rows_per_piece, out - first)};
+            pieces.push_back({static_cast<int64_t>(group),
+                              first,
+                              rows.num,
+                              {{experts[group], 1}, rows, {0, in}},
+                              {{experts[group], 1}, scale_range(rows), scale_range({0, in})}});
+        }
+    fill(name, weight, pieces);
+    return weight;
+}
+
+void WeightLoader::fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces) {
+    const bool fp8 = weight.spec.dtype == DType::fp8_e4m3;
+    const int64_t in = weight.spec.in;
+    std::exception_ptr failure;
+    std::mutex failure_mutex;
+    std::atomic<int64_t> bytes{0};
+    kernels_.threads().parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
+        const Piece& piece = pieces[static_cast<size_t>(i)];
+        thread_local std::vector<std::byte> staging;
+        thread_local std::vector<float> scales;
+        try {
+            staging.resize(
+                static_cast<size_t>(count_elements(piece.box) * size_bytes(weight.spec.dtype)));
+            source_.read(name, piece.box, staging.data());
+            const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
+            bytes += static_cast<int64_t>(staging.size());
+            if (!fp8) {
+                kernels_.pack(weight, piece.group, piece.first_out, w, nullptr);
+                return;
+            }
+            scales.resize(static_cast<size_t>(count_elements(piece.scale_box)));
+            source_.read(name + "_scale", piece.scale_box, scales.data());
+            const Tensor scale_rows(
+                scales.data(), DType::f32,
+                {ceil_div(piece.num_out, kScaleBlock), ceil_div(in, kScaleBlock)});
+            kernels_.pack(weight, piece.group, piece.first_out, w, &scale_rows);
+        } catch (...) {
+            const std::lock_guard lock(failure_mutex);
+            if (!failure) failure = std::current_exception();
+        }
+    });
+    if (failure) std::rethrow_exception(failure);
+    count(bytes);
+}
+
+OwnedTensor WeightLoader::dequantised(const std::string& name) {
+    const TensorInfo tensor = info(name);
+    const int64_t out = tensor.shape[0], in = tensor.shape[1];
+    std::vector<std::byte> stored(static_cast<size_t>(out * in * size_bytes(tensor.dtype)));
+    source_.read(name, whole_box(tensor.shape), stored.data());
+    OwnedTensor result(cpu_device(), DType::f32, {out, in});
+    widen(stored.data(), tensor.dtype, out * in, result.view().as<float>());
+    if (tensor.dtype != DType::fp8_e4m3) return result;
+    const int64_t blocks = ceil_div(in, kScaleBlock);
+    std::vector<float> scales(static_cast<size_t>(ceil_div(out, kScaleBlock) * blocks));
+    source_.read(name + "_scale", std::vector<Range>{{0, ceil_div(out, kScaleBlock)}, {0, blocks}},
+                 scales.data());
+    for (int64_t row = 0; row < out; ++row)
+        for (int64_t i = 0; i < in; ++i)
+            result.view().row<float>(row)[i] *=
+                scales[static_cast<size_t>(row / kScaleBlock * blocks + i / kScaleBlock)];
+    return result;
+}
+
+}  // namespace ferry
