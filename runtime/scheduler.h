@@ -1,0 +1,93 @@
+// [11] Which tokens the next step computes. Plain bookkeeping: no model, no files, no clock.
+//
+// Continuous batching: every step takes the next token of each running sequence that is generating,
+// and fills the rest of its token budget with chunks of prompts, in order of arrival. When pages
+// run out, the sequence that arrived last gives up its pages and is recomputed later (same bits,
+// DESIGN 4.1). The oldest sequence always goes on, so all finish.
+#pragma once
+#include <deque>
+#include <vector>
+
+#include "layers/batch.h"
+#include "runtime/page_allocator.h"
+
+namespace ferry {
+
+struct Sequence {
+    int64_t arrival = 0;          // order of arrival, unique
+    std::vector<int32_t> tokens;  // prompt, then generated
+    int64_t prompt_length = 0;
+    int64_t max_length = 0;  // prompt and generated
+
+    // Owned by the scheduler:
+    int64_t num_computed = 0;  // leading tokens whose latents are in the cache
+    std::vector<int32_t> pages;
+    int64_t num_published = 0;  // leading pages known to the prefix cache
+    int64_t last_node = 0;      // prefix node of the last of them
+    int64_t num_preemptions = 0;
+    int64_t num_prefix_tokens = 0;  // prompt tokens found in the prefix cache at admission
+};
+
+struct SchedulerOptions {
+    int64_t max_batch = 32;            // running sequences
+    int64_t max_batch_tokens = 512;    // rows of one step; at least max_batch
+    int64_t max_prefill_chunk = 4096;  // rows of one sequence's prompt in one step
+};
+
+// One step's rows, prompt rows first. Arrays are reused from step to step.
+struct StepPlan {
+    std::vector<int32_t> tokens, positions;
+    std::vector<int64_t> slots;
+    std::vector<SequenceRows> prompt, generated;
+    std::vector<int32_t> logit_rows;
+    std::vector<Sequence*> logit_sequences;  // whose next token each logit row gives
+
+    StepBatch batch() const;
+    bool empty() const { return tokens.empty(); }
+};
+
+class Scheduler {
+  public:
+    Scheduler(const SchedulerOptions& options, PageAllocator& pages);
+
+    // Pages that a sequence needs at its longest; more than the cache has: it can never run.
+    static int64_t pages_needed(int64_t max_length);
+
+    // The caller keeps the sequence alive until `finish`.
+    void add(Sequence& sequence);
+    // Rows for the next step; empty when there is nothing to do. Valid until the next call.
+    const StepPlan& plan();
+    // The planned step is done: its latents are in the cache.
+    void complete();
+    // Takes a sequence out and gives its pages back, wherever it stands.
+    void finish(Sequence& sequence);
+
+    int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+    int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+    bool has_room() const { return num_running() + num_waiting() < options_.max_batch; }
+    int64_t num_preemptions() const { return num_preemptions_; }
+
+  private:
+    struct Chunk {
+        Sequence* sequence;
+        int64_t num_tokens;
+    };
+    bool admit(Sequence& sequence);
+    bool reserve_pages(Sequence& sequence, int64_t length);
+    bool preempt_after(const Sequence& sequence);
+    void release_pages(Sequence& sequence);
+    void publish_prompt_pages(Sequence& sequence);
+    void lay_out_rows();
+    void add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+                  std::vector<SequenceRows>& list);
+
+    SchedulerOptions options_;
+    PageAllocator& pages_;
+    std::deque<Sequence*> waiting_;   // by arrival, preempted ones in front
+    std::vector<Sequence*> running_;  // by arrival
+    std::vector<Chunk> chunks_;
+    StepPlan plan_;
+    int64_t num_preemptions_ = 0;
+};
+
+}  // namespace ferry

@@ -1,0 +1,160 @@
+#include "runtime/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <numeric>
+
+#include "base/random.h"
+
+namespace ferry {
+namespace {
+
+Sequence make_sequence(int64_t arrival, int64_t prompt, int64_t generate, int32_t first_token = 0) {
+    Sequence sequence;
+    sequence.arrival = arrival;
+    sequence.tokens.resize(static_cast<size_t>(prompt));
+    std::iota(sequence.tokens.begin(), sequence.tokens.end(), first_token);
+    sequence.prompt_length = prompt;
+    sequence.max_length = prompt + generate;
+    return sequence;
+}
+
+TEST(Scheduler, ChunksAPromptUnderTheBudget) {
+    PageAllocator pages(8, false);
+    Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 100, .max_prefill_chunk = 80}, pages);
+    Sequence a = make_sequence(0, 150, 10), b = make_sequence(1, 30, 10);
+    scheduler.add(a);
+    scheduler.add(b);
+
+    const StepPlan* plan = &scheduler.plan();
+    ASSERT_EQ(plan->prompt.size(), 2u);  // 80 of a, then 20 of b
+    EXPECT_EQ(plan->prompt[0].num_rows, 80);
+    EXPECT_EQ(plan->prompt[1].num_rows, 20);
+    EXPECT_TRUE(plan->logit_rows.empty());
+    scheduler.complete();
+
+    plan = &scheduler.plan();
+    EXPECT_EQ(plan->prompt[0].first_position, 80);
+    EXPECT_EQ(plan->prompt[0].num_rows, 70);
+    EXPECT_EQ(plan->prompt[1].num_rows, 10);
+    EXPECT_EQ(plan->logit_rows, (std::vector<int32_t>{69, 79}));
+    EXPECT_EQ(plan->positions[0], 80);
+    EXPECT_EQ(plan->tokens[70], 20);
+    scheduler.complete();
+
+    a.tokens.push_back(1000);
+    b.tokens.push_back(2000);
+    plan = &scheduler.plan();
+    EXPECT_TRUE(plan->prompt.empty());
+    ASSERT_EQ(plan->generated.size(), 2u);
+    EXPECT_EQ(plan->tokens, (std::vector<int32_t>{1000, 2000}));
+    EXPECT_EQ(plan->positions, (std::vector<int32_t>{150, 30}));
+    EXPECT_EQ(plan->slots[0], a.pages[2] * kPageTokens + 150 - 128);
+}
+
+TEST(Scheduler, GeneratedTokensAreNeverLaidOutAsPrompt) {
+    PageAllocator pages(4, false);
+    Scheduler scheduler({.max_batch = 2, .max_batch_tokens = 64, .max_prefill_chunk = 64}, pages);
+    Sequence a = make_sequence(0, 5, 10);
+    a.tokens.insert(a.tokens.end(), {90, 91, 92});  // as after a preemption
+    scheduler.add(a);
+    const StepPlan& plan = scheduler.plan();
+    ASSERT_EQ(plan.prompt.size(), 1u);
+    ASSERT_EQ(plan.generated.size(), 1u);
+    EXPECT_EQ(plan.prompt[0].num_rows, 5);
+    EXPECT_EQ(plan.generated[0].first_row, 5);
+    EXPECT_EQ(plan.generated[0].first_position, 5);
+    EXPECT_EQ(plan.generated[0].num_rows, 3);
+    EXPECT_EQ(plan.logit_rows, (std::vector<int32_t>{7}));
+}
+
+TEST(Scheduler, PreemptsTheLastArrivalAndFinishesEverything) {
+    PageAllocator pages(4, false);
+    Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 512, .max_prefill_chunk = 512}, pages);
+    Sequence a = make_sequence(0, 100, 100), b = make_sequence(1, 100, 100);
+    scheduler.add(a);
+    scheduler.add(b);
+    int64_t done = 0;
+    for (int step = 0; step < 1000 && done < 2; ++step) {
+        const StepPlan& plan = scheduler.plan();
+        ASSERT_FALSE(plan.empty());
+        const std::vector<Sequence*> next = plan.logit_sequences;
+        scheduler.complete();
+        for (Sequence* sequence : next) {
+            sequence->tokens.push_back(7);
+            if (static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length) continue;
+            scheduler.finish(*sequence);
+            ++done;
+        }
+    }
+    EXPECT_EQ(done, 2);
+    EXPECT_EQ(a.num_preemptions, 0);
+    EXPECT_GE(b.num_preemptions, 1);
+    EXPECT_EQ(pages.num_available(), 4);
+}
+
+TEST(Scheduler, SharesFullPromptPagesButComputesTheLastToken) {
+    PageAllocator pages(16, true);
+    Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 512, .max_prefill_chunk = 512}, pages);
+    Sequence a = make_sequence(0, 128, 4), b = make_sequence(1, 128, 4),
+             c = make_sequence(2, 200, 4);
+    scheduler.add(a);
+    scheduler.plan();
+    scheduler.complete();
+    scheduler.add(b);
+    scheduler.add(c);
+    const StepPlan& plan = scheduler.plan();
+    ASSERT_EQ(plan.prompt.size(), 2u);
+    EXPECT_EQ(plan.prompt[0].first_position, 64);  // one page shared, the last token's page is not
+    EXPECT_EQ(plan.prompt[1].first_position, 128);
+    EXPECT_EQ(b.pages[0], a.pages[0]);
+    EXPECT_NE(b.pages[1], a.pages[1]);
+    EXPECT_EQ(c.num_prefix_tokens, 128);
+}
+
+// Random work: rows are laid out once each, slots belong to the sequence, nothing leaks, all
+// finishes.
+TEST(Scheduler, RandomLoadsKeepTheInvariants) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+        Random random(seed);
+        PageAllocator pages(10, seed % 2 == 0);
+        Scheduler scheduler({.max_batch = 5, .max_batch_tokens = 40, .max_prefill_chunk = 33},
+                            pages);
+        std::vector<std::unique_ptr<Sequence>> all;
+        for (int64_t i = 0; i < 30; ++i) {
+            const int64_t prompt = 1 + random.next_u32() % 300,
+                          generate = 1 + random.next_u32() % 300;
+            all.push_back(std::make_unique<Sequence>(
+                make_sequence(i, prompt, generate, static_cast<int32_t>(random.next_u32() % 2))));
+            scheduler.add(*all.back());
+        }
+        size_t done = 0;
+        for (int step = 0; step < 60000 && done < all.size(); ++step) {
+            const StepPlan& plan = scheduler.plan();
+            ASSERT_FALSE(plan.empty()) << "seed " << seed << " step " << step;
+            ASSERT_LE(plan.tokens.size(), 40u);
+            std::map<int64_t, int64_t> slots;
+            for (int64_t slot : plan.slots) ASSERT_EQ(++slots[slot], 1);
+            int64_t rows = 0;
+            for (const auto* list : {&plan.prompt, &plan.generated})
+                for (const SequenceRows& r : *list) rows += r.num_rows;
+            ASSERT_EQ(rows, static_cast<int64_t>(plan.tokens.size()));
+            const std::vector<Sequence*> next = plan.logit_sequences;
+            scheduler.complete();
+            for (Sequence* sequence : next) {
+                ASSERT_EQ(sequence->num_computed, static_cast<int64_t>(sequence->tokens.size()));
+                sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
+                if (static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length) continue;
+                scheduler.finish(*sequence);
+                ++done;
+            }
+        }
+        EXPECT_EQ(done, all.size());
+        EXPECT_EQ(pages.num_available(), 10);
+    }
+}
+
+}  // namespace
+}  // namespace ferry
