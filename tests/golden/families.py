@@ -30,9 +30,11 @@ V3 = dict(architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", rop
 
 
 class Family:
-    def __init__(self, dtype, seed, shards=1, fused=False, routed_gain=1.0, prompts=(1, 5, 17, 70), **config):
-        self.dtype, self.seed, self.shards, self.fused = dtype, seed, shards, fused
-        self.routed_gain, self.prompts = routed_gain, prompts
+    def __init__(self, dtype, seed, shards=1, fused=False, routed_gain=1.0, branch_gain=1.0,
+                 prompts=(1, 5, 17, 70), **config):
+        self.dtype, self.seed, self.shards, self.fused, self.prompts = dtype, seed, shards, fused, prompts
+        self.routed_gain = routed_gain  # of the routed experts' output
+        self.branch_gain = branch_gain  # of what every attention and MLP adds to the residual stream
         self.config = {**BASE, **config, "torch_dtype": "float32" if dtype == "f32" else "bfloat16"}
         if dtype == "fp8":
             self.config["quantization_config"] = dict(
@@ -41,7 +43,7 @@ class Family:
 
 FAMILIES = {
     "v3": Family("f32", 1, shards=3, **{**V3, "n_routed_experts": 12, "intermediate_size": 96}),
-    "v2-lite": Family("f32", 2, routed_gain=2.0, **{
+    "v2-lite": Family("bf16", 2, routed_gain=2.0, **{
         **V2, "q_lora_rank": None, "topk_method": "greedy", "routed_scaling_factor": 1.0, "n_shared_experts": 2,
         "n_routed_experts": 10, "num_experts_per_tok": 3, "v_head_dim": 24}),
     "v2": Family("bf16", 3, routed_gain=0.3, **{
@@ -58,8 +60,8 @@ FAMILIES = {
     "fused": Family("bf16", 6, fused=True, **{**V3, "num_nextn_predict_layers": 0}),
     "v3-bf16": Family("bf16", 7, shards=2, **{**V3, "num_nextn_predict_layers": 0, "num_attention_heads": 3,
                                              "num_key_value_heads": 3, "v_head_dim": 24}),
-    "v3-fp8": Family("fp8", 8, shards=2, **{
-        **V3, "hidden_size": 160, "intermediate_size": 208, "moe_intermediate_size": 40, "n_routed_experts": 8,
+    "v3-fp8": Family("fp8", 8, shards=2, branch_gain=0.3, **{
+        **V3, "hidden_size": 160, "intermediate_size": 208, "moe_intermediate_size": 24, "n_routed_experts": 8,
         "num_experts_per_tok": 3, "kv_lora_rank": 144, "qk_nope_head_dim": 32, "v_head_dim": 24,
         "q_lora_rank": 48, "num_nextn_predict_layers": 0}),
 }
@@ -81,7 +83,7 @@ def draw_weights(family):
     def mlp(p, width, gain=1.0):
         linear(p + "gate_proj.weight", width, dim, 1.5)
         linear(p + "up_proj.weight", width, dim)
-        linear(p + "down_proj.weight", dim, width, gain)
+        linear(p + "down_proj.weight", dim, width, gain * family.branch_gain)
 
     def block(p, dense):
         norm(p + "input_layernorm.weight", dim)
@@ -95,21 +97,22 @@ def draw_weights(family):
         linear(a + "kv_a_proj_with_mqa.weight", c["kv_lora_rank"] + r, dim, 1.5)
         norm(a + "kv_a_layernorm.weight", c["kv_lora_rank"])
         linear(a + "kv_b_proj.weight", heads * (nope + v_dim), c["kv_lora_rank"], 1.5)
-        linear(a + "o_proj.weight", dim, heads * v_dim, 1.5)
+        linear(a + "o_proj.weight", dim, heads * v_dim, 1.5 * family.branch_gain)
         norm(p + "post_attention_layernorm.weight", dim)
         if dense:
             mlp(p + "mlp.", c["intermediate_size"])
             return
         linear(p + "mlp.gate.weight", c["n_routed_experts"], dim, 1.8)
         if c["topk_method"] == "noaux_tc":
-            # Wide enough that some choices are negative: a mask of 0.0 in place of -inf would show.
-            bias = torch.randn(c["n_routed_experts"], generator=generator) * 0.4 - 0.2
+            # So low that many choices are negative: masking groups with 0.0 in place of -inf would show.
+            bias = torch.randn(c["n_routed_experts"], generator=generator) * 0.4 - 0.6
             weights[p + "mlp.gate.e_score_correction_bias"] = bias
         for expert in range(c["n_routed_experts"]):
             mlp(f"{p}mlp.experts.{expert}.", c["moe_intermediate_size"], family.routed_gain)
         mlp(p + "mlp.shared_experts.", c["n_shared_experts"] * c["moe_intermediate_size"])
 
-    weights["model.embed_tokens.weight"] = torch.randn(c["vocab_size"], dim, generator=generator)
+    embedding_gain = 0.5 if c["tie_word_embeddings"] else 1.0
+    weights["model.embed_tokens.weight"] = embedding_gain * torch.randn(c["vocab_size"], dim, generator=generator)
     layers = c["num_hidden_layers"]
     for layer in range(layers):
         block(f"model.layers.{layer}.", dense=layer < c["first_k_dense_replace"])

@@ -34,3 +34,62 @@ def use_fp8_activations(model, fp8):
             module.fp8_weights = [[fp8[f"{name}.{e}.{kind}_proj.weight"] for kind in ("gate", "up", "down")]
                                   for e in range(module.num_experts)]
             module.forward = types.MethodType(experts_forward, module)
+
+
+TOLERANCE = 2e-4  # where no activation lies near a rounding boundary
+NOISE = 1e-6  # relative error of a linear's input that another order of f32 sums may bring, generously
+ROUNDS = 6
+
+
+def clear_prompt(config, effective, fp8, length, candidates, seed):
+    """The random prompt whose quantised activations lie furthest from a rounding boundary."""
+    generator = torch.Generator().manual_seed(seed)
+    model, best = reference.Model(config, effective, fp8), (0.0, None)
+    for prompt in torch.randint(2, config["vocab_size"], (candidates, length), generator=generator).tolist():
+        model.forward(prompt)
+        if min(m.min().item() for m in model.margins) > 1e-3 and model.clearance > best[0]:
+            best = (model.clearance, prompt)
+    return best
+
+
+def relative_rms(a, b):
+    return ((a - b).pow(2).mean().sqrt() / b.pow(2).mean().sqrt()).item()
+
+
+@torch.no_grad()
+def fp8_golden(model, config, effective, fp8, entries):
+    """Golden logits with quantised activations: (entry of golden.json, logits rows f32 [rows, vocab])."""
+    use_fp8_activations(model, fp8)
+
+    def run(tokens):
+        return model(torch.tensor([tokens]), use_cache=False).logits[0]
+
+    clear, rows = [], []
+    for length, candidates in ((1, 256), (5, 1500)):
+        clearance, prompt = clear_prompt(config, effective, fp8, length, candidates, seed=length)
+        logits = run(prompt)
+        wobble = max((reference.Model(config, effective, fp8, noise=NOISE / 4, seed=n).forward(prompt) - logits)
+                     .abs().max().item() for n in range(ROUNDS)) / logits.abs().max().item()
+        error = (reference.Model(config, effective, fp8).forward(prompt) - logits).abs().max() / logits.abs().max()
+        print(f"  fp8 length {length}: clearance {clearance:.1e} reference {error:.1e} wobble {wobble:.1e}")
+        assert error < 1e-5 and wobble < TOLERANCE / 4
+        clear.append(dict(prompt=prompt, logits_row=sum(map(len, rows)), max_abs_logit=logits.abs().max().item(),
+                          rounding_clearance=clearance, reference_error=error.item(), tolerance=TOLERANCE))
+        rows.append(logits)
+    loose = []
+    for index in (2, 3):
+        entry = entries[index]
+        tokens = (entry["prompt"] + entry["continuation"])[:-1]
+        logits, at = run(tokens), entry["logits_positions"]
+        others = dict(noise=max(relative_rms(
+            reference.Model(config, effective, fp8, noise=NOISE, seed=n).forward(tokens)[at], logits[at])
+            for n in range(ROUNDS)))
+        others["absorb"] = relative_rms(
+            reference.Model(config, effective, fp8, form="absorb").forward(tokens)[at], logits[at])
+        others["activations_not_quantised"] = relative_rms(
+            reference.Model(config, effective).forward(tokens)[at], logits[at])
+        loose.append(dict(prompt_index=index, logits_row=sum(map(len, rows)), measured_relative_rms=others,
+                          relative_rms_bound=round(2 * max(others["noise"], others["absorb"]), 3)))
+        print("  fp8", loose[-1])
+        rows.append(logits[at])
+    return dict(logits_file="golden_fp8_logits.bin", clear_prompts=clear, long_prompts=loose), torch.cat(rows)

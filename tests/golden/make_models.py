@@ -20,7 +20,7 @@ from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Conf
 
 import reference
 from families import FAMILIES, draw_weights, stored_tensors
-from hf_fp8 import use_fp8_activations
+from hf_fp8 import fp8_golden
 
 DATA = pathlib.Path(__file__).parent / "data" / "models"
 STEPS = 64
@@ -169,13 +169,14 @@ def pick_prompt(model, probe, config, length, seed, candidates=96, min_margin=MI
 
 
 def kept_positions(length):
-    """Positions whose logits are stored: all of the prompt, or the last one and every step, or a few."""
+    """Positions whose logits are stored: all of a short prompt, and of one every step; of others a few."""
     last = length + STEPS - 2  # the logits that choose the last token
     if length == 5:
         return list(range(last + 1))
     if length == 1:
         return sorted({0, 1, 15, 31, 47, last})
-    return sorted(set(range(length)) | {length + 15, length + 31, length + 47, last})
+    prompt = range(length) if length < 32 else [*range(0, length, 8), *range(length - 8, length)]
+    return sorted({*prompt, length + 15, length + 31, length + 47, last})
 
 
 def reference_error(config, effective, fp8, tokens, logits, **settings):
@@ -256,8 +257,8 @@ def make(name):
         reference_error=worst, prompts=entries,
         hidden=dict(file="golden_hidden.bin", **inner_values(model, probe, entries[1]["prompt"], folder)))
     if fp8:
-        use_fp8_activations(model, fp8)
-        golden["fp8_activations"] = fp8_golden(model, family, probe, effective, fp8, folder)
+        golden["fp8_activations"], logits = fp8_golden(model, family.config, effective, fp8, entries)
+        write_f32(folder / "golden_fp8_logits.bin", logits)
     write_json(folder / "golden.json", golden)
     size = sum(f.stat().st_size for f in folder.glob("*"))
     print(f"  {size / 1024:.0f} KiB, reference error {worst}")

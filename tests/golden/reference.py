@@ -126,6 +126,24 @@ def quantise_activations(x, ue8m0=False):
     return values, torch.cat(scales, dim=-1)
 
 
+def rounding_clearance(x):
+    """Distance of the closest element of x [tokens, k] from the next e4m3 rounding boundary, over the rms of its row.
+
+    While f32 rounding errors stay below it, every implementation quantises x to the same codes."""
+    codes = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    boundaries, x = (codes[1:] + codes[:-1]) / 2, x.double()
+    closest = math.inf
+    for begin in range(0, x.shape[-1], BLOCK):
+        part = x[..., begin : begin + BLOCK].abs()
+        scale = part.amax(-1, keepdim=True).clamp(min=1e-4) / E4M3_MAX
+        value = (part / scale).contiguous()
+        above = torch.bucketize(value, boundaries)
+        distance = torch.minimum((boundaries[above.clamp(max=len(boundaries) - 1)] - value).abs(),
+                                 (value - boundaries[(above - 1).clamp(min=0)]).abs())
+        closest = min(closest, (distance * scale / x.pow(2).mean(-1, keepdim=True).sqrt()).min().item())
+    return closest
+
+
 def quantise_weight(weight):
     """weight f32 [out, in] -> (e4m3 [out, in], weight_scale_inv f32 [ceil(out/128), ceil(in/128)])."""
     rows, cols = weight.shape
@@ -165,10 +183,10 @@ def fp8_linear(x, codes, scales):
 class Model:
     """weights: name -> f32 tensor (fp8 ones dequantised); fp8: name -> (codes, scales) of quantised linears."""
 
-    def __init__(self, config, weights, fp8=None, form="naive", noise=0.0):
+    def __init__(self, config, weights, fp8=None, form="naive", noise=0.0, seed=0):
         self.c, self.form, self.fp8, self.noise = config, form, fp8 or {}, noise
         self.w = {name: w.double() for name, w in weights.items()}
-        self.generator = torch.Generator().manual_seed(7)
+        self.generator = torch.Generator().manual_seed(seed)
         theta, yarn = rope_settings(config)
         self.freqs = rope_freqs(config["qk_rope_head_dim"], theta, yarn)
         self.table_scale = rope_table_scale(yarn)
@@ -181,6 +199,7 @@ class Model:
             wobble = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
             x = x * (1 + self.noise * wobble)
         if name in self.fp8:
+            self.clearance = min(self.clearance, rounding_clearance(x))
             return fp8_linear(x.float(), *self.fp8[name])
         return x @ self.w[name].T
 
@@ -234,7 +253,7 @@ class Model:
 
     def forward(self, tokens):
         """tokens: list of ids -> logits [tokens, vocab] float64; margins of all gates are kept in self.margins."""
-        self.margins = []
+        self.margins, self.clearance = [], math.inf
         cos, sin = rope_tables(self.freqs, len(tokens), self.table_scale)
         x, eps = self.w["model.embed_tokens.weight"][torch.tensor(tokens)], self.c["rms_norm_eps"]
         for layer in range(self.c["num_hidden_layers"]):
