@@ -215,7 +215,9 @@ bool Tokenizer::is_special(int32_t id) const {
     return token != impl_->added.end() && token->second.special;
 }
 
-int32_t Tokenizer::vocab_size() const { return impl_->num_ids; }
+int32_t Tokenizer::vocab_size() const {
+    return impl_->num_ids;
+}
 
 namespace {
 constexpr size_t kMaxWindow = 64;

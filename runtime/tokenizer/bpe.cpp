@@ -74,8 +74,8 @@ void Bpe::read_vocab(const Json& model, const Where& where) {
     ids_.reserve(vocab.size());
     for (const auto& [token, id] : vocab.items()) {
         if (!id.is_number_unsigned() || id.get<uint64_t>() > uint64_t(max_id)) {
-            where.fail(fmt::format("vocab: id of {} is not an integer from 0 to {}", show_text(token),
-                                   max_id));
+            where.fail(fmt::format("vocab: id of {} is not an integer from 0 to {}",
+                                   show_text(token), max_id));
         }
         const auto entry = ids_.emplace(token, id.get<int32_t>()).first;
         const size_t idx = size_t(entry->second);

@@ -67,7 +67,7 @@ class Bpe {
 
     std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> ids_;
     std::vector<const std::string*> tokens_;  // by id, into ids_
-    std::vector<bool> is_whole_word_;         // by id: encoding the token's text gives this id alone
+    std::vector<bool> is_whole_word_;  // by id: encoding the token's text gives this id alone
     std::array<int32_t, 512> short_char_ids_{};  // by character, -1 for none
     std::array<int32_t, 256> byte_ids_{};        // of "<0x41>", -1 for none
     MergeTable merges_;

@@ -18,8 +18,8 @@ struct ByteAlphabet {
         byte_of.fill(-1);
         char32_t next_free = 256;
         for (int byte = 0; byte < 256; ++byte) {
-            const bool is_printable = (byte >= '!' && byte <= '~') ||
-                                      (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+            const bool is_printable =
+                (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
             const char32_t c = is_printable ? char32_t(byte) : next_free++;
             char_of[size_t(byte)] = c;
             byte_of[c] = int16_t(byte);

@@ -88,7 +88,9 @@ const Json& need_object(const Json& object, const char* key, const Where& where)
     return field;
 }
 
-bool is_absent(const Json& object, const char* key) { return find(object, key) == nullptr; }
+bool is_absent(const Json& object, const char* key) {
+    return find(object, key) == nullptr;
+}
 
 std::string component_type(const Json& json, const Where& where) {
     if (where.depth > kMaxDepth) where.fail("nested too deeply");

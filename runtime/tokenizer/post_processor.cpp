@@ -22,8 +22,7 @@ PostProcessor make_template(const Json& json, int32_t num_ids, const Where& wher
             has_text = true;
             continue;
         }
-        const std::string name =
-            need_string(need_object(part, "SpecialToken", where), "id", where);
+        const std::string name = need_string(need_object(part, "SpecialToken", where), "id", where);
         const Json& token =
             need_object(need_object(json, "special_tokens", where), name.c_str(), where);
         for (const Json& id : need_array(token, "ids", where)) {

@@ -100,9 +100,8 @@ PreTokenizer make_regex_split(const Regex& pattern, Behavior behavior, bool inve
     const FindDelimiters find = [pattern](std::string_view text, std::vector<Span>* matches) {
         pattern.find_all(text, matches);
     };
-    return [find, behavior, invert](Pieces* pieces) {
-        split_pieces(find, behavior, invert, pieces);
-    };
+    return
+        [find, behavior, invert](Pieces* pieces) { split_pieces(find, behavior, invert, pieces); };
 }
 
 // Every character for which `is_delimiter` holds is one delimiter.
@@ -170,10 +169,9 @@ PreTokenizer make_digits(const Json& json, const Where& where) {
 }
 
 PreTokenizer make_whitespace(const Where& where) {
-    const Regex words(
-        R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}]+|)"
-        R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}\s]+)",
-        where.text());
+    const Regex words(R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}]+|)"
+                      R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}\s]+)",
+                      where.text());
     return make_regex_split(words, Behavior::removed, true);
 }
 

@@ -2,6 +2,8 @@
 
 #include <oniguruma.h>
 
+#include <algorithm>
+#include <climits>
 #include <mutex>
 
 #include "base/error.h"
@@ -15,7 +17,9 @@ constexpr unsigned kMaxParseDepth = 256;
 // patterns need (a few per byte), low enough that a hostile pattern ends within a second.
 constexpr unsigned long kRetriesPerSearch = 200'000;
 constexpr unsigned long kRetriesPerByte = 64;
-constexpr unsigned kMaxMatchStack = 1 << 20;
+// Room for the points to step back to; a greedy `+` leaves one per character.
+constexpr size_t kMatchStackPerSearch = 1 << 16;
+constexpr size_t kMatchStackPerByte = 8;
 
 const OnigUChar* bytes(std::string_view text) {
     return reinterpret_cast<const OnigUChar*>(text.data());
@@ -90,9 +94,11 @@ void Regex::find_all(std::string_view text, std::vector<Span>* matches) const {
     matches->clear();
     thread_local SearchState state;
     onig_initialize_match_param(state.param);
-    onig_set_match_stack_limit_size_of_match_param(state.param, kMaxMatchStack);
-    onig_set_retry_limit_in_search_of_match_param(state.param,
-                                                  kRetriesPerSearch + kRetriesPerByte * text.size());
+    const size_t max_stack = kMatchStackPerSearch + kMatchStackPerByte * text.size();
+    onig_set_match_stack_limit_size_of_match_param(state.param,
+                                                   unsigned(std::min<size_t>(max_stack, INT_MAX)));
+    onig_set_retry_limit_in_search_of_match_param(
+        state.param, kRetriesPerSearch + kRetriesPerByte * text.size());
     const OnigUChar* begin = bytes(text);
     const OnigUChar* end = begin + text.size();
     size_t from = 0;

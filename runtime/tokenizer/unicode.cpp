@@ -58,7 +58,9 @@ Subpart read_subpart(std::string_view bytes, size_t pos) {
     return {lead.num_bytes, true, false};
 }
 
-utf8proc_category_t category(char32_t c) { return utf8proc_category(utf8proc_int32_t(c)); }
+utf8proc_category_t category(char32_t c) {
+    return utf8proc_category(utf8proc_int32_t(c));
+}
 
 }  // namespace
 
@@ -161,13 +163,13 @@ bool is_word(char32_t c) {
 std::string normalize(std::string_view text, NormalForm form) {
     if (is_ascii(text)) return std::string(text);
     int options = UTF8PROC_STABLE;
-    options |= form == NormalForm::nfc || form == NormalForm::nfkc ? UTF8PROC_COMPOSE
-                                                                   : UTF8PROC_DECOMPOSE;
+    options |=
+        form == NormalForm::nfc || form == NormalForm::nfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
     if (form == NormalForm::nfkc || form == NormalForm::nfkd) options |= UTF8PROC_COMPAT;
     utf8proc_uint8_t* mapped = nullptr;
-    const utf8proc_ssize_t num_bytes = utf8proc_map(
-        reinterpret_cast<const utf8proc_uint8_t*>(text.data()), utf8proc_ssize_t(text.size()),
-        &mapped, utf8proc_option_t(options));
+    const utf8proc_ssize_t num_bytes =
+        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                     utf8proc_ssize_t(text.size()), &mapped, utf8proc_option_t(options));
     const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
     if (num_bytes < 0) {
         throw Error(ErrorKind::input, "text of {} bytes cannot be normalized: {}", text.size(),
