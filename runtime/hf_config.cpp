@@ -1,0 +1,188 @@
+#include "runtime/hf_config.h"
+
+#include "base/error.h"
+#include "runtime/json_text.h"
+
+namespace ferry {
+namespace {
+
+// Fields of one JSON object; a null field counts as absent.
+class Fields {
+  public:
+    Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
+        if (!object.is_object()) throw Error(ErrorKind::checkpoint, "{}: is not an object", where_);
+    }
+
+    bool has(const char* key) const { return find(key) != nullptr; }
+    int64_t integer(const char* key) const { return as_integer(key, need(key)); }
+    int64_t integer(const char* key, int64_t fallback) const {
+        const Json* value = find(key);
+        return value == nullptr ? fallback : as_integer(key, *value);
+    }
+    double number(const char* key, double fallback) const {
+        const Json* value = find(key);
+        if (value == nullptr) return fallback;
+        if (!value->is_number()) fail(key, "is not a number");
+        return value->get<double>();
+    }
+    bool boolean(const char* key, bool fallback) const {
+        const Json* value = find(key);
+        if (value == nullptr) return fallback;
+        if (!value->is_boolean()) fail(key, "is not true or false");
+        return value->get<bool>();
+    }
+    std::string text(const char* key, const std::string& fallback) const {
+        const Json* value = find(key);
+        if (value == nullptr) return fallback;
+        if (!value->is_string()) fail(key, "is not a string");
+        return value->get<std::string>();
+    }
+    Fields object(const char* key) const { return {need(key), where_ + ": " + key}; }
+    const Json& need(const char* key) const {
+        const Json* value = find(key);
+        if (value == nullptr) fail(key, "is missing");
+        return *value;
+    }
+    // Refuses a field whose value is not the one that Ferry computes.
+    template <typename T>
+    void only(const char* key, const T& supported) const {
+        const Json* value = find(key);
+        if (value != nullptr && *value != Json(supported))
+            fail(key, fmt::format("{} is not supported, only {}", in_quotes(value->dump()),
+                                  Json(supported).dump()));
+    }
+    [[noreturn]] void fail(const char* key, const std::string& what) const {
+        throw Error(ErrorKind::checkpoint, "{}: {} {}", where_, key, what);
+    }
+
+  private:
+    const Json* find(const char* key) const {
+        const auto it = object_.find(key);
+        return it == object_.end() || it->is_null() ? nullptr : &*it;
+    }
+    int64_t as_integer(const char* key, const Json& value) const {
+        if (!value.is_number_integer() ||
+            (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{1} << 24))
+            fail(key, "is not an integer of a sensible size");
+        return value.get<int64_t>();
+    }
+
+    const Json& object_;
+    std::string where_;
+};
+
+// V3, R1 and Kimi K2: Transformers' class for them fixes what their files leave out.
+bool is_v3_like(const Fields& f) {
+    const std::string type = f.text("model_type", "deepseek_v3");
+    return type == "deepseek_v3" || type == "kimi_k2";
+}
+
+void read_rope_scaling(const Fields& scaling, ModelConfig& c) {
+    const std::string type = scaling.text("rope_type", scaling.text("type", "default"));
+    c.rope_theta = scaling.number("rope_theta", c.rope_theta);
+    if (type == "default") return;
+    if (type != "yarn") scaling.fail("type", in_quotes(type) + " is not supported, only yarn");
+    if (scaling.has("attention_factor"))
+        scaling.fail("attention_factor", "is not supported, only mscale and mscale_all_dim");
+    scaling.only("truncate", true);
+    YarnConfig yarn;
+    yarn.factor = scaling.number("factor", 1);
+    yarn.original_max_positions =
+        scaling.integer("original_max_position_embeddings", c.max_positions);
+    yarn.beta_fast = scaling.number("beta_fast", yarn.beta_fast);
+    yarn.beta_slow = scaling.number("beta_slow", yarn.beta_slow);
+    yarn.mscale = scaling.number("mscale", yarn.mscale);
+    yarn.mscale_all_dim = scaling.number("mscale_all_dim", yarn.mscale_all_dim);
+    c.yarn = yarn;
+}
+
+void read_attention(const Fields& f, ModelConfig& c) {
+    f.only("attention_bias", false);
+    c.n_heads = f.integer("num_attention_heads");
+    c.q_lora_rank = f.integer("q_lora_rank", 0);
+    c.kv_lora_rank = f.integer("kv_lora_rank");
+    c.qk_nope_head_dim = f.integer("qk_nope_head_dim");
+    c.qk_rope_head_dim = f.integer("qk_rope_head_dim");
+    c.v_head_dim = f.integer("v_head_dim");
+    c.rope_theta = f.number("rope_theta", c.rope_theta);
+    c.rope_interleave = f.boolean("rope_interleave", true);
+    if (f.has("rope_parameters"))
+        read_rope_scaling(f.object("rope_parameters"), c);
+    else if (f.has("rope_scaling"))
+        read_rope_scaling(f.object("rope_scaling"), c);
+}
+
+void read_moe(const Fields& f, ModelConfig& c) {
+    if (!f.has("n_routed_experts")) {
+        c.n_dense_layers = c.n_layers;
+        return;
+    }
+    f.only("moe_layer_freq", 1);
+    const bool v3 = is_v3_like(f);
+    c.n_dense_layers = f.integer("first_k_dense_replace");
+    c.n_routed_experts = f.integer("n_routed_experts");
+    c.n_shared_experts = f.integer("n_shared_experts", 0);
+    c.n_activated_experts = f.integer("num_experts_per_tok");
+    c.moe_inter_dim = f.integer("moe_intermediate_size");
+    c.norm_topk_prob = f.boolean("norm_topk_prob", v3);
+    c.routed_scaling_factor = f.number("routed_scaling_factor", 1);
+
+    const std::string score = f.text("scoring_func", v3 ? "sigmoid" : "softmax");
+    if (score != "sigmoid" && score != "softmax")
+        f.fail("scoring_func", in_quotes(score) + " is not supported, only sigmoid and softmax");
+    c.score_func = score == "sigmoid" ? ScoreFunc::sigmoid : ScoreFunc::softmax;
+
+    const std::string method = f.text("topk_method", v3 ? "noaux_tc" : "greedy");
+    if (method != "noaux_tc" && method != "group_limited_greedy" && method != "greedy")
+        f.fail("topk_method", in_quotes(method) +
+                                  " is not supported, only greedy, group_limited_greedy, noaux_tc");
+    c.has_gate_bias = method == "noaux_tc";
+    if (method != "greedy") {  // greedy chooses among all experts, whatever the groups say
+        c.n_expert_groups = f.integer("n_group", 1);
+        c.n_limited_groups = f.integer("topk_group", 1);
+    }
+}
+
+void read_quantization(const Fields& f, HfConfig& config) {
+    if (!f.has("quantization_config")) return;
+    const Fields q = f.object("quantization_config");
+    q.only("quant_method", "fp8");
+    q.only("fmt", "e4m3");
+    q.only("weight_block_size", std::vector<int>{128, 128});
+    q.only("activation_scheme", "dynamic");
+    const std::string scales = q.text("scale_fmt", "float");
+    if (scales != "float" && scales != "ue8m0")
+        q.fail("scale_fmt", in_quotes(scales) + " is not supported, only ue8m0");
+    config.fp8_weights = true;
+    config.ue8m0_scales = scales == "ue8m0";
+}
+
+}  // namespace
+
+HfConfig parse_hf_config(std::string_view json_text, const std::string& where) {
+    const Json root = parse_json(json_text, where);
+    const Fields f(root, where);
+    HfConfig config;
+    ModelConfig& c = config.model;
+    f.only("hidden_act", "silu");
+    c.vocab_size = f.integer("vocab_size");
+    c.dim = f.integer("hidden_size");
+    c.inter_dim = f.integer("intermediate_size", 0);
+    c.n_layers = f.integer("num_hidden_layers");
+    c.max_positions = f.integer("max_position_embeddings", c.max_positions);
+    c.norm_eps = f.number("rms_norm_eps", c.norm_eps);
+    c.tie_word_embeddings = f.boolean("tie_word_embeddings", false);
+    read_attention(f, c);
+    read_moe(f, c);
+    config.num_mtp_layers = f.integer("num_nextn_predict_layers", 0);
+    read_quantization(f, config);
+    c.validate(where);
+    if (c.n_layers > 1000 || c.n_routed_experts > 65536 || config.num_mtp_layers < 0 ||
+        config.num_mtp_layers > 100)
+        throw Error(ErrorKind::checkpoint,
+                    "{}: {} layers, {} experts or {} prediction layers are too many", where,
+                    c.n_layers, c.n_routed_experts, config.num_mtp_layers);
+    return config;
+}
+
+}  // namespace ferry

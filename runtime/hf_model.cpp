@@ -1,0 +1,233 @@
+#include "runtime/hf_model.h"
+
+#include <filesystem>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "runtime/hf_names.h"
+#include "runtime/json_text.h"
+#include "runtime/problems.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kMaxJsonBytes = int64_t{256} << 20;
+
+struct Found {
+    const SafeTensor* tensor;
+    const InputFile* file;
+};
+using Tensors = std::unordered_map<std::string, Found>;
+
+// Opens the files of a directory; `tensors` points into `files`.
+class FileSet {
+  public:
+    FileSet(const std::string& directory, std::vector<std::unique_ptr<SafetensorsFile>>& files,
+            Problems& problems)
+        : directory_(directory), files_(files), problems_(problems) {
+        const std::string index = directory + "/model.safetensors.index.json";
+        if (std::filesystem::exists(index))
+            open_indexed(index);
+        else
+            open("model.safetensors", /*keep_all=*/true);
+    }
+    Tensors take() { return std::move(tensors_); }
+
+  private:
+    void open_indexed(const std::string& index) {
+        const auto places = parse_safetensors_index(read_text_file(index, kMaxJsonBytes), index);
+        std::map<std::string, const SafetensorsFile*> opened;
+        std::map<std::string, std::unordered_map<std::string_view, const SafeTensor*>> contents;
+        for (const auto& [name, file_name] : places) {
+            if (opened.contains(file_name)) continue;
+            const SafetensorsFile* file = opened[file_name] = open(file_name, /*keep_all=*/false);
+            if (file == nullptr) continue;
+            for (const SafeTensor& tensor : file->tensors())
+                contents[file_name].emplace(tensor.name, &tensor);
+        }
+        for (const auto& [name, file_name] : places) {
+            if (opened[file_name] == nullptr) continue;
+            const auto& content = contents[file_name];
+            const auto it = content.find(name);
+            if (it == content.end())
+                problems_.add("{}: tensor {} is missing (the index says it is there)", file_name,
+                              in_quotes(name));
+            else
+                tensors_.emplace(name, Found{it->second, &opened[file_name]->file()});
+        }
+    }
+
+    const SafetensorsFile* open(const std::string& file_name, bool keep_all) {
+        try {
+            files_.push_back(std::make_unique<SafetensorsFile>(directory_ + "/" + file_name));
+        } catch (const Error& error) {
+            problems_.add("{}", error.what());
+            return nullptr;
+        }
+        const SafetensorsFile& file = *files_.back();
+        for (const SafeTensor& tensor : file.tensors())
+            if (keep_all) tensors_.emplace(tensor.name, Found{&tensor, &file.file()});
+        return &file;
+    }
+
+    const std::string& directory_;
+    std::vector<std::unique_ptr<SafetensorsFile>>& files_;
+    Problems& problems_;
+    Tensors tensors_;
+};
+
+// Finds Ferry's tensors among the files' tensors.
+class Mapper {
+  public:
+    Mapper(const Tensors& tensors, int64_t n_layers, Problems& problems)
+        : tensors_(tensors), n_layers_(n_layers), problems_(problems) {}
+
+    bool has(const std::string& name) const {
+        const HfPlace place = hf_place(name, n_layers_);
+        return tensors_.contains(place.of_expert(0)) || tensors_.contains(place.fused_name);
+    }
+
+    // The weight and, when it is fp8, its scales.
+    void map(const TensorSpec& spec, std::map<std::string, StoredTensor>& result) {
+        const HfPlace place = hf_place(spec.name, n_layers_);
+        std::optional<StoredTensor> weight = gather(spec, place);
+        if (!weight) return;
+        if (weight->info.dtype == DType::fp8_e4m3) {
+            TensorSpec scale{.name = spec.name + "_scale", .shape = spec.shape};
+            for (size_t i = spec.shape.size() - 2; i < spec.shape.size(); ++i)
+                scale.shape[i] = (spec.shape[i] + 127) / 128;
+            scale.is_expert = spec.is_expert;
+            const HfPlace scale_place = hf_scale_place(place);
+            if (tensors_.contains(scale_place.fused_name) && place.fused_num > 1 &&
+                spec.shape[1] % 128 != 0) {
+                problems_.add("{}: scale blocks go over two weights", scale_place.fused_name);
+                return;
+            }
+            std::optional<StoredTensor> scales = gather(scale, scale_place);
+            if (!scales) return;
+            if (scales->info.dtype != DType::f32) {
+                problems_.add("{}: scales are not F32", scale_place.of_expert(0));
+                return;
+            }
+            result.emplace(scale.name, std::move(*scales));
+        }
+        result.emplace(spec.name, std::move(*weight));
+    }
+
+  private:
+    std::optional<StoredTensor> gather(const TensorSpec& spec, const HfPlace& place) {
+        StoredTensor stored{.info = {.dtype = DType::f32, .shape = spec.shape}, .parts = {}};
+        if (!spec.is_expert) {
+            const Found* found = check(place.name, spec, spec.shape, stored.info.dtype, true);
+            if (found == nullptr) return std::nullopt;
+            stored.parts = {{0, spec.shape[0], found->file, found->tensor->offset_bytes}};
+            return stored;
+        }
+        if (tensors_.contains(place.fused_name)) return gather_fused(spec, place, stored);
+        const std::vector<int64_t> one(spec.shape.begin() + 1, spec.shape.end());
+        for (int64_t expert = 0; expert < spec.shape[0]; ++expert) {
+            const Found* found =
+                check(place.of_expert(expert), spec, one, stored.info.dtype, expert == 0);
+            if (found == nullptr) return std::nullopt;
+            stored.parts.push_back({expert, 1, found->file, found->tensor->offset_bytes});
+        }
+        return stored;
+    }
+
+    std::optional<StoredTensor> gather_fused(const TensorSpec& spec, const HfPlace& place,
+                                             StoredTensor& stored) {
+        std::vector<int64_t> fused = spec.shape;
+        fused[1] *= place.fused_num;
+        const Found* found = check(place.fused_name, spec, fused, stored.info.dtype, true);
+        if (found == nullptr) return std::nullopt;
+        const int64_t one_bytes = spec.shape[1] * spec.shape[2] * size_bytes(stored.info.dtype);
+        for (int64_t expert = 0; expert < spec.shape[0]; ++expert)
+            stored.parts.push_back({expert, 1, found->file,
+                                    found->tensor->offset_bytes +
+                                        (expert * place.fused_num + place.fused_idx) * one_bytes});
+        return stored;
+    }
+
+    // The tensor `name` if it is there with this shape and a type that Ferry computes with; the
+    // first one of an expert weight sets `dtype`, the others must have it too.
+    const Found* check(const std::string& name, const TensorSpec& spec,
+                       const std::vector<int64_t>& shape, DType& dtype, bool is_first) {
+        const auto it = tensors_.find(name);
+        if (it == tensors_.end()) {
+            problems_.add("tensor {} is missing", name);
+            return nullptr;
+        }
+        const SafeTensor& tensor = *it->second.tensor;
+        const std::string& path = it->second.file->path();
+        if (tensor.shape != shape) {
+            problems_.add("{}: tensor {} has shape {}, expected {}", path, name,
+                          describe_shape(tensor.shape), describe_shape(shape));
+            return nullptr;
+        }
+        const bool usable = tensor.dtype == DType::f32 || tensor.dtype == DType::bf16 ||
+                            (tensor.dtype == DType::fp8_e4m3 && spec.is_linear);
+        if (!usable) {
+            problems_.add("{}: tensor {} has dtype {}, expected F32, BF16{}", path, name,
+                          tensor.stored_dtype, spec.is_linear ? " or F8_E4M3" : "");
+            return nullptr;
+        }
+        if (!is_first && tensor.dtype != dtype) {
+            problems_.add("{}: tensor {} has dtype {}, other experts have {}", path, name,
+                          tensor.stored_dtype, to_string(dtype));
+            return nullptr;
+        }
+        dtype = *tensor.dtype;
+        return &it->second;
+    }
+
+    const Tensors& tensors_;
+    int64_t n_layers_;
+    Problems& problems_;
+};
+
+}  // namespace
+
+HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
+    const std::string config_path = directory_ + "/config.json";
+    config_text_ = read_text_file(config_path, kMaxJsonBytes);
+    config_ = parse_hf_config(config_text_, config_path);
+    ModelConfig& model = config_.model;
+
+    Problems problems;
+    const Tensors found = FileSet(directory_, files_, problems).take();
+    problems.throw_if_any(directory_);  // a broken file would make all of its tensors missing
+    Mapper mapper(found, model.n_layers, problems);
+    if (model.n_dense_layers < model.n_layers)
+        model.has_gate_bias =
+            mapper.has(fmt::format("layers/{}/ffn/gate/bias", model.n_dense_layers));
+
+    specs_ = model_tensors(model);
+    for (int64_t idx = 0; idx < config_.num_mtp_layers; ++idx) {
+        const std::vector<TensorSpec> specs = mtp_tensors(model, idx);
+        const bool is_there = mapper.has(fmt::format("mtp/{}/eh_proj", idx));
+        for (const TensorSpec& spec : specs) {
+            const bool is_shared = spec.name.ends_with("/embed") || spec.name.ends_with("/head");
+            if (is_there && (!is_shared || mapper.has(spec.name))) specs_.push_back(spec);
+        }
+    }
+    for (const TensorSpec& spec : specs_) mapper.map(spec, tensors_);
+    problems.throw_if_any(directory_);
+}
+
+const StoredTensor& HfModel::stored(const std::string& name) const {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end())
+        throw Error(ErrorKind::checkpoint, "{}: has no tensor {}", directory_, name);
+    return it->second;
+}
+
+std::optional<TensorInfo> HfModel::find(const std::string& name) const {
+    const auto it = tensors_.find(name);
+    return it == tensors_.end() ? std::nullopt : std::optional(it->second.info);
+}
+
+void HfModel::read(const std::string& name, std::span<const Range> ranges, void* dst) {
+    read_box(stored(name), ranges, dst);
+}
+
+}  // namespace ferry

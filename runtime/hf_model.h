@@ -1,0 +1,45 @@
+// A Hugging Face model directory (config.json, *.safetensors) as a source of weights, without
+// conversion.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "layers/weight_source.h"
+#include "runtime/hf_config.h"
+#include "runtime/safetensors.h"
+#include "runtime/stored_tensor.h"
+
+namespace ferry {
+
+class HfModel : public WeightSource {
+  public:
+    // Opens every file, then finds every tensor; throws one Error(checkpoint) that lists all files
+    // that are broken, or else all tensors that are missing, misshapen or of an unusable type.
+    explicit HfModel(std::string directory);
+
+    const ModelConfig& config() const override { return config_.model; }
+    std::optional<TensorInfo> find(const std::string& name) const override;
+    void read(const std::string& name, std::span<const Range> ranges, void* dst) override;
+
+    const std::string& directory() const { return directory_; }
+    const HfConfig& hf_config() const { return config_; }
+    const std::string& config_text() const { return config_text_; }
+    const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
+
+    // What the model needs and the MTP tensors that are there, in model order, scales apart.
+    const std::vector<TensorSpec>& specs() const { return specs_; }
+    // Throws Error(checkpoint) when there is no tensor of that name.
+    const StoredTensor& stored(const std::string& name) const;
+
+  private:
+    std::string directory_;
+    std::string config_text_;
+    HfConfig config_;
+    std::vector<std::unique_ptr<SafetensorsFile>> files_;
+    std::vector<TensorSpec> specs_;
+    std::map<std::string, StoredTensor> tensors_;
+};
+
+}  // namespace ferry

@@ -1,0 +1,120 @@
+#include "runtime/hf_names.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <string_view>
+
+#include "base/check.h"
+
+namespace ferry {
+namespace {
+
+struct NamePair {
+    std::string_view ferry, hf;
+};
+constexpr std::array<NamePair, 3> kModelNames{{
+    {"embed", "model.embed_tokens.weight"},
+    {"norm", "model.norm.weight"},
+    {"head", "lm_head.weight"},
+}};
+// After layers/N/ or mtp/N/, and model.layers.N. there.
+constexpr std::array<NamePair, 24> kLayerNames{{
+    {"attn_norm", "input_layernorm.weight"},
+    {"ffn_norm", "post_attention_layernorm.weight"},
+    {"attn/wq", "self_attn.q_proj.weight"},
+    {"attn/wq_a", "self_attn.q_a_proj.weight"},
+    {"attn/q_norm", "self_attn.q_a_layernorm.weight"},
+    {"attn/wq_b", "self_attn.q_b_proj.weight"},
+    {"attn/wkv_a", "self_attn.kv_a_proj_with_mqa.weight"},
+    {"attn/kv_norm", "self_attn.kv_a_layernorm.weight"},
+    {"attn/wkv_b", "self_attn.kv_b_proj.weight"},
+    {"attn/wo", "self_attn.o_proj.weight"},
+    {"ffn/w1", "mlp.gate_proj.weight"},
+    {"ffn/w2", "mlp.down_proj.weight"},
+    {"ffn/w3", "mlp.up_proj.weight"},
+    {"ffn/gate/weight", "mlp.gate.weight"},
+    {"ffn/gate/bias", "mlp.gate.e_score_correction_bias"},
+    {"ffn/shared/w1", "mlp.shared_experts.gate_proj.weight"},
+    {"ffn/shared/w2", "mlp.shared_experts.down_proj.weight"},
+    {"ffn/shared/w3", "mlp.shared_experts.up_proj.weight"},
+    // multi-token prediction
+    {"embed", "embed_tokens.weight"},
+    {"enorm", "enorm.weight"},
+    {"hnorm", "hnorm.weight"},
+    {"eh_proj", "eh_proj.weight"},
+    {"head_norm", "shared_head.norm.weight"},
+    {"head", "shared_head.head.weight"},
+}};
+struct ExpertNames {
+    std::string_view ferry, hf, fused;
+    int fused_idx, fused_num;
+};
+constexpr std::array<ExpertNames, 3> kExpertNames{{
+    {"ffn/experts/w1", "mlp.experts.{}.gate_proj.weight", "mlp.experts.gate_up_proj", 0, 2},
+    {"ffn/experts/w2", "mlp.experts.{}.down_proj.weight", "mlp.experts.down_proj", 0, 1},
+    {"ffn/experts/w3", "mlp.experts.{}.up_proj.weight", "mlp.experts.gate_up_proj", 1, 2},
+}};
+
+HfPlace layer_place(std::string_view rest, int64_t hf_layer) {
+    const std::string prefix = fmt::format("model.layers.{}.", hf_layer);
+    for (const ExpertNames& e : kExpertNames)
+        if (rest == e.ferry)
+            return {prefix + std::string(e.hf), prefix + std::string(e.fused), e.fused_idx,
+                    e.fused_num};
+    const auto it = std::ranges::find(kLayerNames, rest, &NamePair::ferry);
+    FERRY_CHECK(it != kLayerNames.end(), "no Hugging Face name for {}", rest);
+    return {prefix + std::string(it->hf), "", 0, 1};
+}
+
+}  // namespace
+
+std::string HfPlace::of_expert(int64_t expert) const {
+    return fmt::format(fmt::runtime(name), expert);
+}
+
+HfPlace hf_place(const std::string& name, int64_t n_layers) {
+    const bool is_mtp = name.starts_with("mtp/");
+    if (is_mtp || name.starts_with("layers/")) {
+        const size_t begin = name.find('/') + 1;
+        const size_t end = name.find('/', begin);
+        int64_t layer = 0;
+        std::from_chars(name.data() + begin, name.data() + end, layer);
+        return layer_place(std::string_view(name).substr(end + 1),
+                           is_mtp ? n_layers + layer : layer);
+    }
+    const auto it = std::ranges::find(kModelNames, name, &NamePair::ferry);
+    FERRY_CHECK(it != kModelNames.end(), "no Hugging Face name for {}", name);
+    return {std::string(it->hf), "", 0, 1};
+}
+
+HfPlace hf_scale_place(const HfPlace& weight) {
+    HfPlace place = weight;
+    place.name += "_scale_inv";
+    if (!place.fused_name.empty()) place.fused_name += "_scale_inv";
+    return place;
+}
+
+std::vector<TensorSpec> mtp_tensors(const ModelConfig& config, int64_t idx) {
+    const std::string prefix = fmt::format("mtp/{}/", idx);
+    const int64_t dim = config.dim;
+    std::vector<TensorSpec> list{
+        {.name = prefix + "embed", .shape = {config.vocab_size, dim}},
+        {.name = prefix + "enorm", .shape = {dim}},
+        {.name = prefix + "hnorm", .shape = {dim}},
+        {.name = prefix + "eh_proj", .shape = {dim, 2 * dim}, .is_linear = true},
+        {.name = prefix + "head_norm", .shape = {dim}},
+        {.name = prefix + "head", .shape = {config.vocab_size, dim}, .is_linear = true},
+    };
+    ModelConfig block = config;  // one layer of the kind that the module has
+    block.n_layers = 1;
+    block.n_dense_layers = config.n_dense_layers == config.n_layers ? 1 : 0;
+    for (TensorSpec& spec : model_tensors(block)) {
+        if (!spec.name.starts_with("layers/0/")) continue;
+        spec.name = prefix + spec.name.substr(std::string_view("layers/0/").size());
+        list.push_back(std::move(spec));
+    }
+    return list;
+}
+
+}  // namespace ferry

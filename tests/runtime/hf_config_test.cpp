@@ -1,0 +1,173 @@
+#include "runtime/hf_config.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_dir.h"
+
+namespace ferry {
+namespace {
+
+using Json = nlohmann::json;
+
+// The published config.json of DeepSeek-V3, fields that matter.
+Json deepseek_v3() {
+    return Json::parse(R"({"model_type": "deepseek_v3", "hidden_act": "silu", "vocab_size": 129280,
+        "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61, "first_k_dense_replace": 3, "moe_layer_freq": 1,
+        "num_attention_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8,
+        "topk_group": 4, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+        "norm_topk_prob": true, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
+        "rms_norm_eps": 1e-06, "rope_theta": 10000, "max_position_embeddings": 163840,
+        "attention_bias": false, "tie_word_embeddings": false,
+        "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
+                         "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096,
+                         "type": "yarn"},
+        "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3",
+                                "quant_method": "fp8", "weight_block_size": [128, 128]}})");
+}
+
+HfConfig parse(const Json& json) {
+    return parse_hf_config(json.dump(), "config.json");
+}
+Json with(const char* key, Json value) {
+    Json json = deepseek_v3();
+    json[key] = std::move(value);
+    return json;
+}
+Json without(const char* key) {
+    Json json = deepseek_v3();
+    json.erase(key);
+    return json;
+}
+
+TEST(HfConfig, DeepSeekV3) {
+    const HfConfig config = parse(deepseek_v3());
+    const ModelConfig& c = config.model;
+    EXPECT_EQ(c.vocab_size, 129280);
+    EXPECT_EQ(c.dim, 7168);
+    EXPECT_EQ(c.inter_dim, 18432);
+    EXPECT_EQ(c.moe_inter_dim, 2048);
+    EXPECT_EQ(c.n_layers, 61);
+    EXPECT_EQ(c.n_dense_layers, 3);
+    EXPECT_EQ(c.n_heads, 128);
+    EXPECT_EQ(c.q_lora_rank, 1536);
+    EXPECT_EQ(c.kv_lora_rank, 512);
+    EXPECT_EQ(c.qk_nope_head_dim, 128);
+    EXPECT_EQ(c.qk_rope_head_dim, 64);
+    EXPECT_EQ(c.v_head_dim, 128);
+    EXPECT_EQ(c.n_routed_experts, 256);
+    EXPECT_EQ(c.n_shared_experts, 1);
+    EXPECT_EQ(c.n_activated_experts, 8);
+    EXPECT_EQ(c.n_expert_groups, 8);
+    EXPECT_EQ(c.n_limited_groups, 4);
+    EXPECT_EQ(c.score_func, ScoreFunc::sigmoid);
+    EXPECT_TRUE(c.has_gate_bias);
+    EXPECT_TRUE(c.norm_topk_prob);
+    EXPECT_EQ(c.routed_scaling_factor, 2.5);
+    EXPECT_EQ(c.norm_eps, 1e-6);
+    EXPECT_EQ(c.rope_theta, 10000);
+    EXPECT_TRUE(c.rope_interleave);
+    EXPECT_EQ(c.max_positions, 163840);
+    EXPECT_FALSE(c.tie_word_embeddings);
+    ASSERT_TRUE(c.yarn);
+    EXPECT_EQ(c.yarn->factor, 40);
+    EXPECT_EQ(c.yarn->original_max_positions, 4096);
+    EXPECT_EQ(c.yarn->beta_fast, 32);
+    EXPECT_EQ(c.yarn->beta_slow, 1);
+    EXPECT_EQ(c.yarn->mscale, 1);
+    EXPECT_EQ(c.yarn->mscale_all_dim, 1);
+    EXPECT_EQ(config.num_mtp_layers, 1);
+    EXPECT_TRUE(config.fp8_weights);
+    EXPECT_FALSE(config.ue8m0_scales);
+    EXPECT_EQ(c.num_parameters(), 671026419200);
+}
+
+TEST(HfConfig, WhatTransformersFillsIn) {
+    Json v3 = deepseek_v3();
+    for (const char* key : {"scoring_func", "topk_method", "norm_topk_prob"}) v3.erase(key);
+    EXPECT_EQ(parse(v3).model.score_func, ScoreFunc::sigmoid);
+    EXPECT_TRUE(parse(v3).model.has_gate_bias);
+    EXPECT_TRUE(parse(v3).model.norm_topk_prob);
+    v3["model_type"] = "kimi_k2";
+    EXPECT_EQ(parse(v3).model.score_func, ScoreFunc::sigmoid);
+    v3["model_type"] = "deepseek_v2";
+    EXPECT_EQ(parse(v3).model.score_func, ScoreFunc::softmax);
+    EXPECT_FALSE(parse(v3).model.has_gate_bias);
+    EXPECT_FALSE(parse(v3).model.norm_topk_prob);
+    EXPECT_EQ(parse(v3).model.n_expert_groups, 1);  // greedy knows no groups
+    v3["topk_method"] = "group_limited_greedy";
+    EXPECT_EQ(parse(v3).model.n_expert_groups, 8);
+}
+
+TEST(HfConfig, OptionalParts) {
+    EXPECT_EQ(parse(with("q_lora_rank", nullptr)).model.q_lora_rank, 0);
+    EXPECT_FALSE(parse(with("rope_scaling", nullptr)).model.yarn);
+    EXPECT_FALSE(parse(with("rope_interleave", false)).model.rope_interleave);
+    EXPECT_TRUE(parse(with("tie_word_embeddings", true)).model.tie_word_embeddings);
+    EXPECT_FALSE(parse(without("quantization_config")).fp8_weights);
+    EXPECT_EQ(parse(without("num_nextn_predict_layers")).num_mtp_layers, 0);
+    const ModelConfig dense = parse(without("n_routed_experts")).model;
+    EXPECT_EQ(dense.n_dense_layers, dense.n_layers);
+    Json v31 = deepseek_v3();
+    v31["quantization_config"]["scale_fmt"] = "ue8m0";
+    EXPECT_TRUE(parse(v31).ue8m0_scales);
+}
+
+TEST(HfConfig, RopeInItsNewerForms) {
+    Json json = deepseek_v3();
+    json["rope_scaling"].erase("type");
+    json["rope_scaling"]["rope_type"] = "yarn";
+    EXPECT_EQ(parse(json).model.yarn->factor, 40);
+
+    json.erase("rope_scaling");
+    json.erase("rope_theta");
+    json["rope_parameters"] = {{"rope_type", "yarn"},
+                               {"rope_theta", 50000},
+                               {"factor", 32},
+                               {"original_max_position_embeddings", 4096}};
+    EXPECT_EQ(parse(json).model.rope_theta, 50000);
+    EXPECT_EQ(parse(json).model.yarn->factor, 32);
+    EXPECT_EQ(parse(json).model.yarn->mscale_all_dim, 0);
+    json["rope_parameters"]["rope_type"] = "default";
+    EXPECT_FALSE(parse(json).model.yarn);
+    EXPECT_EQ(parse(json).model.rope_theta, 50000);
+}
+
+TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
+    const auto refused = [](const Json& json, const std::string& part) {
+        EXPECT_ERROR(parse(json), ErrorKind::checkpoint, "config.json", part);
+    };
+    refused(with("hidden_act", "gelu"), "hidden_act");
+    refused(with("attention_bias", true), "attention_bias");
+    refused(with("moe_layer_freq", 2), "moe_layer_freq");
+    refused(with("scoring_func", "tanh"), "scoring_func \"tanh\" is not supported");
+    refused(with("topk_method", "best"), "topk_method");
+    refused(with("rope_scaling", {{"type", "linear"}, {"factor", 2}}), "\"linear\"");
+    refused(with("quantization_config", {{"quant_method", "awq"}}), "quant_method");
+    refused(with("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}}),
+            "weight_block_size");
+}
+
+TEST(HfConfig, RefusesMissingAndSenselessFields) {
+    for (const char* key : {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                            "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+                            "first_k_dense_replace", "num_experts_per_tok"})
+        EXPECT_ERROR(parse(without(key)), ErrorKind::checkpoint, "config.json", key, "is missing");
+    EXPECT_ERROR(parse(with("hidden_size", "big")), ErrorKind::checkpoint, "hidden_size",
+                 "not an integer");
+    EXPECT_ERROR(parse(with("hidden_size", 1e30)), ErrorKind::checkpoint, "hidden_size");
+    EXPECT_ERROR(parse(with("hidden_size", 1ull << 63)), ErrorKind::checkpoint, "hidden_size");
+    EXPECT_ERROR(parse(with("num_hidden_layers", 1000000)), ErrorKind::checkpoint, "too many");
+    EXPECT_ERROR(parse(with("hidden_size", -3)), ErrorKind::checkpoint, "must be positive");
+    EXPECT_ERROR(parse(with("rope_theta", "x")), ErrorKind::checkpoint, "rope_theta");
+    EXPECT_ERROR(parse(with("norm_topk_prob", 1)), ErrorKind::checkpoint, "norm_topk_prob");
+    EXPECT_ERROR(parse_hf_config("[1]", "config.json"), ErrorKind::checkpoint, "not an object");
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,147 @@
+#include "runtime/hf_model.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/tiny_hf_model.h"
+
+namespace ferry {
+namespace {
+
+using testing::TempDir;
+using testing::TinyHfModel;
+using testing::TinyHfOptions;
+
+std::string read_whole(WeightSource& source, const std::string& name) {
+    const TensorInfo info = source.find(name).value();
+    std::string bytes(static_cast<size_t>(size_bytes(info)), '\0');
+    source.read(name, whole_box(info.shape), bytes.data());
+    return bytes;
+}
+
+TEST(HfModel, TensorsCarryTheirBytes) {
+    const TempDir dir;
+    const TinyHfModel tiny({.dtype = DType::f32});
+    tiny.write(dir.path());
+    HfModel model(dir.path());
+    EXPECT_EQ(read_whole(model, "embed"), tiny.tensors.at("model.embed_tokens.weight").bytes);
+    EXPECT_EQ(read_whole(model, "head"), tiny.tensors.at("lm_head.weight").bytes);
+    EXPECT_EQ(read_whole(model, "layers/0/ffn/w2"),
+              tiny.tensors.at("model.layers.0.mlp.down_proj.weight").bytes);
+    EXPECT_EQ(read_whole(model, "layers/2/attn/q_norm"),
+              tiny.tensors.at("model.layers.2.self_attn.q_a_layernorm.weight").bytes);
+    std::string all;
+    for (int e = 0; e < 6; ++e)
+        all +=
+            tiny.tensors.at("model.layers.1.mlp.experts." + std::to_string(e) + ".up_proj.weight")
+                .bytes;
+    EXPECT_EQ(read_whole(model, "layers/1/ffn/experts/w3"), all);
+    EXPECT_FALSE(model.find("layers/3/attn_norm"));
+    EXPECT_ERROR(model.read("x", {}, nullptr), ErrorKind::checkpoint, "has no tensor x");
+}
+
+TEST(HfModel, Fp8WeightsHaveScales) {
+    const TempDir dir;
+    const TinyHfModel tiny({.dtype = DType::fp8_e4m3, .num_files = 1});
+    tiny.write(dir.path());
+    HfModel model(dir.path());
+    EXPECT_EQ(model.find("layers/1/ffn/experts/w1")->dtype, DType::fp8_e4m3);
+    EXPECT_EQ(model.find("layers/1/ffn/experts/w1_scale")->shape, (std::vector<int64_t>{6, 1, 2}));
+    EXPECT_EQ(read_whole(model, "layers/0/attn/wo_scale"),
+              tiny.tensors.at("model.layers.0.self_attn.o_proj.weight_scale_inv").bytes);
+    EXPECT_EQ(model.find("embed")->dtype, DType::bf16);
+    EXPECT_FALSE(model.find("embed_scale"));
+}
+
+TEST(HfModel, FusedExpertsAreCutApart) {
+    const TempDir dir;
+    const TinyHfModel tiny({.dtype = DType::bf16, .fused_experts = true});
+    tiny.write(dir.path());
+    HfModel model(dir.path());
+    const std::string& fused = tiny.tensors.at("model.layers.1.mlp.experts.gate_up_proj").bytes;
+    std::string w1, w3;
+    const size_t half = 40 * 160 * 2;
+    for (size_t e = 0; e < 6; ++e) {
+        w1 += fused.substr(2 * e * half, half);
+        w3 += fused.substr((2 * e + 1) * half, half);
+    }
+    EXPECT_EQ(read_whole(model, "layers/1/ffn/experts/w1"), w1);
+    EXPECT_EQ(read_whole(model, "layers/1/ffn/experts/w3"), w3);
+    EXPECT_EQ(read_whole(model, "layers/1/ffn/experts/w2"),
+              tiny.tensors.at("model.layers.1.mlp.experts.down_proj").bytes);
+}
+
+TEST(HfModel, PredictionModuleIsKept) {
+    const TempDir dir;
+    TinyHfModel tiny({.dtype = DType::bf16, .mtp = true});
+    tiny.tensors.erase("model.layers.3.embed_tokens.weight");
+    tiny.write(dir.path());
+    HfModel model(dir.path());
+    EXPECT_EQ(read_whole(model, "mtp/0/eh_proj"),
+              tiny.tensors.at("model.layers.3.eh_proj.weight").bytes);
+    EXPECT_EQ(model.find("mtp/0/ffn/experts/w2")->shape, (std::vector<int64_t>{6, 160, 40}));
+    EXPECT_TRUE(model.find("mtp/0/head"));
+    EXPECT_FALSE(model.find("mtp/0/embed"));
+}
+
+TEST(HfModel, GateBiasIsTheCheckpointsOwnChoice) {
+    const TempDir dir;
+    TinyHfModel tiny({});
+    std::erase_if(tiny.tensors, [](const auto& entry) {
+        return entry.first.ends_with("e_score_correction_bias");
+    });
+    tiny.write(dir.path());
+    EXPECT_FALSE(HfModel(dir.path()).config().has_gate_bias);
+    TinyHfModel({}).write(dir.path());
+    EXPECT_TRUE(HfModel(dir.path()).config().has_gate_bias);
+}
+
+TEST(HfModel, AllProblemsAtOnce) {
+    const TempDir dir;
+    TinyHfModel tiny({.dtype = DType::fp8_e4m3});
+    tiny.tensors.erase("model.norm.weight");
+    tiny.tensors.erase("model.layers.2.mlp.experts.4.down_proj.weight");
+    tiny.tensors.erase("model.layers.1.self_attn.o_proj.weight_scale_inv");
+    tiny.tensors.at("model.layers.0.input_layernorm.weight").dtype = "F16";
+    auto& gate = tiny.tensors.at("model.layers.1.mlp.gate.weight");
+    gate.shape = {gate.shape[1], gate.shape[0]};
+    tiny.tensors.at("model.layers.2.mlp.gate.weight") = {
+        "F8_E4M3", {6, 160}, std::string(960, '0')};
+    tiny.write(dir.path());
+    EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint,
+                 dir.path() + ": 6 problems: ", "tensor model.norm.weight is missing",
+                 "tensor model.layers.2.mlp.experts.4.down_proj.weight is missing",
+                 "tensor model.layers.1.self_attn.o_proj.weight_scale_inv is missing",
+                 "tensor model.layers.0.input_layernorm.weight has dtype F16",
+                 "tensor model.layers.1.mlp.gate.weight has shape [160, 6], expected [6, 160]",
+                 "tensor model.layers.2.mlp.gate.weight has dtype F8_E4M3");
+}
+
+TEST(HfModel, FilesThatAreMissingOrBrokenAreNamed) {
+    const TempDir dir;
+    TinyHfModel({.num_files = 3}).write(dir.path());
+    std::filesystem::remove(dir / "model-1.safetensors");
+    std::filesystem::resize_file(dir / "model-2.safetensors", 4000);
+    EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint,
+                 "model-1.safetensors: cannot be opened", "model-2.safetensors", "truncated");
+    const TempDir empty;
+    EXPECT_ERROR(HfModel{empty.path()}, ErrorKind::checkpoint, "config.json", "cannot be opened");
+}
+
+TEST(HfModel, GoldenModels) {
+    const std::string models = FERRY_SOURCE_DIR "/tests/golden/data/models";
+    int num = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(models)) {
+        if (!std::filesystem::exists(entry.path() / "config.json")) continue;
+        SCOPED_TRACE(entry.path().string());
+        HfModel model(entry.path().string());
+        for (const TensorSpec& spec : model_tensors(model.config()))
+            EXPECT_EQ(model.find(spec.name)->shape, spec.shape);
+        ++num;
+    }
+    EXPECT_GE(num, 1);
+}
+
+}  // namespace
+}  // namespace ferry

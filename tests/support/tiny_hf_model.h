@@ -1,0 +1,47 @@
+// Tiny Hugging Face model directories, whole or broken on purpose.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "layers/model_config.h"
+
+namespace ferry::testing {
+
+struct HfTensor {
+    std::string dtype;  // as safetensors writes it
+    std::vector<int64_t> shape;
+    std::string bytes;
+};
+
+// One safetensors file of these tensors, in this order.
+std::string safetensors_bytes(const std::vector<std::pair<std::string, HfTensor>>& tensors);
+// The same around a header of the caller's making.
+std::string safetensors_bytes(const std::string& header, const std::string& data);
+
+struct TinyHfOptions {
+    DType dtype = DType::f32;  // of the linear weights; norms and embedding are bf16 then (or f32)
+    bool fused_experts = false;
+    bool mtp = false;  // adds a multi-token-prediction module
+    bool tied = false;
+    int64_t experts = 6;
+    int num_files = 2;
+};
+
+// A DeepSeek-V3-like model of 3 layers (1 dense), dim 160, with random weights from names.
+class TinyHfModel {
+  public:
+    explicit TinyHfModel(const TinyHfOptions& options);
+
+    std::string config_json;
+    std::map<std::string, HfTensor> tensors;
+
+    // config.json, the files and the index (when num_files > 1), tokenizer.json.
+    void write(const std::string& directory) const;
+
+  private:
+    int num_files_;
+};
+
+}  // namespace ferry::testing
