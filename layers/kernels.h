@@ -50,6 +50,10 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 constexpr int64_t kPageTokens =
     64;  // tokens of one latent-cache page, and the block of keys that attention sums at once
 
+// Keys that decode sums on their own before merging: what threads share out of one long sequence. A
+// constant, so that results do not depend on the number of threads.
+constexpr int64_t kDecodeSplitTokens = 8 * kPageTokens;
+
 // Rows of one sequence in a step. The latent cache already holds positions [0, first_position +
 // num_rows).
 struct SequenceRows {
@@ -161,7 +165,8 @@ class Kernels {
 
     // MLA (mla_prefill.cpp, mla_decode.cpp). Keys are summed in blocks of kPageTokens at absolute
     // positions with a running maximum (FlashAttention-2 order), so results do not depend on
-    // chunking. Softmax in f32.
+    // chunking. Decode does so within splits of kDecodeSplitTokens at absolute positions, and
+    // merges the splits in order. Softmax in f32.
     virtual void mla_prefill(const PrefillAttention& attention) = 0;
     virtual void mla_decode(const DecodeAttention& attention) = 0;
 

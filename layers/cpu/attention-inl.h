@@ -1,0 +1,203 @@
+// The three parts of an attention block that prefill and decode share: scores, softmax, values.
+//
+// Queries come in panels of 16, one per vector lane (rows of one head in prefill, heads of one row
+// in decode), so nothing is ever summed across lanes and every output element has the plain order
+// of operations, whatever the vector width. Per query, for a block of keys:
+//   s_j = (fma over the depth, ascending from 0) * scale
+//   m' = max(m, s_0, s_1, ...), c = exp(m - m')
+//   p_j = exp(s_j - m'), l = l * c, then l += p_j for j ascending
+//   o_d = o_d * c, then o_d = fma(p_j, v_jd, o_d) for j ascending
+// A key beyond the query's position takes no part in any of them. First block: o_d starts at 0.
+#include <algorithm>
+#include <cstdint>
+
+#include "layers/cpu/vector-inl.h"
+
+#if defined(FERRY_LAYERS_CPU_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FERRY_LAYERS_CPU_ATTENTION_INL_H_
+#undef FERRY_LAYERS_CPU_ATTENTION_INL_H_
+#else
+#define FERRY_LAYERS_CPU_ATTENTION_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace ferry {
+namespace HWY_NAMESPACE {
+
+constexpr int kPanel = 16;                     // queries of a panel
+constexpr int kPanelVectors = kPanel / kLanes;
+// Registers bound the tiles: 12 accumulators of AVX2's 16 registers, 24 of NEON's 32.
+constexpr int kKeysAtOnce = kLanes == 16 ? 12 : 6;
+constexpr int kRowsAtOnce = 6;
+constexpr int kStripVectors = kLanes >= 8 ? 2 : 16 / kLanes;
+constexpr int kStrip = kStripVectors * kLanes;  // value columns of a tile; widths are padded to it
+constexpr int64_t kDepthBlock = 192;            // of a panel's queries: 12 KiB, stays in L1
+
+HWY_INLINE int64_t padded(int64_t columns) {
+    return (columns + kStrip - 1) / kStrip * kStrip;
+}
+
+// queries[i * 16 + lane] = rows[lane * row_stride + i]; lanes from num_rows on are zero.
+HWY_INLINE void pack_queries(const float* rows, int64_t row_stride, int64_t num_rows,
+                             int64_t depth, float* HWY_RESTRICT queries) {
+    for (int64_t i = 0; i < depth; ++i)
+        for (int64_t lane = 0; lane < kPanel; ++lane)
+            queries[i * kPanel + lane] = lane < num_rows ? rows[lane * row_stride + i] : 0.0f;
+}
+
+// scores[j][lane] (+)= sum over i < depth of queries[i][lane] * keys[j * key_stride + i].
+template <int kKeys>
+HWY_INLINE void score_tile(const float* HWY_RESTRICT queries, int64_t depth,
+                           const float* HWY_RESTRICT keys, int64_t key_stride, bool resume,
+                           float* HWY_RESTRICT scores) {
+    const Floats d;
+    FloatVector sums[kKeys][kPanelVectors];
+    for (int j = 0; j < kKeys; ++j)
+        for (int v = 0; v < kPanelVectors; ++v)
+            sums[j][v] = resume ? hn::Load(d, scores + j * kPanel + v * kLanes) : hn::Zero(d);
+    for (int64_t i = 0; i < depth; ++i) {
+        FloatVector q[kPanelVectors];
+        for (int v = 0; v < kPanelVectors; ++v) q[v] = hn::Load(d, queries + i * kPanel + v * kLanes);
+        for (int j = 0; j < kKeys; ++j) {
+            const FloatVector key = hn::Set(d, keys[j * key_stride + i]);
+            for (int v = 0; v < kPanelVectors; ++v)
+                sums[j][v] = fused_multiply_add(q[v], key, sums[j][v]);
+        }
+    }
+    for (int j = 0; j < kKeys; ++j)
+        for (int v = 0; v < kPanelVectors; ++v)
+            hn::Store(sums[j][v], d, scores + j * kPanel + v * kLanes);
+}
+
+// All keys of a block. With `resume` the sums go on from what `scores` holds.
+HWY_INLINE void score_block(const float* HWY_RESTRICT queries, int64_t depth,
+                            const float* HWY_RESTRICT keys, int64_t key_stride, int64_t num_keys,
+                            bool resume, float* HWY_RESTRICT scores) {
+    for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
+        const int64_t length = std::min(kDepthBlock, depth - begin);
+        const float* q = queries + begin * kPanel;
+        const float* k = keys + begin;
+        const bool go_on = resume || begin > 0;
+        int64_t j = 0;
+        const auto tiles = [&](auto keys_at_once) HWY_ATTR {
+            constexpr int kKeys = decltype(keys_at_once)::value;
+            for (; j + kKeys <= num_keys; j += kKeys)
+                score_tile<kKeys>(q, length, k + j * key_stride, key_stride, go_on,
+                                  scores + j * kPanel);
+        };
+        tiles(std::integral_constant<int, kKeysAtOnce>());
+        tiles(std::integral_constant<int, 4>());
+        tiles(std::integral_constant<int, 2>());
+        tiles(std::integral_constant<int, 1>());
+    }
+}
+
+// scores become p. `num_lane_keys`: keys of the block that each lane may see; null if all.
+HWY_INLINE void softmax_block(float* HWY_RESTRICT scores, int64_t num_keys, float scale,
+                              const int32_t* num_lane_keys, float* HWY_RESTRICT maxima,
+                              float* HWY_RESTRICT sums, float* HWY_RESTRICT corrections) {
+    const Floats d;
+    const hn::RebindToSigned<Floats> di;
+    const FloatVector factor = hn::Set(d, scale);
+    const FloatVector never = hn::Set(d, -std::numeric_limits<float>::infinity());
+    for (int v = 0; v < kPanelVectors; ++v) {
+        float* column = scores + v * kLanes;
+        const FloatVector old_maximum = hn::Load(d, maxima + v * kLanes);
+        FloatVector maximum = old_maximum;
+        for (int64_t j = 0; j < num_keys; ++j) {
+            FloatVector s = hn::Mul(hn::Load(d, column + j * kPanel), factor);
+            if (num_lane_keys != nullptr) {
+                const auto seen = hn::Gt(hn::Load(di, num_lane_keys + v * kLanes),
+                                         hn::Set(di, static_cast<int32_t>(j)));
+                s = hn::IfThenElse(hn::RebindMask(d, seen), s, never);
+            }
+            hn::Store(s, d, column + j * kPanel);
+            maximum = hn::Max(maximum, s);
+        }
+        const FloatVector correction = fast_exp(hn::Sub(old_maximum, maximum));
+        FloatVector sum = hn::Mul(hn::Load(d, sums + v * kLanes), correction);
+        for (int64_t j = 0; j < num_keys; ++j) {
+            const FloatVector p = fast_exp(hn::Sub(hn::Load(d, column + j * kPanel), maximum));
+            hn::Store(p, d, column + j * kPanel);
+            sum = hn::Add(sum, p);
+        }
+        hn::Store(maximum, d, maxima + v * kLanes);
+        hn::Store(sum, d, sums + v * kLanes);
+        hn::Store(correction, d, corrections + v * kLanes);
+    }
+}
+
+// out[r][columns of one strip] = out * correction_r + sum over j of p[j][r] * values[j]; `p` and
+// `corrections` point at the tile's first row. Rows see all of the first num_keys; the few keys
+// after them that only later rows of the tile see (num_lane_keys) are added row by row.
+template <int kRows>
+HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t num_keys,
+                           const int32_t* num_lane_keys, const float* HWY_RESTRICT values,
+                           int64_t value_stride, const float* corrections, bool first,
+                           float* HWY_RESTRICT out, int64_t out_stride) {
+    const Floats d;
+    FloatVector sums[kRows][kStripVectors];
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kStripVectors; ++v)
+            sums[r][v] = first ? hn::Zero(d)
+                               : hn::Mul(hn::Load(d, out + r * out_stride + v * kLanes),
+                                         hn::Set(d, corrections[r]));
+    for (int64_t j = 0; j < num_keys; ++j) {
+        FloatVector value[kStripVectors];
+        for (int v = 0; v < kStripVectors; ++v)
+            value[v] = hn::LoadU(d, values + j * value_stride + v * kLanes);
+        for (int r = 0; r < kRows; ++r) {
+            const FloatVector weight = hn::Set(d, p[j * kPanel + r]);
+            for (int v = 0; v < kStripVectors; ++v)
+                sums[r][v] = fused_multiply_add(weight, value[v], sums[r][v]);
+        }
+    }
+    if (num_lane_keys != nullptr)
+        for (int r = 0; r < kRows; ++r)
+            for (int64_t j = num_keys; j < num_lane_keys[r]; ++j)
+                for (int v = 0; v < kStripVectors; ++v)
+                    sums[r][v] = fused_multiply_add(
+                        hn::Set(d, p[j * kPanel + r]),
+                        hn::LoadU(d, values + j * value_stride + v * kLanes), sums[r][v]);
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kStripVectors; ++v)
+            hn::Store(sums[r][v], d, out + r * out_stride + v * kLanes);
+}
+
+// out [num_rows, columns] of a panel; columns a multiple of kStrip. values: strip i begins at
+// i * strip_stride, its keys value_stride apart.
+HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num_lane_keys,
+                            const float* values, int64_t value_stride, int64_t strip_stride,
+                            const float* corrections, bool first, int64_t num_rows,
+                            int64_t columns, float* out) {
+    const int64_t num_tiles = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
+    for (int64_t strip = 0; strip < columns / kStrip; ++strip) {
+        int64_t row = 0;
+        for (int64_t tile = 0; tile < num_tiles; ++tile) {
+            const int64_t left = num_tiles - tile;
+            const int64_t rows = (num_rows - row + left - 1) / left;
+            const int64_t shared_keys = num_lane_keys ? num_lane_keys[row] : num_keys;
+            const auto run = [&](auto rows_at_once) HWY_ATTR {
+                value_tile<decltype(rows_at_once)::value>(
+                    p + row, shared_keys, num_lane_keys ? num_lane_keys + row : nullptr,
+                    values + strip * strip_stride, value_stride, corrections + row, first,
+                    out + row * columns + strip * kStrip, columns);
+            };
+            switch (rows) {
+                case 6: run(std::integral_constant<int, 6>()); break;
+                case 5: run(std::integral_constant<int, 5>()); break;
+                case 4: run(std::integral_constant<int, 4>()); break;
+                case 3: run(std::integral_constant<int, 3>()); break;
+                case 2: run(std::integral_constant<int, 2>()); break;
+                default: run(std::integral_constant<int, 1>()); break;
+            }
+            row += rows;
+        }
+    }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace ferry
+HWY_AFTER_NAMESPACE();
+
+#endif  // include toggle
