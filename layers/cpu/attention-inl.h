@@ -24,7 +24,7 @@ HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
 
-constexpr int kPanel = 16;                     // queries of a panel
+constexpr int kPanel = 16;  // queries of a panel
 constexpr int kPanelVectors = kPanel / kLanes;
 // Registers bound the tiles: 12 accumulators of AVX2's 16 registers, 24 of NEON's 32.
 constexpr int kKeysAtOnce = kLanes == 16 ? 12 : 6;
@@ -38,8 +38,8 @@ HWY_INLINE int64_t padded(int64_t columns) {
 }
 
 // queries[i * 16 + lane] = rows[lane * row_stride + i]; lanes from num_rows on are zero.
-HWY_INLINE void pack_queries(const float* rows, int64_t row_stride, int64_t num_rows,
-                             int64_t depth, float* HWY_RESTRICT queries) {
+HWY_INLINE void pack_queries(const float* rows, int64_t row_stride, int64_t num_rows, int64_t depth,
+                             float* HWY_RESTRICT queries) {
     for (int64_t i = 0; i < depth; ++i)
         for (int64_t lane = 0; lane < kPanel; ++lane)
             queries[i * kPanel + lane] = lane < num_rows ? rows[lane * row_stride + i] : 0.0f;
@@ -57,7 +57,8 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT queries, int64_t depth,
             sums[j][v] = resume ? hn::Load(d, scores + j * kPanel + v * kLanes) : hn::Zero(d);
     for (int64_t i = 0; i < depth; ++i) {
         FloatVector q[kPanelVectors];
-        for (int v = 0; v < kPanelVectors; ++v) q[v] = hn::Load(d, queries + i * kPanel + v * kLanes);
+        for (int v = 0; v < kPanelVectors; ++v)
+            q[v] = hn::Load(d, queries + i * kPanel + v * kLanes);
         for (int j = 0; j < kKeys; ++j) {
             const FloatVector key = hn::Set(d, keys[j * key_stride + i]);
             for (int v = 0; v < kPanelVectors; ++v)
@@ -168,8 +169,8 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t num_keys,
 // i * strip_stride, its keys value_stride apart.
 HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num_lane_keys,
                             const float* values, int64_t value_stride, int64_t strip_stride,
-                            const float* corrections, bool first, int64_t num_rows,
-                            int64_t columns, float* out) {
+                            const float* corrections, bool first, int64_t num_rows, int64_t columns,
+                            float* out) {
     const int64_t num_tiles = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
     for (int64_t strip = 0; strip < columns / kStrip; ++strip) {
         int64_t row = 0;
@@ -184,12 +185,24 @@ HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num
                     out + row * columns + strip * kStrip, columns);
             };
             switch (rows) {
-                case 6: run(std::integral_constant<int, 6>()); break;
-                case 5: run(std::integral_constant<int, 5>()); break;
-                case 4: run(std::integral_constant<int, 4>()); break;
-                case 3: run(std::integral_constant<int, 3>()); break;
-                case 2: run(std::integral_constant<int, 2>()); break;
-                default: run(std::integral_constant<int, 1>()); break;
+                case 6:
+                    run(std::integral_constant<int, 6>());
+                    break;
+                case 5:
+                    run(std::integral_constant<int, 5>());
+                    break;
+                case 4:
+                    run(std::integral_constant<int, 4>());
+                    break;
+                case 3:
+                    run(std::integral_constant<int, 3>());
+                    break;
+                case 2:
+                    run(std::integral_constant<int, 2>());
+                    break;
+                default:
+                    run(std::integral_constant<int, 1>());
+                    break;
             }
             row += rows;
         }

@@ -234,12 +234,23 @@ int64_t count_tasks(const DecodeAttention& a, const DecodeSizes& sizes) {
     return tasks;
 }
 
-// Panels that share a widened page, as many as leave every thread a few tasks.
-DecodeSizes choose_sizes(const DecodeAttention& a, int num_threads) {
-    constexpr int64_t kMostPanels = 8, kTasksPerThread = 4;
-    for (int64_t group = kMostPanels;; group /= 2) {
+// Slots for results in a thread's scratch, beside what a task needs.
+int64_t slots_of_thread(const DecodeSizes& sizes, size_t scratch_bytes) {
+    const auto floats = static_cast<int64_t>(scratch_bytes / sizeof(float));
+    return (floats - sizes.work_floats()) / sizes.slot_floats();
+}
+
+// Panels that share a widened page: as many as leave every thread a few tasks and slots.
+DecodeSizes choose_sizes(const DecodeAttention& a, const ThreadPool& threads) {
+    constexpr int64_t kMostPanels = 8, kTasksPerThread = 4, kSlotsPerThread = 4;
+    int64_t most = 1;
+    for (const SequenceRows& rows : a.sequences)
+        most = std::max(most, rows.num_rows * ceil_div(a.q_latent.dim(1), kPanelHeads));
+    for (int64_t group = std::min(kMostPanels, most);; group /= 2) {
         const DecodeSizes sizes(a, group);
-        if (group == 1 || count_tasks(a, sizes) >= kTasksPerThread * num_threads) return sizes;
+        if (group == 1 || (count_tasks(a, sizes) >= kTasksPerThread * threads.num_threads() &&
+                           slots_of_thread(sizes, threads.scratch_bytes()) >= kSlotsPerThread))
+            return sizes;
     }
 }
 
@@ -263,13 +274,12 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
     check_shape(a.q_rope, "q_rope", DType::f32, {rows, heads, rope});
     check_shape(a.out, "out", DType::f32, {rows, heads, kv_lora});
     check_shape(a.cache, "cache", a.cache.dtype(), {a.cache.dim(0), kPageTokens, kv_lora + rope});
-    const DecodeSizes sizes = choose_sizes(a, threads_.num_threads());
+    const DecodeSizes sizes = choose_sizes(a, threads_);
 
     // Tasks go in waves, as many at once as there are slots for their results, in the part of the
     // threads' scratch that the tasks themselves leave free. Slots 0 and 1 in turn carry a group of
     // panels whose splits a wave cuts over to the next wave.
-    const auto scratch_floats = static_cast<int64_t>(threads_.scratch_bytes() / sizeof(float));
-    const int64_t thread_slots = (scratch_floats - sizes.work_floats()) / sizes.slot_floats();
+    const int64_t thread_slots = slots_of_thread(sizes, threads_.scratch_bytes());
     FERRY_CHECK(thread_slots >= 3, "{} bytes of scratch are too few for {} heads of {}",
                 threads_.scratch_bytes(), heads, kv_lora);
     const auto scratch = [&](int thread) {
@@ -281,13 +291,14 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
     };
     const int64_t wave = thread_slots * threads_.num_threads() - 2;
     const int64_t num_tasks = count_tasks(a, sizes);
+    const auto attend = &HWY_DYNAMIC_DISPATCH(attend_split);
+    const auto merge = &HWY_DYNAMIC_DISPATCH(merge_split);
     float* carried = slot(0);
     float* carry = slot(1);
     for (int64_t begin = 0; begin < num_tasks; begin += wave, std::swap(carried, carry)) {
         const int64_t end = std::min(begin + wave, num_tasks);
         threads_.parallel_for(end - begin, [&](int64_t index, int thread) {
-            HWY_DYNAMIC_DISPATCH(attend_split)
-            (a, sizes, find_task(a, sizes, begin + index), scratch(thread), slot(2 + index));
+            attend(a, sizes, find_task(a, sizes, begin + index), scratch(thread), slot(2 + index));
         });
         // The last split of a group in this wave merges all of the group.
         threads_.parallel_for(end - begin, [&](int64_t index, int) {
@@ -302,8 +313,8 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
                 float* state = total + i * sizes.panel_state;
                 for (int64_t split = std::max<int64_t>(1, first_split);
                      split <= std::min(task.split, splits - 1); ++split)
-                    HWY_DYNAMIC_DISPATCH(merge_split)
-                (sizes, slot(2 + index - (task.split - split)) + i * sizes.panel_state, state);
+                    merge(sizes, slot(2 + index - (task.split - split)) + i * sizes.panel_state,
+                          state);
                 if (complete)
                     finish_panel(a, sizes, task.sequence->first_row + row,
                                  panel % sizes.row_panels * kPanelHeads, state);

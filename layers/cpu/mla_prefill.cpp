@@ -34,7 +34,7 @@ struct PrefillSizes {
           out_width(ceil_div(a.v_dim, kWidestStrip) * kWidestStrip) {}
 
     int64_t scores() const { return 0; }  // [64][16], then corrections [16]
-    int64_t keys() const { return (kPageTokens + 1) * kPanelRows; }       // [64][depth]
+    int64_t keys() const { return (kPageTokens + 1) * kPanelRows; }  // [64][depth]
     int64_t values() const { return keys() + ceil_div(kPageTokens * depth, 16) * 16; }  // strips
     int64_t panels() const { return values() + kPageTokens * out_width; }
     // Of a panel: m, l, queries [depth][16], o [16][out_width].
@@ -125,7 +125,8 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
         const float* o = sums + kPanelRows + sizes.depth * kPanelRows;
         for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
             float* out = a.out.row<float>(batch_row + panel * kPanelRows + lane) + head * a.v_dim;
-            for (int64_t i = 0; i < a.v_dim; ++i) out[i] = o[lane * sizes.out_width + i] / sums[lane];
+            for (int64_t i = 0; i < a.v_dim; ++i)
+                out[i] = o[lane * sizes.out_width + i] / sums[lane];
         }
     }
 }
@@ -156,13 +157,13 @@ void CpuKernels::mla_prefill(const PrefillAttention& a) {
     FERRY_CHECK(threads_.scratch_bytes() >= static_cast<size_t>(sizes.total()) * sizeof(float),
                 "{} bytes of scratch are too few for heads of {} and {}", threads_.scratch_bytes(),
                 sizes.depth, a.v_dim);
+    const auto attend = &HWY_DYNAMIC_DISPATCH(attend_tile);
     // The longest tasks first: the last rows see the most keys.
     const int64_t tiles = ceil_div(a.rows.num_rows, kTileRows);
     threads_.parallel_for(heads * tiles, [&](int64_t task, int thread) {
         const int64_t head = task / tiles, first_row = (tiles - 1 - task % tiles) * kTileRows;
-        HWY_DYNAMIC_DISPATCH(attend_tile)
-        (a, head, first_row, std::min(kTileRows, a.rows.num_rows - first_row),
-         reinterpret_cast<float*>(threads_.scratch(thread)));
+        attend(a, head, first_row, std::min(kTileRows, a.rows.num_rows - first_row),
+               reinterpret_cast<float*>(threads_.scratch(thread)));
     });
 }
 

@@ -1,0 +1,191 @@
+#include <numeric>
+
+#include "tests/layers/cpu/attention_support.h"
+#include "tests/support/reference_attention.h"
+#include "tests/support/vector_targets.h"
+
+namespace ferry {
+namespace {
+
+struct Shape {
+    int64_t heads, kv_lora, rope;
+};
+constexpr Shape kSmall{.heads = 3, .kv_lora = 24, .rope = 8};
+constexpr Shape kPublished{.heads = 4, .kv_lora = 512, .rope = 64};
+
+// Sequences given by (first position, rows), their pages dealt out in a shuffled order.
+struct Batch {
+    using Sequence = std::pair<int64_t, int64_t>;
+
+    Batch(const Shape& shape, const std::vector<Sequence>& list, DType dtype, uint64_t seed = 1) {
+        int64_t rows = 0, pages = 0;
+        for (const auto& [position, num_rows] : list) {
+            rows += num_rows;
+            pages += ceil_div(position + num_rows, kPageTokens);
+        }
+        order.resize(static_cast<size_t>(pages));
+        std::iota(order.begin(), order.end(), 0);
+        Random random(seed);
+        for (size_t i = order.size(); i > 1; --i)
+            std::swap(order[i - 1], order[random.next_u32() % i]);
+        q_latent = random_tensor({rows, shape.heads, shape.kv_lora}, 10);
+        q_rope = random_tensor({rows, shape.heads, shape.rope}, 11);
+        out = zeros({rows, shape.heads, shape.kv_lora});
+        cache = random_tensor(
+            {std::max<int64_t>(pages, 1), kPageTokens, shape.kv_lora + shape.rope}, 12, dtype);
+        rows = pages = 0;
+        for (const auto& [position, num_rows] : list) {
+            const int64_t used = ceil_div(position + num_rows, kPageTokens);
+            sequences.push_back({.first_row = rows,
+                                 .num_rows = num_rows,
+                                 .first_position = position,
+                                 .pages = std::span(order).subspan(static_cast<size_t>(pages),
+                                                                   static_cast<size_t>(used))});
+            rows += num_rows;
+            pages += used;
+        }
+    }
+
+    DecodeAttention attention(const Tensor& to) const {
+        return {.q_latent = q_latent,
+                .q_rope = q_rope,
+                .cache = cache,
+                .out = to,
+                .sequences = sequences,
+                .scale = 0.1f};
+    }
+    OwnedTensor run(int threads) const {
+        const Tensor& o = out;
+        OwnedTensor result = zeros({o.dim(0), o.dim(1), o.dim(2)});
+        make_cpu_kernels(threads)->mla_decode(attention(result));
+        return result;
+    }
+    OwnedTensor reference() const {
+        const Tensor& o = out;
+        OwnedTensor result = zeros({o.dim(0), o.dim(1), o.dim(2)});
+        reference_decode(attention(result));
+        return result;
+    }
+
+    OwnedTensor q_latent, q_rope, cache, out;
+    std::vector<int32_t> order;
+    std::vector<SequenceRows> sequences;
+};
+
+// Two keys, worked by hand: latents 2 and 4, of which the rope part alone makes scores 1 and 0.
+TEST(MlaDecode, TwoKeysByHand) {
+    std::vector<float> cache(kPageTokens * 2);
+    cache[0] = 2, cache[1] = 1, cache[2] = 4, cache[3] = 0;
+    const float q_latent[] = {0}, q_rope[] = {1};
+    const int32_t pages[] = {0};
+    const SequenceRows rows{.first_row = 0, .num_rows = 1, .first_position = 1, .pages = pages};
+    float out[1] = {};
+    make_cpu_kernels(1)->mla_decode({.q_latent = Tensor(q_latent, DType::f32, {1, 1, 1}),
+                                     .q_rope = Tensor(q_rope, DType::f32, {1, 1, 1}),
+                                     .cache = Tensor(cache.data(), DType::f32, {1, kPageTokens, 2}),
+                                     .out = Tensor(out, DType::f32, {1, 1, 1}),
+                                     .sequences = std::span(&rows, 1),
+                                     .scale = 1});
+    EXPECT_FLOAT_EQ(out[0], (2 * std::exp(1.0f) + 4) / (std::exp(1.0f) + 1));
+}
+
+TEST(MlaDecode, HasTheBitsOfTheReference) {
+    for (const Shape& shape : {kSmall, kPublished, Shape{.heads = 20, .kv_lora = 32, .rope = 16}})
+        for (DType dtype : {DType::f32, DType::bf16}) {
+            const bool small = shape.kv_lora < 100;
+            const Batch batch(
+                shape, {{0, 1}, {62, 1}, {63, 1}, {64, 1}, {511, 2}, {small ? 1999 : 600, 1}},
+                dtype);
+            const OwnedTensor expected = batch.reference();
+            for_each_vector_target([&] {
+                for (int threads : small ? std::vector{1, 2, 3} : std::vector{2})
+                    EXPECT_EQ(different_rows(batch.run(threads), expected), std::vector<int64_t>())
+                        << shape.heads << " heads, " << to_string(dtype) << ", " << threads
+                        << " threads";
+            });
+        }
+}
+
+// A preempted sequence computes many rows at once, over pages that they share.
+TEST(MlaDecode, ManyRowsOfOneSequenceEqualOneByOne) {
+    const Shape shape{.heads = 5, .kv_lora = 64, .rope = 16};
+    const Batch batch(shape, {{450, 130}}, DType::bf16);
+    const OwnedTensor together = batch.run(3);
+    const OwnedTensor alone = zeros({130, shape.heads, shape.kv_lora});
+    auto kernels = make_cpu_kernels(1);
+    for (int64_t row = 0; row < 130; ++row) {
+        SequenceRows rows = batch.sequences[0];
+        rows.first_row = row;
+        rows.first_position += row;
+        rows.num_rows = 1;
+        DecodeAttention attention = batch.attention(alone);
+        attention.sequences = std::span(&rows, 1);
+        kernels->mla_decode(attention);
+    }
+    EXPECT_EQ(different_rows(together, alone), std::vector<int64_t>());
+    EXPECT_EQ(different_rows(together, batch.reference()), std::vector<int64_t>());
+}
+
+TEST(MlaDecode, OtherSequencesDoNotChangeBits) {
+    const Batch batch(kSmall, {{999, 1}, {10, 1}, {3000, 1}, {511, 3}}, DType::f32);
+    const OwnedTensor together = batch.run(2);
+    const OwnedTensor alone = zeros({6, kSmall.heads, kSmall.kv_lora});
+    for (const SequenceRows& rows : batch.sequences) {
+        DecodeAttention attention = batch.attention(alone);
+        attention.sequences = std::span(&rows, 1);
+        make_cpu_kernels(1)->mla_decode(attention);
+    }
+    EXPECT_EQ(different_rows(together, alone), std::vector<int64_t>());
+}
+
+// More splits than results fit into scratch at once: rows are carried from wave to wave. The
+// sequences go round a few pages again and again.
+TEST(MlaDecode, WavesCarryUnfinishedRows) {
+    const Shape shape{.heads = 1, .kv_lora = 2048, .rope = 8};
+    Batch batch(shape, {{300, 1}, {300, 1}}, DType::bf16);
+    std::vector<int32_t> pages;
+    for (int i = 0; i < 500; ++i) pages.push_back(i * i % static_cast<int>(batch.order.size()));
+    int64_t position = 9000;  // 32 splits, then 45; a thread has room for 23
+    for (SequenceRows& rows : batch.sequences) {
+        rows.pages = pages;
+        rows.first_position = position += 7000;
+    }
+    const OwnedTensor expected = batch.reference();
+    EXPECT_EQ(different_rows(batch.run(1), expected), std::vector<int64_t>());
+    EXPECT_EQ(different_rows(batch.run(2), expected), std::vector<int64_t>());
+}
+
+TEST(MlaDecode, LaterKeysAreNotTouched) {
+    const Batch batch(kSmall, {{69, 1}}, DType::f32);
+    const OwnedTensor expected = batch.run(1);
+    const int64_t width = kSmall.kv_lora + kSmall.rope;
+    float* page = batch.cache.view().as<float>() + batch.order[1] * kPageTokens * width;
+    std::fill(page + 6 * width, page + kPageTokens * width,
+              std::numeric_limits<float>::quiet_NaN());
+    EXPECT_EQ(different_rows(batch.run(1), expected), std::vector<int64_t>());
+}
+
+// Uniform scores: the mean of the latents.
+TEST(MlaDecode, EqualScoresGiveTheMean) {
+    const Batch batch(kPublished, {{999, 1}}, DType::f32);
+    std::fill_n(batch.q_latent.view().as<float>(), batch.q_latent.view().count(), 0.0f);
+    std::fill_n(batch.q_rope.view().as<float>(), batch.q_rope.view().count(), 0.0f);
+    const OwnedTensor result = batch.run(2);
+    for (int64_t column : {0, 17, 511}) {
+        double mean = 0;
+        for (int64_t j = 0; j < 1000; ++j) {
+            const int64_t page = batch.order[static_cast<size_t>(j / kPageTokens)];
+            mean += batch.cache.view()
+                        .as<float>()[(page * kPageTokens + j % kPageTokens) * 576 + column];
+        }
+        EXPECT_NEAR(result.view().as<float>()[3 * 512 + column], mean / 1000, 1e-5);
+    }
+}
+
+TEST(MlaDecode, NoSequences) {
+    const Batch batch(kSmall, {}, DType::f32);
+    EXPECT_EQ(batch.run(2).view().rows(), 0);
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,137 @@
+#include "tests/support/reference_attention.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace ferry {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// One query over keys in blocks: m, l, o as in attention-inl.h.
+struct Softmax {
+    explicit Softmax(int64_t columns) : o(static_cast<size_t>(columns)) {}
+
+    // score(j) and value(j, column) of the block's keys.
+    template <typename Score, typename Value>
+    void add_block(int64_t keys, Score&& score, Value&& value) {
+        std::vector<float> p;
+        float maximum = m;
+        for (int64_t j = 0; j < keys; ++j) {
+            p.push_back(score(j));
+            maximum = std::max(maximum, p.back());
+        }
+        const float correction = reference_exp(m - maximum);
+        m = maximum;
+        l *= correction;
+        for (float& x : p) l += x = reference_exp(x - maximum);
+        for (size_t column = 0; column < o.size(); ++column) {
+            o[column] *= correction;
+            for (size_t j = 0; j < p.size(); ++j)
+                o[column] = std::fma(p[j], value(static_cast<int64_t>(j), column), o[column]);
+        }
+    }
+
+    void merge(const Softmax& split) {
+        const float maximum = std::max(m, split.m);
+        const float a = reference_exp(m - maximum), b = reference_exp(split.m - maximum);
+        m = maximum;
+        l = std::fma(split.l, b, l * a);
+        for (size_t i = 0; i < o.size(); ++i) o[i] = std::fma(split.o[i], b, o[i] * a);
+    }
+
+    float m = kNever, l = 0;
+    std::vector<float> o;
+};
+
+}  // namespace
+
+float reference_exp(float x) {
+    if (x > 88.72283f) return std::numeric_limits<float>::infinity();
+    if (x < -87.33f) return 0;
+    const float t = std::fma(x, 1.44269502f, 12582912.0f);
+    const float n = t - 12582912.0f;
+    float r = std::fma(n, -0.693145751953125f, x);
+    r = std::fma(n, -1.42860677e-6f, r);
+    float p = 1.9875691500e-4f;
+    for (float c :
+         {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        p = std::fma(p, r, c);
+    const float y = std::fma(p, r * r, r) + 1;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(y) + (std::bit_cast<uint32_t>(t) << 23));
+}
+
+void reference_prefill(const PrefillAttention& a) {
+    const int64_t qk_dim = a.nope_dim + a.rope_dim, kv_dim = a.nope_dim + a.v_dim;
+    for (int64_t row = 0; row < a.rows.num_rows; ++row)
+        for (int64_t head = 0; head < a.q.dim(1); ++head) {
+            const float* q = a.q.row<float>(a.rows.first_row + row) + head * qk_dim;
+            const int64_t num_keys = a.rows.first_position + row + 1;
+            Softmax total(a.v_dim);
+            for (int64_t begin = 0; begin < num_keys; begin += kPageTokens) {
+                const auto k = [&](int64_t j) {
+                    return a.kv.row<float>(begin + j) + head * kv_dim;
+                };
+                total.add_block(
+                    std::min(kPageTokens, num_keys - begin),
+                    [&](int64_t j) {
+                        const float* k_rope = a.latent.row<float>(begin + j) + a.kv_lora_rank;
+                        float dot = 0;
+                        for (int64_t i = 0; i < a.nope_dim; ++i) dot = std::fma(q[i], k(j)[i], dot);
+                        for (int64_t i = 0; i < a.rope_dim; ++i)
+                            dot = std::fma(q[a.nope_dim + i], k_rope[i], dot);
+                        return dot * a.scale;
+                    },
+                    [&](int64_t j, size_t column) { return k(j)[a.nope_dim + column]; });
+            }
+            float* out = a.out.row<float>(a.rows.first_row + row) + head * a.v_dim;
+            for (float o : total.o) *out++ = o / total.l;
+        }
+}
+
+void reference_decode(const DecodeAttention& a) {
+    const int64_t kv_lora = a.q_latent.dim(2), rope = a.q_rope.dim(2), width = kv_lora + rope;
+    for (const SequenceRows& rows : a.sequences)
+        for (int64_t row = 0; row < rows.num_rows; ++row)
+            for (int64_t head = 0; head < a.q_latent.dim(1); ++head) {
+                const float* q = a.q_latent.row<float>(rows.first_row + row) + head * kv_lora;
+                const float* q_rope = a.q_rope.row<float>(rows.first_row + row) + head * rope;
+                const int64_t num_keys = rows.first_position + row + 1;
+                const auto key = [&](int64_t position, int64_t i) {
+                    const int64_t page = rows.pages[static_cast<size_t>(position / kPageTokens)];
+                    const int64_t at = (page * kPageTokens + position % kPageTokens) * width + i;
+                    return a.cache.dtype() == DType::f32 ? a.cache.as<float>()[at]
+                                                         : bf16_to_f32(a.cache.as<uint16_t>()[at]);
+                };
+                Softmax total(kv_lora);
+                for (int64_t split = 0; split < num_keys; split += kDecodeSplitTokens) {
+                    Softmax part(kv_lora);
+                    const int64_t end = std::min(num_keys, split + kDecodeSplitTokens);
+                    for (int64_t begin = split; begin < end; begin += kPageTokens)
+                        part.add_block(
+                            std::min(kPageTokens, end - begin),
+                            [&](int64_t j) {
+                                float dot = 0;
+                                for (int64_t i = 0; i < kv_lora; ++i)
+                                    dot = std::fma(q[i], key(begin + j, i), dot);
+                                for (int64_t i = 0; i < rope; ++i)
+                                    dot = std::fma(q_rope[i], key(begin + j, kv_lora + i), dot);
+                                return dot * a.scale;
+                            },
+                            [&](int64_t j, size_t column) {
+                                return key(begin + j, static_cast<int64_t>(column));
+                            });
+                    if (split == 0)
+                        total = part;
+                    else
+                        total.merge(part);
+                }
+                float* out = a.out.row<float>(rows.first_row + row) + head * kv_lora;
+                for (float o : total.o) *out++ = o / total.l;
+            }
+}
+
+}  // namespace ferry
