@@ -1,0 +1,141 @@
+#include "runtime/chat_template.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "base/error.h"
+#include "runtime/jinja/interpreter.h"
+#include "runtime/jinja/syntax.h"
+
+namespace ferry {
+
+using Json = nlohmann::ordered_json;
+
+struct ChatTemplate::Impl {
+    jinja::Source source;
+    jinja::Nodes nodes;
+    SpecialTokens tokens;
+
+    std::string render(jinja::Value messages, bool add_generation_prompt,
+                       jinja::Dict variables) const {
+        variables.set("messages", std::move(messages));
+        variables.set("add_generation_prompt", add_generation_prompt);
+        // Transformers defines only the tokens that a tokenizer has
+        if (!tokens.bos_token.empty()) variables.set("bos_token", tokens.bos_token);
+        if (!tokens.eos_token.empty()) variables.set("eos_token", tokens.eos_token);
+        return jinja::render(nodes, variables, source);
+    }
+};
+
+namespace {
+
+std::optional<std::string> read_file(const std::filesystem::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) return std::nullopt;
+    std::ostringstream text;
+    text << file.rdbuf();
+    return std::move(text).str();
+}
+
+Json read_config(const std::filesystem::path& folder) {
+    const std::filesystem::path path = folder / "tokenizer_config.json";
+    const std::optional<std::string> text = read_file(path);
+    if (!text) return Json::object();
+    const Json config = Json::parse(*text, nullptr, false);
+    if (!config.is_object()) {
+        throw Error(ErrorKind::checkpoint, "{}: is not a JSON object", path.string());
+    }
+    return config;
+}
+
+// A token is a string, or an object with its content.
+std::string read_token(const Json& config, const char* key) {
+    const Json token = config.value(key, Json());
+    if (token.is_string()) return token.get<std::string>();
+    if (token.is_object() && token.contains("content") && token["content"].is_string()) {
+        return token["content"].get<std::string>();
+    }
+    return "";
+}
+
+// A template is a string, or a list of {"name", "template"}.
+std::optional<std::string> read_template(const Json& config) {
+    const Json source = config.value("chat_template", Json());
+    if (source.is_string()) return source.get<std::string>();
+    if (!source.is_array()) return std::nullopt;
+    for (const Json& choice : source) {
+        if (choice.is_object() && choice.value("name", Json()) == "default" &&
+            choice.value("template", Json()).is_string()) {
+            return choice["template"].get<std::string>();
+        }
+    }
+    return std::nullopt;
+}
+
+// Input that comes from a user: a line of a request file.
+Json parse_input(std::string_view text, bool is_wanted(const Json&), std::string_view what) {
+    Json json = Json::parse(text, nullptr, false);
+    if (json.is_discarded() || !is_wanted(json)) {
+        throw Error(ErrorKind::input, "{}", what);
+    }
+    return json;
+}
+
+}  // namespace
+
+ChatTemplate::ChatTemplate(std::string_view source, SpecialTokens tokens, const std::string& name) {
+    jinja::Source place{name};
+    jinja::Nodes nodes = jinja::parse(source, place);
+    impl_ =
+        std::make_shared<const Impl>(Impl{std::move(place), std::move(nodes), std::move(tokens)});
+}
+
+std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& folder) {
+    const std::filesystem::path file = folder / "chat_template.jinja";
+    if (const std::optional<std::string> source = read_file(file)) {
+        return ChatTemplate(*source, load_special_tokens(folder), file.string());
+    }
+    const std::optional<std::string> source = read_template(read_config(folder));
+    if (!source) return std::nullopt;
+    const std::string name = (folder / "tokenizer_config.json").string() + ": chat_template";
+    return ChatTemplate(*source, load_special_tokens(folder), name);
+}
+
+ChatTemplate::SpecialTokens ChatTemplate::load_special_tokens(const std::filesystem::path& folder) {
+    const Json config = read_config(folder);
+    return {read_token(config, "bos_token"), read_token(config, "eos_token")};
+}
+
+std::string ChatTemplate::render(const std::vector<ChatMessage>& messages,
+                                 bool add_generation_prompt) const {
+    jinja::List list;
+    for (const ChatMessage& message : messages) {
+        jinja::Dict dict;
+        dict.set("role", message.role);
+        dict.set("content", message.content);
+        list.push_back(dict);
+    }
+    return impl_->render(list, add_generation_prompt, {});
+}
+
+std::string ChatTemplate::render_json(std::string_view messages, bool add_generation_prompt,
+                                      std::string_view variables) const {
+    const Json list = parse_input(
+        messages, [](const Json& json) { return json.is_array(); },
+        "messages: is not a JSON list of messages");
+    for (const Json& message : list) {
+        if (!message.is_object() || !message.value("role", Json()).is_string()) {
+            throw Error(ErrorKind::input, "messages: a message is not an object with a role");
+        }
+    }
+    const Json object = parse_input(
+        variables, [](const Json& json) { return json.is_object(); },
+        "variables of the chat template: is not a JSON object");
+    const jinja::Value values = jinja::Value::from_json(object);
+    return impl_->render(jinja::Value::from_json(list), add_generation_prompt, *values.dict());
+}
+
+}  // namespace ferry
