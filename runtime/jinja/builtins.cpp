@@ -421,8 +421,10 @@ Value index(const Value& value, const Value& key) {
         if (value.is_none()) return {};
         refuse(fmt::format("{} of an undefined value", to_text(key)));
     }
-    if ((value.list() == nullptr && !value.as<std::string>()) || !key.as<int64_t>()) return {};
-    const List items = iterate(value);
+    const bool is_text = value.as<std::string>() != nullptr;
+    if ((value.list() == nullptr && !is_text) || key.as<int64_t>() == nullptr) return {};
+    const List text_items = is_text ? iterate(value) : List{};
+    const List& items = is_text ? text_items : *value.list();
     const int64_t size = int64_t(items.size());
     const int64_t idx = key.integer() < 0 ? key.integer() + size : key.integer();
     return idx >= 0 && idx < size ? items[size_t(idx)] : Value();

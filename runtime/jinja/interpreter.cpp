@@ -12,7 +12,7 @@
 namespace ferry::jinja {
 namespace {
 
-constexpr int64_t kMaxSteps = 10'000'000;
+constexpr int64_t kMaxSteps = 4'000'000;
 constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -115,6 +115,7 @@ class Interpreter {
             scopes_.emplace_back();
             bind(node.targets, items[i]);
             scopes_.back().set("loop", describe_loop(items, i));
+            num_steps_ += 10;  // what that costs
             const Flow flow = execute(node.body, out);
             scopes_.pop_back();
             if (flow == Flow::stop) break;
@@ -260,7 +261,7 @@ class Interpreter {
         refuse(fmt::format("function '{}' is not supported", expr.name));
     }
 
-    static Value make_range(const std::vector<Value>& values) {
+    Value make_range(const std::vector<Value>& values) {
         if (values.empty() || values.size() > 3) refuse("range takes one to three numbers");
         const int64_t begin = values.size() > 1 ? values[0].integer() : 0;
         const int64_t end = values[values.size() > 1 ? 1 : 0].integer();
@@ -269,6 +270,7 @@ class Interpreter {
         List list;
         for (int64_t i = begin; stride > 0 ? i < end : i > end; i += stride) {
             if (list.size() >= 100'000) refuse("range is longer than 100000");
+            ++num_steps_;
             list.push_back(i);
         }
         return list;

@@ -70,7 +70,7 @@ class Parser {
     // end of the template when there are none.
     Nodes parse_nodes(std::initializer_list<std::string_view> ends) {
         const DepthGuard guard(this);
-        const int begin_line = peek().line;
+        const int begin_line = pos_ > 0 ? tokens_[pos_ - 1].line : 1;
         Nodes nodes;
         for (;;) {
             const Token& token = take();

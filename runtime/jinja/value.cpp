@@ -17,7 +17,9 @@ template <typename AppendItem>
 void append_items(size_t num, char open, char close, int indent, int depth, std::string* out,
                   AppendItem append_item) {
     const auto new_line = [&](int levels) {
-        if (indent >= 0) *out += "\n" + std::string(size_t(indent * levels), ' ');
+        if (indent < 0) return;
+        out->push_back('\n');
+        out->append(size_t(indent * levels), ' ');
     };
     out->push_back(open);
     for (size_t i = 0; i < num; ++i) {

@@ -41,7 +41,8 @@ TEST(ChatTemplateGolden, RendersLikeJinja2) {
         } else {
             EXPECT_EQ(error, "") << source << "\n" << test_case["messages"];
             EXPECT_EQ(text, test_case["expected"].get<std::string>())
-                << source << "\n" << test_case["messages"] << test_case["variables"];
+                << source << "\n"
+                << test_case["messages"] << test_case["variables"];
             ++num_rendered;
         }
     }

@@ -1,0 +1,136 @@
+#include "runtime/chat_template.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <functional>
+
+#include "base/error.h"
+
+namespace ferry {
+namespace {
+
+using testing::HasSubstr;
+
+ChatTemplate make(std::string_view source) {
+    return ChatTemplate(source, {"<s>", "</s>"}, "t.jinja");
+}
+
+std::string error_of(ErrorKind kind, const std::function<void()>& action) {
+    try {
+        action();
+    } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), kind) << error.what();
+        EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+        return error.what();
+    }
+    return "no error";
+}
+
+std::string parse_error(std::string_view source) {
+    return error_of(ErrorKind::checkpoint, [&] { make(source); });
+}
+
+std::string render_error(std::string_view source) {
+    return error_of(ErrorKind::input, [&] { make(source).render({{"user", "hi"}}); });
+}
+
+TEST(ChatTemplate, RendersMessages) {
+    const ChatTemplate chat = make(
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}");
+    EXPECT_EQ(chat.render({{"system", "be"}, {"user", "hi"}}),
+              "<s>[system] be</s>[user] hi</s>[assistant]");
+    EXPECT_EQ(chat.render({{"user", "hi"}}, false), "<s>[user] hi</s>");
+    EXPECT_EQ(chat.render({}), "<s>[assistant]");
+}
+
+TEST(ChatTemplate, TakesJsonMessagesAndVariables) {
+    const ChatTemplate chat = make("{{ messages[0].n + k }}{{ messages[0].missing }}");
+    EXPECT_EQ(chat.render_json(R"([{"role": "user", "n": 40}])", true, R"({"k": 2})"), "42");
+    const auto render = [&](const char* messages) {
+        return error_of(ErrorKind::input, [&] { chat.render_json(messages); });
+    };
+    EXPECT_THAT(render("{}"), HasSubstr("not a JSON list"));
+    EXPECT_THAT(render("[1]"), HasSubstr("not an object with a role"));
+    EXPECT_THAT(render("[{\"role\""), HasSubstr("not a JSON list"));
+    const std::string deep =
+        "[{\"role\":\"a\",\"c\":" + std::string(5000, '[') + std::string(5000, ']') + "}]";
+    EXPECT_THAT(render(deep.c_str()), HasSubstr("nested too deeply"));
+}
+
+TEST(ChatTemplate, NamesWhatIsNotSupportedAndTheLine) {
+    EXPECT_THAT(parse_error("a\n{% macro f() %}{% endmacro %}"),
+                HasSubstr("t.jinja:2: statement 'macro' is not supported"));
+    EXPECT_THAT(parse_error("\n\n{{ x | sort }}"), HasSubstr("t.jinja:3: filter 'sort'"));
+    EXPECT_THAT(parse_error("{{ x is callable }}"), HasSubstr("t.jinja:1: test 'callable'"));
+    EXPECT_THAT(parse_error("{% if x %}\n\n"), HasSubstr("t.jinja:1: block has no 'endif'"));
+    EXPECT_THAT(parse_error("{{ x ** 2 }}"), HasSubstr("operator '**'"));
+    EXPECT_THAT(parse_error("{{ 1 < x < 3 }}"), HasSubstr("chain of comparisons"));
+    EXPECT_THAT(parse_error("{{ x"), HasSubstr("t.jinja:1: tag has no end"));
+    EXPECT_THAT(parse_error("{# x"), HasSubstr("t.jinja:1: comment has no end"));
+}
+
+TEST(ChatTemplate, NamesWhatARenderRefusesAndTheLine) {
+    EXPECT_THAT(render_error("\n{{ raise_exception('no\nway') }}"), HasSubstr("t.jinja:2: no way"));
+    EXPECT_THAT(render_error("{{ strftime_now('%d') }}"), HasSubstr("function 'strftime_now'"));
+    EXPECT_THAT(render_error("{{ messages }}"), HasSubstr("a list cannot be printed"));
+    EXPECT_THAT(render_error("{{ x.y }}"), HasSubstr("'y' of an undefined value"));
+    EXPECT_THAT(render_error("{{ 'a'.zfill(3) }}"), HasSubstr("method 'zfill' of string"));
+}
+
+TEST(ChatTemplate, BoundsDepthAndTime) {
+    EXPECT_THAT(parse_error("{{ " + std::string(5000, '(') + "1" + std::string(5000, ')') + " }}"),
+                HasSubstr("t.jinja:1: "));
+    std::string nested, sum = "{{ 1";
+    for (int i = 0; i < 500; ++i) nested += "{% if x %}";
+    for (int i = 0; i < 100'000; ++i) sum += " + 1";
+    EXPECT_THAT(parse_error(nested), HasSubstr("nested too deeply"));
+    EXPECT_THAT(parse_error(sum + " }}"), HasSubstr("tag is too long"));
+    EXPECT_THAT(render_error("{% for a in range(100000) %}{% for b in range(100000) %}"
+                             "{% endfor %}{% endfor %}"),
+                HasSubstr("does not end"));
+    EXPECT_THAT(render_error("{% set n = namespace(s='abcdefgh') %}{% for a in range(99) %}"
+                             "{% set n.s = n.s + n.s %}{% endfor %}"),
+                HasSubstr("too long"));
+}
+
+class ChatTemplateFolder : public testing::Test {
+  protected:
+    ~ChatTemplateFolder() override { std::filesystem::remove_all(folder_); }
+    void write(const std::string& name, const std::string& text) const {
+        std::filesystem::create_directories(folder_);
+        std::ofstream(folder_ / name) << text;
+    }
+    const std::filesystem::path folder_ = std::filesystem::temp_directory_path() /
+                                          ("ferry_chat_template_" + std::to_string(getpid()));
+};
+
+TEST_F(ChatTemplateFolder, ReadsTokenizerConfig) {
+    EXPECT_FALSE(ChatTemplate::load(folder_).has_value());
+    write("tokenizer_config.json", R"({"bos_token": {"content": "<b>"}, "eos_token": "<e>"})");
+    EXPECT_FALSE(ChatTemplate::load(folder_).has_value());
+    EXPECT_EQ(ChatTemplate::load_special_tokens(folder_).bos_token, "<b>");
+    EXPECT_EQ(ChatTemplate::load_special_tokens(folder_).eos_token, "<e>");
+    write("tokenizer_config.json", R"({"bos_token": "<b>", "chat_template": "{{ bos_token }}1"})");
+    EXPECT_EQ(ChatTemplate::load(folder_)->render({}), "<b>1");
+    write("tokenizer_config.json", R"({"chat_template": [{"name": "tool_use", "template": "2"},
+                                                         {"name": "default", "template": "3"}]})");
+    EXPECT_EQ(ChatTemplate::load(folder_)->render({}), "3");
+    write("chat_template.jinja", "4{{ bos_token }}\n");
+    EXPECT_EQ(ChatTemplate::load(folder_)->render({}), "4");
+}
+
+TEST_F(ChatTemplateFolder, RefusesADamagedConfig) {
+    write("tokenizer_config.json", "{\"chat_template\": ");
+    EXPECT_THAT(error_of(ErrorKind::checkpoint, [&] { ChatTemplate::load(folder_); }),
+                HasSubstr("tokenizer_config.json: is not a JSON object"));
+    write("tokenizer_config.json", R"({"chat_template": "{% include 'x' %}"})");
+    EXPECT_THAT(error_of(ErrorKind::checkpoint, [&] { ChatTemplate::load(folder_); }),
+                HasSubstr("tokenizer_config.json: chat_template:1: statement 'include'"));
+}
+
+}  // namespace
+}  // namespace ferry
