@@ -1,0 +1,48 @@
+#include "comm/progress_state.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace ferry {
+
+const char* to_string(Activity activity) {
+    switch (activity) {
+        case Activity::starting:
+            return "starting";
+        case Activity::loading:
+            return "loading weights";
+        case Activity::computing:
+            return "computing";
+        case Activity::waiting_dispatch:
+            return "waiting for tokens";
+        case Activity::waiting_combine:
+            return "waiting for expert outputs";
+        case Activity::waiting_tensor_parallel:
+            return "waiting for its tensor-parallel group";
+        case Activity::waiting_requests:
+            return "waiting for requests";
+        case Activity::finishing:
+            return "finishing";
+    }
+    return "?";
+}
+
+std::string ProgressState::describe() const {
+    std::string text = fmt::format("step {}, layer {}, micro-batch {}, {}", step.load(),
+                                   layer.load(), micro_batch.load(), to_string(activity.load()));
+    const int count = num_waiting.load();
+    if (count == 0) return text;
+    text += count == 1 ? " of rank " : " of ranks ";
+    for (int i = 0; i < std::min(count, kMaxWaiting); ++i)
+        text += fmt::format("{}{}", i ? ", " : "", waiting_for[i].load());
+    if (count > kMaxWaiting) text += fmt::format(" and {} more", count - kMaxWaiting);
+    return text;
+}
+
+ProgressState& progress_state() {
+    static ProgressState state;
+    return state;
+}
+
+}  // namespace ferry

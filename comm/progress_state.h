@@ -1,0 +1,53 @@
+// Where a rank is, for the watchdog and for error messages: written by the worker's main thread,
+// read by the watchdog's thread at any moment.
+#pragma once
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+namespace ferry {
+
+enum class Activity : uint8_t {
+    starting,
+    loading,
+    computing,
+    waiting_dispatch,
+    waiting_combine,
+    waiting_tensor_parallel,
+    waiting_requests,
+    finishing
+};
+const char* to_string(Activity activity);
+
+struct ProgressState {
+    std::atomic<int64_t> step{-1};
+    std::atomic<int32_t> layer{-1};
+    std::atomic<int32_t> micro_batch{-1};
+    std::atomic<Activity> activity{Activity::starting};
+    std::atomic<uint64_t> beats{0};  // grows with everything that counts as progress
+
+    // World ranks that the current wait is for; the first kMaxWaiting of them.
+    static constexpr int kMaxWaiting = 16;
+    std::array<std::atomic<int32_t>, kMaxWaiting> waiting_for{};
+    std::atomic<int32_t> num_waiting{0};  // may be larger than kMaxWaiting
+
+    // A watchdog runs: it reports a stall first, on all ranks; deadlines of waits come a little
+    // later.
+    std::atomic<bool> watched{false};
+    // Set by the watchdog (any thread): the run cannot go on. Waits turn it into Error.
+    std::atomic<bool> failed{false};
+
+    void beat() { beats.fetch_add(1, std::memory_order_relaxed); }
+    void enter(Activity what) {
+        activity.store(what, std::memory_order_relaxed);
+        beat();
+    }
+    // "step 12, layer 3, micro-batch 1, waiting for expert outputs of ranks 4, 5"
+    std::string describe() const;
+};
+
+// The one of this process.
+ProgressState& progress_state();
+
+}  // namespace ferry

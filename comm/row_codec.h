@@ -1,0 +1,21 @@
+// Rows of f32 to and from their form on the wire, and weighted sums of wire rows. Vectorised; the
+// scalar definitions in base/dtype.h are what every path agrees with, bit for bit.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace ferry {
+
+// dtype: f32, bf16, or fp8_e4m3 with one scale per 128 values (the last block may be partial):
+// scale = max(|x|, 1e-4) / 448, q = e4m3(x / scale), as MODEL.md "Quantisation".
+void encode_row(DType dtype, const float* x, int64_t dim, std::byte* out, float* scales);
+// fp8: x = q * scale.
+void decode_row(DType dtype, const std::byte* in, const float* scales, int64_t dim, float* out);
+// first: out = weight * row; else out = out + weight * row, product and sum rounded separately.
+// dtype: f32 or bf16.
+void accumulate_row(DType dtype, const std::byte* in, float weight, bool first, int64_t dim,
+                    float* out);
+
+}  // namespace ferry

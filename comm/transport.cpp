@@ -1,0 +1,36 @@
+#include "comm/transport.h"
+
+#include "base/error.h"
+#include "comm/transport_mpi.h"
+#include "comm/world.h"
+
+namespace ferry {
+
+std::unique_ptr<Transport> make_transport(std::string_view name, World& world, std::string* why) {
+    const auto choose = [&](const char* reason) {
+        if (why != nullptr) *why = reason;
+    };
+    if (name == "auto") {
+        if (world.size() == 1) {
+            choose("exchange.transport: self, as there is one rank");
+            return make_self_transport();
+        }
+        choose("exchange.transport: mpi, the fastest in this build for CPU ranks");
+        return make_mpi_transport(world);
+    }
+    if (name == "self") {
+        if (world.size() > 1)
+            throw Error(ErrorKind::usage,
+                        "exchange.transport: self serves one rank, but this world has {}; use auto",
+                        world.size());
+        return make_self_transport();
+    }
+    if (name == "mpi") return make_mpi_transport(world);
+    if (name == "ucx" || name == "nccl")
+        throw Error(ErrorKind::usage,
+                    "exchange.transport: {} is not in this build; use mpi or auto", name);
+    throw Error(ErrorKind::usage, "exchange.transport: {} is none of auto, self, mpi, ucx, nccl",
+                name);
+}
+
+}  // namespace ferry

@@ -1,0 +1,57 @@
+// The one way to wait: drives a transport, gives the core away when idle, keeps the deadline.
+#pragma once
+#include <chrono>
+#include <cstdint>
+
+#include "comm/progress_state.h"
+#include "comm/transport.h"
+
+namespace ferry {
+
+class Waiter {
+  public:
+    Waiter(Transport& transport, double stall_timeout_s)
+        : transport_(transport), stall_timeout_s_(stall_timeout_s) {}
+
+    // One wait for something that must happen: begin(), then poll() until it has. `waiting_on(n)`
+    // tells who has not answered; it is asked only when the wait is long.
+    void begin(Activity activity, int layer, int micro_batch);
+
+    // Moves messages; when nothing moved, yields the core, and after a while sleeps for some tens
+    // of microseconds at a time. Throws Error(communication) with `missing(add)` called to name the
+    // ranks, once nothing has moved for the stall timeout or the watchdog has found the run dead.
+    template <typename Missing>
+    void poll(Missing&& missing) {
+        if (transport_.progress()) {
+            idle_polls_ = 0;
+            progress_state().beat();
+            return;
+        }
+        if (idle() && deadline_passed(missing)) fail();
+    }
+    void end();
+
+    double stall_timeout_s() const { return stall_timeout_s_; }
+
+  private:
+    // Gives the core away; true when it is time to look at the clock and the watchdog's flag.
+    bool idle();
+    void note_missing(int world_rank);
+    bool overdue();
+    [[noreturn]] void fail();
+
+    template <typename Missing>
+    bool deadline_passed(Missing&& missing) {
+        progress_state().num_waiting.store(0, std::memory_order_relaxed);
+        missing([this](int world_rank) { note_missing(world_rank); });
+        return overdue();
+    }
+
+    Transport& transport_;
+    double stall_timeout_s_;
+    std::chrono::steady_clock::time_point idle_since_{};
+    int64_t idle_polls_ = 0;
+    Activity activity_before_ = Activity::computing;
+};
+
+}  // namespace ferry

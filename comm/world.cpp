@@ -1,0 +1,275 @@
+#include "comm/world.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <utility>
+
+#include "base/error.h"
+#if FERRY_HAS_MPI
+#include "comm/mpi_api.h"
+#endif
+
+namespace ferry {
+namespace {
+
+std::string own_host() {
+    char name[256] = {};
+    gethostname(name, sizeof name - 1);
+    return name;
+}
+
+int available_cores() {
+    cpu_set_t cores;
+    return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+}
+
+}  // namespace
+
+int launcher_tasks(const std::function<const char*(const char*)>& get) {
+    int tasks = 1;
+    // Open MPI's mpirun, MPICH's hydra, Slurm (of the step: SLURM_NTASKS alone is set in the batch
+    // shell too, where one rank is right).
+    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"})
+        if (const char* value = get(name)) tasks = std::max(tasks, std::atoi(value));
+    if (get("SLURM_PROCID") != nullptr && get("SLURM_STEP_ID") != nullptr)
+        if (const char* value = get("SLURM_STEP_NUM_TASKS"))
+            tasks = std::max(tasks, std::atoi(value));
+    return tasks;
+}
+
+#if FERRY_HAS_MPI
+
+struct World::Impl {
+    MPI_Comm world = MPI_COMM_NULL;
+    MPI_Comm node = MPI_COMM_NULL;
+};
+
+World::World(int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
+    int provided = 0;
+    mpi_check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+    mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &impl_->world), "MPI_Comm_dup");
+    MPI_Comm_set_errhandler(impl_->world, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(impl_->world, &rank_);
+    MPI_Comm_size(impl_->world, &size_);
+    const int tasks = launcher_tasks([](const char* name) { return std::getenv(name); });
+    if (size_ == 1 && tasks > 1)
+        throw Error(ErrorKind::usage,
+                    "the launcher started {} tasks, but each of them is an MPI world of its own: "
+                    "ferry was built with {}, which does not understand this launcher; use that "
+                    "MPI's mpirun, or srun --mpi=pmix",
+                    tasks, mpi_version());
+    discover_nodes();
+}
+
+void World::discover_nodes() {
+    mpi_check(
+        MPI_Comm_split_type(impl_->world, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &impl_->node),
+        "MPI_Comm_split_type");
+    MPI_Comm_rank(impl_->node, &node_rank_);
+    MPI_Comm_size(impl_->node, &node_size_);
+    int leader = rank_;
+    MPI_Bcast(&leader, 1, MPI_INT, 0, impl_->node);
+    std::vector<int> leader_of_rank(size_);
+    mpi_check(MPI_Allgather(&leader, 1, MPI_INT, leader_of_rank.data(), 1, MPI_INT, impl_->world),
+              "MPI_Allgather");
+    const std::vector<std::string> host_of_rank = all_gather(own_host());
+    std::map<int, int> node_of_leader;  // leaders in order of rank
+    for (int leader_rank : leader_of_rank) node_of_leader.try_emplace(leader_rank, 0);
+    for (auto& [leader_rank, node] : node_of_leader) {
+        node = static_cast<int>(host_of_node_.size());
+        host_of_node_.push_back(host_of_rank[leader_rank]);
+    }
+    for (int leader_rank : leader_of_rank) node_of_rank_.push_back(node_of_leader[leader_rank]);
+}
+
+World::~World() {
+    if (std::uncaught_exceptions() > 0) return;
+    if (impl_->node != MPI_COMM_NULL) MPI_Comm_free(&impl_->node);
+    if (impl_->world != MPI_COMM_NULL) MPI_Comm_free(&impl_->world);
+    MPI_Finalize();
+}
+
+void World::abort(int exit_code) {
+    std::fflush(nullptr);
+    MPI_Abort(MPI_COMM_WORLD, exit_code);
+    std::_Exit(exit_code);
+}
+
+void World::barrier() {
+    mpi_check(MPI_Barrier(impl_->world), "MPI_Barrier");
+}
+
+void World::broadcast(void* data, size_t size_bytes, int root) {
+    constexpr size_t kPiece = size_t{1} << 30;  // counts are ints
+    for (size_t done = 0; done < size_bytes; done += kPiece)
+        mpi_check(MPI_Bcast(static_cast<std::byte*>(data) + done,
+                            static_cast<int>(std::min(kPiece, size_bytes - done)), MPI_BYTE, root,
+                            impl_->world),
+                  "MPI_Bcast");
+}
+
+std::string World::broadcast(const std::string& text, int root) {
+    uint64_t size = text.size();
+    broadcast(&size, sizeof size, root);
+    std::string result = rank_ == root ? text : std::string(size, '\0');
+    broadcast(result.data(), size, root);
+    return result;
+}
+
+std::vector<std::string> World::all_gather(const std::string& text) {
+    const int size = static_cast<int>(text.size());
+    std::vector<int> sizes(size_), offsets(size_ + 1, 0);
+    mpi_check(MPI_Allgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, impl_->world),
+              "MPI_Allgather");
+    for (int r = 0; r < size_; ++r) offsets[r + 1] = offsets[r] + sizes[r];
+    std::string all(offsets[size_], '\0');
+    mpi_check(MPI_Allgatherv(text.data(), size, MPI_CHAR, all.data(), sizes.data(), offsets.data(),
+                             MPI_CHAR, impl_->world),
+              "MPI_Allgatherv");
+    std::vector<std::string> texts;
+    for (int r = 0; r < size_; ++r) texts.push_back(all.substr(offsets[r], sizes[r]));
+    return texts;
+}
+
+int64_t World::all_sum(int64_t value) {
+    mpi_check(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_SUM, impl_->world),
+              "MPI_Allreduce");
+    return value;
+}
+
+int64_t World::all_max(int64_t value) {
+    mpi_check(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_MAX, impl_->world),
+              "MPI_Allreduce");
+    return value;
+}
+
+Buffer World::node_shared(size_t size_bytes, const std::function<void(void* data)>& fill) {
+    MPI_Win window = MPI_WIN_NULL;
+    void* own = nullptr;
+    mpi_check(MPI_Win_allocate_shared(
+                  node_rank_ == 0 ? static_cast<MPI_Aint>(std::max<size_t>(size_bytes, 64)) : 0, 1,
+                  MPI_INFO_NULL, impl_->node, &own, &window),
+              "MPI_Win_allocate_shared");
+    MPI_Aint size = 0;
+    int unit = 0;
+    void* data = nullptr;
+    mpi_check(MPI_Win_shared_query(window, 0, &size, &unit, &data), "MPI_Win_shared_query");
+    if (node_rank_ == 0) fill(data);
+    MPI_Win_fence(0, window);
+    mpi_check(MPI_Barrier(impl_->node), "MPI_Barrier");
+    // MPI_Win_free is collective, the end of a Buffer is not: windows live until the process ends.
+    return Buffer::adopt(data, size_bytes, [] {});
+}
+
+MPI_Comm world_communicator(const World& world) {
+    return world.impl()->world;
+}
+
+std::string mpi_version() {
+    char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int length = 0;
+    MPI_Get_library_version(text, &length);
+    const std::string version(text, static_cast<size_t>(length));
+    return version.substr(0, version.find_first_of(",\n"));
+}
+
+#else  // one rank
+
+struct World::Impl {};
+
+World::World(int*, char***) {
+    const int tasks = launcher_tasks([](const char* name) { return std::getenv(name); });
+    if (tasks > 1)
+        throw Error(ErrorKind::usage,
+                    "the launcher started {} tasks, but this ferry was built without MPI; install "
+                    "libopenmpi-dev and build again, or start one task",
+                    tasks);
+    discover_nodes();
+}
+void World::discover_nodes() {
+    node_of_rank_ = {0};
+    host_of_node_ = {own_host()};
+}
+World::~World() = default;
+void World::abort(int exit_code) {
+    std::fflush(nullptr);
+    std::_Exit(exit_code);
+}
+void World::barrier() {}
+void World::broadcast(void*, size_t, int) {}
+std::string World::broadcast(const std::string& text, int) {
+    return text;
+}
+std::vector<std::string> World::all_gather(const std::string& text) {
+    return {text};
+}
+int64_t World::all_sum(int64_t value) {
+    return value;
+}
+int64_t World::all_max(int64_t value) {
+    return value;
+}
+Buffer World::node_shared(size_t size_bytes, const std::function<void(void* data)>& fill) {
+    Buffer buffer(cpu_device(), size_bytes);
+    fill(buffer.data());
+    return buffer;
+}
+std::string mpi_version() {
+    return "none (built without MPI)";
+}
+
+#endif
+
+void check_same_everywhere(World& world, const std::string& what, const std::string& fingerprint) {
+    const std::vector<std::string> all = world.all_gather(fingerprint);
+    std::string others;
+    int count = 0;
+    for (int r = 1; r < world.size(); ++r)
+        if (all[r] != all[0] && ++count <= 4)
+            others += fmt::format("{}rank {} on {} has {}", others.empty() ? "" : ", ", r,
+                                  world.host(r), all[r]);
+    if (count == 0) return;
+    throw Error(ErrorKind::usage,
+                "{} differs between ranks: rank 0 on {} has {}, but {}{}; start the same binary "
+                "with the same files on every node",
+                what, world.host(0), all[0], others,
+                count > 4 ? fmt::format(" and {} more", count - 4) : "");
+}
+
+std::string oversubscription_warning(World& world, int threads_per_rank) {
+    // Ranks may be bound to different cores of the node: the union is what they have. Cores are
+    // told apart by the affinity mask, gathered as text.
+    cpu_set_t cores;
+    std::string mask;
+    if (sched_getaffinity(0, sizeof cores, &cores) == 0)
+        for (int core = 0; core < CPU_SETSIZE; ++core) mask += CPU_ISSET(core, &cores) ? '1' : '0';
+    const std::vector<std::string> masks = world.all_gather(mask);
+    const std::vector<std::string> threads = world.all_gather(std::to_string(threads_per_rank));
+    std::vector<int> needed(world.num_nodes(), 0), available(world.num_nodes(), 0);
+    std::vector<std::string> node_mask(world.num_nodes(), std::string(CPU_SETSIZE, '0'));
+    for (int r = 0; r < world.size(); ++r) {
+        const int node = world.node_of_rank()[r];
+        needed[node] += std::atoi(threads[r].c_str());
+        for (size_t core = 0; core < masks[r].size(); ++core)
+            if (masks[r][core] == '1') node_mask[node][core] = '1';
+    }
+    for (int node = 0; node < world.num_nodes(); ++node) {
+        available[node] =
+            static_cast<int>(std::count(node_mask[node].begin(), node_mask[node].end(), '1'));
+        if (available[node] == 0) available[node] = available_cores();
+        if (needed[node] > available[node])
+            return fmt::format(
+                "{} has {} cores for {} threads of its ranks ({} each): expect low speed; start "
+                "fewer ranks per node or set engine.threads lower",
+                world.host_of_node()[node], available[node], needed[node], threads_per_rank);
+    }
+    return "";
+}
+
+}  // namespace ferry

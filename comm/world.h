@@ -1,0 +1,86 @@
+// [1] All ranks of the job: who shares a node with whom, start-up exchanges, the end of the job.
+// Built without MPI, or started without a launcher, it is a world of one rank.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+
+namespace ferry {
+
+// MPI is initialised with MPI_THREAD_FUNNELED: only the main thread of a rank calls it. Nothing
+// needs more: kernels' threads compute, the watchdog has its own sockets, and THREAD_MULTIPLE would
+// cost a lock per call and cut off one-sided components (osc/pt2pt refuses it).
+//
+// Everything below is for start-up and the end of a run, never for the hot path. Collective calls
+// must be made by all ranks in the same order.
+class World {
+  public:
+    // Once per process. Throws Error(usage) when this is a world of one although the launcher
+    // started more tasks (an MPI library that does not understand the launcher).
+    World(int* argc, char*** argv);
+    ~World();  // Finalises MPI, unless an error is in flight: then finalise would wait for the
+               // dead.
+    World(const World&) = delete;
+    World& operator=(const World&) = delete;
+
+    int rank() const { return rank_; }
+    int size() const { return size_; }
+
+    // Nodes: ranks that share memory, numbered by their lowest rank.
+    int node() const { return node_of_rank_[rank_]; }
+    int num_nodes() const { return static_cast<int>(host_of_node_.size()); }
+    int node_rank() const { return node_rank_; }  // 0 ... node_size() - 1
+    int node_size() const { return node_size_; }
+    const std::vector<int>& node_of_rank() const { return node_of_rank_; }
+    const std::vector<std::string>& host_of_node() const { return host_of_node_; }
+    const std::string& host(int rank) const { return host_of_node_[node_of_rank_[rank]]; }
+    const std::string& host() const { return host(rank_); }
+
+    // Ends every rank of the job at once with this exit code.
+    [[noreturn]] void abort(int exit_code);
+
+    // Collectives.
+    void barrier();
+    void broadcast(void* data, size_t size_bytes, int root);
+    std::string broadcast(const std::string& text, int root);
+    std::vector<std::string> all_gather(const std::string& text);  // by rank
+    int64_t all_sum(int64_t value);
+    int64_t all_max(int64_t value);
+
+    // Memory that all ranks of a node share. `fill` runs on one rank of each node; when the call
+    // returns, all see what it wrote. Collective; the buffer's end is local.
+    Buffer node_shared(size_t size_bytes, const std::function<void(void* data)>& fill);
+
+    struct Impl;
+    const Impl* impl() const { return impl_.get(); }
+
+  private:
+    void discover_nodes();
+
+    std::unique_ptr<Impl> impl_;
+    int rank_ = 0;
+    int size_ = 1;
+    int node_rank_ = 0;
+    int node_size_ = 1;
+    std::vector<int> node_of_rank_;
+    std::vector<std::string> host_of_node_;
+};
+
+// "Open MPI 4.1.4" or "none (built without MPI)".
+std::string mpi_version();
+
+// Start-up checks (DESIGN 4.7). All collective, the same outcome on every rank.
+// `fingerprint`: of everything that must be equal on all ranks (build, configuration, checkpoint).
+// Throws Error(usage) that names the ranks which differ from rank 0, and what differs.
+void check_same_everywhere(World& world, const std::string& what, const std::string& fingerprint);
+// One line for the log when a node has fewer cores than its ranks' threads need, else empty.
+std::string oversubscription_warning(World& world, int threads_per_rank);
+// Tasks that the launcher says it started: 1 when there is no launcher or it does not say. `get`:
+// reads an environment variable (null: unset).
+int launcher_tasks(const std::function<const char*(const char*)>& get);
+
+}  // namespace ferry

@@ -1,0 +1,85 @@
+#include "comm/layout.h"
+
+#include <gmock/gmock.h>
+
+#include "base/error.h"
+
+namespace ferry {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+std::string message_of(const LayoutOptions& options, std::vector<int> nodes) {
+    try {
+        make_layout(options, nodes);
+    } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::usage);
+        return error.what();
+    }
+    return "";
+}
+
+TEST(Layout, DisaggregatedNumbersAttentionRanksFirst) {
+    const Layout layout =
+        make_layout({.attention_ranks = 2, .expert_ranks = 3}, std::vector<int>{0, 0, 0, 1, 1});
+    EXPECT_EQ(layout.attention_rank(1), 1);
+    EXPECT_EQ(layout.attention_rank(2), -1);
+    EXPECT_EQ(layout.expert_rank(1), -1);
+    EXPECT_EQ(layout.expert_rank(4), 2);
+    EXPECT_EQ(layout.world_rank_of_expert(2), 4);
+    EXPECT_EQ(layout.tp_size(), 2);  // both attention ranks share node 0
+}
+
+TEST(Layout, ColocatedRanksAreBoth) {
+    const Layout layout = make_layout({.mode = LayoutMode::colocated}, std::vector<int>(7, 0));
+    EXPECT_EQ(layout.num_attention(), 7);
+    EXPECT_EQ(layout.num_expert(), 7);
+    EXPECT_EQ(layout.attention_rank(6), 6);
+    EXPECT_EQ(layout.expert_rank(6), 6);
+    EXPECT_EQ(layout.tp_size(), 7);
+}
+
+TEST(Layout, DefaultTpGroupsStayOnANode) {
+    const LayoutOptions options{.mode = LayoutMode::colocated};
+    EXPECT_EQ(make_layout(options, std::vector<int>{0, 0, 0, 0, 1, 1}).tp_size(), 2);
+    EXPECT_EQ(make_layout(options, std::vector<int>{0, 0, 0, 1, 1}).tp_size(), 1);
+    EXPECT_EQ(make_layout(options, std::vector<int>{0, 1, 0, 1}).tp_size(), 1);  // scattered
+    EXPECT_EQ(make_layout(options, std::vector<int>{0, 0, 0, 1, 1, 1}).tp_size(), 3);
+}
+
+TEST(Layout, TpGroupsAreRangesOfAttentionRanks) {
+    const Layout layout = make_layout({.attention_ranks = 6, .expert_ranks = 1, .tp_size = 3},
+                                      std::vector<int>(7, 0));
+    EXPECT_EQ(layout.tp_group(4), 1);
+    EXPECT_EQ(layout.tp_rank(4), 1);
+    EXPECT_THAT(layout.tp_members(4), ElementsAre(3, 4, 5));
+}
+
+TEST(Layout, ErrorsSayWhatWouldFit) {
+    EXPECT_THAT(message_of({.attention_ranks = 2, .expert_ranks = 4}, {0, 0, 0, 0}),
+                HasSubstr("2 attention + 4 expert ranks = 6, but this world has 4 ranks; start 6 "
+                          "ranks (mpirun -n 6), or set expert_ranks: 2"));
+    EXPECT_THAT(message_of({.attention_ranks = 1, .expert_ranks = 1}, {0}),
+                HasSubstr("or set mode: colocated"));
+    EXPECT_THAT(message_of({.attention_ranks = 0, .expert_ranks = 1}, {0}),
+                HasSubstr("at least one rank of each role"));
+    EXPECT_THAT(
+        message_of({.attention_ranks = 6, .expert_ranks = 1, .tp_size = 4}, std::vector<int>(7, 0)),
+        HasSubstr("tp_size 4 does not divide 6 attention ranks; these do: 1, 2, 3, 6"));
+    EXPECT_THAT(message_of({.mode = LayoutMode::colocated, .attention_ranks = 3}, {0, 0}),
+                HasSubstr("mpirun -n 3"));
+}
+
+TEST(Layout, PrintsATable) {
+    const Layout layout =
+        make_layout({.attention_ranks = 1, .expert_ranks = 2}, std::vector<int>{0, 0, 1});
+    const Placement placement = contiguous_placement(5, 2);
+    const std::string table =
+        layout.describe(std::vector<std::string>{"node1", "node2"}, &placement);
+    EXPECT_THAT(table, HasSubstr("disaggregated layout: 1 attention, 2 expert ranks of 3"));
+    EXPECT_THAT(table, HasSubstr("2     node2             -               1       2\n"));
+}
+
+}  // namespace
+}  // namespace ferry

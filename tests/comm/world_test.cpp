@@ -1,0 +1,81 @@
+#include "comm/world.h"
+
+#include <gmock/gmock.h>
+
+#include <map>
+
+#include "base/error.h"
+#include "tests/support/mpi_main.h"
+
+namespace ferry {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(World, NodesAreNumberedByTheirLowestRank) {
+    World& world = test_world();
+    EXPECT_EQ(static_cast<int>(world.node_of_rank().size()), world.size());
+    EXPECT_EQ(world.node_of_rank()[0], 0);
+    EXPECT_FALSE(world.host().empty());
+    EXPECT_EQ(world.all_sum(world.node_rank() == 0 ? 1 : 0), world.num_nodes());
+}
+
+TEST(World, GathersAndBroadcasts) {
+    World& world = test_world();
+    const auto all = world.all_gather(std::string(world.rank(), 'x'));
+    for (int r = 0; r < world.size(); ++r) EXPECT_EQ(all[r], std::string(r, 'x'));
+    const int root = world.size() - 1;
+    EXPECT_EQ(world.broadcast(world.rank() == root ? "hello" : "", root), "hello");
+    EXPECT_EQ(world.all_max(world.rank()), world.size() - 1);
+}
+
+TEST(World, NodeSharedMemoryIsFilledOnce) {
+    World& world = test_world();
+    int fills = 0;
+    Buffer buffer = world.node_shared(1 << 20, [&](void* data) {
+        ++fills;
+        static_cast<int*>(data)[1000] = 4242;
+    });
+    EXPECT_EQ(buffer.size_bytes(), size_t{1} << 20);
+    EXPECT_EQ(buffer.as<int>()[1000], 4242);
+    EXPECT_EQ(fills, world.node_rank() == 0 ? 1 : 0);
+}
+
+TEST(World, DifferencesBetweenRanksAreNamed) {
+    World& world = test_world();
+    EXPECT_NO_THROW(check_same_everywhere(world, "build", "abc"));
+    if (world.size() == 1) return;
+    try {
+        check_same_everywhere(world, "configuration", world.rank() == 1 ? "left" : "right");
+        FAIL();
+    } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::usage);
+        EXPECT_THAT(error.what(), HasSubstr("configuration differs between ranks: rank 0 on"));
+        EXPECT_THAT(error.what(), HasSubstr("has right, but rank 1 on"));
+        EXPECT_THAT(error.what(), HasSubstr("has left; start"));
+    }
+}
+
+TEST(World, WarnsOfMoreThreadsThanCores) {
+    World& world = test_world();
+    EXPECT_THAT(oversubscription_warning(world, 100000), HasSubstr("expect low speed"));
+}
+
+TEST(LauncherTasks, ReadsTheLaunchersVariables) {
+    const auto tasks = [](std::map<std::string, const char*> env) {
+        return launcher_tasks([env](const char* name) -> const char* {
+            const auto found = env.find(name);
+            return found == env.end() ? nullptr : found->second;
+        });
+    };
+    EXPECT_EQ(tasks({}), 1);
+    EXPECT_EQ(tasks({{"OMPI_COMM_WORLD_SIZE", "4"}}), 4);
+    EXPECT_EQ(tasks({{"PMI_SIZE", "3"}}), 3);
+    // In a batch shell Slurm's variables speak of the job, not of this process.
+    EXPECT_EQ(tasks({{"SLURM_NTASKS", "8"}, {"SLURM_STEP_NUM_TASKS", "8"}}), 1);
+    EXPECT_EQ(tasks({{"SLURM_PROCID", "0"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NUM_TASKS", "8"}}),
+              8);
+}
+
+}  // namespace
+}  // namespace ferry
