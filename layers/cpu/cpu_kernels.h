@@ -1,5 +1,8 @@
 // The CPU backend. Each method is implemented in the file that kernels.h names.
 #pragma once
+#include <vector>
+
+#include "layers/cpu/gemm.h"
 #include "layers/kernels.h"
 
 namespace ferry {
@@ -46,7 +49,11 @@ class CpuKernels final : public Kernels {
     void log_sum_exp(const Tensor& logits, const Tensor& lse, std::span<int32_t> argmax) override;
 
   private:
+    void add_gemm_rows(GemmRows rows, const GemmStrides& strides);
+    void run_gemm(const Weight& weight, const GemmStrides& strides);
+
     ThreadPool threads_;
+    std::vector<GemmRows> gemm_rows_;  // of the call in progress; kept so that it rarely grows
 };
 
 }  // namespace ferry

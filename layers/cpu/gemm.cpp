@@ -1,0 +1,344 @@
+// Rows times packed panels. An output element is one accumulation over k, ascending, in one lane
+// of a register; a tile is up to 6 rows times as many panels as registers hold.
+//
+// Few rows (decode) read every panel once, as it is stored, along the whole of k. More rows go
+// block by block of k: the block of x is copied to scratch (rows of x lie a power of two apart,
+// which caches dislike), every panel's block is widened once, and y holds the sums in between.
+#include "layers/cpu/gemm.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "layers/cpu/gemm.cpp"
+#include "layers/cpu/vector_targets.h"
+//
+#include <hwy/foreach_target.h>
+//
+#include "layers/cpu/panel-inl.h"
+
+#ifndef FERRY_LAYERS_CPU_GEMM_ONCE
+#define FERRY_LAYERS_CPU_GEMM_ONCE
+namespace ferry {
+namespace {
+
+constexpr int64_t kBlockK = 256;                // of a block; a multiple of kScaleBlock
+constexpr int64_t kBlockStride = kBlockK + 16;  // of x rows in scratch: not a power of two
+
+struct Tile {
+    const std::byte* panels;
+    int64_t panel_stride;  // bytes
+    const float* x;
+    int64_t x_stride;
+    int64_t num_k;
+    float* y;
+    int64_t y_stride;
+    int64_t num_columns;  // of y; the last panel may have more
+    bool resume;          // y holds the sum of the k before
+    // fp8 only. w_scales: of the matrix, at the tile's first block of k.
+    int64_t first_panel;
+    const float* w_scales;
+    int64_t w_scales_stride;
+    const float* x_scales;  // at the tile's first row and block, or null
+    int64_t x_scales_stride;
+
+    float w_scale(int64_t panel, int64_t block) const {
+        constexpr int64_t kPanelsPerBlock = kScaleBlock / kPanelColumns;
+        return w_scales[(first_panel + panel) / kPanelsPerBlock * w_scales_stride + block];
+    }
+    float x_scale(int64_t row, int64_t block) const {
+        return x_scales != nullptr ? x_scales[row * x_scales_stride + block] : 1.0f;
+    }
+    Tile from_panel(int64_t panel) const {
+        Tile tile = *this;
+        tile.panels += panel * panel_stride;
+        tile.first_panel += panel;
+        tile.y += panel * kPanelColumns;
+        tile.num_columns -= panel * kPanelColumns;
+        return tile;
+    }
+    Tile from_row(int64_t row) const {
+        Tile tile = *this;
+        tile.x += row * x_stride;
+        tile.y += row * y_stride;
+        if (x_scales != nullptr) tile.x_scales += row * x_scales_stride;
+        return tile;
+    }
+};
+
+}  // namespace
+}  // namespace ferry
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace ferry {
+namespace HWY_NAMESPACE {
+
+// Sums that fit the registers beside the weights: 12 of AVX2's 16, 24 of the 32 elsewhere.
+constexpr int kMaxSums = kLanes == 8 ? 12 : 24;
+constexpr int kMaxPanels = 4;
+constexpr int kTileRows = kLanes == 1 ? 2 : 6;
+constexpr int64_t kFewRows = 2 * kTileRows;
+// More rows than kFewRows, cut into tiles of nearly equal height, make none lower than this.
+constexpr int kFewestOfMany = (2 * kTileRows + 1) / 3;
+
+// Panels of a tile of `rows` rows: 1, 2 or 4.
+constexpr int panels_at_once(int64_t rows) {
+    const unsigned most =
+        static_cast<unsigned>(kMaxSums / (static_cast<int>(rows) * kPanelVectors));
+    return std::clamp(static_cast<int>(std::bit_floor(most)), 1, kMaxPanels);
+}
+
+// sums[row][column] = fma(x, w, sums) over num_k values of k.
+template <class Panels, int kRows, int kPanels>
+HWY_INLINE void accumulate(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
+                           const float* HWY_RESTRICT x, int64_t x_stride, int64_t num_k,
+                           FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
+    const Floats d;
+    int64_t k = 0;
+    for (; k + Panels::kSteps <= num_k; k += Panels::kSteps) {
+        for (int p = 0; p < kPanels; ++p) {
+            FloatVector w[Panels::kSteps][kPanelVectors];
+            Panels::load(panels + p * panel_stride, w);
+            for (int s = 0; s < Panels::kSteps; ++s)
+                for (int r = 0; r < kRows; ++r) {
+                    const FloatVector value = hn::Set(d, x[r * x_stride + k + s]);
+                    for (int v = 0; v < kPanelVectors; ++v)
+                        sums[r][p * kPanelVectors + v] =
+                            fused_multiply_add(value, w[s][v], sums[r][p * kPanelVectors + v]);
+                }
+        }
+        panels += Panels::kStepBytes;
+    }
+    if constexpr (Panels::kSteps == 2) {
+        if (k == num_k) return;
+        for (int p = 0; p < kPanels; ++p) {
+            FloatVector w[2][kPanelVectors];
+            Panels::load(panels + p * panel_stride, w);
+            for (int r = 0; r < kRows; ++r)
+                for (int v = 0; v < kPanelVectors; ++v)
+                    sums[r][p * kPanelVectors + v] = fused_multiply_add(
+                        hn::Set(d, x[r * x_stride + k]), w[0][v], sums[r][p * kPanelVectors + v]);
+        }
+    }
+}
+
+// Whole columns only. kScaled: per block of 128 k, y = fma(sum of the block, scale, y).
+template <class Panels, bool kScaled, int kRows, int kPanels>
+HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_stride) {
+    const Floats d;
+    constexpr int kVectors = kPanels * kPanelVectors;
+    FloatVector sums[kRows][kVectors];
+    if constexpr (!kScaled) {
+        for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kVectors; ++v)
+                sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);
+        accumulate<Panels, kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
+                                           sums);
+        for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kVectors; ++v)
+                hn::StoreU(sums[r][v], d, y + r * y_stride + v * kLanes);
+    } else {
+        const std::byte* panels = t.panels;
+        for (int64_t k = 0, block = 0; k < t.num_k; k += kScaleBlock, ++block) {
+            const int64_t num_k = std::min(kScaleBlock, t.num_k - k);
+            for (int r = 0; r < kRows; ++r)
+                for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::Zero(d);
+            accumulate<Panels, kRows, kPanels>(panels, t.panel_stride, t.x + k, t.x_stride, num_k,
+                                               sums);
+            panels += kScaleBlock / Panels::kSteps * Panels::kStepBytes;
+            for (int r = 0; r < kRows; ++r)
+                for (int v = 0; v < kVectors; ++v) {
+                    float* to = y + r * y_stride + v * kLanes;
+                    const FloatVector before =
+                        t.resume || block > 0 ? hn::LoadU(d, to) : hn::Zero(d);
+                    const float scale = t.x_scale(r, block) * t.w_scale(v / kPanelVectors, block);
+                    hn::StoreU(fused_multiply_add(sums[r][v], hn::Set(d, scale), before), d, to);
+                }
+        }
+    }
+}
+
+template <class Panels, bool kScaled, int kRows, int kPanels>
+HWY_NOINLINE void tile(const Tile& t) {
+    constexpr int64_t kColumns = kPanels * kPanelColumns;
+    const bool whole = t.num_columns == kColumns;
+    float part[kRows * kColumns];
+    float* const y = whole ? t.y : part;
+    const int64_t y_stride = whole ? t.y_stride : kColumns;
+    if (!whole && t.resume)
+        for (int r = 0; r < kRows; ++r)
+            std::copy_n(t.y + r * t.y_stride, t.num_columns, part + r * kColumns);
+    whole_tile<Panels, kScaled, kRows, kPanels>(t, y, y_stride);
+    if (!whole)
+        for (int r = 0; r < kRows; ++r)
+            std::copy_n(part + r * kColumns, t.num_columns, t.y + r * t.y_stride);
+}
+
+// All panels of a tile's rows, as many at once as registers hold.
+template <class Panels, bool kScaled, int kRows, int kPanels = panels_at_once(kRows)>
+void sweep_panels(const Tile& t, int64_t num_panels) {
+    int64_t panel = 0;
+    for (; panel + kPanels <= num_panels; panel += kPanels) {
+        Tile part = t.from_panel(panel);
+        part.num_columns = std::min(part.num_columns, kPanels * kPanelColumns);
+        tile<Panels, kScaled, kRows, kPanels>(part);
+    }
+    if constexpr (kPanels > 1)
+        if (panel < num_panels)
+            sweep_panels<Panels, kScaled, kRows, 1>(t.from_panel(panel), num_panels - panel);
+}
+
+// kFewest: rows of the lowest tile that can occur.
+template <class Panels, bool kScaled, int kFewest = 1>
+void sweep(const Tile& t, int64_t num_rows, int64_t num_panels) {
+    if constexpr (kFewest < kTileRows)
+        if (num_rows > kFewest) return sweep<Panels, kScaled, kFewest + 1>(t, num_rows, num_panels);
+    sweep_panels<Panels, kScaled, kFewest>(t, num_panels);
+}
+
+// Rows in as few tiles as possible, of nearly equal height: body(first_row, num_rows).
+template <typename Body>
+HWY_INLINE void for_row_tiles(int64_t num_rows, Body&& body) {
+    const int64_t num_tiles = ceil_div(num_rows, kTileRows);
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+        const int64_t first = num_rows * tile / num_tiles;
+        body(first, num_rows * (tile + 1) / num_tiles - first);
+    }
+}
+
+// Every panel is read as it is stored, along the whole of k; a second tile of rows finds it in the
+// cache.
+template <class Panels, bool kScaled>
+void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
+    const int64_t at_once = num_rows <= kTileRows ? num_panels : int64_t{kMaxPanels};
+    for (int64_t panel = 0; panel < num_panels; panel += at_once) {
+        const Tile part = all.from_panel(panel);
+        for_row_tiles(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
+            sweep<Panels, kScaled>(part.from_row(row), rows, std::min(at_once, num_panels - panel));
+        });
+    }
+}
+
+// num_k values of k of a panel, as f32 [k][16]. Asks for the same block of the next panel, since
+// blocks are too short for the hardware to foresee it.
+template <class Panels>
+HWY_NOINLINE void widen(const std::byte* HWY_RESTRICT panel, int64_t num_k,
+                        const std::byte* next_panel, float* HWY_RESTRICT wide) {
+    const Floats d;
+    for (int64_t k = 0; k < num_k; k += Panels::kSteps) {
+        FloatVector w[Panels::kSteps][kPanelVectors];
+        Panels::load(panel, w);
+        __builtin_prefetch(next_panel, 0, 2);
+        for (int s = 0; s < Panels::kSteps; ++s)
+            for (int v = 0; v < kPanelVectors; ++v)
+                hn::Store(w[s][v], d, wide + s * kPanelColumns + v * kLanes);
+        panel += Panels::kStepBytes;
+        next_panel += Panels::kStepBytes;
+        wide += Panels::kSteps * kPanelColumns;
+    }
+}
+
+template <class Panels, bool kScaled>
+void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    constexpr int64_t kChunk = panels_at_once(kTileRows);  // panels widened at a time
+    float* const wide = scratch;
+    float* const x = scratch + kChunk * kBlockK * kPanelColumns;
+    for (int64_t k = 0; k < all.num_k; k += kBlockK) {
+        Tile block = all;
+        block.num_k = std::min(kBlockK, all.num_k - k);
+        block.resume = k > 0;
+        block.x = x;
+        block.x_stride = kBlockStride;
+        block.w_scales += k / kScaleBlock;
+        if (block.x_scales != nullptr) block.x_scales += k / kScaleBlock;
+        for (int64_t row = 0; row < num_rows; ++row)
+            std::memcpy(x + row * kBlockStride, all.x + row * all.x_stride + k,
+                        static_cast<size_t>(block.num_k) * sizeof(float));
+        for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
+            Tile chunk = block.from_panel(panel);
+            const std::byte* stored = chunk.panels + k / Panels::kSteps * Panels::kStepBytes;
+            const int64_t chunk_panels = std::min(kChunk, num_panels - panel);
+            for (int64_t p = 0; p < chunk_panels; ++p)
+                widen<Panels>(stored + p * all.panel_stride, block.num_k,
+                              stored + (p + chunk_panels) * all.panel_stride,
+                              wide + p * kBlockK * kPanelColumns);
+            chunk.panels = reinterpret_cast<const std::byte*>(wide);
+            chunk.panel_stride = kBlockK * kPanelColumns * static_cast<int64_t>(sizeof(float));
+            for_row_tiles(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
+                sweep<F32Panels, kScaled, kFewestOfMany>(chunk.from_row(row), rows, chunk_panels);
+            });
+        }
+    }
+}
+
+template <class Panels, bool kScaled>
+void multiply(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    if (num_rows <= kFewRows)
+        multiply_few_rows<Panels, kScaled>(all, num_rows, num_panels);
+    else
+        multiply_many_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
+}
+
+void multiply_f32(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply<F32Panels, false>(all, num_rows, num_panels, scratch);
+}
+void multiply_bf16(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply<Bf16Panels, false>(all, num_rows, num_panels, scratch);
+}
+void multiply_fp8(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply<Fp8Panels, true>(all, num_rows, num_panels, scratch);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace ferry
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ferry {
+
+HWY_EXPORT(multiply_f32);
+HWY_EXPORT(multiply_bf16);
+HWY_EXPORT(multiply_fp8);
+
+void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& strides,
+                 int64_t first_panel, int64_t num_panels, std::byte* scratch) {
+    const WeightSpec& spec = weight.spec;
+    const int64_t stride = panel_bytes(spec.dtype, spec.in);
+    const int64_t panels_per_group = ceil_div(spec.out, kPanelColumns);
+    const int64_t k_blocks = ceil_div(spec.in, kScaleBlock);
+    const Tile tile{
+        .panels = weight.data.as<const std::byte>() +
+                  (rows.group * panels_per_group + first_panel) * stride,
+        .panel_stride = stride,
+        .x = rows.x,
+        .x_stride = strides.x,
+        .num_k = spec.in,
+        .y = rows.y + first_panel * kPanelColumns,
+        .y_stride = strides.y,
+        .num_columns = std::min(num_panels * kPanelColumns, spec.out - first_panel * kPanelColumns),
+        .resume = false,
+        .first_panel = first_panel,
+        .w_scales = spec.dtype == DType::fp8_e4m3
+                        ? weight.scales.as<const float>() +
+                              rows.group * ceil_div(spec.out, kScaleBlock) * k_blocks
+                        : nullptr,
+        .w_scales_stride = k_blocks,
+        .x_scales = rows.x_scales,
+        .x_scales_stride = strides.x_scales,
+    };
+    float* const floats = reinterpret_cast<float*>(scratch);
+    switch (spec.dtype) {
+        case DType::f32:
+            return HWY_DYNAMIC_DISPATCH(multiply_f32)(tile, rows.num_rows, num_panels, floats);
+        case DType::bf16:
+            return HWY_DYNAMIC_DISPATCH(multiply_bf16)(tile, rows.num_rows, num_panels, floats);
+        default:
+            return HWY_DYNAMIC_DISPATCH(multiply_fp8)(tile, rows.num_rows, num_panels, floats);
+    }
+}
+
+}  // namespace ferry
+#endif  // HWY_ONCE

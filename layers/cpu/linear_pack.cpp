@@ -1,0 +1,285 @@
+// Packing weights into panels (panel.h), and back. Packing is on the way of loading a checkpoint:
+// a line of 64 bytes of 16 rows at a time goes through a small buffer, so that rows which lie a
+// power of two apart do not fight for the same cache set.
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "layers/cpu/cpu_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "layers/cpu/linear_pack.cpp"
+#include "layers/cpu/vector_targets.h"
+//
+#include <hwy/foreach_target.h>
+//
+#include <hwy/highway.h>
+
+#include "layers/cpu/panel.h"
+
+#ifndef FERRY_LAYERS_CPU_LINEAR_PACK_ONCE
+#define FERRY_LAYERS_CPU_LINEAR_PACK_ONCE
+namespace ferry {
+namespace {
+
+constexpr int64_t kLineBytes = 64;
+
+// What one panel is made of: rows [0, num_rows) of `row_bytes` each; missing ones are zeros.
+struct PanelRows {
+    const std::byte* data;
+    int64_t stride_bytes;
+    int64_t row_bytes;
+    int64_t num_rows;
+};
+
+// One line of each of the 16 rows.
+struct Lines {
+    alignas(64) uint32_t words[kPanelColumns][kLineBytes / 4];
+};
+
+inline void read_lines(const PanelRows& rows, int64_t offset, Lines& lines) {
+    const size_t bytes = static_cast<size_t>(std::min(kLineBytes, rows.row_bytes - offset));
+    for (int64_t row = 0; row < kPanelColumns; ++row) {
+        const std::byte* from = rows.data + row * rows.stride_bytes + offset;
+        if (row < rows.num_rows && bytes == kLineBytes) {
+            std::memcpy(lines.words[row], from, kLineBytes);
+        } else {
+            std::memset(lines.words[row], 0, kLineBytes);
+            if (row < rows.num_rows) std::memcpy(lines.words[row], from, bytes);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace ferry
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace ferry {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+#if HWY_TARGET == HWY_SCALAR
+
+HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+    for (int64_t k = 0; k < kLineBytes / 4; ++k)
+        for (int64_t row = 0; row < kPanelColumns; ++row)
+            packed[k * kPanelColumns + row] = lines.words[row][k];
+}
+
+HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+    for (int64_t k = 0; k < kLineBytes / 4; ++k)
+        for (int64_t row = 0; row < 8; ++row) {
+            const uint32_t low = lines.words[row][k], high = lines.words[row + 8][k];
+            packed[2 * k * 8 + row] = (low & 0xffffu) | (high << 16);
+            packed[(2 * k + 1) * 8 + row] = (low >> 16) | (high & 0xffff0000u);
+        }
+}
+
+#else
+
+using Block = hn::FixedTag<uint32_t, 4>;  // one size on every target: instructions are plenty here
+using BlockVector = hn::Vec<Block>;
+
+// packed[k * width + row] = rows[row][k] for 4 rows and 4 k.
+HWY_INLINE void transpose_4x4(const BlockVector (&rows)[4], int64_t width,
+                              uint32_t* HWY_RESTRICT packed) {
+    const Block d;
+    const hn::RepartitionToWide<Block> wide;
+    const auto pair = [&](auto a, auto b)
+                          HWY_ATTR { return hn::BitCast(wide, hn::InterleaveLower(d, a, b)); };
+    const auto upper_pair = [&](auto a, auto b) HWY_ATTR {
+        return hn::BitCast(wide, hn::InterleaveUpper(d, a, b));
+    };
+    const auto low01 = pair(rows[0], rows[1]), low23 = pair(rows[2], rows[3]);
+    const auto high01 = upper_pair(rows[0], rows[1]), high23 = upper_pair(rows[2], rows[3]);
+    hn::Store(hn::BitCast(d, hn::InterleaveLower(wide, low01, low23)), d, packed);
+    hn::Store(hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23)), d, packed + width);
+    hn::Store(hn::BitCast(d, hn::InterleaveLower(wide, high01, high23)), d, packed + 2 * width);
+    hn::Store(hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23)), d, packed + 3 * width);
+}
+
+// f32: packed[k][16].
+HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+    for (int64_t k = 0; k < kLineBytes / 4; k += 4)
+        for (int64_t row = 0; row < kPanelColumns; row += 4) {
+            BlockVector rows[4];
+            for (int i = 0; i < 4; ++i) rows[i] = hn::Load(Block(), lines.words[row + i] + k);
+            transpose_4x4(rows, kPanelColumns, packed + k * kPanelColumns + row);
+        }
+}
+
+// Two-byte elements (bf16, or two k of fp8): packed[k][8] of (row i, row i + 8).
+HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+    const Block d;
+    const hn::Repartition<uint16_t, Block> halves;
+    for (int64_t word = 0; word < kLineBytes / 4; word += 4)
+        for (int64_t row = 0; row < 8; row += 4) {
+            BlockVector low[4], high[4];
+            for (int i = 0; i < 4; ++i) {
+                const auto a = hn::BitCast(halves, hn::Load(d, lines.words[row + i] + word));
+                const auto b = hn::BitCast(halves, hn::Load(d, lines.words[row + i + 8] + word));
+                low[i] = hn::BitCast(d, hn::InterleaveLower(halves, a, b));
+                high[i] = hn::BitCast(d, hn::InterleaveUpper(halves, a, b));
+            }
+            transpose_4x4(low, 8, packed + 2 * word * 8 + row);
+            transpose_4x4(high, 8, packed + (2 * word + 4) * 8 + row);
+        }
+}
+
+#endif
+
+// Some code of a line of fp8 is a NaN.
+HWY_INLINE bool any_nan(const Lines& lines) {
+    const hn::CappedTag<uint8_t, 16> d;
+    const uint8_t* codes = reinterpret_cast<const uint8_t*>(lines.words);
+    const auto digits = hn::Set(d, 0x7fu);
+    auto largest = hn::Zero(d);
+    for (size_t i = 0; i < sizeof(lines.words); i += hn::Lanes(d))
+        largest = hn::Max(largest, hn::And(hn::Load(d, codes + i), digits));
+    return !hn::AllFalse(d, hn::Eq(largest, digits));
+}
+
+// `packed_row_bytes` * 16 bytes of a panel. False if a value is not one that panels can hold.
+template <DType kType>
+HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std::byte* packed) {
+    Lines lines;
+    bool good = true;
+    const auto put = [&](int64_t offset, uint32_t* to) HWY_ATTR {
+        read_lines(rows, offset, lines);
+        if constexpr (kType == DType::fp8_e4m3) good &= !any_nan(lines);
+        if constexpr (kType == DType::f32)
+            transpose(lines, to);
+        else
+            transpose_pairs(lines, to);
+    };
+    int64_t offset = 0;
+    for (; offset + kLineBytes <= packed_row_bytes; offset += kLineBytes)
+        put(offset, reinterpret_cast<uint32_t*>(packed + offset * kPanelColumns));
+    if (offset < packed_row_bytes) {
+        alignas(64) uint32_t last[kPanelColumns * kLineBytes / 4];
+        put(offset, last);
+        std::memcpy(packed + offset * kPanelColumns, last,
+                    static_cast<size_t>((packed_row_bytes - offset) * kPanelColumns));
+    }
+    return good;
+}
+
+bool pack_panel(DType dtype, const PanelRows& rows, int64_t packed_row_bytes, std::byte* packed) {
+    switch (dtype) {
+        case DType::f32:
+            return pack_lines<DType::f32>(rows, packed_row_bytes, packed);
+        case DType::bf16:
+            return pack_lines<DType::bf16>(rows, packed_row_bytes, packed);
+        default:
+            return pack_lines<DType::fp8_e4m3>(rows, packed_row_bytes, packed);
+    }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace ferry
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ferry {
+namespace {
+
+HWY_EXPORT(pack_panel);
+
+[[noreturn]] void refuse_nan(const Tensor& w, int64_t first_out) {
+    for (int64_t row = 0; row < w.rows(); ++row)
+        for (int64_t k = 0; k < w.dim(1); ++k)
+            if ((w.row<uint8_t>(row)[k] & 0x7fu) == 0x7fu)
+                throw Error(ErrorKind::checkpoint,
+                            "an fp8 weight is not a number at [{}, {}]; the checkpoint is damaged "
+                            "or was quantised badly",
+                            first_out + row, k);
+    check_failed(__FILE__, __LINE__, "a NaN in w", "none was found again");
+}
+
+// The value of a packed panel at (column, k).
+float unpack_value(DType dtype, const std::byte* panel, int64_t column, int64_t k) {
+    const int64_t word = column % 8, half = column / 8;
+    switch (dtype) {
+        case DType::f32:
+            return reinterpret_cast<const float*>(panel)[k * kPanelColumns + column];
+        case DType::bf16:
+            return bf16_to_f32(reinterpret_cast<const uint16_t*>(panel)[(k * 8 + word) * 2 + half]);
+        default:
+            return fp8_e4m3_to_f32(reinterpret_cast<const uint8_t*>(
+                panel)[((k / 2 * 8 + word) * 2 + half) * 2 + k % 2]);
+    }
+}
+
+}  // namespace
+
+int64_t CpuKernels::packed_bytes(const WeightSpec& spec) const {
+    return spec.groups * ceil_div(spec.out, kPanelColumns) * panel_bytes(spec.dtype, spec.in);
+}
+
+Weight CpuKernels::make_weight(const WeightSpec& spec) {
+    Weight weight{.spec = spec,
+                  .data = Buffer(device(), static_cast<size_t>(packed_bytes(spec))),
+                  .scales = {}};
+    if (spec.dtype == DType::fp8_e4m3)
+        weight.scales =
+            Buffer(device(), static_cast<size_t>(4 * spec.groups * ceil_div(spec.out, kScaleBlock) *
+                                                 ceil_div(spec.in, kScaleBlock)));
+    return weight;
+}
+
+void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
+                      const Tensor* scales) {
+    const WeightSpec& spec = weight.spec;
+    check_shape(w, "w", spec.dtype, {w.rows(), spec.in});
+    FERRY_CHECK(group >= 0 && group < spec.groups && first_out % kScaleBlock == 0 &&
+                    first_out + w.rows() <= spec.out &&
+                    (w.rows() % kScaleBlock == 0 || first_out + w.rows() == spec.out),
+                "rows {}+{} of group {} into {} groups of {}", first_out, w.rows(), group,
+                spec.groups, spec.out);
+    const int64_t bytes = panel_bytes(spec.dtype, spec.in);
+    const int64_t element = size_bytes(spec.dtype);
+    std::byte* panel =
+        weight.data.as<std::byte>() +
+        (group * ceil_div(spec.out, kPanelColumns) + first_out / kPanelColumns) * bytes;
+    for (int64_t row = 0; row < w.rows(); row += kPanelColumns, panel += bytes) {
+        const PanelRows rows{.data = w.row<const std::byte>(row),
+                             .stride_bytes = w.row_stride() * element,
+                             .row_bytes = spec.in * element,
+                             .num_rows = std::min(kPanelColumns, w.rows() - row)};
+        if (!HWY_DYNAMIC_DISPATCH(pack_panel)(spec.dtype, rows, bytes / kPanelColumns, panel))
+            refuse_nan(w, first_out);
+    }
+    if (spec.dtype != DType::fp8_e4m3) return;
+    FERRY_CHECK(scales != nullptr, "fp8 weights without scales");
+    const int64_t blocks = ceil_div(spec.in, kScaleBlock);
+    check_shape(*scales, "scales", DType::f32, {ceil_div(w.rows(), kScaleBlock), blocks});
+    float* to = weight.scales.as<float>() +
+                (group * ceil_div(spec.out, kScaleBlock) + first_out / kScaleBlock) * blocks;
+    for (int64_t row = 0; row < scales->rows(); ++row)
+        std::copy_n(scales->row<float>(row), blocks, to + row * blocks);
+}
+
+void CpuKernels::unpack(const Weight& weight, int64_t group, const Tensor& w_f32) {
+    const WeightSpec& spec = weight.spec;
+    check_shape(w_f32, "w_f32", DType::f32, {spec.out, spec.in});
+    const int64_t bytes = panel_bytes(spec.dtype, spec.in);
+    const int64_t blocks = ceil_div(spec.in, kScaleBlock);
+    for (int64_t out = 0; out < spec.out; ++out) {
+        const std::byte* panel =
+            weight.data.as<std::byte>() +
+            (group * ceil_div(spec.out, kPanelColumns) + out / kPanelColumns) * bytes;
+        const float* scales =
+            weight.scales.as<float>() +
+            (group * ceil_div(spec.out, kScaleBlock) + out / kScaleBlock) * blocks;
+        for (int64_t k = 0; k < spec.in; ++k) {
+            const float value = unpack_value(spec.dtype, panel, out % kPanelColumns, k);
+            w_f32.row<float>(out)[k] =
+                spec.dtype == DType::fp8_e4m3 ? value * scales[k / kScaleBlock] : value;
+        }
+    }
+}
+
+}  // namespace ferry
+#endif  // HWY_ONCE

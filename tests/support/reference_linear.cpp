@@ -1,0 +1,154 @@
+#include "tests/support/reference_linear.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "base/random.h"
+
+namespace ferry {
+namespace {
+
+template <typename T>
+T& element(std::vector<std::byte>& data, int64_t index) {
+    return reinterpret_cast<T*>(data.data())[index];
+}
+
+}  // namespace
+
+PlainWeight PlainWeight::random(const WeightSpec& spec, uint64_t seed) {
+    Random numbers(seed);
+    PlainWeight w{.spec = spec, .data = {}, .scales = {}};
+    const int64_t count = spec.groups * spec.out * spec.in;
+    w.data.resize(static_cast<size_t>(count * size_bytes(spec.dtype)));
+    for (int64_t i = 0; i < count; ++i) {
+        const float value = numbers.next_normal();
+        switch (spec.dtype) {
+            case DType::f32:
+                element<float>(w.data, i) = value;
+                break;
+            case DType::bf16:
+                element<uint16_t>(w.data, i) = f32_to_bf16(value);
+                break;
+            default:  // every code but the NaNs, subnormals as often as others
+                element<uint8_t>(w.data, i) =
+                    static_cast<uint8_t>(numbers.next_u32() % 127 | (value < 0 ? 0x80u : 0u));
+        }
+    }
+    if (spec.dtype == DType::fp8_e4m3) {
+        w.scales.resize(static_cast<size_t>(spec.groups * ceil_div(spec.out, kScaleBlock) *
+                                            ceil_div(spec.in, kScaleBlock)));
+        for (float& scale : w.scales) scale = 0.01f * numbers.next_normal();
+    }
+    return w;
+}
+
+Tensor PlainWeight::group(int64_t index) const {
+    return Tensor(data.data() + index * spec.out * spec.in * size_bytes(spec.dtype), spec.dtype,
+                  {spec.out, spec.in});
+}
+
+Tensor PlainWeight::group_scales(int64_t index) const {
+    const int64_t rows = ceil_div(spec.out, kScaleBlock), blocks = ceil_div(spec.in, kScaleBlock);
+    return Tensor(scales.data() + index * rows * blocks, DType::f32, {rows, blocks});
+}
+
+float PlainWeight::value(int64_t index, int64_t out, int64_t k) const {
+    const Tensor w = group(index);
+    switch (spec.dtype) {
+        case DType::f32:
+            return w.row<float>(out)[k];
+        case DType::bf16:
+            return bf16_to_f32(w.row<uint16_t>(out)[k]);
+        default:
+            return fp8_e4m3_to_f32(w.row<uint8_t>(out)[k]);
+    }
+}
+
+const float* PlainWeight::scale_row(int64_t index, int64_t out) const {
+    return group_scales(index).row<float>(out / kScaleBlock);
+}
+
+Weight PlainWeight::packed(Kernels& kernels, int64_t rows_at_once) const {
+    Weight weight = kernels.make_weight(spec);
+    for (int64_t index = 0; index < spec.groups; ++index)
+        for (int64_t first = 0; first < spec.out; first += rows_at_once) {
+            const int64_t rows = std::min(rows_at_once, spec.out - first);
+            if (spec.dtype != DType::fp8_e4m3) {
+                kernels.pack(weight, index, first, group(index).slice_rows(first, rows), nullptr);
+                continue;
+            }
+            const Tensor part =
+                group_scales(index).slice_rows(first / kScaleBlock, ceil_div(rows, kScaleBlock));
+            kernels.pack(weight, index, first, group(index).slice_rows(first, rows), &part);
+        }
+    return weight;
+}
+
+float reference_dot(const float* x, const float* x_scales, const PlainWeight& w, int64_t group,
+                    int64_t out) {
+    float acc = 0;
+    if (w.spec.dtype != DType::fp8_e4m3) {
+        for (int64_t k = 0; k < w.spec.in; ++k) acc = std::fma(x[k], w.value(group, out, k), acc);
+        return acc;
+    }
+    const float* scales = w.scale_row(group, out);
+    for (int64_t block = 0; block * kScaleBlock < w.spec.in; ++block) {
+        float block_sum = 0;
+        const int64_t end = std::min(w.spec.in, (block + 1) * kScaleBlock);
+        for (int64_t k = block * kScaleBlock; k < end; ++k)
+            block_sum = std::fma(x[k], w.value(group, out, k), block_sum);
+        acc = std::fma(block_sum, x_scales ? x_scales[block] * scales[block] : scales[block], acc);
+    }
+    return acc;
+}
+
+void reference_grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const PlainWeight& w,
+                            const Tensor& y, const Tensor* x_scales) {
+    for (int64_t group = 0; group < w.spec.groups; ++group)
+        for (int64_t row = offsets[static_cast<size_t>(group)];
+             row < offsets[static_cast<size_t>(group + 1)]; ++row)
+            for (int64_t out = 0; out < w.spec.out; ++out)
+                y.row<float>(row)[out] =
+                    reference_dot(x.row<float>(row), x_scales ? x_scales->row<float>(row) : nullptr,
+                                  w, group, out);
+}
+
+void reference_head_gemm(const Tensor& x, int64_t x_head_stride, const PlainWeight& w,
+                         const Tensor& y) {
+    for (int64_t row = 0; row < x.rows(); ++row)
+        for (int64_t head = 0; head < w.spec.groups; ++head)
+            for (int64_t out = 0; out < w.spec.out; ++out)
+                y.row<float>(row)[head * w.spec.out + out] =
+                    reference_dot(x.row<float>(row) + head * x_head_stride, nullptr, w, head, out);
+}
+
+void reference_quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
+                            const Tensor& scales) {
+    const int64_t columns = x.dim(1);
+    for (int64_t row = 0; row < x.rows(); ++row)
+        for (int64_t block = 0; block * kScaleBlock < columns; ++block) {
+            const int64_t begin = block * kScaleBlock, end = std::min(columns, begin + kScaleBlock);
+            float largest = 1e-4f;
+            for (int64_t i = begin; i < end; ++i)
+                largest = std::max(largest, std::abs(x.row<float>(row)[i]));
+            float scale = largest / kFp8Max;
+            if (power_of_two_scales) scale = std::exp2(std::ceil(std::log2(scale)));
+            scales.row<float>(row)[block] = scale;
+            for (int64_t i = begin; i < end; ++i)
+                q.row<float>(row)[i] =
+                    fp8_e4m3_to_f32(f32_to_fp8_e4m3(x.row<float>(row)[i] / scale));
+        }
+}
+
+void reference_tree_sum(const Tensor& parts, const Tensor& y) {
+    const auto sum = [&](auto&& self, int64_t begin, int64_t end, int64_t i) -> float {
+        if (end - begin == 1) return parts.row<float>(begin)[i];
+        const int64_t middle = begin + (end - begin) / 2;
+        return self(self, begin, middle, i) + self(self, middle, end, i);
+    };
+    for (int64_t row = 0; row < y.rows(); ++row)
+        for (int64_t i = 0; i < y.row_size(); ++i)
+            y.row<float>(row)[i] = sum(sum, 0, parts.dim(0), row * y.row_size() + i);
+}
+
+}  // namespace ferry

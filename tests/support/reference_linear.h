@@ -1,0 +1,35 @@
+// The plain forms of linear layers: the definition of every bit that the CPU kernels compute.
+#pragma once
+#include <vector>
+
+#include "layers/kernels.h"
+
+namespace ferry {
+
+// Matrices [groups][out, in] in plain order, with random values (fp8: with random scales too).
+struct PlainWeight {
+    WeightSpec spec;
+    std::vector<std::byte> data;
+    std::vector<float> scales;  // fp8: [groups][ceil(out/128), ceil(in/128)]
+
+    static PlainWeight random(const WeightSpec& spec, uint64_t seed);
+
+    Tensor group(int64_t index) const;                         // [out, in]
+    Tensor group_scales(int64_t index) const;                  // [ceil(out/128), ceil(in/128)]
+    float value(int64_t group, int64_t out, int64_t k) const;  // without the scale
+    const float* scale_row(int64_t group, int64_t out) const;  // of the blocks of k
+    Weight packed(Kernels& kernels, int64_t rows_at_once = kScaleBlock) const;
+};
+
+// One output element: x [in]; x_scales [ceil(in/128)] or null.
+float reference_dot(const float* x, const float* x_scales, const PlainWeight& w, int64_t group,
+                    int64_t out);
+void reference_grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const PlainWeight& w,
+                            const Tensor& y, const Tensor* x_scales = nullptr);
+void reference_head_gemm(const Tensor& x, int64_t x_head_stride, const PlainWeight& w,
+                         const Tensor& y);
+void reference_quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
+                            const Tensor& scales);
+void reference_tree_sum(const Tensor& parts, const Tensor& y);
+
+}  // namespace ferry
