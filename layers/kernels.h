@@ -107,10 +107,10 @@ class Kernels {
     virtual Device& device() = 0;
     virtual ThreadPool& threads() = 0;
 
-    // Linear (linear.cpp). make_weight allocates; `pack` fills one group, or the output rows
-    // [first_out, first_out + w.rows()) of it, from plain [out, in] of the same dtype in host
-    // memory; first_out and w.rows() are multiples of 128 except at the end. `scales` (fp8):
-    // [ceil(rows/128), ceil(in/128)] f32.
+    // Linear (linear.cpp, gemm.cpp; linear_pack.cpp; quantise.cpp). make_weight allocates; `pack`
+    // fills one group, or the output rows [first_out, first_out + w.rows()) of it, from plain [out,
+    // in] of the same dtype in host memory; first_out and w.rows() are multiples of 128 except at
+    // the end. `scales` (fp8): [ceil(rows/128), ceil(in/128)] f32.
     virtual Weight make_weight(const WeightSpec& spec) = 0;
     virtual int64_t packed_bytes(const WeightSpec& spec) const = 0;
     virtual void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,

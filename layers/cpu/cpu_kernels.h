@@ -7,6 +7,9 @@
 
 namespace ferry {
 
+// Throws Error(usage) unless the set (bits of Highway's targets) has one that the kernels can use.
+void check_vector_instructions(int64_t highway_targets);
+
 class CpuKernels final : public Kernels {
   public:
     explicit CpuKernels(int num_threads) : threads_(num_threads) {}

@@ -43,6 +43,12 @@ void CpuKernels::run_gemm(const Weight& weight, const GemmStrides& strides) {
     const int64_t num_entries = static_cast<int64_t>(gemm_rows_.size());
     const int64_t num_panels = ceil_div(spec.out, kPanelColumns);
     if (num_entries == 0 || num_panels == 0) return;
+    if (spec.in == 0) {
+        for (const GemmRows& rows : gemm_rows_)
+            for (int64_t row = 0; row < rows.num_rows; ++row)
+                std::fill_n(rows.y + row * strides.y, spec.out, 0.0f);
+        return;
+    }
     double us = 0;
     for (const GemmRows& rows : gemm_rows_) us += cost_us(spec, rows.num_rows);
     if (threads_.num_threads() == 1 || us < kSerialUs) {

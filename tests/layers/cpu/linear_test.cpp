@@ -1,0 +1,226 @@
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "layers/cpu/cpu_kernels.h"
+#include "tests/support/matrix.h"
+#include "tests/support/reference_linear.h"
+#include "tests/support/vector_targets.h"
+
+namespace ferry {
+namespace {
+
+constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::fp8_e4m3};
+
+TEST(CpuKernels, OldCpusAreRefused) {
+    check_vector_instructions(hwy::SupportedTargets());
+    try {
+        check_vector_instructions(HWY_SCALAR | HWY_SSE4 | HWY_SSSE3);
+        FAIL() << "a CPU without AVX2 was accepted";
+    } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::usage);
+    }
+}
+
+TEST(Linear, TwoRowsByHand) {
+    const float w[] = {1, 2, 3, -1, 0.5f, 0};  // [2, 3]
+    const float x[] = {1, 1, 1, 2, 0, -4};     // [2, 3]
+    const auto kernels = make_cpu_kernels(1);
+    Weight weight = kernels->make_weight({.dtype = DType::f32, .groups = 1, .out = 2, .in = 3});
+    kernels->pack(weight, 0, 0, Tensor(w, DType::f32, {2, 3}), nullptr);
+    Matrix y(2, 2);
+    kernels->gemm(Tensor(x, DType::f32, {2, 3}), weight, y.view);
+    EXPECT_EQ(y.values, (std::vector<float>{6, -0.5f, -10, -2}));
+}
+
+TEST(Linear, EveryFp8CodeIsWidenedExactly) {
+    const auto kernels = make_cpu_kernels(1);
+    std::vector<uint8_t> codes;
+    for (int code = 0; code < 256; ++code)
+        if ((code & 0x7f) != 0x7f) codes.push_back(static_cast<uint8_t>(code));
+    const int64_t out = static_cast<int64_t>(codes.size());  // y_o = 1 * w_o
+    const float scale[] = {1, 1}, one[] = {1};
+    const Tensor scales(scale, DType::f32, {2, 1});
+    Weight weight =
+        kernels->make_weight({.dtype = DType::fp8_e4m3, .groups = 1, .out = out, .in = 1});
+    kernels->pack(weight, 0, 0, Tensor(codes.data(), DType::fp8_e4m3, {out, 1}), &scales);
+    for_each_vector_target([&] {
+        Matrix y(1, out);
+        kernels->gemm(Tensor(one, DType::f32, {1, 1}), weight, y.view);
+        for (size_t i = 0; i < codes.size(); ++i)
+            EXPECT_EQ(y.values[i], fp8_e4m3_to_f32(codes[i])) << int{codes[i]};
+    });
+}
+
+TEST(Linear, Fp8NaNIsRefused) {
+    const auto kernels = make_cpu_kernels(1);
+    std::vector<uint8_t> codes(20 * 200, 0x30);
+    const std::vector<float> scale(2, 1.0f);
+    const Tensor scales(scale.data(), DType::f32, {1, 2});
+    const Tensor w(codes.data(), DType::fp8_e4m3, {20, 200});
+    Weight weight =
+        kernels->make_weight({.dtype = DType::fp8_e4m3, .groups = 1, .out = 20, .in = 200});
+    kernels->pack(weight, 0, 0, w, &scales);
+    codes[17 * 200 + 199] = 0xff;
+    try {
+        kernels->pack(weight, 0, 0, w, &scales);
+        FAIL() << "a NaN was packed";
+    } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::checkpoint);
+        EXPECT_NE(std::string(error.what()).find("[17, 199]"), std::string::npos) << error.what();
+    }
+}
+
+TEST(Linear, UnpackGivesBackWhatWasPacked) {
+    for_each_vector_target([] {
+        const auto kernels = make_cpu_kernels(1);
+        for (DType dtype : kTypes)
+            for (int64_t out : {1, 16, 130, 300})
+                for (int64_t in : {1, 31, 64, 129, 160}) {
+                    const PlainWeight plain =
+                        PlainWeight::random({.dtype = dtype, .groups = 2, .out = out, .in = in}, 7);
+                    for (int64_t rows_at_once : {128, 256}) {
+                        const Weight weight = plain.packed(*kernels, rows_at_once);
+                        Matrix w(out, in), expected(out, in);
+                        kernels->unpack(weight, 1, w.view);
+                        for (int64_t o = 0; o < out; ++o)
+                            for (int64_t k = 0; k < in; ++k) {
+                                float& value = expected.view.row<float>(o)[k];
+                                value = plain.value(1, o, k);
+                                if (dtype == DType::fp8_e4m3)
+                                    value *= plain.scale_row(1, o)[k / kScaleBlock];
+                            }
+                        EXPECT_EQ(num_different(w, expected), 0)
+                            << to_string(dtype) << " " << out << " x " << in;
+                    }
+                }
+    });
+}
+
+struct Shape {
+    int64_t rows, out, in;
+};
+
+// Row counts of every kind of tile, tails of panels, scale blocks and k-blocks.
+constexpr Shape kShapes[] = {{0, 40, 30},    {1, 1, 1},      {1, 130, 300},  {2, 100, 129},
+                             {3, 72, 257},   {4, 48, 64},    {5, 33, 128},   {6, 200, 255},
+                             {7, 65, 384},   {12, 90, 290},  {13, 144, 530}, {20, 16, 100},
+                             {129, 50, 200}, {193, 24, 260}, {1, 300, 0}};
+
+TEST(Linear, GemmHasTheBitsOfTheReference) {
+    for (const Shape& shape : kShapes)
+        for (DType dtype : kTypes) {
+            const PlainWeight plain = PlainWeight::random(
+                {.dtype = dtype, .groups = 1, .out = shape.out, .in = shape.in}, 11);
+            const Matrix x(shape.rows, shape.in, 12);
+            const Matrix x_scales(shape.rows, ceil_div(shape.in, kScaleBlock), 13);
+            const int64_t offsets[] = {0, shape.rows};
+            Matrix expected(shape.rows, shape.out), expected_scaled(shape.rows, shape.out);
+            reference_grouped_gemm(x.view, offsets, plain, expected.view);
+            if (dtype == DType::fp8_e4m3)
+                reference_grouped_gemm(x.view, offsets, plain, expected_scaled.view,
+                                       &x_scales.view);
+            for_each_vector_target([&] {
+                SCOPED_TRACE(fmt::format("{} [{}, {}] x {} rows", to_string(dtype), shape.out,
+                                         shape.in, shape.rows));
+                const auto kernels = make_cpu_kernels(1);
+                const Weight weight = plain.packed(*kernels);
+                Matrix y(shape.rows, shape.out);
+                kernels->gemm(x.view, weight, y.view);
+                EXPECT_EQ(num_different(y, expected), 0);
+                if (dtype != DType::fp8_e4m3) return;
+                Matrix y_scaled(shape.rows, shape.out);
+                kernels->gemm(x.view, weight, y_scaled.view, &x_scales.view);
+                EXPECT_EQ(num_different(y_scaled, expected_scaled), 0) << "scaled activations";
+            });
+        }
+}
+
+// Enough work to be split among threads.
+TEST(Linear, ThreadsDoNotChangeBits) {
+    for (DType dtype : kTypes)
+        for (int64_t rows : {1, 3, 40}) {
+            const PlainWeight plain =
+                PlainWeight::random({.dtype = dtype, .groups = 1, .out = 1000, .in = 600}, 21);
+            const Matrix x(rows, 600, 22);
+            const int64_t offsets[] = {0, rows};
+            Matrix expected(rows, 1000);
+            reference_grouped_gemm(x.view, offsets, plain, expected.view);
+            for (int num_threads : {1, 2, 3, 8}) {
+                const auto kernels = make_cpu_kernels(num_threads);
+                Matrix y(rows, 1000);
+                kernels->gemm(x.view, plain.packed(*kernels), y.view);
+                EXPECT_EQ(num_different(y, expected), 0)
+                    << to_string(dtype) << " " << rows << " rows, " << num_threads << " threads";
+            }
+        }
+}
+
+TEST(Linear, GroupsOfManySizes) {
+    const int64_t offsets[] = {0, 0, 1, 4, 4, 11, 211, 213, 213};
+    const int64_t groups = 8, rows = 213;
+    for (DType dtype : kTypes) {
+        const PlainWeight plain =
+            PlainWeight::random({.dtype = dtype, .groups = groups, .out = 136, .in = 272}, 31);
+        const Matrix x(rows, 272, 32);
+        Matrix expected(rows, 136);
+        reference_grouped_gemm(x.view, offsets, plain, expected.view);
+        for (int num_threads : {1, 2, 3}) {
+            const auto kernels = make_cpu_kernels(num_threads);
+            Matrix y(rows, 136);
+            kernels->grouped_gemm(x.view, offsets, plain.packed(*kernels), y.view);
+            EXPECT_EQ(num_different(y, expected), 0) << to_string(dtype);
+        }
+    }
+}
+
+TEST(Linear, ColumnRangesOfWiderMatrices) {
+    const PlainWeight plain =
+        PlainWeight::random({.dtype = DType::bf16, .groups = 1, .out = 72, .in = 100}, 41);
+    for (int64_t rows : {1, 5, 30}) {
+        const Matrix x(rows, 250, 42);
+        Matrix y(rows, 200), expected(rows, 200);
+        const Tensor part = x.view.slice_columns(130, 100);
+        const int64_t offsets[] = {0, rows};
+        reference_grouped_gemm(part, offsets, plain, expected.view.slice_columns(100, 72));
+        const auto kernels = make_cpu_kernels(2);
+        kernels->gemm(part, plain.packed(*kernels), y.view.slice_columns(100, 72));
+        EXPECT_EQ(num_different(y, expected), 0);  // columns beside the range stay NaN in both
+    }
+}
+
+TEST(Linear, HeadGemm) {
+    const int64_t heads = 5, in = 48, out = 40, head_dim = 64;
+    for (DType dtype : {DType::f32, DType::bf16}) {
+        const PlainWeight plain =
+            PlainWeight::random({.dtype = dtype, .groups = heads, .out = out, .in = in}, 51);
+        for (int64_t rows : {0, 1, 4, 31}) {
+            const Matrix x(rows, heads * head_dim + 3, 52);
+            const Tensor all_heads = x.view.slice_columns(3, heads * head_dim);
+            Matrix y(rows, heads * out), expected(rows, heads * out);
+            reference_head_gemm(all_heads, head_dim, plain, expected.view);
+            const auto kernels = make_cpu_kernels(2);
+            kernels->head_gemm(all_heads, head_dim, plain.packed(*kernels),
+                               y.view.reshape({rows, heads, out}));
+            EXPECT_EQ(num_different(y, expected), 0) << to_string(dtype) << " " << rows;
+        }
+    }
+}
+
+// DESIGN 4.1: a row's bits are the same alone and among others.
+TEST(Linear, RowsDoNotKnowEachOther) {
+    const auto kernels = make_cpu_kernels(2);
+    for (DType dtype : kTypes) {
+        const Weight weight =
+            PlainWeight::random({.dtype = dtype, .groups = 1, .out = 80, .in = 520}, 61)
+                .packed(*kernels);
+        const Matrix x(64, 520, 62);
+        Matrix together(64, 80), alone(64, 80);
+        kernels->gemm(x.view, weight, together.view);
+        for (int64_t row = 0; row < 64; ++row)
+            kernels->gemm(x.view.slice_rows(row, 1), weight, alone.view.slice_rows(row, 1));
+        EXPECT_EQ(num_different(alone, together), 0) << to_string(dtype);
+    }
+}
+
+}  // namespace
+}  // namespace ferry
