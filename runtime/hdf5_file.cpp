@@ -1,0 +1,442 @@
+#include "runtime/hdf5_file.h"
+
+#include <hdf5.h>
+
+#include <array>
+#include <mutex>
+#include <utility>
+
+#include "base/error.h"
+#include "runtime/stored_tensor.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kMaxRank = Tensor::kMaxRank;
+constexpr size_t kMaxTextBytes = size_t{256} << 20;
+constexpr size_t kMaxAttributeBytes = size_t{64} << 10;
+constexpr hsize_t kAlignedFromBytes = 64 << 10;  // larger datasets begin at pages
+constexpr hsize_t kPageBytes = 4096;
+
+std::mutex& library_mutex() {
+    static std::mutex mutex;
+    return mutex;
+}
+
+// The library's own words about what failed: the deepest entry of its error stack.
+std::string library_message() {
+    std::string message = "unknown reason";
+    const auto keep_last = [](unsigned, const H5E_error2_t* entry, void* text) -> herr_t {
+        if (entry->desc != nullptr) *static_cast<std::string*>(text) = entry->desc;
+        return 0;
+    };
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_last, &message);
+    H5Eclear2(H5E_DEFAULT);
+    for (char& c : message)
+        if (c == '\n') c = ' ';
+    return message;
+}
+
+// Any id of the library; closed when it goes.
+class Id {
+  public:
+    Id() = default;
+    explicit Id(hid_t id) : id_(id) {}
+    Id(Id&& other) noexcept : id_(std::exchange(other.id_, H5I_INVALID_HID)) {}
+    Id& operator=(Id&& other) noexcept {
+        std::swap(id_, other.id_);
+        return *this;
+    }
+    ~Id() { close(); }
+    herr_t close() {
+        const hid_t id = std::exchange(id_, H5I_INVALID_HID);
+        if (id < 0) return 0;
+        switch (H5Iget_type(id)) {
+            case H5I_FILE:
+                return H5Fclose(id);
+            case H5I_DATASET:
+                return H5Dclose(id);
+            case H5I_DATASPACE:
+                return H5Sclose(id);
+            case H5I_DATATYPE:
+                return H5Tclose(id);
+            case H5I_ATTR:
+                return H5Aclose(id);
+            case H5I_GENPROP_LST:
+                return H5Pclose(id);
+            default:
+                return H5Oclose(id);
+        }
+    }
+    operator hid_t() const { return id_; }
+
+  private:
+    hid_t id_ = H5I_INVALID_HID;
+};
+
+// Checks the library's results; knows which object of which file is at work.
+class Call {
+  public:
+    Call(const std::string& path, std::string what) : path_(path), what_(std::move(what)) {}
+
+    Id id(hid_t result) const {
+        if (result < 0) fail(library_message());
+        return Id(result);
+    }
+    template <typename T>
+    T ok(T result) const {
+        if (result < 0) fail(library_message());
+        return result;
+    }
+    [[noreturn]] void fail(const std::string& why) const {
+        throw Error(ErrorKind::checkpoint, "{}: {}: {}", path_, what_, why);
+    }
+
+  private:
+    const std::string& path_;
+    std::string what_;
+};
+
+Id bf16_type(const Call& call) {
+    Id type = call.id(H5Tcopy(H5T_IEEE_F32LE));
+    call.ok(H5Tset_fields(type, 15, 7, 8, 0, 7));
+    call.ok(H5Tset_precision(type, 16));
+    call.ok(H5Tset_size(type, 2));
+    call.ok(H5Tset_ebias(type, 127));
+    call.ok(H5Tset_norm(type, H5T_NORM_IMPLIED));
+    return type;
+}
+
+Id type_of(DType dtype, const Call& call) {
+    switch (dtype) {
+        case DType::f32:
+            return call.id(H5Tcopy(H5T_IEEE_F32LE));
+        case DType::bf16:
+            return bf16_type(call);
+        case DType::fp8_e4m3:
+            return call.id(H5Tcopy(H5T_STD_U8LE));
+        default:
+            call.fail(fmt::format("{} is not stored in checkpoints", to_string(dtype)));
+    }
+}
+
+Id text_type(size_t num_bytes, const Call& call) {
+    Id type = call.id(H5Tcopy(H5T_C_S1));
+    call.ok(H5Tset_size(type, std::max<size_t>(num_bytes, 1)));
+    call.ok(H5Tset_strpad(type, H5T_STR_NULLPAD));
+    call.ok(H5Tset_cset(type, H5T_CSET_UTF8));
+    return type;
+}
+
+Id space_of(std::span<const int64_t> shape, const Call& call) {
+    std::array<hsize_t, kMaxRank> extents{};
+    if (shape.empty() || shape.size() > extents.size())
+        call.fail(fmt::format("{} dimensions", shape.size()));
+    std::copy(shape.begin(), shape.end(), extents.begin());
+    return call.id(H5Screate_simple(static_cast<int>(shape.size()), extents.data(), nullptr));
+}
+
+std::vector<int64_t> shape_of(hid_t dataset, const Call& call) {
+    const Id space = call.id(H5Dget_space(dataset));
+    const int rank = call.ok(H5Sget_simple_extent_ndims(space));
+    if (rank < 1 || rank > kMaxRank) call.fail(fmt::format("has {} dimensions", rank));
+    std::array<hsize_t, kMaxRank> extents{};
+    call.ok(H5Sget_simple_extent_dims(space, extents.data(), nullptr));
+    std::vector<int64_t> shape(extents.begin(), extents.begin() + rank);
+    if (!checked_count(shape)) call.fail("has a shape that is too large");
+    return shape;
+}
+
+// The type of a dataset and its size in memory must be one of those that type_of() makes.
+DType dtype_of(hid_t dataset, const Attributes& attributes, const Call& call) {
+    const Id stored = call.id(H5Dget_type(dataset));
+    if (call.ok(H5Tequal(stored, H5T_IEEE_F32LE)) > 0) return DType::f32;
+    if (call.ok(H5Tequal(stored, bf16_type(call))) > 0) return DType::bf16;
+    const auto name = attributes.find("dtype");
+    const bool is_fp8 = name != attributes.end() &&
+                        name->second == Attribute(std::string(to_string(DType::fp8_e4m3)));
+    if (is_fp8 && call.ok(H5Tequal(stored, H5T_STD_U8LE)) > 0) return DType::fp8_e4m3;
+    call.fail("has an unknown element type, neither f32, bf16 nor fp8_e4m3");
+}
+
+std::optional<Attribute> read_attribute(hid_t attribute, const Call& call) {
+    const Id type = call.id(H5Aget_type(attribute));
+    const Id space = call.id(H5Aget_space(attribute));
+    if (call.ok(H5Sget_simple_extent_npoints(space)) != 1) return std::nullopt;
+    switch (H5Tget_class(type)) {
+        case H5T_INTEGER: {
+            int64_t value = 0;
+            call.ok(H5Aread(attribute, H5T_NATIVE_INT64, &value));
+            return value;
+        }
+        case H5T_FLOAT: {
+            double value = 0;
+            call.ok(H5Aread(attribute, H5T_NATIVE_DOUBLE, &value));
+            return value;
+        }
+        case H5T_STRING: {
+            const size_t num_bytes = H5Tget_size(type);
+            if (call.ok(H5Tis_variable_str(type)) > 0 || num_bytes > kMaxAttributeBytes)
+                return std::nullopt;
+            std::string text(num_bytes, '\0');
+            call.ok(H5Aread(attribute, type, text.data()));
+            return text.substr(0, text.find('\0'));
+        }
+        default:
+            return std::nullopt;  // not one of ours
+    }
+}
+
+Attributes read_attributes(hid_t object, const Call& call) {
+    Attributes attributes;
+    H5O_info_t info{};
+    call.ok(H5Oget_info2(object, &info, H5O_INFO_NUM_ATTRS));
+    for (hsize_t i = 0; i < info.num_attrs; ++i) {
+        const Id attribute = call.id(H5Aopen_by_idx(object, ".", H5_INDEX_NAME, H5_ITER_INC, i,
+                                                    H5P_DEFAULT, H5P_DEFAULT));
+        std::array<char, 256> name{};
+        call.ok(H5Aget_name(attribute, name.size(), name.data()));
+        if (std::optional<Attribute> value = read_attribute(attribute, call))
+            attributes.emplace(name.data(), std::move(*value));
+    }
+    return attributes;
+}
+
+Id open_object(hid_t file, const std::string& object, const Call& call) {
+    return call.id(H5Oopen(file, object.empty() ? "/" : object.c_str(), H5P_DEFAULT));
+}
+
+Id with_groups(const Call& call) {
+    Id list = call.id(H5Pcreate(H5P_LINK_CREATE));
+    call.ok(H5Pset_create_intermediate_group(list, 1));
+    return list;
+}
+
+Id file_access(const Call& call) {
+    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // messages travel in Error
+    Id list = call.id(H5Pcreate(H5P_FILE_ACCESS));
+    call.ok(H5Pset_alignment(list, kAlignedFromBytes, kPageBytes));
+    call.ok(H5Pset_fclose_degree(list, H5F_CLOSE_STRONG));
+    // Parallel file systems are often mounted without locks, and files of a checkpoint are written
+    // under temporary names.
+    call.ok(H5Pset_file_locking(list, false, true));
+    return list;
+}
+
+}  // namespace
+
+struct Hdf5File::Handle {
+    Id file;
+};
+
+Hdf5File::Hdf5File(std::string path, std::unique_ptr<Handle> handle)
+    : path_(std::move(path)), handle_(std::move(handle)) {}
+Hdf5File::Hdf5File(Hdf5File&&) noexcept = default;
+
+Hdf5File Hdf5File::create(const std::string& path) {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path, "cannot be created");
+    const Id access = file_access(call);
+    Id file = call.id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access));
+    return {path, std::make_unique<Handle>(Handle{std::move(file)})};
+}
+
+namespace {
+
+Id open_file(const std::string& path, unsigned mode) {
+    const InputFile exists(path);  // a plainer message than the library's
+    const Call call(path, "cannot be opened as HDF5");
+    const Id access = file_access(call);
+    return call.id(H5Fopen(path.c_str(), mode, access));
+}
+
+}  // namespace
+
+Hdf5File Hdf5File::open(const std::string& path) {
+    const std::lock_guard lock(library_mutex());
+    return {path, std::make_unique<Handle>(Handle{open_file(path, H5F_ACC_RDONLY)})};
+}
+
+Hdf5File Hdf5File::open_writable(const std::string& path) {
+    const std::lock_guard lock(library_mutex());
+    return {path, std::make_unique<Handle>(Handle{open_file(path, H5F_ACC_RDWR)})};
+}
+
+Hdf5File::~Hdf5File() {
+    if (handle_ == nullptr) return;
+    const std::lock_guard lock(library_mutex());
+    handle_.reset();
+}
+
+void Hdf5File::close() {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "cannot be closed");
+    if (handle_ == nullptr) return;
+    const std::unique_ptr<Handle> handle = std::move(handle_);
+    call.ok(H5Fflush(handle->file, H5F_SCOPE_LOCAL));
+    call.ok(handle->file.close());
+}
+
+void Hdf5File::set_attribute(const std::string& object, const std::string& name,
+                             const Attribute& value) {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "attribute " + name + " of /" + object);
+    const Id owner = open_object(handle_->file, object, call);
+    const Id space = call.id(H5Screate(H5S_SCALAR));
+    const auto* text = std::get_if<std::string>(&value);
+    const Id type = text != nullptr ? text_type(text->size(), call)
+                                    : call.id(H5Tcopy(value.index() == 0 ? H5T_STD_I64LE
+                                                                         : H5T_IEEE_F64LE));
+    const void* data = text != nullptr        ? static_cast<const void*>(text->c_str())
+                       : value.index() == 0 ? &std::get<int64_t>(value)
+                                            : static_cast<const void*>(&std::get<double>(value));
+    Id attribute;
+    if (call.ok(H5Aexists(owner, name.c_str())) > 0) {
+        attribute = call.id(H5Aopen(owner, name.c_str(), H5P_DEFAULT));
+        const Id old_type = call.id(H5Aget_type(attribute));
+        if (call.ok(H5Tequal(old_type, type)) == 0) {  // in place when it fits
+            call.ok(attribute.close());
+            call.ok(H5Adelete(owner, name.c_str()));
+        }
+    }
+    if (attribute < 0)
+        attribute =
+            call.id(H5Acreate2(owner, name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT));
+    call.ok(H5Awrite(attribute, type, data));
+}
+
+Attributes Hdf5File::attributes(const std::string& object) const {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "attributes of /" + object);
+    return read_attributes(open_object(handle_->file, object, call), call);
+}
+
+void Hdf5File::create_dataset(const std::string& name, const TensorInfo& info) {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "dataset /" + name);
+    const Id groups = with_groups(call);
+    const Id creation = call.id(H5Pcreate(H5P_DATASET_CREATE));
+    call.ok(H5Pset_layout(creation, H5D_CONTIGUOUS));
+    call.ok(H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY));
+    call.ok(H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER));
+    const Id type = type_of(info.dtype, call);
+    const Id space = space_of(info.shape, call);
+    call.id(H5Dcreate2(handle_->file, name.c_str(), type, space, groups, creation, H5P_DEFAULT));
+}
+
+void Hdf5File::create_text(const std::string& name, const std::string& text) {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "dataset /" + name);
+    const Id groups = with_groups(call);
+    const Id type = text_type(text.size(), call);
+    const Id space = call.id(H5Screate(H5S_SCALAR));
+    const Id dataset = call.id(
+        H5Dcreate2(handle_->file, name.c_str(), type, space, groups, H5P_DEFAULT, H5P_DEFAULT));
+    call.ok(H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text.c_str()));
+}
+
+std::string Hdf5File::read_text(const std::string& name) const {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "dataset /" + name);
+    const Id dataset = call.id(H5Dopen2(handle_->file, name.c_str(), H5P_DEFAULT));
+    const Id type = call.id(H5Dget_type(dataset));
+    const Id space = call.id(H5Dget_space(dataset));
+    if (H5Tget_class(type) != H5T_STRING || call.ok(H5Tis_variable_str(type)) > 0 ||
+        call.ok(H5Sget_simple_extent_npoints(space)) != 1 || H5Tget_size(type) > kMaxTextBytes)
+        call.fail("is not a text of fixed length");
+    std::string text(H5Tget_size(type), '\0');
+    call.ok(H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text.data()));
+    return text.substr(0, text.find('\0'));
+}
+
+void Hdf5File::link_external(const std::string& name, const std::string& file) {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "link /" + name);
+    call.ok(H5Lcreate_external(file.c_str(), ("/" + name).c_str(), handle_->file, name.c_str(),
+                               with_groups(call), H5P_DEFAULT));
+}
+
+void Hdf5File::create_virtual(const std::string& name, const TensorInfo& info,
+                              std::span<const Hdf5Source> sources) {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "virtual dataset /" + name);
+    const Id creation = call.id(H5Pcreate(H5P_DATASET_CREATE));
+    const Id space = space_of(info.shape, call);
+    std::vector<hsize_t> start(info.shape.size(), 0);
+    std::vector<hsize_t> count(info.shape.begin(), info.shape.end());
+    for (const Hdf5Source& source : sources) {
+        count[0] = static_cast<hsize_t>(source.num_rows);
+        const Id source_space =
+            call.id(H5Screate_simple(static_cast<int>(count.size()), count.data(), nullptr));
+        call.ok(H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, count.data(),
+                                    nullptr));
+        call.ok(H5Pset_virtual(creation, space, source.file.c_str(), ("/" + name).c_str(),
+                               source_space));
+        start[0] += count[0];
+    }
+    call.ok(H5Sselect_all(space));
+    const Id groups = with_groups(call);
+    call.id(H5Dcreate2(handle_->file, name.c_str(), type_of(info.dtype, call), space, groups,
+                       creation, H5P_DEFAULT));
+}
+
+std::vector<Hdf5Dataset> Hdf5File::datasets() const {
+    const std::lock_guard lock(library_mutex());
+    const Call listing(path_, "its datasets cannot be listed");
+    std::vector<std::string> names;
+    const auto collect = [](hid_t, const char* name, const H5O_info_t* info,
+                            void* list) -> herr_t {
+        if (info->type == H5O_TYPE_DATASET)
+            static_cast<std::vector<std::string>*>(list)->emplace_back(name);
+        return 0;
+    };
+    listing.ok(H5Ovisit2(handle_->file, H5_INDEX_NAME, H5_ITER_INC, collect, &names,
+                         H5O_INFO_BASIC));
+
+    std::vector<Hdf5Dataset> result;
+    for (std::string& name : names) {
+        const Call call(path_, "dataset /" + name);
+        const Id dataset = call.id(H5Dopen2(handle_->file, name.c_str(), H5P_DEFAULT));
+        Hdf5Dataset found{.name = std::move(name), .info = {}, .offset_bytes = 0, .attributes = {}};
+        found.attributes = read_attributes(dataset, call);
+        found.info.shape = shape_of(dataset, call);
+        found.info.dtype = dtype_of(dataset, found.attributes, call);
+        const Id creation = call.id(H5Dget_create_plist(dataset));
+        const haddr_t offset = H5Dget_offset(dataset);
+        if (H5Pget_layout(creation) != H5D_CONTIGUOUS || offset == HADDR_UNDEF ||
+            H5Pget_external_count(creation) != 0)
+            call.fail("is not stored contiguously in this file (repacked?)");
+        found.offset_bytes = static_cast<int64_t>(offset);
+        result.push_back(std::move(found));
+    }
+    return result;
+}
+
+void Hdf5File::read(const std::string& name, std::span<const Range> ranges, void* dst) const {
+    const std::lock_guard lock(library_mutex());
+    const Call call(path_, "dataset /" + name);
+    const Id dataset = call.id(H5Dopen2(handle_->file, name.c_str(), H5P_DEFAULT));
+    const std::vector<int64_t> shape = shape_of(dataset, call);
+    FERRY_CHECK(shape.size() == ranges.size(), "{} dimensions of {}", ranges.size(),
+                describe_shape(shape));
+    std::vector<hsize_t> start, count;
+    for (const Range& range : ranges) {
+        start.push_back(static_cast<hsize_t>(range.begin));
+        count.push_back(static_cast<hsize_t>(range.num));
+    }
+    const Id space = call.id(H5Dget_space(dataset));
+    call.ok(
+        H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr));
+    const Id memory =
+        call.id(H5Screate_simple(static_cast<int>(count.size()), count.data(), nullptr));
+    const Id type = call.id(H5Dget_type(dataset));  // the file's own: no conversion
+    call.ok(H5Dread(dataset, type, memory, space, H5P_DEFAULT, dst));
+}
+
+std::string hdf5_version() {
+    unsigned major = 0, minor = 0, release = 0;
+    H5get_libversion(&major, &minor, &release);
+    return fmt::format("{}.{}.{}", major, minor, release);
+}
+
+}  // namespace ferry
