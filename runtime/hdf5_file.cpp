@@ -192,8 +192,8 @@ Attributes read_attributes(hid_t object, const Call& call) {
     H5O_info_t info{};
     call.ok(H5Oget_info2(object, &info, H5O_INFO_NUM_ATTRS));
     for (hsize_t i = 0; i < info.num_attrs; ++i) {
-        const Id attribute = call.id(H5Aopen_by_idx(object, ".", H5_INDEX_NAME, H5_ITER_INC, i,
-                                                    H5P_DEFAULT, H5P_DEFAULT));
+        const Id attribute = call.id(
+            H5Aopen_by_idx(object, ".", H5_INDEX_NAME, H5_ITER_INC, i, H5P_DEFAULT, H5P_DEFAULT));
         std::array<char, 256> name{};
         call.ok(H5Aget_name(attribute, name.size(), name.data()));
         if (std::optional<Attribute> value = read_attribute(attribute, call))
@@ -284,10 +284,10 @@ void Hdf5File::set_attribute(const std::string& object, const std::string& name,
     const Id owner = open_object(handle_->file, object, call);
     const Id space = call.id(H5Screate(H5S_SCALAR));
     const auto* text = std::get_if<std::string>(&value);
-    const Id type = text != nullptr ? text_type(text->size(), call)
-                                    : call.id(H5Tcopy(value.index() == 0 ? H5T_STD_I64LE
-                                                                         : H5T_IEEE_F64LE));
-    const void* data = text != nullptr        ? static_cast<const void*>(text->c_str())
+    const Id type = text != nullptr
+                        ? text_type(text->size(), call)
+                        : call.id(H5Tcopy(value.index() == 0 ? H5T_STD_I64LE : H5T_IEEE_F64LE));
+    const void* data = text != nullptr      ? static_cast<const void*>(text->c_str())
                        : value.index() == 0 ? &std::get<int64_t>(value)
                                             : static_cast<const void*>(&std::get<double>(value));
     Id attribute;
@@ -300,8 +300,7 @@ void Hdf5File::set_attribute(const std::string& object, const std::string& name,
         }
     }
     if (attribute < 0)
-        attribute =
-            call.id(H5Acreate2(owner, name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT));
+        attribute = call.id(H5Acreate2(owner, name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT));
     call.ok(H5Awrite(attribute, type, data));
 }
 
@@ -384,14 +383,13 @@ std::vector<Hdf5Dataset> Hdf5File::datasets() const {
     const std::lock_guard lock(library_mutex());
     const Call listing(path_, "its datasets cannot be listed");
     std::vector<std::string> names;
-    const auto collect = [](hid_t, const char* name, const H5O_info_t* info,
-                            void* list) -> herr_t {
+    const auto collect = [](hid_t, const char* name, const H5O_info_t* info, void* list) -> herr_t {
         if (info->type == H5O_TYPE_DATASET)
             static_cast<std::vector<std::string>*>(list)->emplace_back(name);
         return 0;
     };
-    listing.ok(H5Ovisit2(handle_->file, H5_INDEX_NAME, H5_ITER_INC, collect, &names,
-                         H5O_INFO_BASIC));
+    listing.ok(
+        H5Ovisit2(handle_->file, H5_INDEX_NAME, H5_ITER_INC, collect, &names, H5O_INFO_BASIC));
 
     std::vector<Hdf5Dataset> result;
     for (std::string& name : names) {

@@ -3,20 +3,16 @@
 // at the datasets' file offsets, so that threads need not wait for the library's single lock.
 #pragma once
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "layers/weight_source.h"
+#include "runtime/model_description.h"
 
 namespace ferry {
-
-using Attribute = std::variant<int64_t, double, std::string>;
-using Attributes = std::map<std::string, Attribute>;
 
 // A contiguous dataset and where its bytes lie. f32 and bf16 are HDF5 floating-point types; fp8 is
 // bytes; the attribute `dtype` names the type for both kinds of reader.

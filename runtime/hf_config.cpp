@@ -62,7 +62,7 @@ class Fields {
     }
     int64_t as_integer(const char* key, const Json& value) const {
         if (!value.is_number_integer() ||
-            (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{1} << 24))
+            (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{kMaxExtent}))
             fail(key, "is not an integer of a sensible size");
         return value.get<int64_t>();
     }
@@ -143,7 +143,7 @@ void read_moe(const Fields& f, ModelConfig& c) {
     }
 }
 
-void read_quantization(const Fields& f, HfConfig& config) {
+void read_quantization(const Fields& f, ModelDescription& config) {
     if (!f.has("quantization_config")) return;
     const Fields q = f.object("quantization_config");
     q.only("quant_method", "fp8");
@@ -159,10 +159,10 @@ void read_quantization(const Fields& f, HfConfig& config) {
 
 }  // namespace
 
-HfConfig parse_hf_config(std::string_view json_text, const std::string& where) {
+ModelDescription parse_hf_config(std::string_view json_text, const std::string& where) {
     const Json root = parse_json(json_text, where);
     const Fields f(root, where);
-    HfConfig config;
+    ModelDescription config;
     ModelConfig& c = config.model;
     f.only("hidden_act", "silu");
     c.vocab_size = f.integer("vocab_size");
@@ -176,12 +176,7 @@ HfConfig parse_hf_config(std::string_view json_text, const std::string& where) {
     read_moe(f, c);
     config.num_mtp_layers = f.integer("num_nextn_predict_layers", 0);
     read_quantization(f, config);
-    c.validate(where);
-    if (c.n_layers > 1000 || c.n_routed_experts > 65536 || config.num_mtp_layers < 0 ||
-        config.num_mtp_layers > 100)
-        throw Error(ErrorKind::checkpoint,
-                    "{}: {} layers, {} experts or {} prediction layers are too many", where,
-                    c.n_layers, c.n_routed_experts, config.num_mtp_layers);
+    validate(config, where);
     return config;
 }
 

@@ -190,8 +190,8 @@ class Mapper {
 HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     const std::string config_path = directory_ + "/config.json";
     config_text_ = read_text_file(config_path, kMaxJsonBytes);
-    config_ = parse_hf_config(config_text_, config_path);
-    ModelConfig& model = config_.model;
+    description_ = parse_hf_config(config_text_, config_path);
+    ModelConfig& model = description_.model;
 
     Problems problems;
     const Tensors found = FileSet(directory_, files_, problems).take();
@@ -202,7 +202,7 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
             mapper.has(fmt::format("layers/{}/ffn/gate/bias", model.n_dense_layers));
 
     specs_ = model_tensors(model);
-    for (int64_t idx = 0; idx < config_.num_mtp_layers; ++idx) {
+    for (int64_t idx = 0; idx < description_.num_mtp_layers; ++idx) {
         const std::vector<TensorSpec> specs = mtp_tensors(model, idx);
         const bool is_there = mapper.has(fmt::format("mtp/{}/eh_proj", idx));
         for (const TensorSpec& spec : specs) {

@@ -19,12 +19,12 @@ class HfModel : public WeightSource {
     // that are broken, or else all tensors that are missing, misshapen or of an unusable type.
     explicit HfModel(std::string directory);
 
-    const ModelConfig& config() const override { return config_.model; }
+    const ModelConfig& config() const override { return description_.model; }
     std::optional<TensorInfo> find(const std::string& name) const override;
     void read(const std::string& name, std::span<const Range> ranges, void* dst) override;
 
     const std::string& directory() const { return directory_; }
-    const HfConfig& hf_config() const { return config_; }
+    const ModelDescription& description() const { return description_; }
     const std::string& config_text() const { return config_text_; }
     const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
 
@@ -36,7 +36,7 @@ class HfModel : public WeightSource {
   private:
     std::string directory_;
     std::string config_text_;
-    HfConfig config_;
+    ModelDescription description_;
     std::vector<std::unique_ptr<SafetensorsFile>> files_;
     std::vector<TensorSpec> specs_;
     std::map<std::string, StoredTensor> tensors_;

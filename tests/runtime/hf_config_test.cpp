@@ -31,7 +31,7 @@ Json deepseek_v3() {
                                 "quant_method": "fp8", "weight_block_size": [128, 128]}})");
 }
 
-HfConfig parse(const Json& json) {
+ModelDescription parse(const Json& json) {
     return parse_hf_config(json.dump(), "config.json");
 }
 Json with(const char* key, Json value) {
@@ -46,7 +46,7 @@ Json without(const char* key) {
 }
 
 TEST(HfConfig, DeepSeekV3) {
-    const HfConfig config = parse(deepseek_v3());
+    const ModelDescription config = parse(deepseek_v3());
     const ModelConfig& c = config.model;
     EXPECT_EQ(c.vocab_size, 129280);
     EXPECT_EQ(c.dim, 7168);

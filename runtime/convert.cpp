@@ -1,0 +1,289 @@
+#include "runtime/convert.h"
+
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <mutex>
+
+#include "base/error.h"
+#include "runtime/checkpoint_format.h"
+#include "runtime/checksum.h"
+#include "runtime/hdf5_file.h"
+#include "runtime/output_file.h"
+#include "runtime/parallel.h"
+#include "runtime/requantise.h"
+
+namespace ferry {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace checkpoint_format;
+
+constexpr const char* kCopiedFiles[] = {"tokenizer.json",          "tokenizer_config.json",
+                                        "special_tokens_map.json", "chat_template.jinja",
+                                        "generation_config.json",  "config.json"};
+
+// A file that is removed unless it was completed.
+class PartialFile {
+  public:
+    explicit PartialFile(std::string final_path)
+        : final_path_(std::move(final_path)), path_(final_path_ + ".partial") {}
+    ~PartialFile() {
+        std::error_code ignored;
+        if (!path_.empty()) fs::remove(path_, ignored);
+    }
+    const std::string& path() const { return path_; }
+    void complete() {
+        rename_durably(path_, final_path_);
+        path_.clear();
+    }
+
+  private:
+    std::string final_path_, path_;
+};
+
+// A dataset whose bytes come in order.
+class DatasetWriter {
+  public:
+    DatasetWriter(OutputFile& file, int64_t offset_bytes,
+                  const std::function<void(int64_t)>& written)
+        : file_(file), offset_bytes_(offset_bytes), written_(written) {}
+
+    void add(const void* data, size_t num_bytes) {
+        checksum_.add(data, num_bytes);
+        file_.write_at(offset_bytes_, num_bytes, data);
+        offset_bytes_ += static_cast<int64_t>(num_bytes);
+        written_(static_cast<int64_t>(num_bytes));
+    }
+    std::string checksum_text() const { return fmt::format("{:016x}", checksum_.value()); }
+
+  private:
+    OutputFile& file_;
+    int64_t offset_bytes_;
+    const std::function<void(int64_t)>& written_;
+    Checksum checksum_;
+};
+
+std::string scale_name(const std::string& name) {
+    return name + "_scale";
+}
+
+// The shard's datasets without their bytes; every attribute has its place already, so that nothing
+// grows later. Gives their offsets.
+std::map<std::string, int64_t> create_structure(const PlannedShard& shard,
+                                                const std::string& fingerprint,
+                                                const std::string& path) {
+    Hdf5File file = Hdf5File::create(path);
+    const auto add = [&](const std::string& name, const TensorInfo& info, int64_t first_row) {
+        file.create_dataset(name, info);
+        file.set_attribute(name, kDTypeAttribute, std::string(to_string(info.dtype)));
+        file.set_attribute(name, kChecksumAttribute, std::string(16, '0'));
+        file.set_attribute(name, kFirstRowAttribute, first_row);
+    };
+    for (const PlannedTensor& tensor : shard.tensors) {
+        add(tensor.name, tensor.info, tensor.first_row);
+        if (tensor.info.dtype == DType::fp8_e4m3)
+            add(scale_name(tensor.name), scale_info(tensor.info), tensor.first_row);
+    }
+    file.set_attribute("", kVersionAttribute, kVersion);
+    file.set_attribute("", kFingerprintAttribute, fingerprint);
+    std::map<std::string, int64_t> offsets;
+    for (const Hdf5Dataset& dataset : file.datasets()) offsets[dataset.name] = dataset.offset_bytes;
+    file.close();
+    return offsets;
+}
+
+// Whether a file of the folder belongs to this conversion.
+bool is_ours(const std::string& path, const std::string& fingerprint) {
+    const Attributes attributes = Hdf5File::open(path).attributes("");
+    const auto it = attributes.find(kFingerprintAttribute);
+    return it != attributes.end() && it->second == Attribute(fingerprint);
+}
+
+// Counts bytes and calls the callback now and then.
+class ProgressMeter {
+  public:
+    ProgressMeter(int64_t total_bytes, const ConvertProgressFn& report) : report_(report) {
+        progress_.total_bytes = total_bytes;
+    }
+    void keep_shard(int64_t bytes) {
+        progress_.done_bytes += bytes;
+        kept_bytes_ += bytes;
+        ++progress_.kept_shards;
+    }
+    void add(int64_t bytes) {
+        const std::lock_guard lock(mutex_);
+        progress_.done_bytes += bytes;
+        const double now = seconds();
+        if (now - reported_ < 0.2) return;
+        reported_ = now;
+        report(now);
+    }
+    ConvertProgress finish() {
+        const std::lock_guard lock(mutex_);
+        report(seconds());
+        return progress_;
+    }
+
+  private:
+    double seconds() const {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+    }
+    void report(double now) {
+        progress_.seconds = now;
+        progress_.bytes_per_second =
+            static_cast<double>(progress_.done_bytes - kept_bytes_) / std::max(now, 1e-6);
+        if (report_) report_(progress_);
+    }
+
+    const ConvertProgressFn& report_;
+    std::mutex mutex_;
+    ConvertProgress progress_;
+    int64_t kept_bytes_ = 0;
+    double reported_ = 0;
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+void make_output_folder(const std::string& hf_directory, const std::string& out_directory) {
+    std::error_code error;
+    fs::create_directories(out_directory, error);
+    if (error)
+        throw Error(ErrorKind::checkpoint, "{}: cannot be made: {}", out_directory,
+                    error.message());
+    if (fs::equivalent(hf_directory, out_directory, error))
+        throw Error(ErrorKind::usage, "{}: is the input folder; choose another one for the output",
+                    out_directory);
+}
+
+// Links of the master: one per dataset, or a virtual dataset over the shards that hold its rows.
+void link_tensors(Hdf5File& master, const ConversionPlan& plan) {
+    std::map<std::string, std::vector<Hdf5Source>> sources;
+    for (const PlannedShard& shard : plan.shards)
+        for (const PlannedTensor& tensor : shard.tensors)
+            sources[tensor.name].push_back({shard.file, tensor.info.shape[0]});
+    const auto link = [&](const std::string& name, const TensorInfo& info,
+                          const std::vector<Hdf5Source>& files) {
+        if (files.size() == 1) {
+            master.link_external(name, files[0].file);
+        } else {
+            master.create_virtual(name, info, files);
+            master.set_attribute(name, kDTypeAttribute, std::string(to_string(info.dtype)));
+        }
+    };
+    for (const PlannedTensor& tensor : plan.tensors) {
+        const auto& files = sources.at(tensor.name);
+        link(tensor.name, tensor.info, files);
+        if (tensor.info.dtype == DType::fp8_e4m3)
+            link(scale_name(tensor.name), scale_info(tensor.info), files);
+    }
+}
+
+}  // namespace
+
+std::vector<bool> find_finished_shards(const ConversionPlan& plan,
+                                       const std::string& out_directory) {
+    const auto refuse = [&](const std::string& file) {
+        throw Error(ErrorKind::checkpoint,
+                    "{}: belongs to another checkpoint or other options; choose an empty folder, "
+                    "or remove it",
+                    file);
+    };
+    std::map<std::string, size_t> planned;
+    for (size_t i = 0; i < plan.shards.size(); ++i) planned[plan.shards[i].file] = i;
+    std::vector<bool> finished(plan.shards.size(), false);
+    for (const auto& entry : fs::directory_iterator(out_directory)) {
+        const std::string path = entry.path().string();
+        const std::string name = entry.path().filename().string();
+        if (name.ends_with(".safetensors")) refuse(path);
+        if (entry.path().extension() != ".h5") continue;
+        if ((name != kMasterFile && !planned.contains(name)) || !is_ours(path, plan.fingerprint))
+            refuse(path);
+        if (name != kMasterFile) finished[planned[name]] = true;
+    }
+    return finished;
+}
+
+void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shard_idx,
+                   const std::string& out_directory, ThreadPool& pool,
+                   const std::function<void(int64_t bytes)>& written) {
+    const PlannedShard& shard = plan.shards[shard_idx];
+    PartialFile partial(out_directory + "/" + shard.file);
+    const std::map<std::string, int64_t> offsets =
+        create_structure(shard, plan.fingerprint, partial.path());
+
+    std::map<std::string, std::string> checksums;
+    std::mutex mutex;
+    {
+        OutputFile file(partial.path());
+        file.reserve();
+        parallel_tasks(pool, static_cast<int64_t>(shard.tensors.size()), [&](int64_t task) {
+            const PlannedTensor& tensor = shard.tensors[static_cast<size_t>(task)];
+            const bool is_fp8 = tensor.info.dtype == DType::fp8_e4m3;
+            const bool was_fp8 = model.stored(tensor.name).info.dtype == DType::fp8_e4m3;
+            DatasetWriter weight(file, offsets.at(tensor.name), written);
+            DatasetWriter scales(file, is_fp8 ? offsets.at(scale_name(tensor.name)) : 0, written);
+            requantise(model.stored(tensor.name),
+                       was_fp8 ? &model.stored(scale_name(tensor.name)) : nullptr, tensor.first_row,
+                       tensor.info.shape[0], tensor.info.dtype,
+                       {.weight = [&](const void* data, size_t num) { weight.add(data, num); },
+                        .scales = [&](const void* data, size_t num) { scales.add(data, num); }});
+            const std::lock_guard lock(mutex);
+            checksums[tensor.name] = weight.checksum_text();
+            if (is_fp8) checksums[scale_name(tensor.name)] = scales.checksum_text();
+        });
+    }
+    Hdf5File file = Hdf5File::open_writable(partial.path());
+    for (const auto& [name, text] : checksums) file.set_attribute(name, kChecksumAttribute, text);
+    file.close();
+    partial.complete();
+}
+
+void finish_conversion(const HfModel& model, const ConversionPlan& plan,
+                       const std::string& out_directory) {
+    for (const char* name : kCopiedFiles)
+        if (fs::exists(model.directory() + "/" + name))
+            copy_durably(model.directory() + "/" + name, out_directory + "/" + name);
+
+    ModelDescription description = model.description();
+    description.fp8_weights = false;
+    for (const PlannedTensor& tensor : plan.tensors)
+        description.fp8_weights |= tensor.info.dtype == DType::fp8_e4m3;
+    std::string shards;
+    for (const PlannedShard& shard : plan.shards)
+        shards +=
+            fmt::format("{} {}\n", shard.file, fs::file_size(out_directory + "/" + shard.file));
+
+    PartialFile partial(out_directory + "/" + kMasterFile);
+    Hdf5File master = Hdf5File::create(partial.path());
+    master.set_attribute("", kVersionAttribute, kVersion);
+    master.set_attribute("", kFingerprintAttribute, plan.fingerprint);
+    master.set_attribute("", kShardsAttribute, shards);
+    for (const auto& [name, value] : to_attributes(description))
+        master.set_attribute("", name, value);
+    master.create_text(kConfigText, model.config_text());
+    link_tensors(master, plan);
+    master.close();
+    partial.complete();
+}
+
+ConvertProgress convert_checkpoint(const std::string& hf_directory,
+                                   const std::string& out_directory, const ConvertOptions& options,
+                                   const ConvertProgressFn& progress) {
+    const HfModel model(hf_directory);
+    const ConversionPlan plan = plan_conversion(model, options);
+    make_output_folder(hf_directory, out_directory);
+    const std::vector<bool> finished = find_finished_shards(plan, out_directory);
+
+    ProgressMeter meter(plan.size_bytes(), progress);
+    ThreadPool pool(std::max(1, options.threads), /*scratch_bytes=*/64);
+    for (size_t i = 0; i < plan.shards.size(); ++i)
+        if (finished[i]) meter.keep_shard(plan.shards[i].size_bytes());
+    for (size_t i = 0; i < plan.shards.size(); ++i)
+        if (!finished[i])
+            convert_shard(model, plan, i, out_directory, pool,
+                          [&](int64_t bytes) { meter.add(bytes); });
+    finish_conversion(model, plan, out_directory);
+    return meter.finish();
+}
+
+}  // namespace ferry

@@ -1,0 +1,34 @@
+// Files that are written so that a crash or a full disk leaves nothing that looks whole.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace ferry {
+
+// A file that exists, opened for writing by position. Move-only; closes itself. All errors are
+// Error(checkpoint) naming the file; a full disk is named as such.
+class OutputFile {
+  public:
+    explicit OutputFile(std::string path);
+    ~OutputFile();
+    OutputFile(const OutputFile&) = delete;
+    OutputFile& operator=(const OutputFile&) = delete;
+
+    // Takes the space of the whole file now, where the file system can: a full disk is found before
+    // the work, not after it.
+    void reserve();
+    void write_at(int64_t offset_bytes, size_t num_bytes, const void* data);  // thread-safe
+    void sync();
+
+  private:
+    std::string path_;
+    int fd_ = -1;
+};
+
+// Renames after the content is on disk, and makes the new name durable too.
+void rename_durably(const std::string& from, const std::string& to);
+// Copies by way of a temporary name.
+void copy_durably(const std::string& from, const std::string& to);
+
+}  // namespace ferry

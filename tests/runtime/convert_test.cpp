@@ -1,0 +1,252 @@
+#include "runtime/convert.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <thread>
+
+#include "runtime/checkpoint.h"
+#include "runtime/hdf5_file.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/tiny_hf_model.h"
+
+namespace ferry {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::TempDir;
+using testing::TinyHfModel;
+using testing::TinyHfOptions;
+
+std::string read_whole(WeightSource& source, const std::string& name) {
+    const TensorInfo info = source.find(name).value();
+    std::string bytes(static_cast<size_t>(size_bytes(info)), '\0');
+    source.read(name, whole_box(info.shape), bytes.data());
+    return bytes;
+}
+
+// Every tensor of `from`, scales and prediction modules too, is in `to` with the same bytes.
+void expect_same_tensors(HfModel& from, Checkpoint& to) {
+    size_t num = 0;
+    for (const TensorSpec& spec : from.specs())
+        for (const std::string& name : {spec.name, spec.name + "_scale"}) {
+            if (!from.find(name)) continue;
+            ASSERT_TRUE(to.find(name)) << name;
+            EXPECT_EQ(to.find(name)->dtype, from.find(name)->dtype) << name;
+            EXPECT_EQ(to.find(name)->shape, from.find(name)->shape) << name;
+            EXPECT_EQ(read_whole(to, name), read_whole(from, name)) << name;
+            ++num;
+        }
+    EXPECT_EQ(to.tensors().size(), num);
+}
+
+std::vector<std::string> files_in(const std::string& directory) {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(directory))
+        names.push_back(entry.path().filename().string());
+    std::ranges::sort(names);
+    return names;
+}
+
+// Small shards, so that there are several of each kind.
+ConvertOptions small_shards() {
+    return {.dtype = {}, .expert_shards = 4, .max_shard_bytes = 60'000, .threads = 2};
+}
+
+struct Case {
+    const char* name;
+    TinyHfOptions options;
+};
+class RoundTrip : public ::testing::TestWithParam<Case> {};
+
+TEST_P(RoundTrip, KeepsEveryByte) {
+    const TempDir dir;
+    TinyHfModel(GetParam().options).write(dir / "hf");
+    for (const ConvertOptions& options : {ConvertOptions{}, small_shards()}) {
+        const std::string out = dir / ("out" + std::to_string(options.expert_shards));
+        const ConvertProgress done = convert_checkpoint(dir / "hf", out, options);
+        EXPECT_EQ(done.done_bytes, done.total_bytes);
+        HfModel from(dir / "hf");
+        Checkpoint to(out);
+        expect_same_tensors(from, to);
+        ThreadPool pool(2, 64);
+        to.verify(pool);
+        EXPECT_EQ(to.config_text(), from.config_text());
+        EXPECT_EQ(to_attributes(to.description()), to_attributes(from.description()));
+        EXPECT_EQ(testing::read_file(out + "/tokenizer.json"),
+                  testing::read_file(dir / "hf/tokenizer.json"));
+        for (const std::string& file : files_in(out)) EXPECT_FALSE(file.ends_with(".partial"));
+    }
+    EXPECT_EQ(Checkpoint(dir / "out4/model.h5").shards().size() > 5, true);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Convert, RoundTrip,
+    ::testing::Values(Case{"f32", {.dtype = DType::f32}}, Case{"bf16", {.dtype = DType::bf16}},
+                      Case{"fp8", {.dtype = DType::fp8_e4m3, .mtp = true}},
+                      Case{"fused", {.dtype = DType::bf16, .fused_experts = true}},
+                      Case{"tied", {.dtype = DType::bf16, .tied = true, .num_files = 1}}),
+    [](const auto& param) { return param.param.name; });
+
+TEST(Convert, DTypes) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "hf");
+    convert_checkpoint(dir / "hf", dir / "f32", {.dtype = DType::f32});
+    convert_checkpoint(dir / "hf", dir / "fp8", {.dtype = DType::fp8_e4m3});
+    const Checkpoint f32(dir / "f32"), fp8(dir / "fp8");
+    EXPECT_EQ(f32.find("layers/1/ffn/experts/w1")->dtype, DType::f32);
+    EXPECT_EQ(f32.find("embed")->dtype, DType::f32);
+    EXPECT_EQ(f32.find("norm")->dtype, DType::bf16);
+    EXPECT_EQ(fp8.find("layers/1/ffn/experts/w1")->dtype, DType::fp8_e4m3);
+    EXPECT_EQ(fp8.find("layers/1/ffn/experts/w1_scale")->shape, (std::vector<int64_t>{6, 1, 2}));
+    EXPECT_EQ(fp8.find("layers/0/attn/wo")->dtype, DType::fp8_e4m3);
+    EXPECT_EQ(fp8.find("head")->dtype, DType::bf16);
+    EXPECT_EQ(fp8.find("embed")->dtype, DType::bf16);
+    EXPECT_TRUE(fp8.description().fp8_weights);
+    EXPECT_FALSE(f32.description().fp8_weights);
+}
+
+TEST(Convert, MasterShowsWholeExperts) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "hf");
+    convert_checkpoint(dir / "hf", dir / "out", small_shards());
+    Checkpoint checkpoint(dir / "out");
+    const Hdf5File master = Hdf5File::open(dir / "out/model.h5");
+    for (const char* name : {"layers/1/ffn/experts/w2", "layers/0/attn/wo", "norm"}) {
+        const TensorInfo info = checkpoint.find(name).value();
+        std::string bytes(static_cast<size_t>(size_bytes(info)), '\0');
+        master.read(name, whole_box(info.shape), bytes.data());
+        EXPECT_EQ(bytes, read_whole(checkpoint, name)) << name;
+    }
+}
+
+TEST(Convert, InterruptedConversionGoesOn) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "hf");
+    struct Interrupt {};
+    const ConvertOptions options = small_shards();
+    const HfModel model(dir / "hf");
+    const ConversionPlan plan = plan_conversion(model, options);
+    ThreadPool pool(2, 64);
+    fs::create_directory(dir / "out");
+    convert_shard(model, plan, 1, dir / "out", pool, [](int64_t) {});
+    EXPECT_THROW(
+        convert_shard(model, plan, 2, dir / "out", pool, [](int64_t) { throw Interrupt(); }),
+        Interrupt);
+    EXPECT_EQ(files_in(dir / "out"), std::vector<std::string>{plan.shards[1].file});
+    EXPECT_ERROR(Checkpoint{dir / "out"}, ErrorKind::checkpoint, "model.h5");
+    testing::write_file(dir / "out" + ("/" + plan.shards[2].file + ".partial"), "left by a crash");
+
+    const auto before = fs::last_write_time(dir / ("out/" + plan.shards[1].file));
+    const ConvertProgress done = convert_checkpoint(dir / "hf", dir / "out", options);
+    EXPECT_EQ(done.kept_shards, 1);
+    EXPECT_EQ(fs::last_write_time(dir / ("out/" + plan.shards[1].file)), before);
+    HfModel from(dir / "hf");
+    Checkpoint to(dir / "out");
+    expect_same_tensors(from, to);
+    to.verify(pool);
+    for (const std::string& file : files_in(dir / "out")) EXPECT_FALSE(file.ends_with(".partial"));
+
+    // Once more: nothing is left to do.
+    const ConvertProgress again = convert_checkpoint(dir / "hf", dir / "out", options);
+    EXPECT_EQ(again.kept_shards, static_cast<int64_t>(plan.shards.size()));
+    EXPECT_EQ(again.done_bytes, again.total_bytes);
+}
+
+TEST(Convert, RefusesAFolderThatHoldsSomethingElse) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "hf");
+    convert_checkpoint(dir / "hf", dir / "out", {});
+    const auto refused = [&](const ConvertOptions& options, const std::string& part) {
+        EXPECT_ERROR(convert_checkpoint(dir / "hf", dir / "out", options), ErrorKind::checkpoint,
+                     part, "belongs to another checkpoint");
+    };
+    refused({.dtype = DType::f32}, ".h5");
+    refused({.expert_shards = 2}, ".h5");
+    Checkpoint{dir / "out"};  // still whole
+
+    TinyHfModel({.dtype = DType::bf16, .experts = 4}).write(dir / "hf");  // other weights
+    refused({}, ".h5");
+    EXPECT_ERROR(convert_checkpoint(dir / "hf", dir / "hf", {}), ErrorKind::usage,
+                 "is the input folder");
+    fs::create_directory(dir / "other");
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "other");
+    EXPECT_ERROR(convert_checkpoint(dir / "hf", dir / "other", {}), ErrorKind::checkpoint,
+                 ".safetensors");
+    EXPECT_ERROR(convert_checkpoint(dir / "hf", dir / "new", {.expert_shards = 5}),
+                 ErrorKind::usage, "5 expert shards", "4 routed experts");
+}
+
+TEST(Convert, InputThatShrinksInMidRunIsNamed) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "hf");
+    const HfModel model(dir / "hf");
+    fs::resize_file(dir / "hf/model-1.safetensors", 5000);
+    const ConversionPlan plan = plan_conversion(model, {});
+    ThreadPool pool(2, 64);
+    fs::create_directory(dir / "out");
+    EXPECT_ERROR(for (size_t i = 0; i < plan.shards.size(); ++i)
+                     convert_shard(model, plan, i, dir / "out", pool, [](int64_t) {}),
+                 ErrorKind::checkpoint, "model-1.safetensors", "truncated");
+    EXPECT_FALSE(fs::exists(dir / "out/model.h5"));
+}
+
+// A file system of 1 MiB.
+class SmallDisk {
+  public:
+    explicit SmallDisk(std::string path) : path_(std::move(path)) {
+        fs::create_directory(path_);
+        mounted_ = ::mount("tmpfs", path_.c_str(), "tmpfs", 0, "size=1m") == 0;
+    }
+    ~SmallDisk() {
+        if (mounted_) ::umount(path_.c_str());
+    }
+    bool mounted() const { return mounted_; }
+
+  private:
+    std::string path_;
+    bool mounted_;
+};
+
+TEST(Convert, DiskFull) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::f32, .experts = 12}).write(dir / "hf");
+    const SmallDisk disk(dir / "disk");
+    if (!disk.mounted()) GTEST_SKIP() << "needs the right to mount a tmpfs";
+    EXPECT_ERROR(convert_checkpoint(dir / "hf", dir / "disk/out", {}), ErrorKind::checkpoint,
+                 "disk/out/", ".h5.partial", "disk full");
+    for (const std::string& file : files_in(dir / "disk/out")) EXPECT_FALSE(file == "model.h5");
+    for (const std::string& file : files_in(dir / "disk/out"))
+        EXPECT_FALSE(file.ends_with(".partial")) << file;
+    EXPECT_ERROR(Checkpoint{dir / "disk/out"}, ErrorKind::checkpoint, "model.h5");
+}
+
+TEST(ConvertPlan, ShardsByRangeOfExperts) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "hf");
+    const HfModel model(dir / "hf");
+    const ConversionPlan plan = plan_conversion(model, {.expert_shards = 4});
+    ASSERT_EQ(plan.shards.size(), 5u);
+    EXPECT_EQ(plan.shards[0].file, "dense-00000-of-00001.h5");
+    EXPECT_EQ(plan.shards[4].file, "experts-00003-of-00004.h5");
+    int64_t next = 0;
+    for (size_t i = 1; i < 5; ++i) {  // 6 experts over 4 shards: 1, 2, 1, 2
+        EXPECT_EQ(plan.shards[i].tensors[0].first_row, next);
+        EXPECT_EQ(plan.shards[i].tensors[0].info.shape[0], i % 2 == 1 ? 1 : 2);
+        next += plan.shards[i].tensors[0].info.shape[0];
+    }
+    EXPECT_EQ(next, 6);
+    int64_t bytes = 0;
+    for (const PlannedShard& shard : plan.shards) bytes += shard.size_bytes();
+    EXPECT_EQ(bytes, plan.size_bytes());
+    EXPECT_EQ(plan.fingerprint, plan_conversion(model, {.expert_shards = 4}).fingerprint);
+    EXPECT_NE(plan.fingerprint, plan_conversion(model, {.expert_shards = 3}).fingerprint);
+}
+
+}  // namespace
+}  // namespace ferry
