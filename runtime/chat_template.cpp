@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "runtime/jinja/interpreter.h"
 #include "runtime/jinja/syntax.h"
+#include "runtime/tokenizer/unicode.h"
 
 namespace ferry {
 
@@ -75,6 +76,12 @@ std::optional<std::string> read_template(const Json& config) {
     return std::nullopt;
 }
 
+std::string repair(std::string_view bytes) {
+    std::string text;
+    tok::append_utf8_lossy(bytes, true, &text);
+    return text;
+}
+
 // Input that comes from a user: a line of a request file.
 Json parse_input(std::string_view text, bool is_wanted(const Json&), std::string_view what) {
     Json json = Json::parse(text, nullptr, false);
@@ -88,6 +95,9 @@ Json parse_input(std::string_view text, bool is_wanted(const Json&), std::string
 
 ChatTemplate::ChatTemplate(std::string_view source, SpecialTokens tokens, const std::string& name) {
     jinja::Source place{name};
+    if (!tok::is_valid_utf8(source)) {
+        throw Error(ErrorKind::checkpoint, "{}: the chat template is not UTF-8", name);
+    }
     jinja::Nodes nodes = jinja::parse(source, place);
     impl_ =
         std::make_shared<const Impl>(Impl{std::move(place), std::move(nodes), std::move(tokens)});
@@ -114,8 +124,8 @@ std::string ChatTemplate::render(const std::vector<ChatMessage>& messages,
     jinja::List list;
     for (const ChatMessage& message : messages) {
         jinja::Dict dict;
-        dict.set("role", message.role);
-        dict.set("content", message.content);
+        dict.set("role", repair(message.role));
+        dict.set("content", repair(message.content));
         list.push_back(dict);
     }
     return impl_->render(list, add_generation_prompt, {});

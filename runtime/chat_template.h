@@ -54,7 +54,8 @@ class ChatTemplate {
     static SpecialTokens load_special_tokens(const std::filesystem::path& folder);
 
     // The prompt; encode it with add_special_tokens = false. `add_generation_prompt` ends it where
-    // the assistant's answer starts. Throws Error(input) for messages that the template refuses.
+    // the assistant's answer starts. Invalid UTF-8 is replaced as in Tokenizer::encode. Throws
+    // Error(input) for messages that the template refuses.
     std::string render(const std::vector<ChatMessage>& messages,
                        bool add_generation_prompt = true) const;
     // The same for a JSON list of messages with any fields (such as tool_calls), and further

@@ -47,6 +47,13 @@ TEST(ChatTemplate, RendersMessages) {
     EXPECT_EQ(chat.render({}), "<s>[assistant]");
 }
 
+TEST(ChatTemplate, RepairsMessagesAndRefusesATemplateThatIsNotUtf8) {
+    const ChatTemplate chat = make("{{ messages[0].content[-1] }}");
+    EXPECT_EQ(chat.render({{"user", "a\xe4\xbd"}}), "\uFFFD");
+    EXPECT_THAT(parse_error("{{ 'a\xe4\xbd' }}"),
+                HasSubstr("t.jinja: the chat template is not UTF-8"));
+}
+
 TEST(ChatTemplate, TakesJsonMessagesAndVariables) {
     const ChatTemplate chat = make("{{ messages[0].n + k }}{{ messages[0].missing }}");
     EXPECT_EQ(chat.render_json(R"([{"role": "user", "n": 40}])", true, R"({"k": 2})"), "42");
