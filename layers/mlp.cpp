@@ -2,8 +2,6 @@
 
 #include <cstring>
 
-#include "base/error.h"
-
 namespace ferry {
 
 std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dtype) {
@@ -30,13 +28,16 @@ Mlp::Mlp(WeightLoader& loader, const std::string& prefix, int64_t inter_dim, con
     const Range inner{begin, last.begin + last.num - begin};
 
     const int64_t dim = loader.config().dim;
+    slices_.assign(all.begin() + first, all.begin() + first + held);
+    for (Range& slice : slices_) slice.begin -= begin;
+    w2_.resize(static_cast<size_t>(held));
+    if (inner.num == 0) return;
     w1_ = Linear(loader.linear(prefix + "w1", inner, {0, dim}));
     w3_ = Linear(loader.linear(prefix + "w3", inner, {0, dim}));
-    for (int64_t i = first; i < first + held; ++i) {
-        const Range& slice = all[static_cast<size_t>(i)];
-        w2_.emplace_back(loader.linear(prefix + "w2", {0, dim}, slice));
-        slices_.push_back({slice.begin - begin, slice.num});
-    }
+    for (size_t i = 0; i < slices_.size(); ++i)
+        if (slices_[i].num > 0)
+            w2_[i] = Linear(
+                loader.linear(prefix + "w2", {0, dim}, {begin + slices_[i].begin, slices_[i].num}));
 }
 
 void Mlp::partial(Kernels& kernels, Workspace& workspace, const Tensor& x,
@@ -44,6 +45,10 @@ void Mlp::partial(Kernels& kernels, Workspace& workspace, const Tensor& x,
     check_shape(parts, "parts", DType::f32, {num_slices(), x.rows(), x.dim(1)});
     const Workspace::Scope scope(workspace);
     const int64_t inner = w1_.out();
+    if (inner == 0) {
+        std::memset(parts.data(), 0, static_cast<size_t>(parts.count()) * sizeof(float));
+        return;
+    }
     const Tensor gate_up = workspace.take(DType::f32, {x.rows(), 2 * inner});
     const Tensor hidden = workspace.take(DType::f32, {x.rows(), inner});
     w1_.forward(kernels, workspace, x, gate_up.slice_columns(0, inner));
@@ -52,6 +57,10 @@ void Mlp::partial(Kernels& kernels, Workspace& workspace, const Tensor& x,
     for (int64_t i = 0; i < num_slices(); ++i) {
         const Range& slice = slices_[static_cast<size_t>(i)];
         const Tensor part = parts.slice_rows(i, 1).reshape({x.rows(), x.dim(1)});
+        if (slice.num == 0) {
+            std::memset(part.data(), 0, static_cast<size_t>(part.count()) * sizeof(float));
+            continue;
+        }
         w2_[static_cast<size_t>(i)].forward(kernels, workspace,
                                             hidden.slice_columns(slice.begin, slice.num), part);
     }

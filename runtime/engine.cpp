@@ -1,0 +1,224 @@
+#include "runtime/engine.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/trace.h"
+#include "runtime/stop_strings.h"
+
+namespace ferry {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+WorkerLimits worker_limits(const EngineOptions& options) {
+    return {.max_tokens = options.scheduler.max_batch_tokens,
+            .max_context = options.max_context,
+            .max_logit_rows = options.scheduler.max_batch,
+            .num_pages = options.num_pages};
+}
+
+}  // namespace
+
+// A request in the engine. The scheduler sees the Sequence.
+struct Engine::Active : Sequence {
+    Request request;
+    uint64_t id_hash = 0;
+    std::vector<int32_t> stop_tokens;  // of the request, and end of sentence unless ignored
+    std::optional<StopStrings> stop_strings;
+    std::optional<StreamDecoder> decoder;  // when text is wanted token by token
+    size_t num_shown_bytes = 0;
+    std::vector<float> logprobs;
+    std::vector<TokenLogprob> top_logprobs;
+    Clock::time_point submitted = Clock::now();
+    RequestTimings timings;
+
+    int64_t num_generated() const { return static_cast<int64_t>(tokens.size()) - prompt_length; }
+};
+
+Engine::Engine(Kernels& kernels, const Transformer& model, const EngineOptions& options,
+               std::vector<int32_t> eos_tokens, std::optional<Tokenizer> tokenizer)
+    : model_(model),
+      options_(options),
+      eos_tokens_(std::move(eos_tokens)),
+      tokenizer_(std::move(tokenizer)),
+      pages_(options.num_pages, options.share_prefixes),
+      scheduler_(options.scheduler, pages_),
+      worker_(kernels, model, worker_limits(options)),
+      sampler_(model.config().vocab_size) {}
+
+Engine::~Engine() = default;
+
+// Why a request can never run; empty when it can.
+std::string Engine::refusal(const Request& request) const {
+    const int64_t prompt = static_cast<int64_t>(request.prompt_tokens.size());
+    if (prompt == 0) return "the prompt has no tokens";
+    for (int32_t token : request.prompt_tokens)
+        if (token < 0 || token >= model_.config().vocab_size)
+            return fmt::format("prompt token {} is outside the vocabulary of {}", token,
+                               model_.config().vocab_size);
+    const int64_t longest = prompt + request.sampling.max_tokens;
+    if (longest > options_.max_context)
+        return fmt::format(
+            "{} prompt tokens and max_tokens {} exceed the longest context of {} "
+            "(engine.max_context)",
+            prompt, request.sampling.max_tokens, options_.max_context);
+    if (Scheduler::pages_needed(longest) > options_.num_pages)
+        return fmt::format(
+            "{} prompt tokens and max_tokens {} need {} cache pages of 64 tokens, there are {} "
+            "(engine.cache_gib)",
+            prompt, request.sampling.max_tokens, Scheduler::pages_needed(longest),
+            options_.num_pages);
+    if (!request.sampling.stop.empty() && !tokenizer_)
+        return "stop strings need a tokenizer, and the model has none";
+    return {};
+}
+
+void Engine::submit(Request request) {
+    if (std::string reason = refusal(request); !reason.empty()) {
+        finished_.push_back(failed_completion(request, std::move(reason)));
+        return;
+    }
+    auto active = std::make_unique<Active>();
+    const SamplingParams& sampling = request.sampling;
+    active->arrival = next_arrival_++;
+    active->tokens = request.prompt_tokens;
+    active->prompt_length = static_cast<int64_t>(active->tokens.size());
+    active->max_length = active->prompt_length + sampling.max_tokens;
+    active->id_hash = hash_request_id(request.id.text);
+    active->stop_tokens = sampling.stop_token_ids;
+    if (!sampling.ignore_eos)
+        active->stop_tokens.insert(active->stop_tokens.end(), eos_tokens_.begin(),
+                                   eos_tokens_.end());
+    if (!sampling.stop.empty()) active->stop_strings.emplace(sampling.stop);
+    if (tokenizer_ && (active->stop_strings || on_token_)) active->decoder.emplace(*tokenizer_);
+    if (sampling.logprobs) {
+        active->logprobs.reserve(static_cast<size_t>(sampling.max_tokens));
+        active->top_logprobs.reserve(static_cast<size_t>(sampling.max_tokens * *sampling.logprobs));
+    }
+    active->request = std::move(request);
+    if (active->request.sampling.max_tokens == 0) {
+        Active& nothing_to_do = *active;
+        active_.push_back(std::move(active));
+        finish(nothing_to_do, FinishReason::length);
+        return;
+    }
+    scheduler_.add(*active);
+    active_.push_back(std::move(active));
+}
+
+bool Engine::step() {
+    const StepPlan* plan = nullptr;
+    {
+        ScopedZone zone(Zone::schedule);
+        plan = &scheduler_.plan();
+    }
+    if (plan->empty()) return num_unfinished() > 0;
+    for (const auto& active : active_)
+        if (active->timings.queue_s == 0 && !active->pages.empty())
+            active->timings.queue_s = seconds_since(active->submitted);
+    num_computed_tokens_ += static_cast<int64_t>(plan->tokens.size());
+    const Tensor logits = worker_.step(plan->batch());
+    scheduler_.complete();
+    ScopedZone zone(Zone::sample);
+    for (size_t i = 0; i < plan->logit_sequences.size(); ++i)
+        choose_token(static_cast<Active&>(*plan->logit_sequences[i]),
+                     logits.row<float>(static_cast<int64_t>(i)));
+    return num_unfinished() > 0;
+}
+
+void Engine::choose_token(Active& active, const float* logits) {
+    const SamplingParams& sampling = active.request.sampling;
+    const bool may_stop = active.num_generated() >= sampling.min_tokens;
+    const SampledToken sampled =
+        sampler_.sample({.logits = {logits, static_cast<size_t>(model_.config().vocab_size)},
+                         .params = sampling,
+                         .id_hash = active.id_hash,
+                         .sample = active.request.sample,
+                         .tokens = active.tokens,
+                         .num_prompt_tokens = active.prompt_length,
+                         .banned = may_stop ? std::span<const int32_t>() : active.stop_tokens});
+    if (sampled.token < 0) {
+        finish(
+            active, FinishReason::error,
+            fmt::format("the model's logits are not finite after {} tokens", active.tokens.size()));
+        return;
+    }
+    if (active.num_generated() == 0) active.timings.first_token_s = seconds_since(active.submitted);
+    if (sampling.logprobs) {
+        active.logprobs.push_back(sampled.logprob);
+        active.top_logprobs.insert(active.top_logprobs.end(), sampled.top.begin(),
+                                   sampled.top.end());
+    }
+    active.tokens.push_back(sampled.token);
+    ++num_generated_tokens_;
+    if (append_token(active, sampled.token))
+        finish(active, FinishReason::stop);
+    else if (active.num_generated() >= sampling.max_tokens)
+        finish(active, FinishReason::length);
+}
+
+// Shows the token's text; true when the token, or a stop string that it completes, ends the
+// request.
+bool Engine::append_token(Active& active, int32_t token) {
+    const bool stops = std::ranges::find(active.stop_tokens, token) != active.stop_tokens.end();
+    if (!active.decoder) return stops;
+    const bool last = stops || active.num_generated() >= active.request.sampling.max_tokens;
+    std::string piece = stops ? std::string() : active.decoder->push(token);
+    if (last) piece += active.decoder->flush();
+    if (!active.stop_strings) {
+        if (on_token_) on_token_(active.request, token, piece);
+        return stops;
+    }
+    const bool found = active.stop_strings->push(piece);
+    const std::string_view text = active.stop_strings->text();
+    const size_t safe = last || found ? text.size() : active.stop_strings->num_safe_bytes();
+    if (on_token_)
+        on_token_(active.request, token,
+                  text.substr(active.num_shown_bytes, safe - active.num_shown_bytes));
+    active.num_shown_bytes = safe;
+    return stops || found;
+}
+
+void Engine::finish(Active& active, FinishReason reason, std::string error) {
+    scheduler_.finish(active);
+    Completion completion;
+    completion.index = active.request.index;
+    completion.sample = active.request.sample;
+    completion.num_samples = active.request.sampling.n;
+    completion.id = active.request.id;
+    completion.num_prompt_tokens = active.prompt_length;
+    completion.tokens.assign(active.tokens.begin() + active.prompt_length, active.tokens.end());
+    if (active.stop_strings) {
+        completion.text = active.stop_strings->text();
+    } else if (tokenizer_) {
+        // A stop token that is no special token has text, which is not the user's.
+        const bool stopped = reason == FinishReason::stop && !completion.tokens.empty();
+        completion.text = tokenizer_->decode(
+            std::span(completion.tokens).first(completion.tokens.size() - (stopped ? 1 : 0)));
+    }
+    completion.finish_reason = reason;
+    completion.error = std::move(error);
+    completion.logprobs = std::move(active.logprobs);
+    completion.num_top_logprobs = active.request.sampling.logprobs.value_or(0);
+    completion.top_logprobs = std::move(active.top_logprobs);
+    completion.timings = active.timings;
+    completion.timings.total_s = seconds_since(active.submitted);
+    finished_.push_back(std::move(completion));
+    std::erase_if(active_, [&](const auto& owned) { return owned.get() == &active; });
+}
+
+std::vector<Completion> Engine::take_finished() {
+    return std::exchange(finished_, {});
+}
+
+void Engine::cancel_all() {
+    for (const auto& active : active_) scheduler_.finish(*active);
+    active_.clear();
+}
+
+}  // namespace ferry

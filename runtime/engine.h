@@ -1,0 +1,82 @@
+// [10] The engine of one attention rank: takes requests as it has room, runs steps, gives
+// completions.
+#pragma once
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "runtime/attention_worker.h"
+#include "runtime/request.h"
+#include "runtime/sampler.h"
+#include "runtime/scheduler.h"
+#include "runtime/tokenizer.h"
+
+namespace ferry {
+
+struct EngineOptions {
+    SchedulerOptions scheduler;
+    int64_t num_pages = 64;      // of the latent cache, 64 tokens each
+    int64_t max_context = 4096;  // longest prompt with its output
+    bool share_prefixes = true;
+};
+
+class Engine {
+  public:
+    // `eos_tokens` end a text unless a request ignores them. Without a tokenizer completions have
+    // no text, and stop strings are refused. `model` and `kernels` must outlive the engine.
+    // Allocates all that steps need.
+    Engine(Kernels& kernels, const Transformer& model, const EngineOptions& options,
+           std::vector<int32_t> eos_tokens, std::optional<Tokenizer> tokenizer);
+    ~Engine();
+
+    // Takes a request into the queue; one that can never run is finished at once, with its reason.
+    void submit(Request request);
+    // Whether a request submitted now would be among the next to run (for ranks that claim work as
+    // they have room).
+    bool has_room() const { return scheduler_.has_room(); }
+    // One step, when there is work; returns whether there is more.
+    bool step();
+    // Completions since the last call, in the order in which they finished.
+    std::vector<Completion> take_finished();
+    // Drops every request that is not finished.
+    void cancel_all();
+
+    // Called with each new token and the text that it completes (of whole characters, stop strings
+    // held back).
+    using TokenCallback =
+        std::function<void(const Request& request, int32_t token, std::string_view text)>;
+    void set_token_callback(TokenCallback callback) { on_token_ = std::move(callback); }
+
+    int64_t num_unfinished() const { return static_cast<int64_t>(active_.size()); }
+    int64_t num_running() const { return scheduler_.num_running(); }
+    int64_t num_generated_tokens() const { return num_generated_tokens_; }
+    int64_t num_computed_tokens() const { return num_computed_tokens_; }
+    int64_t num_preemptions() const { return scheduler_.num_preemptions(); }
+    int64_t num_prefix_hits() const { return pages_.num_found(); }
+    const PageAllocator& pages() const { return pages_; }
+
+  private:
+    struct Active;
+    std::string refusal(const Request& request) const;
+    void choose_token(Active& active, const float* logits);
+    bool append_token(Active& active, int32_t token);
+    void finish(Active& active, FinishReason reason, std::string error = {});
+
+    const Transformer& model_;
+    EngineOptions options_;
+    std::vector<int32_t> eos_tokens_;
+    std::optional<Tokenizer> tokenizer_;
+    PageAllocator pages_;
+    Scheduler scheduler_;
+    AttentionWorker worker_;
+    Sampler sampler_;
+    std::vector<std::unique_ptr<Active>> active_;
+    std::vector<Completion> finished_;
+    TokenCallback on_token_;
+    int64_t next_arrival_ = 0;
+    int64_t num_generated_tokens_ = 0;
+    int64_t num_computed_tokens_ = 0;
+};
+
+}  // namespace ferry

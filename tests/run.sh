@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# tests/run.sh [CTEST_ARG...]: installs what is missing, builds, runs every test that this machine can run.
+# `tests/run.sh -L unit` runs one label (unit, mpi, cluster, slurm, fuzz). FERRY_JOBS sets the number of build jobs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+started=$SECONDS
+step() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }
+
+step "install"
+launch/install_deps.sh --tests
+
+step "format and layers"
+if command -v clang-format >/dev/null; then
+    git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+fi
+tests/check_layers
+
+step "build"
+cmake --preset release
+cmake --build --preset release -j "${FERRY_JOBS:-$(nproc)}"
+
+step "test"
+ctest --test-dir build/release --output-on-failure -j "${FERRY_JOBS:-$(nproc)}" "$@"
+
+if [ $# -eq 0 ]; then
+    if command -v clang++ >/dev/null && echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+        clang++ -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then
+        step "fuzz"
+        cmake --preset fuzz
+        cmake --build --preset fuzz -j "${FERRY_JOBS:-$(nproc)}"
+        ctest --test-dir build/fuzz -L fuzz --output-on-failure -j "${FERRY_JOBS:-$(nproc)}"
+    else
+        step "fuzz: skipped, no clang++ with libFuzzer here"
+    fi
+fi
+step "done"

@@ -1,0 +1,163 @@
+// The engine on one rank: the same bits whatever runs beside a request and however its rows are cut
+// (DESIGN 4.1).
+#include "runtime/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "base/random.h"
+#include "runtime/hf_model.h"
+#include "tests/support/allocation_count.h"
+
+namespace ferry {
+namespace {
+
+std::string golden_model(const std::string& family) {
+    return std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/" + family;
+}
+
+// A tiny model, loaded once.
+class EngineTest : public testing::Test {
+  protected:
+    EngineTest()
+        : source_(golden_model("v3")), kernels_(make_cpu_kernels(2)), model_([this] {
+              WeightLoader loader(source_, *kernels_);
+              return Transformer(loader, ModelPart::whole(source_.config()), {});
+          }()) {}
+
+    Engine make_engine(const EngineOptions& options) {
+        return Engine(*kernels_, model_, options, {}, std::nullopt);
+    }
+    Request request(int64_t index, int64_t prompt_length, int64_t max_tokens) const {
+        Random random(static_cast<uint64_t>(index));
+        Request made{.index = index,
+                     .sample = 0,
+                     .id = {fmt::format("r{}", index), false},
+                     .prompt_tokens = {},
+                     .sampling = {}};
+        for (int64_t i = 0; i < prompt_length; ++i)
+            made.prompt_tokens.push_back(static_cast<int32_t>(
+                random.next_u32() % static_cast<uint32_t>(source_.config().vocab_size)));
+        made.sampling.max_tokens = max_tokens;
+        made.sampling.temperature = index % 2 == 0 ? 0 : 0.8;
+        made.sampling.seed = 5;
+        made.sampling.logprobs = 2;
+        return made;
+    }
+    // 12 requests of uneven lengths; pairs share a prompt prefix of 70 tokens.
+    std::vector<Request> requests() const {
+        std::vector<Request> all;
+        for (int64_t i = 0; i < 12; ++i) {
+            all.push_back(request(i, 1 + i * 13 % 90, 5 + i * 7 % 60));
+            if (i % 3 != 0) continue;
+            const std::vector<int32_t> shared = request(1000, 130, 1).prompt_tokens;
+            all.back().prompt_tokens.insert(all.back().prompt_tokens.begin(), shared.begin(),
+                                            shared.end());
+        }
+        return all;
+    }
+    static std::map<int64_t, Completion> run(Engine& engine, std::vector<Request> requests) {
+        for (Request& request : requests) engine.submit(std::move(request));
+        while (engine.step()) {
+        }
+        std::map<int64_t, Completion> completions;
+        for (Completion& completion : engine.take_finished()) {
+            const int64_t index = completion.index;
+            EXPECT_TRUE(completions.emplace(index, std::move(completion)).second);
+        }
+        return completions;
+    }
+    static void expect_same(const std::map<int64_t, Completion>& a,
+                            const std::map<int64_t, Completion>& b) {
+        ASSERT_EQ(a.size(), b.size());
+        for (const auto& [index, completion] : a)
+            EXPECT_EQ(to_json(completion, false), to_json(b.at(index), false)) << index;
+    }
+    // Every request in an engine of its own.
+    std::map<int64_t, Completion> alone() {
+        std::map<int64_t, Completion> all;
+        for (Request& one : requests()) {
+            Engine engine = make_engine({.scheduler = {.max_batch = 1, .max_batch_tokens = 512}});
+            std::vector<Request> single;
+            single.push_back(std::move(one));
+            all.merge(run(engine, std::move(single)));
+        }
+        return all;
+    }
+
+    HfModel source_;
+    std::unique_ptr<Kernels> kernels_;
+    Transformer model_;
+};
+
+TEST_F(EngineTest, BatchChunksPrefixCacheAndPreemptionChangeNoBit) {
+    const std::map<int64_t, Completion> expected = alone();
+    ASSERT_EQ(expected.size(), 12u);
+    for (int64_t chunk : {1, 7, 64, 4096}) {
+        Engine engine = make_engine({.scheduler = {.max_batch = 12,
+                                                   .max_batch_tokens = std::max<int64_t>(chunk, 12),
+                                                   .max_prefill_chunk = chunk},
+                                     .num_pages = 64});
+        expect_same(run(engine, requests()), expected);
+    }
+    Engine sharing = make_engine({.scheduler = {.max_batch = 2, .max_batch_tokens = 100}});
+    expect_same(run(sharing, requests()), expected);
+    EXPECT_GT(sharing.num_prefix_hits(), 0);
+    Engine no_sharing = make_engine({.scheduler = {.max_batch = 5, .max_batch_tokens = 100},
+                                     .num_pages = 64,
+                                     .share_prefixes = false});
+    expect_same(run(no_sharing, requests()), expected);
+    Engine small =
+        make_engine({.scheduler = {.max_batch = 12, .max_batch_tokens = 300}, .num_pages = 8});
+    expect_same(run(small, requests()), expected);
+    EXPECT_GT(small.num_preemptions(), 0);
+}
+
+TEST_F(EngineTest, RequestsThatCannotRunSayWhy) {
+    Engine engine = make_engine({.scheduler = {.max_batch = 2, .max_batch_tokens = 64},
+                                 .num_pages = 2,
+                                 .max_context = 256});
+    Request outside = request(0, 3, 4), empty = request(1, 0, 4);
+    outside.prompt_tokens[1] = 100000;
+    Request stop = request(4, 3, 4);
+    stop.sampling.stop = {"x"};
+    const auto done = run(engine, {outside, empty, request(2, 250, 10), request(3, 100, 60), stop,
+                                   request(5, 100, 20)});
+    EXPECT_EQ(done.at(0).error, "prompt token 100000 is outside the vocabulary of 256");
+    EXPECT_EQ(done.at(1).error, "the prompt has no tokens");
+    EXPECT_NE(done.at(2).error.find("exceed the longest context of 256"), std::string::npos);
+    EXPECT_NE(done.at(3).error.find("need 3 cache pages"), std::string::npos);
+    EXPECT_NE(done.at(4).error.find("tokenizer"), std::string::npos);
+    EXPECT_EQ(done.at(5).finish_reason, FinishReason::length);
+    EXPECT_EQ(engine.pages().num_held(), 0);
+}
+
+TEST_F(EngineTest, StopTokensEndATextAndMinTokensHoldThemBack) {
+    Engine engine = make_engine({});
+    const std::vector<int32_t> tokens = run(engine, {request(2, 20, 12)}).at(2).tokens;
+    Request stops = request(2, 20, 12);
+    stops.sampling.stop_token_ids = {tokens[4]};
+    const Completion stopped = run(engine, {stops}).at(2);
+    const auto first = std::find(tokens.begin(), tokens.end(), tokens[4]);
+    EXPECT_EQ(stopped.finish_reason, FinishReason::stop);
+    EXPECT_EQ(stopped.tokens, std::vector<int32_t>(tokens.begin(), first + 1));
+    stops.sampling.min_tokens = 12;
+    const Completion held = run(engine, {stops}).at(2);
+    EXPECT_EQ(held.tokens.size(), 12u);
+    EXPECT_EQ(std::count(held.tokens.begin(), held.tokens.end(), tokens[4]), 0);
+}
+
+TEST_F(EngineTest, StepsDoNotAllocate) {
+    Engine engine = make_engine({.scheduler = {.max_batch = 8, .max_batch_tokens = 64}});
+    for (int64_t i = 0; i < 8; ++i) engine.submit(request(i, 100, 150));
+    for (int i = 0; i < 40; ++i) engine.step();
+    ASSERT_EQ(engine.num_running(), 8);
+    const int64_t before = num_allocations();
+    for (int i = 0; i < 100; ++i) engine.step();
+    EXPECT_EQ(num_allocations() - before, 0);
+    ASSERT_EQ(engine.num_running(), 8);
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,67 @@
+#include "tests/support/one_rank_model.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace ferry {
+namespace {
+
+Transformer load(WeightSource& source, Kernels& kernels, const Numerics& numerics) {
+    WeightLoader loader(source, kernels);
+    return Transformer(loader, ModelPart::whole(source.config()), numerics);
+}
+
+}  // namespace
+
+OneRankModel::OneRankModel(WeightSource& source, const Numerics& numerics, int num_threads)
+    : source_(source),
+      kernels_(make_cpu_kernels(num_threads)),
+      model_(load(source, *kernels_, numerics)),
+      worker_(*kernels_, model_, kLimits) {}
+
+std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>& tokens,
+                                                     int64_t prompt_length, int64_t chunk) {
+    PageAllocator pages(kLimits.num_pages, false);
+    Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk}, pages);
+    Sequence sequence;
+    sequence.tokens = tokens;
+    sequence.prompt_length = prompt_length;
+    sequence.max_length = static_cast<int64_t>(tokens.size());
+    scheduler.add(sequence);
+    std::vector<std::vector<float>> result;
+    while (result.size() < tokens.size()) {
+        const StepPlan& plan = scheduler.plan();
+        std::vector<int32_t> every_row(plan.tokens.size());
+        std::iota(every_row.begin(), every_row.end(), 0);
+        StepBatch batch = plan.batch();
+        batch.logit_rows = every_row;
+        const Tensor logits = worker_.step(batch);
+        for (int64_t row = 0; row < logits.rows(); ++row)
+            result.emplace_back(logits.row<float>(row), logits.row<float>(row) + vocab_size());
+        scheduler.complete();
+    }
+    return result;
+}
+
+std::vector<int32_t> OneRankModel::greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
+                                          int64_t chunk) {
+    PageAllocator pages(kLimits.num_pages, false);
+    Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk}, pages);
+    Sequence sequence;
+    sequence.tokens = prompt;
+    sequence.prompt_length = static_cast<int64_t>(prompt.size());
+    sequence.max_length = sequence.prompt_length + num_tokens;
+    scheduler.add(sequence);
+    while (static_cast<int64_t>(sequence.tokens.size()) < sequence.max_length) {
+        const StepPlan& plan = scheduler.plan();
+        const Tensor logits = worker_.step(plan.batch());
+        scheduler.complete();
+        if (logits.rows() == 0) continue;
+        const float* row = logits.row<float>(0);
+        sequence.tokens.push_back(
+            static_cast<int32_t>(std::max_element(row, row + vocab_size()) - row));
+    }
+    return {sequence.tokens.begin() + sequence.prompt_length, sequence.tokens.end()};
+}
+
+}  // namespace ferry

@@ -1,0 +1,37 @@
+// A whole model on one rank, driven token by token: for tests that look at logits.
+#pragma once
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "runtime/attention_worker.h"
+#include "runtime/scheduler.h"
+
+namespace ferry {
+
+class OneRankModel {
+  public:
+    explicit OneRankModel(WeightSource& source, const Numerics& numerics = {}, int num_threads = 1);
+
+    void set_form(MlaForm form) { worker_.set_form(form); }
+    int64_t vocab_size() const { return source_.config().vocab_size; }
+
+    // Logits after every position of `tokens`, of which the first `prompt_length` are prompt. Rows are computed at most
+    // `chunk` at a time.
+    std::vector<std::vector<float>> logits(const std::vector<int32_t>& tokens, int64_t prompt_length,
+                                           int64_t chunk = 512);
+    // The greedy continuation of a prompt.
+    std::vector<int32_t> greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
+                                int64_t chunk = 512);
+
+  private:
+    static constexpr WorkerLimits kLimits{
+        .max_tokens = 512, .max_context = 1024, .max_logit_rows = 512, .num_pages = 24};
+
+    WeightSource& source_;
+    std::unique_ptr<Kernels> kernels_;
+    Transformer model_;
+    AttentionWorker worker_;
+};
+
+}  // namespace ferry
