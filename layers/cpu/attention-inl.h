@@ -38,11 +38,36 @@ HWY_INLINE int64_t padded(int64_t columns) {
 }
 
 // queries[i * 16 + lane] = rows[lane * row_stride + i]; lanes from num_rows on are zero.
-HWY_INLINE void pack_queries(const float* rows, int64_t row_stride, int64_t num_rows, int64_t depth,
-                             float* HWY_RESTRICT queries) {
-    for (int64_t i = 0; i < depth; ++i)
-        for (int64_t lane = 0; lane < kPanel; ++lane)
-            queries[i * kPanel + lane] = lane < num_rows ? rows[lane * row_stride + i] : 0.0f;
+HWY_INLINE void pack_queries(const float* HWY_RESTRICT rows, int64_t row_stride, int64_t num_rows,
+                             int64_t depth, float* HWY_RESTRICT queries) {
+    if (num_rows < kPanel) std::fill_n(queries, depth * kPanel, 0.0f);
+    int64_t lane = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const hn::FixedTag<float, 4> d4;
+    for (; lane + 4 <= num_rows; lane += 4) {
+        const float* row = rows + lane * row_stride;
+        float* to = queries + lane;
+        int64_t i = 0;
+        for (; i + 4 <= depth; i += 4) {  // transposes 4 x 4
+            const auto r0 = hn::LoadU(d4, row + i), r1 = hn::LoadU(d4, row + row_stride + i);
+            const auto r2 = hn::LoadU(d4, row + 2 * row_stride + i);
+            const auto r3 = hn::LoadU(d4, row + 3 * row_stride + i);
+            const auto low01 = hn::InterleaveLower(d4, r0, r1);
+            const auto low23 = hn::InterleaveLower(d4, r2, r3);
+            const auto high01 = hn::InterleaveUpper(d4, r0, r1);
+            const auto high23 = hn::InterleaveUpper(d4, r2, r3);
+            hn::Store(hn::ConcatLowerLower(d4, low23, low01), d4, to + i * kPanel);
+            hn::Store(hn::ConcatUpperUpper(d4, low23, low01), d4, to + (i + 1) * kPanel);
+            hn::Store(hn::ConcatLowerLower(d4, high23, high01), d4, to + (i + 2) * kPanel);
+            hn::Store(hn::ConcatUpperUpper(d4, high23, high01), d4, to + (i + 3) * kPanel);
+        }
+        for (; i < depth; ++i)
+            for (int64_t l = 0; l < 4; ++l) to[i * kPanel + l] = row[l * row_stride + i];
+    }
+#endif
+    for (; lane < num_rows; ++lane)
+        for (int64_t i = 0; i < depth; ++i)
+            queries[i * kPanel + lane] = rows[lane * row_stride + i];
 }
 
 // scores[j][lane] (+)= sum over i < depth of queries[i][lane] * keys[j * key_stride + i].
@@ -153,16 +178,20 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t num_keys,
                 sums[r][v] = fused_multiply_add(weight, value[v], sums[r][v]);
         }
     }
-    if (num_lane_keys != nullptr)
-        for (int r = 0; r < kRows; ++r)
-            for (int64_t j = num_keys; j < num_lane_keys[r]; ++j)
-                for (int v = 0; v < kStripVectors; ++v)
-                    sums[r][v] = fused_multiply_add(
-                        hn::Set(d, p[j * kPanel + r]),
-                        hn::LoadU(d, values + j * value_stride + v * kLanes), sums[r][v]);
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kStripVectors; ++v)
             hn::Store(sums[r][v], d, out + r * out_stride + v * kLanes);
+    if (num_lane_keys == nullptr) return;
+    // On memory, or the compiler would keep all sums there.
+    for (int r = 0; r < kRows; ++r)
+        for (int64_t j = num_keys; j < num_lane_keys[r]; ++j)
+            for (int v = 0; v < kStripVectors; ++v) {
+                float* sum = out + r * out_stride + v * kLanes;
+                hn::Store(fused_multiply_add(hn::Set(d, p[j * kPanel + r]),
+                                             hn::LoadU(d, values + j * value_stride + v * kLanes),
+                                             hn::Load(d, sum)),
+                          d, sum);
+            }
 }
 
 // out [num_rows, columns] of a panel; columns a multiple of kStrip. values: strip i begins at
@@ -171,12 +200,15 @@ HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num
                             const float* values, int64_t value_stride, int64_t strip_stride,
                             const float* corrections, bool first, int64_t num_rows, int64_t columns,
                             float* out) {
+    // Tiles of about equal height: 16 rows are 6 + 5 + 5.
+    constexpr int kMostTiles = (kPanel + kRowsAtOnce - 1) / kRowsAtOnce;
     const int64_t num_tiles = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
-    for (int64_t strip = 0; strip < columns / kStrip; ++strip) {
-        int64_t row = 0;
+    int64_t tile_begin[kMostTiles + 1];
+    for (int64_t tile = 0; tile <= num_tiles; ++tile)
+        tile_begin[tile] = (tile * num_rows + num_tiles - 1) / num_tiles;
+    for (int64_t strip = 0; strip < columns / kStrip; ++strip)
         for (int64_t tile = 0; tile < num_tiles; ++tile) {
-            const int64_t left = num_tiles - tile;
-            const int64_t rows = (num_rows - row + left - 1) / left;
+            const int64_t row = tile_begin[tile];
             const int64_t shared_keys = num_lane_keys ? num_lane_keys[row] : num_keys;
             const auto run = [&](auto rows_at_once) HWY_ATTR {
                 value_tile<decltype(rows_at_once)::value>(
@@ -184,7 +216,7 @@ HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num
                     values + strip * strip_stride, value_stride, corrections + row, first,
                     out + row * columns + strip * kStrip, columns);
             };
-            switch (rows) {
+            switch (tile_begin[tile + 1] - row) {
                 case 6:
                     run(std::integral_constant<int, 6>());
                     break;
@@ -204,9 +236,7 @@ HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num
                     run(std::integral_constant<int, 1>());
                     break;
             }
-            row += rows;
         }
-    }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,34 +1,82 @@
+#include <algorithm>
+
 #include "layers/cpu/cpu_kernels.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "layers/cpu/latent_cache.cpp"
+#include "layers/cpu/vector_targets.h"
+//
+#include <hwy/foreach_target.h>
+//
+#include "layers/cpu/bf16-inl.h"
+
+HWY_BEFORE_NAMESPACE();
 namespace ferry {
+namespace HWY_NAMESPACE {
+
+// `row` of the cache, counted through all pages.
+void write_row(const float* from, const Tensor& cache, int64_t row) {
+    const int64_t width = cache.dim(2);
+    if (cache.dtype() == DType::f32)
+        std::copy_n(from, width, cache.as<float>() + row * width);
+    else
+        narrow_bf16(from, width, cache.as<uint16_t>() + row * width);
+}
+
+void read_row(const Tensor& cache, int64_t row, float* to) {
+    const int64_t width = cache.dim(2);
+    if (cache.dtype() == DType::f32)
+        std::copy_n(cache.as<float>() + row * width, width, to);
+    else
+        widen_bf16(cache.as<uint16_t>() + row * width, width, to);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace ferry
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ferry {
+namespace {
+
+HWY_EXPORT(write_row);
+HWY_EXPORT(read_row);
+
+void check_cache(const Tensor& cache, int64_t width) {
+    FERRY_CHECK(cache.dtype() == DType::f32 || cache.dtype() == DType::bf16, "cache is {}",
+                cache.describe());
+    check_shape(cache, "cache", cache.dtype(), {cache.dim(0), kPageTokens, width});
+}
+
+}  // namespace
 
 void CpuKernels::write_cache(const Tensor& latent, std::span<const int64_t> slots,
                              const Tensor& cache) {
-    const int64_t width = cache.dim(2);
-    check_shape(latent, "latent", DType::f32, {static_cast<int64_t>(slots.size()), width});
-    for (size_t row = 0; row < slots.size(); ++row) {
-        const float* from = latent.row<float>(static_cast<int64_t>(row));
-        const int64_t to = slots[row] * width;
-        for (int64_t i = 0; i < width; ++i) {
-            if (cache.dtype() == DType::f32)
-                cache.as<float>()[to + i] = from[i];
-            else
-                cache.as<uint16_t>()[to + i] = f32_to_bf16(from[i]);
-        }
-    }
+    const auto rows = static_cast<int64_t>(slots.size());
+    check_shape(latent, "latent", DType::f32, {rows, cache.dim(2)});
+    check_cache(cache, cache.dim(2));
+    const auto write = &HWY_DYNAMIC_DISPATCH(write_row);
+    threads_.parallel_for(ceil_div(rows, kPageTokens), [&](int64_t block, int) {
+        const int64_t end = std::min(rows, (block + 1) * kPageTokens);
+        for (int64_t row = block * kPageTokens; row < end; ++row)
+            write(latent.row<float>(row), cache, slots[static_cast<size_t>(row)]);
+    });
 }
 
 void CpuKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages,
                             const Tensor& out) {
-    const int64_t width = cache.dim(2);
-    for (int64_t position = 0; position < out.rows(); ++position) {
-        const int64_t page = pages[static_cast<size_t>(position / kPageTokens)];
-        const int64_t from = (page * kPageTokens + position % kPageTokens) * width;
-        for (int64_t i = 0; i < width; ++i)
-            out.row<float>(position)[i] = cache.dtype() == DType::f32
-                                              ? cache.as<float>()[from + i]
-                                              : bf16_to_f32(cache.as<uint16_t>()[from + i]);
-    }
+    check_shape(out, "out", DType::f32, {out.rows(), cache.dim(2)});
+    check_cache(cache, cache.dim(2));
+    FERRY_CHECK(static_cast<int64_t>(pages.size()) * kPageTokens >= out.rows(),
+                "{} pages for {} positions", pages.size(), out.rows());
+    const auto read = &HWY_DYNAMIC_DISPATCH(read_row);
+    threads_.parallel_for(ceil_div(out.rows(), kPageTokens), [&](int64_t block, int) {
+        const int64_t keys = std::min(kPageTokens, out.rows() - block * kPageTokens);
+        const int64_t page = pages[static_cast<size_t>(block)];
+        for (int64_t j = 0; j < keys; ++j)
+            read(cache, page * kPageTokens + j, out.row<float>(block * kPageTokens + j));
+    });
 }
 
 }  // namespace ferry
+#endif  // HWY_ONCE

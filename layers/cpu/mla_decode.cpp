@@ -21,6 +21,7 @@
 #include <hwy/foreach_target.h>
 //
 #include "layers/cpu/attention-inl.h"
+#include "layers/cpu/bf16-inl.h"
 
 #ifndef FERRY_LAYERS_CPU_MLA_DECODE_ONCE
 #define FERRY_LAYERS_CPU_MLA_DECODE_ONCE
@@ -84,22 +85,12 @@ namespace HWY_NAMESPACE {
 // page[j] = latent of key j as f32, columns up to out_width zero, then the rope part.
 void widen_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, int64_t keys,
                 float* HWY_RESTRICT page) {
-    const Floats d;
-    const hn::Rebind<uint16_t, Floats> d16;
-    const hn::RebindToUnsigned<Floats> d32;
     const int64_t width = sizes.kv_lora + sizes.rope;
-    const auto widen = [&](int64_t from, int64_t count, float* to) HWY_ATTR {
-        if (cache.dtype() == DType::f32) {
+    const auto widen = [&cache](int64_t from, int64_t count, float* to) HWY_ATTR {
+        if (cache.dtype() == DType::f32)
             std::copy_n(cache.as<float>() + from, count, to);
-            return;
-        }
-        const uint16_t* values = cache.as<uint16_t>() + from;
-        int64_t i = 0;
-        for (; i + kLanes <= count; i += kLanes) {
-            const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, values + i));
-            hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(bits)), d, to + i);
-        }
-        for (; i < count; ++i) to[i] = bf16_to_f32(values[i]);
+        else
+            widen_bf16(cache.as<uint16_t>() + from, count, to);
     };
     for (int64_t j = 0; j < keys; ++j) {
         float* to = page + j * sizes.page_stride();

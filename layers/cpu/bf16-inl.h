@@ -1,0 +1,55 @@
+// Rows of bf16 to f32 and back, bit for bit as base/dtype.h. Compiled once per instruction set.
+#include "base/dtype.h"
+#include "layers/cpu/vector-inl.h"
+
+#if defined(FERRY_LAYERS_CPU_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FERRY_LAYERS_CPU_BF16_INL_H_
+#undef FERRY_LAYERS_CPU_BF16_INL_H_
+#else
+#define FERRY_LAYERS_CPU_BF16_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace ferry {
+namespace HWY_NAMESPACE {
+
+HWY_INLINE void widen_bf16(const uint16_t* HWY_RESTRICT from, int64_t count,
+                           float* HWY_RESTRICT to) {
+    const Floats d;
+    const hn::Rebind<uint16_t, Floats> d16;
+    const hn::RebindToUnsigned<Floats> d32;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, from + i));
+        hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(bits)), d, to + i);
+    }
+    for (; i < count; ++i) to[i] = bf16_to_f32(from[i]);
+}
+
+// To nearest, ties to even; NaN stays NaN.
+HWY_INLINE void narrow_bf16(const float* HWY_RESTRICT from, int64_t count,
+                            uint16_t* HWY_RESTRICT to) {
+    const Floats d;
+    const hn::Rebind<uint16_t, Floats> d16;
+    const hn::RebindToUnsigned<Floats> d32;
+    const hn::RebindToSigned<Floats> di;
+    const auto last_kept = hn::Set(d32, 1u), half_less = hn::Set(d32, 0x7fffu);
+    const auto quiet = hn::Set(d32, 0x400000u);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const FloatVector x = hn::LoadU(d, from + i);
+        const auto bits = hn::BitCast(d32, x);
+        const auto odd = hn::And(hn::ShiftRight<16>(bits), last_kept);
+        const auto rounded = hn::Add(bits, hn::Add(half_less, odd));
+        const auto nan = hn::RebindMask(d32, hn::Ne(x, x));
+        const auto upper = hn::ShiftRight<16>(hn::IfThenElse(nan, hn::Or(bits, quiet), rounded));
+        hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, upper)), d16, to + i);
+    }
+    for (; i < count; ++i) to[i] = f32_to_bf16(from[i]);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace ferry
+HWY_AFTER_NAMESPACE();
+
+#endif  // include toggle
