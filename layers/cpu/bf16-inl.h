@@ -41,7 +41,7 @@ HWY_INLINE void narrow_bf16(const float* HWY_RESTRICT from, int64_t count,
         const auto bits = hn::BitCast(d32, x);
         const auto odd = hn::And(hn::ShiftRight<16>(bits), last_kept);
         const auto rounded = hn::Add(bits, hn::Add(half_less, odd));
-        const auto nan = hn::RebindMask(d32, hn::Ne(x, x));
+        const auto nan = hn::RebindMask(d32, hn::IsNaN(x));
         const auto upper = hn::ShiftRight<16>(hn::IfThenElse(nan, hn::Or(bits, quiet), rounded));
         hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, upper)), d16, to + i);
     }

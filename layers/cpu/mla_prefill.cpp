@@ -22,8 +22,8 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kPanelRows = 16;
-constexpr int64_t kTileRows =
-    256;  // queries, outputs and a block of keys take 400 KiB of L2 when 192 + 128 wide
+// Queries and outputs of a tile with a block of keys: 400 KiB of L2 at widths 192 and 128.
+constexpr int64_t kTileRows = 256;
 constexpr int64_t kWidestStrip = 32;  // columns are padded to the widest of all targets
 
 // Where things lie in a thread's scratch, in floats.

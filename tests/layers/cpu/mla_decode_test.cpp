@@ -182,6 +182,61 @@ TEST(MlaDecode, EqualScoresGiveTheMean) {
     }
 }
 
+// Both forms are the same attention (MODEL.md "MLA"): keys and values rebuilt from the latents, or
+// their matrices moved into query and output.
+TEST(MlaDecode, AgreesWithTheExpandedForm) {
+    constexpr int64_t kHeads = 4, kNope = 16, kRope = 8, kValue = 12, kRank = 32, kKeys = 700;
+    const OwnedTensor w = random_tensor({kHeads, kNope + kValue, kRank}, 20);
+    const OwnedTensor q = random_tensor({kKeys, kHeads, kNope + kRope}, 21);
+    const Batch batch({.heads = kHeads, .kv_lora = kRank, .rope = kRope}, {{kKeys - 1, 1}},
+                      DType::f32);
+    const OwnedTensor latent = zeros({kKeys, kRank + kRope});
+    auto kernels = make_cpu_kernels(2);
+    kernels->read_cache(batch.cache, batch.order, latent);
+
+    const auto matrix = [&](int64_t head, int64_t row) {
+        return w.view().row<float>(head) + row * kRank;
+    };
+    const OwnedTensor kv = zeros({kKeys, kHeads, kNope + kValue});
+    for (int64_t j = 0; j < kKeys; ++j)
+        for (int64_t i = 0; i < kHeads * (kNope + kValue); ++i)
+            kv.view().row<float>(j)[i] =
+                std::inner_product(latent.view().row<float>(j), latent.view().row<float>(j) + kRank,
+                                   w.view().as<float>() + i * kRank, 0.0f);
+    const OwnedTensor expanded = zeros({kKeys, kHeads, kValue});
+    kernels->mla_prefill({.q = q,
+                          .kv = kv,
+                          .latent = latent,
+                          .out = expanded,
+                          .rows = {.first_row = 0, .num_rows = kKeys, .first_position = 0},
+                          .nope_dim = kNope,
+                          .rope_dim = kRope,
+                          .v_dim = kValue,
+                          .kv_lora_rank = kRank,
+                          .scale = 0.05f});
+
+    const float* last = q.view().row<float>(kKeys - 1);
+    for (int64_t head = 0; head < kHeads; ++head) {
+        float* q_latent = batch.q_latent.view().as<float>() + head * kRank;
+        std::fill_n(q_latent, kRank, 0.0f);
+        for (int64_t i = 0; i < kNope; ++i)
+            for (int64_t c = 0; c < kRank; ++c)
+                q_latent[c] += last[head * (kNope + kRope) + i] * matrix(head, i)[c];
+        std::copy_n(last + head * (kNope + kRope) + kNope, kRope,
+                    batch.q_rope.view().as<float>() + head * kRope);
+    }
+    const OwnedTensor o_latent = zeros({1, kHeads, kRank});
+    DecodeAttention attention = batch.attention(o_latent);
+    attention.scale = 0.05f;
+    kernels->mla_decode(attention);
+    for (int64_t head = 0; head < kHeads; ++head)
+        for (int64_t i = 0; i < kValue; ++i) {
+            const float* o = o_latent.view().as<float>() + head * kRank;
+            const float value = std::inner_product(o, o + kRank, matrix(head, kNope + i), 0.0f);
+            EXPECT_NEAR(value, expanded.view().row<float>(kKeys - 1)[head * kValue + i], 2e-5f);
+        }
+}
+
 TEST(MlaDecode, NoSequences) {
     const Batch batch(kSmall, {}, DType::f32);
     EXPECT_EQ(batch.run(2).view().rows(), 0);

@@ -1,0 +1,149 @@
+// MLA attention against the multiply-add rate measured in between, in the shape of
+// configs/models/bench-8.yaml (16 heads, kv_lora 512, 128/64/128).
+//
+// Each iteration runs a kernel and a burst of multiply-adds; the best of each is reported:
+//   GFLOPs, peak_GFLOPs   per second of CPU time (one thread) or of wall time (several threads)
+//   of_peak               their quotient
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "base/random.h"
+#include "layers/kernels.h"
+#include "tests/bench/fma_peak.h"
+
+namespace ferry {
+namespace {
+
+OwnedTensor filled(std::initializer_list<int64_t> shape, DType dtype = DType::f32) {
+    OwnedTensor tensor(cpu_device(), dtype, shape);
+    Random random(1);
+    for (int64_t i = 0; i < tensor.view().count(); ++i) {
+        const float value = random.next_uniform() - 0.5f;
+        if (dtype == DType::f32)
+            tensor.view().as<float>()[i] = value;
+        else
+            tensor.view().as<uint16_t>()[i] = f32_to_bf16(value);
+    }
+    return tensor;
+}
+
+double wall_seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
+// Runs `body` (which does `flops`) as the benchmark, with bursts on all threads in between.
+template <typename Body>
+void measure(benchmark::State& state, ThreadPool& threads, double flops, Body&& body) {
+    const bool single = threads.num_threads() == 1;
+    const auto clock = [single] { return single ? thread_cpu_seconds() : wall_seconds(); };
+    double best = 1e30, best_rate = 0;
+    for (auto _ : state) {
+        const double begin = clock();
+        body();
+        const double middle = clock();
+        std::vector<double> burst(static_cast<size_t>(threads.num_threads()));
+        threads.parallel_for(threads.num_threads(),
+                             [&](int64_t task, int) { burst[task] = fma_burst(); });
+        const double end = clock();
+        double burst_flops = 0;
+        for (double part : burst) burst_flops += part;
+        state.SetIterationTime(middle - begin);
+        best = std::min(best, middle - begin);
+        best_rate = std::max(best_rate, burst_flops / (end - middle));
+    }
+    state.counters["best_ms"] = best * 1e3;
+    state.counters["GFLOPs"] = flops / best * 1e-9;
+    state.counters["peak_GFLOPs"] = best_rate * 1e-9;
+    state.counters["of_peak"] = flops / best / best_rate;
+}
+
+// Arguments: context, sequences, heads, threads, 1 for a bf16 cache.
+void decode(benchmark::State& state) {
+    constexpr int64_t kRank = 512, kRope = 64;
+    const int64_t context = state.range(0), num_sequences = state.range(1), heads = state.range(2);
+    auto kernels = make_cpu_kernels(static_cast<int>(state.range(3)));
+    const int64_t pages = context / kPageTokens;
+    const OwnedTensor q_latent = filled({num_sequences, heads, kRank});
+    const OwnedTensor q_rope = filled({num_sequences, heads, kRope});
+    const OwnedTensor out = filled({num_sequences, heads, kRank});
+    const OwnedTensor cache = filled({num_sequences * pages, kPageTokens, kRank + kRope},
+                                     state.range(4) ? DType::bf16 : DType::f32);
+    std::vector<int32_t> order(static_cast<size_t>(num_sequences * pages));
+    for (size_t i = 0; i < order.size(); ++i)  // pages of a sequence are not neighbours
+        order[i] = static_cast<int32_t>((i * 7919) % order.size());
+    std::vector<SequenceRows> sequences;
+    for (int64_t i = 0; i < num_sequences; ++i)
+        sequences.push_back({.first_row = i,
+                             .num_rows = 1,
+                             .first_position = context - 1,
+                             .pages = std::span(order).subspan(static_cast<size_t>(i * pages),
+                                                               static_cast<size_t>(pages))});
+    const double flops =
+        2.0 * static_cast<double>(num_sequences * context * heads * (2 * kRank + kRope));
+    measure(state, kernels->threads(), flops, [&] {
+        kernels->mla_decode({.q_latent = q_latent,
+                             .q_rope = q_rope,
+                             .cache = cache,
+                             .out = out,
+                             .sequences = sequences,
+                             .scale = 0.07f});
+    });
+}
+BENCHMARK(decode)
+    ->ArgNames({"context", "sequences", "heads", "threads", "bf16"})
+    ->Args({8192, 1, 16, 1, 1})
+    ->Args({8192, 1, 16, 1, 0})
+    ->Args({8192, 1, 16, 2, 1})
+    ->Args({512, 32, 16, 1, 1})
+    ->Args({100, 32, 16, 1, 1})
+    ->Args({8192, 1, 128, 1, 1})
+    ->Args({8192, 1, 128, 2, 1})
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+
+// Arguments: first position, rows, heads, threads.
+void prefill(benchmark::State& state) {
+    constexpr int64_t kNope = 128, kRope = 64, kValue = 128, kRank = 512;
+    const int64_t first = state.range(0), rows = state.range(1), heads = state.range(2);
+    auto kernels = make_cpu_kernels(static_cast<int>(state.range(3)));
+    const int64_t positions = first + rows;
+    const OwnedTensor q = filled({rows, heads, kNope + kRope});
+    const OwnedTensor kv = filled({positions, heads, kNope + kValue});
+    const OwnedTensor latent = filled({positions, kRank + kRope});
+    const OwnedTensor out = filled({rows, heads, kValue});
+    // Row i of the prompt sees i + 1 keys.
+    const double keys = 0.5 * static_cast<double>(rows) * static_cast<double>(2 * first + rows + 1);
+    measure(state, kernels->threads(),
+            2 * keys * static_cast<double>(heads * (kNope + kRope + kValue)), [&] {
+                kernels->mla_prefill(
+                    {.q = q,
+                     .kv = kv,
+                     .latent = latent,
+                     .out = out,
+                     .rows = {.first_row = 0, .num_rows = rows, .first_position = first},
+                     .nope_dim = kNope,
+                     .rope_dim = kRope,
+                     .v_dim = kValue,
+                     .kv_lora_rank = kRank,
+                     .scale = 0.07f});
+            });
+}
+BENCHMARK(prefill)
+    ->ArgNames({"first", "rows", "heads", "threads"})
+    ->Args({0, 4096, 8, 1})
+    ->Args({0, 4096, 8, 2})
+    ->Args({0, 512, 8, 1})
+    ->Args({3584, 512, 8, 1})
+    ->Args({4000, 16, 8, 1})
+    ->Args({4000, 1, 8, 1})
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+
+}  // namespace
+}  // namespace ferry
+
+BENCHMARK_MAIN();
