@@ -30,6 +30,7 @@ class HfModel : public WeightSource {
 
     // What the model needs and the MTP tensors that are there, in model order, scales apart.
     const std::vector<TensorSpec>& specs() const { return specs_; }
+    const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
     // Throws Error(checkpoint) when there is no tensor of that name.
     const StoredTensor& stored(const std::string& name) const;
 

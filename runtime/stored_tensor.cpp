@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "runtime/box.h"
 
 namespace ferry {
 namespace {
@@ -101,39 +102,14 @@ std::vector<Range> whole_box(std::span<const int64_t> shape) {
 }
 
 void read_box(const StoredTensor& tensor, std::span<const Range> ranges, void* dst) {
-    const std::vector<int64_t>& shape = tensor.info.shape;
-    const int rank = static_cast<int>(shape.size());
-    FERRY_CHECK(ranges.size() == shape.size() && rank >= 1, "a box of {} dimensions of {}",
-                ranges.size(), describe_shape(shape));
-    for (int i = 0; i < rank; ++i) {
-        FERRY_CHECK(ranges[i].begin >= 0 && ranges[i].num >= 0 &&
-                        ranges[i].begin + ranges[i].num <= shape[i],
-                    "dimension {}: {}+{} of {}", i, ranges[i].begin, ranges[i].num,
-                    describe_shape(shape));
-        if (ranges[i].num == 0) return;
-    }
-
-    // Dimensions after `inner` are whole, so one run covers them and the range of `inner`.
-    int inner = rank - 1;
-    while (inner > 0 && ranges[inner].num == shape[inner]) --inner;
-    std::vector<int64_t> stride(static_cast<size_t>(rank), 1);
-    for (int i = rank - 2; i >= 0; --i) stride[i] = stride[i + 1] * shape[i + 1];
-    const int64_t run = ranges[inner].num * stride[inner];
-    const int64_t run_bytes = run * size_bytes(tensor.info.dtype);
-
+    const int64_t element_bytes = size_bytes(tensor.info.dtype);
+    int64_t row_elements = 1;
+    for (size_t i = 1; i < tensor.info.shape.size(); ++i) row_elements *= tensor.info.shape[i];
     RunReader reader;
-    auto* out = static_cast<std::byte*>(dst);
-    std::vector<int64_t> at(static_cast<size_t>(inner), 0);
-    for (bool more = true; more; out += run_bytes) {
-        int64_t first = ranges[inner].begin * stride[inner];
-        for (int i = 0; i < inner; ++i) first += (ranges[i].begin + at[i]) * stride[i];
-        add_run(reader, tensor, stride[0], first, run, out);
-        more = false;
-        for (int i = inner - 1; i >= 0 && !more; --i) {
-            more = ++at[i] < ranges[i].num;
-            if (!more) at[i] = 0;
-        }
-    }
+    for_each_run(tensor.info.shape, ranges, [&](int64_t first, int64_t num, int64_t done) {
+        add_run(reader, tensor, row_elements, first, num,
+                static_cast<std::byte*>(dst) + done * element_bytes);
+    });
     reader.flush();
 }
 

@@ -1,0 +1,100 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <thread>
+
+#include "base/log.h"
+#include "launch/commands.h"
+#include "runtime/convert.h"
+
+namespace ferry {
+namespace {
+
+struct Arguments {
+    std::string hf_directory, out_directory, dtype = "keep";
+    int64_t expert_shards = 0;
+    int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+};
+
+constexpr double kGigabyte = 1e9;
+
+// One line that rewrites itself on a terminal; a plain line every ten seconds elsewhere.
+class ProgressLine {
+  public:
+    void operator()(const ConvertProgress& p) {
+        const bool is_done = p.done_bytes == p.total_bytes;
+        const double percent = p.total_bytes == 0 ? 100.0
+                                                  : 100.0 * static_cast<double>(p.done_bytes) /
+                                                        static_cast<double>(p.total_bytes);
+        const double left = static_cast<double>(p.total_bytes - p.done_bytes);
+        const std::string text = fmt::format(
+            "convert: {:5.1f}%  {:.2f} of {:.2f} GB  {:.2f} GB/s{}", percent,
+            static_cast<double>(p.done_bytes) / kGigabyte,
+            static_cast<double>(p.total_bytes) / kGigabyte, p.bytes_per_second / kGigabyte,
+            is_done || p.bytes_per_second <= 0
+                ? ""
+                : fmt::format("  {:.0f} s left", left / p.bytes_per_second));
+        if (is_terminal_) {
+            constexpr int kBarWidth = 30;
+            const int filled = static_cast<int>(percent / 100 * kBarWidth);
+            fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {}\x1b[K", "", filled, "", kBarWidth - filled,
+                       text);
+            std::fflush(stderr);
+        } else if (is_done || p.seconds - printed_ >= 10) {
+            printed_ = p.seconds;
+            log_info("{}", text);
+        }
+    }
+    void end() const {
+        if (is_terminal_) fmt::print(stderr, "\n");
+    }
+
+  private:
+    bool is_terminal_ = ::isatty(STDERR_FILENO) != 0;
+    double printed_ = 0;
+};
+
+void convert(const Arguments& arguments) {
+    ConvertOptions options{
+        .dtype = {}, .expert_shards = arguments.expert_shards, .threads = arguments.threads};
+    if (arguments.dtype != "keep")
+        options.dtype = parse_dtype(arguments.dtype == "fp8" ? "fp8_e4m3" : arguments.dtype);
+    ProgressLine line;
+    const ConvertProgress done =
+        convert_checkpoint(arguments.hf_directory, arguments.out_directory, options,
+                           [&](const ConvertProgress& progress) { line(progress); });
+    line.end();
+    fmt::print("{}: {:.2f} GB in {:.1f} s ({:.2f} GB/s){}\n", arguments.out_directory,
+               static_cast<double>(done.total_bytes) / kGigabyte, done.seconds,
+               done.bytes_per_second / kGigabyte,
+               done.kept_shards == 0
+                   ? ""
+                   : fmt::format(", {} shards were there already", done.kept_shards));
+}
+
+}  // namespace
+
+void add_convert(CLI::App& app) {
+    CLI::App* command =
+        app.add_subcommand("convert", "Convert a Hugging Face directory to sharded HDF5");
+    auto arguments = std::make_shared<Arguments>();
+    command->add_option("HF_DIR", arguments->hf_directory, "config.json and *.safetensors")
+        ->required();
+    command->add_option("OUT_DIR", arguments->out_directory, "Folder to write")->required();
+    command
+        ->add_option("--expert-shards", arguments->expert_shards,
+                     "Files for the routed experts; 0: of at most 8 GiB each")
+        ->check(CLI::NonNegativeNumber);
+    command->add_option("--dtype", arguments->dtype, "Type of the weights")
+        ->check(CLI::IsMember({"keep", "bf16", "f32", "fp8"}))
+        ->capture_default_str();
+    command->add_option("--threads", arguments->threads, "Threads")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    command->callback([arguments] { convert(*arguments); });
+}
+
+}  // namespace ferry

@@ -1,0 +1,50 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "launch/commands.h"
+#include "runtime/checkpoint.h"
+#include "runtime/inspect.h"
+
+namespace ferry {
+namespace {
+
+struct Arguments {
+    std::string path;
+    bool json = false, all = false, verify = false;
+    int threads = 2;
+};
+
+void inspect(const Arguments& arguments) {
+    const CheckpointSummary summary = summarise_checkpoint(arguments.path);
+    if (arguments.json)
+        fmt::print("{}\n", to_json(summary));
+    else
+        fmt::print("{}", to_text(summary, arguments.all));
+    if (!arguments.verify) return;
+    ThreadPool pool(arguments.threads, /*scratch_bytes=*/64);
+    const Checkpoint checkpoint(arguments.path);
+    checkpoint.verify(pool);
+    if (!arguments.json) fmt::print("all checksums are right\n");
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app) {
+    CLI::App* command = app.add_subcommand("inspect", "Show what is inside a checkpoint");
+    auto arguments = std::make_shared<Arguments>();
+    command
+        ->add_option("PATH", arguments->path,
+                     "Checkpoint folder, model.h5, or Hugging Face directory")
+        ->required();
+    command->add_flag("--json", arguments->json, "For machines");
+    command->add_flag("--all", arguments->all, "One line for every tensor");
+    command->add_flag("--verify", arguments->verify, "Read everything and compare the checksums");
+    command->add_option("--threads", arguments->threads, "Threads for --verify")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    command->callback([arguments] { inspect(*arguments); });
+}
+
+}  // namespace ferry

@@ -1,0 +1,12 @@
+// The subcommands of `ferry`: each adds itself, with its options and what it runs.
+#pragma once
+namespace CLI {
+class App;
+}
+
+namespace ferry {
+
+void add_convert(CLI::App& app);
+void add_inspect(CLI::App& app);
+
+}  // namespace ferry
