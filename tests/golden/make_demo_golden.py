@@ -5,7 +5,7 @@
 
 Writes golden.json and golden_logits.bin (README.md tells their fields). Prompts where the two best logits, or the
 last expert chosen and the first one left out, come close anywhere on the way are left out, so that rounding cannot
-change a continuation. Also holds the trainer's own forward pass and reference.py against Transformers.
+change a continuation; of the others the most varied are kept. Also holds the trainer's own forward pass and reference.py against Transformers.
 """
 import argparse
 import json
@@ -59,7 +59,7 @@ def continue_greedily(model, margins, ids, count, eos):
         out.append(best.indices[0].item())
         step = torch.tensor([[out[-1]]])
     return dict(prompt=ids, continuation=out, logits_positions=[len(ids) - 1], max_abs_logit=first.abs().max().item(),
-                min_gate_margin=margins.smallest, min_top2_gap=gap), first
+                min_gate_margin=margins.smallest, min_top2_gap=gap, distinct_tokens=len(set(out))), first
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def main():
                 facts["min_top2_gap"], facts["min_gate_margin"], len(new), kind, prompt, facts["continuation_text"]))
             if facts["min_top2_gap"] >= args.min_gap and facts["min_gate_margin"] >= args.min_margin and len(new) >= 64:
                 found.append((facts, logits))
-    found.sort(key=lambda f: -f[0]["min_top2_gap"])
+    found.sort(key=lambda f: -f[0]["distinct_tokens"])
     kept = [f for f in found if f[0]["kind"] == "text"][:args.keep] + [f for f in found if f[0]["kind"] == "chat"][:3]
     assert len(kept) >= 6, "too few prompts clear of rounding; add prompts"
     for facts, _ in kept:

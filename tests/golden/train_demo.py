@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -31,6 +32,8 @@ CONFIG = dict(
     rms_norm_eps=1e-6, rope_theta=10000.0, max_position_embeddings=2048,
     yarn_factor=4.0, yarn_original=512, beta_fast=32, beta_slow=1,
 )
+# Window length until which share of the time: short ones are cheaper, and teach words and phrases as well.
+WINDOWS = [(128, 0.6), (256, 0.75), (512, math.inf)]
 
 
 def yarn_frequencies(c):
@@ -257,8 +260,8 @@ def optimizers(model):
 
 
 @torch.no_grad()
-def val_loss(model, ids, length=512):
-    """Mean negative log-likelihood (nats per token) over the held-out chapters."""
+def val_loss(model, ids, length=256):
+    """Mean negative log-likelihood (nats per token) over the held-out chapters, in windows of the given length."""
     model.eval()
     n = (len(ids) - 1) // length * length
     x = torch.from_numpy(ids[:n].astype(np.int64)).view(-1, length)
@@ -329,11 +332,13 @@ def train(args):
 
     budget = args.minutes * 60
     batches, running, saved_at, shown_at = iter(()), [], state["seconds"], state["seconds"]
-    while state["seconds"] < budget:
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    while state["seconds"] < budget and not stop:
         started = time.monotonic()
         threads.before()
         progress = state["seconds"] / budget
-        length = 256 if progress < args.long_from else 512
+        length = next(n for n, until in WINDOWS if progress < until)
         ids = next(batches, None)
         if ids is None or ids.shape[1] != length + 1:
             state["epoch"] += 1
@@ -349,7 +354,7 @@ def train(args):
         adam.step()
         muon.step(args.muon_lr * lr, 0.1)
         model.zero_grad(set_to_none=True)
-        model.update_biases(1e-3 * min(1.0, 4 * (1 - progress)))
+        model.update_biases(3e-3 * min(1.0, 4 * (1 - progress)))
         keep = min(0.99, 1 - 1 / (state["step"] + 1))
         for k, v in model.state_dict().items():
             average[k].lerp_(v, 1 - keep)
@@ -373,7 +378,7 @@ def train(args):
             print(sample(model, data.tokenizer, "The evening was"), flush=True)
             shown_at = state["seconds"]
     save()
-    print("val", val_loss(model, val), "epochs", state["epoch"], "tokens", state["tokens"], flush=True)
+    print("stopped at" if stop else "finished at", state["step"], flush=True)
 
 
 def export(args):
@@ -384,11 +389,12 @@ def export(args):
     model.load_state_dict(saved["average" if args.average else "model"])
     demo_export.write_model(model, saved["config"], args.out)
     shutil.copy(os.path.join(args.work, "tokenizer.json"), os.path.join(args.out, "tokenizer.json"))
-    loss = val_loss(model, data.val_ids)
+    loss, long_loss = val_loss(model, data.val_ids), val_loss(model, data.val_ids, 512)
     bits = loss / math.log(2) * len(data.val_ids) / data.val_bytes
     log, state = saved["state"]["log"], saved["state"]
     demo_export.write_curve(log, loss, args.out)
-    print(f"val {loss:.4f} nats/token, {bits:.4f} bits/byte (weights rounded to bf16); train "
+    print(f"val {loss:.4f} nats/token, {bits:.4f} bits/byte (weights rounded to bf16); "
+          f"in windows of 512 {long_loss:.4f}; train "
           f"{log[-1]['train']}, tokens {state['tokens']}, steps {state['step']}, seconds {state['seconds']:.0f}, "
           f"parameters {sum(p.numel() for p in model.parameters())}")
 
@@ -403,7 +409,6 @@ def main():
         if name == "train":
             p.add_argument("--minutes", type=float, default=80)
             p.add_argument("--batch-tokens", type=int, default=4096)
-            p.add_argument("--long-from", type=float, default=0.7, help="share of the time after which windows are 512")
             p.add_argument("--dropout", type=float, default=0.0)
             p.add_argument("--muon-lr", type=float, default=0.02)
             p.add_argument("--seed", type=int, default=1)
