@@ -106,7 +106,7 @@ def write_curve(log, final, folder):
     million = [r["tokens"] / 1e6 for r in log]
     figure, axes = plt.subplots(figsize=(6, 3.6), dpi=90)
     axes.plot(million, [r["train"] for r in log], lw=1, label="training (mean of 25 steps)")
-    held = [(m, r["val"]) for m, r in zip(million, log) if r["val"] != ""]
+    held = [(m, r["val"]) for m, r in zip(million, log) if r["val"] != ""] + [(million[-1], final)]
     axes.plot([h[0] for h in held], [h[1] for h in held], "o-", ms=3, label=f"held-out chapters (final {final:.3f})")
     axes.set_xlabel("tokens seen (millions)")
     axes.set_ylabel("loss (nats per token)")
