@@ -1,12 +1,13 @@
 // Rows times packed panels. An output element is one accumulation over k, ascending, in one lane
 // of a register; a tile is up to 6 rows times as many panels as registers hold.
 //
-// Few rows (decode) read every panel once, as it is stored, along the whole of k. More rows go
-// block by block of k: the block of x is copied to scratch (rows of x lie a power of two apart,
-// which caches dislike), every panel's block is widened once, and y holds the sums in between.
+// Few rows (decode) read every panel as it is stored, along the whole of k. More rows go block by
+// block of k: the block of x is copied to scratch (rows of x lie a power of two apart, which caches
+// dislike) and y holds the sums in between.
 #include "layers/cpu/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <utility>
@@ -78,17 +79,70 @@ namespace HWY_NAMESPACE {
 
 // Sums that fit the registers beside the weights: 12 of AVX2's 16, 24 of the 32 elsewhere.
 constexpr int kMaxSums = kLanes == 8 ? 12 : 24;
+constexpr int kMaxSumsFp8 = kMaxSums * 2 / 3;  // widening takes some
 constexpr int kMaxPanels = 4;
 constexpr int kTileRows = kLanes == 1 ? 2 : 6;
-constexpr int64_t kFewRows = 2 * kTileRows;
-// More rows than kFewRows, cut into tiles of nearly equal height, make none lower than this.
-constexpr int kFewestOfMany = (2 * kTileRows + 1) / 3;
+constexpr int64_t kPrefetchBytes = 2048;  // ahead of the panels of a tile, all together
 
 // Panels of a tile of `rows` rows: 1, 2 or 4.
+template <class Panels>
 constexpr int panels_at_once(int64_t rows) {
-    const unsigned most =
-        static_cast<unsigned>(kMaxSums / (static_cast<int>(rows) * kPanelVectors));
-    return std::clamp(static_cast<int>(std::bit_floor(most)), 1, kMaxPanels);
+    const unsigned most = static_cast<unsigned>((Panels::kSteps == 2 ? kMaxSumsFp8 : kMaxSums) /
+                                                (static_cast<int>(rows) * kPanelVectors));
+    return std::clamp(static_cast<int>(std::bit_floor(std::max(most, 1u))), 1, kMaxPanels);
+}
+
+// Rows of a tile that reads panels as they are stored.
+template <class Panels>
+constexpr int direct_rows() {
+    return Panels::kSteps == 2 ? std::min(4, kTileRows) : kTileRows;
+}
+
+// More rows than this go by blocks of k.
+template <class Panels>
+constexpr int few_rows() {
+    return Panels::kSteps == 2 ? 2 * kTileRows : 6 * kTileRows;
+}
+
+// body(integral_constant 0), ... (kCount - 1), whatever the compiler thinks of unrolling.
+template <int kCount, int kFirst = 0, typename Body>
+HWY_INLINE void unrolled(const Body& body) {
+    if constexpr (kFirst < kCount) {
+        body(std::integral_constant<int, kFirst>());
+        unrolled<kCount, kFirst + 1>(body);
+    }
+}
+
+// One k: the kStep-th of those that `steps` points at, in every panel.
+template <class Panels, int kStep, int kRows, int kPanels>
+HWY_INLINE void accumulate_step(const std::byte* HWY_RESTRICT steps, int64_t panel_stride,
+                                const float* HWY_RESTRICT x, int64_t x_stride,
+                                FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
+    unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
+        const std::byte* panel = steps + p * panel_stride;
+        // What is kept in registers beside the sums: the few values of x, or the weights.
+        if constexpr (kRows <= 3) {
+            unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
+                const FloatVector w = Panels::template load<kStep, decltype(v)::value>(panel);
+                unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
+                    FloatVector& sum = sums[r][p * kPanelVectors + v];
+                    sum = fused_multiply_add(hn::Set(Floats(), x[r * x_stride]), w, sum);
+                });
+            });
+        } else {
+            FloatVector w[kPanelVectors];
+            unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
+                w[v] = Panels::template load<kStep, decltype(v)::value>(panel);
+            });
+            unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
+                const FloatVector value = hn::Set(Floats(), x[r * x_stride]);
+                unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
+                    FloatVector& sum = sums[r][p * kPanelVectors + v];
+                    sum = fused_multiply_add(value, w[v], sum);
+                });
+            });
+        }
+    });
 }
 
 // sums[row][column] = fma(x, w, sums) over num_k values of k.
@@ -96,33 +150,27 @@ template <class Panels, int kRows, int kPanels>
 HWY_INLINE void accumulate(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
                            const float* HWY_RESTRICT x, int64_t x_stride, int64_t num_k,
                            FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
-    const Floats d;
+    // A line of the cache at a time, unless that costs registers.
+    constexpr int kLoads = kRows == kTileRows ? 1 : 64 / Panels::kStepBytes;
+    constexpr int kUnrolled = kLoads * Panels::kSteps;
+    constexpr int64_t kAhead = kPrefetchBytes / kPanels;
+    const auto step = [&](auto index) FERRY_INLINE_BODY {
+        constexpr int kIndex = decltype(index)::value;
+        accumulate_step<Panels, kIndex % Panels::kSteps, kRows, kPanels>(
+            panels + kIndex / Panels::kSteps * Panels::kStepBytes, panel_stride, x + kIndex,
+            x_stride, sums);
+    };
     int64_t k = 0;
-    for (; k + Panels::kSteps <= num_k; k += Panels::kSteps) {
-        for (int p = 0; p < kPanels; ++p) {
-            FloatVector w[Panels::kSteps][kPanelVectors];
-            Panels::load(panels + p * panel_stride, w);
-            for (int s = 0; s < Panels::kSteps; ++s)
-                for (int r = 0; r < kRows; ++r) {
-                    const FloatVector value = hn::Set(d, x[r * x_stride + k + s]);
-                    for (int v = 0; v < kPanelVectors; ++v)
-                        sums[r][p * kPanelVectors + v] =
-                            fused_multiply_add(value, w[s][v], sums[r][p * kPanelVectors + v]);
-                }
-        }
-        panels += Panels::kStepBytes;
+    for (; k + kUnrolled <= num_k; k += kUnrolled) {
+        for (int p = 0; p < kPanels; ++p) __builtin_prefetch(panels + p * panel_stride + kAhead);
+        unrolled<kUnrolled>(step);
+        panels += kLoads * Panels::kStepBytes;
+        x += kUnrolled;
     }
-    if constexpr (Panels::kSteps == 2) {
-        if (k == num_k) return;
-        for (int p = 0; p < kPanels; ++p) {
-            FloatVector w[2][kPanelVectors];
-            Panels::load(panels + p * panel_stride, w);
-            for (int r = 0; r < kRows; ++r)
-                for (int v = 0; v < kPanelVectors; ++v)
-                    sums[r][p * kPanelVectors + v] = fused_multiply_add(
-                        hn::Set(d, x[r * x_stride + k]), w[0][v], sums[r][p * kPanelVectors + v]);
-        }
-    }
+    if constexpr (kUnrolled > 1)
+        unrolled<kUnrolled - 1>([&](auto index) FERRY_INLINE_BODY {
+            if (k + index < num_k) step(index);
+        });
 }
 
 // Whole columns only. kScaled: per block of 128 k, y = fma(sum of the block, scale, y).
@@ -178,7 +226,7 @@ HWY_NOINLINE void tile(const Tile& t) {
 }
 
 // All panels of a tile's rows, as many at once as registers hold.
-template <class Panels, bool kScaled, int kRows, int kPanels = panels_at_once(kRows)>
+template <class Panels, bool kScaled, int kRows, int kPanels = panels_at_once<Panels>(kRows)>
 void sweep_panels(const Tile& t, int64_t num_panels) {
     int64_t panel = 0;
     for (; panel + kPanels <= num_panels; panel += kPanels) {
@@ -191,18 +239,19 @@ void sweep_panels(const Tile& t, int64_t num_panels) {
             sweep_panels<Panels, kScaled, kRows, 1>(t.from_panel(panel), num_panels - panel);
 }
 
-// kFewest: rows of the lowest tile that can occur.
-template <class Panels, bool kScaled, int kFewest = 1>
+// A tile of num_rows rows, which is one of kFewest..kMost.
+template <class Panels, bool kScaled, int kFewest, int kMost>
 void sweep(const Tile& t, int64_t num_rows, int64_t num_panels) {
-    if constexpr (kFewest < kTileRows)
-        if (num_rows > kFewest) return sweep<Panels, kScaled, kFewest + 1>(t, num_rows, num_panels);
+    if constexpr (kFewest < kMost)
+        if (num_rows > kFewest)
+            return sweep<Panels, kScaled, kFewest + 1, kMost>(t, num_rows, num_panels);
     sweep_panels<Panels, kScaled, kFewest>(t, num_panels);
 }
 
 // Rows in as few tiles as possible, of nearly equal height: body(first_row, num_rows).
-template <typename Body>
+template <int kHighest, typename Body>
 HWY_INLINE void for_row_tiles(int64_t num_rows, Body&& body) {
-    const int64_t num_tiles = ceil_div(num_rows, kTileRows);
+    const int64_t num_tiles = ceil_div(num_rows, int64_t{kHighest});
     for (int64_t tile = 0; tile < num_tiles; ++tile) {
         const int64_t first = num_rows * tile / num_tiles;
         body(first, num_rows * (tile + 1) / num_tiles - first);
@@ -213,37 +262,42 @@ HWY_INLINE void for_row_tiles(int64_t num_rows, Body&& body) {
 // cache.
 template <class Panels, bool kScaled>
 void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
-    const int64_t at_once = num_rows <= kTileRows ? num_panels : int64_t{kMaxPanels};
+    constexpr int kHighest = direct_rows<Panels>();
+    const int64_t at_once = num_rows <= kHighest ? num_panels : int64_t{kMaxPanels};
     for (int64_t panel = 0; panel < num_panels; panel += at_once) {
         const Tile part = all.from_panel(panel);
-        for_row_tiles(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
-            sweep<Panels, kScaled>(part.from_row(row), rows, std::min(at_once, num_panels - panel));
+        for_row_tiles<kHighest>(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
+            sweep<Panels, kScaled, 1, kHighest>(part.from_row(row), rows,
+                                                std::min(at_once, num_panels - panel));
         });
     }
 }
 
-// num_k values of k of a panel, as f32 [k][16]. Asks for the same block of the next panel, since
-// blocks are too short for the hardware to foresee it.
+// num_k values of k of a panel, as f32 [k][16].
 template <class Panels>
 HWY_NOINLINE void widen(const std::byte* HWY_RESTRICT panel, int64_t num_k,
-                        const std::byte* next_panel, float* HWY_RESTRICT wide) {
-    const Floats d;
+                        float* HWY_RESTRICT wide) {
     for (int64_t k = 0; k < num_k; k += Panels::kSteps) {
-        FloatVector w[Panels::kSteps][kPanelVectors];
-        Panels::load(panel, w);
-        __builtin_prefetch(next_panel, 0, 2);
-        for (int s = 0; s < Panels::kSteps; ++s)
-            for (int v = 0; v < kPanelVectors; ++v)
-                hn::Store(w[s][v], d, wide + s * kPanelColumns + v * kLanes);
+        unrolled<Panels::kSteps>([&](auto step) FERRY_INLINE_BODY {
+            unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
+                hn::Store(Panels::template load<decltype(step)::value, decltype(v)::value>(panel),
+                          Floats(), wide + step * kPanelColumns + v * kLanes);
+            });
+        });
         panel += Panels::kStepBytes;
-        next_panel += Panels::kStepBytes;
         wide += Panels::kSteps * kPanelColumns;
     }
 }
 
 template <class Panels, bool kScaled>
 void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
-    constexpr int64_t kChunk = panels_at_once(kTileRows);  // panels widened at a time
+    // Two steps of widening fp8 cost as much as a tile of rows: done once. bf16's shift and mask
+    // find room beside the FMAs.
+    constexpr bool kWidened = Panels::kSteps == 2;
+    using TilePanels = std::conditional_t<kWidened, F32Panels, Panels>;
+    constexpr int64_t kChunk = panels_at_once<TilePanels>(kTileRows);
+    constexpr int kMany = few_rows<Panels>() + 1;
+    constexpr int kFewest = kMany / ((kMany + kTileRows - 1) / kTileRows);  // rows of a tile
     float* const wide = scratch;
     float* const x = scratch + kChunk * kBlockK * kPanelColumns;
     for (int64_t k = 0; k < all.num_k; k += kBlockK) {
@@ -252,23 +306,30 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
         block.resume = k > 0;
         block.x = x;
         block.x_stride = kBlockStride;
-        block.w_scales += k / kScaleBlock;
+        if constexpr (kScaled) block.w_scales += k / kScaleBlock;
         if (block.x_scales != nullptr) block.x_scales += k / kScaleBlock;
         for (int64_t row = 0; row < num_rows; ++row)
             std::memcpy(x + row * kBlockStride, all.x + row * all.x_stride + k,
                         static_cast<size_t>(block.num_k) * sizeof(float));
+        const int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
         for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
             Tile chunk = block.from_panel(panel);
-            const std::byte* stored = chunk.panels + k / Panels::kSteps * Panels::kStepBytes;
+            chunk.panels += k / Panels::kSteps * Panels::kStepBytes;
             const int64_t chunk_panels = std::min(kChunk, num_panels - panel);
-            for (int64_t p = 0; p < chunk_panels; ++p)
-                widen<Panels>(stored + p * all.panel_stride, block.num_k,
-                              stored + (p + chunk_panels) * all.panel_stride,
-                              wide + p * kBlockK * kPanelColumns);
-            chunk.panels = reinterpret_cast<const std::byte*>(wide);
-            chunk.panel_stride = kBlockK * kPanelColumns * static_cast<int64_t>(sizeof(float));
-            for_row_tiles(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
-                sweep<F32Panels, kScaled, kFewestOfMany>(chunk.from_row(row), rows, chunk_panels);
+            // Blocks are too short for the hardware to foresee the next one.
+            for (int64_t p = chunk_panels; p < 2 * chunk_panels; ++p)
+                for (int64_t line = 0; line < block_bytes; line += 64)
+                    __builtin_prefetch(chunk.panels + p * all.panel_stride + line, 0, 2);
+            if constexpr (kWidened) {
+                for (int64_t p = 0; p < chunk_panels; ++p)
+                    widen<Panels>(chunk.panels + p * all.panel_stride, block.num_k,
+                                  wide + p * kBlockK * kPanelColumns);
+                chunk.panels = reinterpret_cast<const std::byte*>(wide);
+                chunk.panel_stride = kBlockK * kPanelColumns * static_cast<int64_t>(sizeof(float));
+            }
+            for_row_tiles<kTileRows>(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
+                sweep<TilePanels, kScaled, kFewest, kTileRows>(chunk.from_row(row), rows,
+                                                               chunk_panels);
             });
         }
     }
@@ -276,7 +337,7 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
 
 template <class Panels, bool kScaled>
 void multiply(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
-    if (num_rows <= kFewRows)
+    if (num_rows <= few_rows<Panels>())
         multiply_few_rows<Panels, kScaled>(all, num_rows, num_panels);
     else
         multiply_many_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);

@@ -1,5 +1,6 @@
 // Reading packed panels (panel.h): one step of k widened to f32 registers. Compiled once per
-// instruction set. Widening is exact; kSteps values of k come with one load.
+// instruction set. Widening is exact. kSteps values of k lie together; load<i, v> gives the v-th
+// vector of the i-th of them.
 #include "layers/cpu/panel.h"
 #include "layers/cpu/vector-inl.h"
 
@@ -14,6 +15,10 @@ HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
 
+// Lambdas of inner loops: left to itself the compiler calls some of them.
+#undef FERRY_INLINE_BODY
+#define FERRY_INLINE_BODY HWY_ATTR __attribute__((always_inline))
+
 constexpr int kPanelVectors = static_cast<int>(kPanelColumns) / kLanes;
 
 // The 8 words of a panel's step, as many at a time as fill at most one vector.
@@ -22,53 +27,53 @@ using WordVector = hn::Vec<Words>;
 constexpr int kWordLanes = static_cast<int>(hn::MaxLanes(Words()));
 constexpr int kWordVectors = 8 / kWordLanes;
 
-// columns[v]: the panel's columns [v * kLanes, (v + 1) * kLanes); words hold the upper halves of
-// columns i (low half of word i) and i + 8 (high half).
-HWY_INLINE void widen_pairs(const WordVector (&words)[kWordVectors],
-                            FloatVector (&columns)[kPanelVectors]) {
+// The v-th vector of a panel's columns, of which the words hold the upper halves: of columns i in
+// the low half of word i, of columns i + 8 in the high half. `words(i)` gives the i-th vector.
+template <int kVector, typename GetWords>
+HWY_INLINE FloatVector widen_pairs(const GetWords& words) {
     const Words dw;
     const WordVector mask = hn::Set(dw, 0xffff0000u);
 #if HWY_MAX_BYTES == 64
-    const Floats d;
     const hn::RebindToUnsigned<Floats> du;
-    columns[0] =
-        hn::BitCast(d, hn::Combine(du, hn::And(words[0], mask), hn::ShiftLeft<16>(words[0])));
+    return hn::BitCast(Floats(),
+                       hn::Combine(du, hn::And(words(0), mask), hn::ShiftLeft<16>(words(0))));
 #else
-    const hn::RebindToFloat<Words> df;
-    for (int i = 0; i < kWordVectors; ++i) {
-        columns[i] = hn::BitCast(df, hn::ShiftLeft<16>(words[i]));
-        columns[i + kWordVectors] = hn::BitCast(df, hn::And(words[i], mask));
-    }
+    return hn::BitCast(Floats(), kVector < kWordVectors
+                                     ? hn::ShiftLeft<16>(words(kVector % kWordVectors))
+                                     : hn::And(words(kVector % kWordVectors), mask));
 #endif
 }
 
-// The 16-bit halves of a word each hold two e4m3 codes, of k (low byte) and k + 1. Makes of each
-// the upper half of an f32 that is 2^-120 times its value: exponents are 120 apart.
-HWY_INLINE void split_codes(WordVector codes, WordVector& first, WordVector& second) {
+// The 16-bit halves of a word each hold two e4m3 codes, of k (low byte) and k + 1. Makes of the
+// one asked for the upper half of an f32 that is 2^-120 times its value: exponents are 120 apart.
+template <int kStep>
+HWY_INLINE WordVector split_codes(WordVector codes) {
     const Words dw;
 #if HWY_TARGET == HWY_SCALAR
-    const auto masked = [&](WordVector v, uint32_t mask)
-                            HWY_ATTR { return hn::And(v, hn::Set(dw, mask)); };
-    first = hn::Or(hn::ShiftLeft<8>(masked(codes, 0x00800080u)),
-                   hn::ShiftLeft<4>(masked(codes, 0x007f007fu)));
-    second = hn::Or(masked(codes, 0x80008000u), hn::ShiftRight<4>(masked(codes, 0x7f007f00u)));
+    const auto masked = [&](uint32_t mask) HWY_ATTR { return hn::And(codes, hn::Set(dw, mask)); };
+    return kStep == 0 ? hn::Or(hn::ShiftLeft<8>(masked(0x00800080u)),
+                               hn::ShiftLeft<4>(masked(0x007f007fu)))
+                      : hn::Or(masked(0x80008000u), hn::ShiftRight<4>(masked(0x7f007f00u)));
 #else
     const hn::Repartition<int16_t, Words> d16;
     const auto pairs = hn::BitCast(d16, codes);
     const WordVector sign_and_digits = hn::Set(dw, 0x87f087f0u);  // without the copies of the sign
-    first = hn::And(hn::BitCast(dw, hn::ShiftRight<4>(hn::ShiftLeft<8>(pairs))), sign_and_digits);
-    second = hn::And(hn::BitCast(dw, hn::ShiftRight<4>(pairs)), sign_and_digits);
+    return hn::And(hn::BitCast(dw, hn::ShiftRight<4>(kStep == 0 ? hn::ShiftLeft<8>(pairs) : pairs)),
+                   sign_and_digits);
 #endif
+}
+
+HWY_INLINE WordVector load_words(const std::byte* steps, int vector) {
+    return hn::Load(Words(), reinterpret_cast<const uint32_t*>(steps) + vector * kWordLanes);
 }
 
 struct F32Panels {
     static constexpr int kSteps = 1;
     static constexpr int64_t kStepBytes = 4 * kPanelColumns;
 
-    static HWY_INLINE void load(const std::byte* step, FloatVector (&w)[1][kPanelVectors]) {
-        const Floats d;
-        for (int v = 0; v < kPanelVectors; ++v)
-            w[0][v] = hn::Load(d, reinterpret_cast<const float*>(step) + v * kLanes);
+    template <int kStep, int kVector>
+    static HWY_INLINE FloatVector load(const std::byte* steps) {
+        return hn::Load(Floats(), reinterpret_cast<const float*>(steps) + kVector * kLanes);
     }
 };
 
@@ -76,11 +81,9 @@ struct Bf16Panels {
     static constexpr int kSteps = 1;
     static constexpr int64_t kStepBytes = 2 * kPanelColumns;
 
-    static HWY_INLINE void load(const std::byte* step, FloatVector (&w)[1][kPanelVectors]) {
-        WordVector words[kWordVectors];
-        for (int i = 0; i < kWordVectors; ++i)
-            words[i] = hn::Load(Words(), reinterpret_cast<const uint32_t*>(step) + i * kWordLanes);
-        widen_pairs(words, w[0]);
+    template <int kStep, int kVector>
+    static HWY_INLINE FloatVector load(const std::byte* steps) {
+        return widen_pairs<kVector>([&](int i) FERRY_INLINE_BODY { return load_words(steps, i); });
     }
 };
 
@@ -89,16 +92,11 @@ struct Fp8Panels {
     static constexpr int kSteps = 2;
     static constexpr int64_t kStepBytes = 2 * kPanelColumns;
 
-    static HWY_INLINE void load(const std::byte* step, FloatVector (&w)[2][kPanelVectors]) {
-        WordVector words[2][kWordVectors];
-        for (int i = 0; i < kWordVectors; ++i)
-            split_codes(hn::Load(Words(), reinterpret_cast<const uint32_t*>(step) + i * kWordLanes),
-                        words[0][i], words[1][i]);
-        const FloatVector bias = hn::Set(Floats(), 0x1p120f);
-        for (int k = 0; k < 2; ++k) {
-            widen_pairs(words[k], w[k]);
-            for (int v = 0; v < kPanelVectors; ++v) w[k][v] = hn::Mul(w[k][v], bias);
-        }
+    template <int kStep, int kVector>
+    static HWY_INLINE FloatVector load(const std::byte* steps) {
+        const FloatVector scaled = widen_pairs<kVector>(
+            [&](int i) FERRY_INLINE_BODY { return split_codes<kStep>(load_words(steps, i)); });
+        return hn::Mul(scaled, hn::Set(Floats(), 0x1p120f));
     }
 };
 
