@@ -33,10 +33,6 @@ constexpr int kStripVectors = kLanes >= 8 ? 2 : 16 / kLanes;
 constexpr int kStrip = kStripVectors * kLanes;  // value columns of a tile; widths are padded to it
 constexpr int64_t kDepthBlock = 192;            // of a panel's queries: 12 KiB, stays in L1
 
-HWY_INLINE int64_t padded(int64_t columns) {
-    return (columns + kStrip - 1) / kStrip * kStrip;
-}
-
 // queries[i * 16 + lane] = rows[lane * row_stride + i]; lanes from num_rows on are zero.
 HWY_INLINE void pack_queries(const float* HWY_RESTRICT rows, int64_t row_stride, int64_t num_rows,
                              int64_t depth, float* HWY_RESTRICT queries) {
