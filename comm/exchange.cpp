@@ -82,7 +82,10 @@ class ExchangeImpl final : public Exchange {
             wait_begin_ns_ = trace_now_ns();
             shared_.waiter.begin(Activity::waiting_combine, layer, micro_batch);
         }
-        shared_.waiter.poll([&](auto add) { attention_->missing(micro_batch, add); });
+        // Replies cannot come before this rank's own experts have heard from everybody.
+        shared_.waiter.poll([&](auto add) {
+            if (experts_->missing(micro_batch, add) == 0) attention_->missing(micro_batch, add);
+        });
     }
     void end_wait() override {
         if (!waiting_) return;

@@ -118,12 +118,7 @@ const ExpertBatch* ExpertSideImpl::receive() {
     ScopedZone zone(Zone::dispatch_wait, batch_.layer, next_micro_batch_);
     shared_.waiter.begin(Activity::waiting_dispatch, batch_.layer, next_micro_batch_);
     while ((batch = try_receive()) == nullptr && !closed())
-        shared_.waiter.poll([&](auto add) {
-            const MicroBatch& next = batches_[next_micro_batch_];
-            for (size_t s = 0; s < next.sources.size(); ++s)
-                if (next.sources[s].state != State::complete)
-                    add(shared_.setup.layout.world_rank_of_attention(static_cast<int>(s)));
-        });
+        shared_.waiter.poll([&](auto add) { missing(next_micro_batch_, add); });
     shared_.waiter.end();
     return batch;
 }
@@ -215,6 +210,7 @@ void ExpertSideImpl::order_entries(const MicroBatch& batch) {
 
 void ExpertSideImpl::unpack_rows(const MicroBatch& batch) {
     const ExchangeOptions& options = shared_.setup.options;
+    const Stores stores = stores_for(batch_.rows.count() * 4);
     for (size_t s = 0; s < batch.sources.size(); ++s) {
         const WireMessage& message = batch.sources[s].message;
         const int32_t* row_entry = row_entry_.data() + first_row_[s];
@@ -222,11 +218,9 @@ void ExpertSideImpl::unpack_rows(const MicroBatch& batch) {
         const int64_t num_rows = first_row_[s + 1] - first_row_[s] - 1;
         shared_.parallel(num_rows, kRowsPerTask, [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; ++row) {
-                const float* decoded = batch_.rows.row<float>(position[row_entry[row]]);
-                decode_row(options.dtype, message.row(row), message.scales(row), options.dim,
-                           const_cast<float*>(decoded));
-                for (int32_t e = row_entry[row] + 1; e < row_entry[row + 1]; ++e)
-                    std::copy_n(decoded, options.dim, batch_.rows.row<float>(position[e]));
+                for (int32_t e = row_entry[row]; e < row_entry[row + 1]; ++e)
+                    decode_row(options.dtype, message.row(row), message.scales(row), options.dim,
+                               batch_.rows.row<float>(position[e]), stores);
             }
         });
     }
@@ -280,9 +274,11 @@ void ExpertSideImpl::pack_reply(const WireMessage& reply, const WireMessage& req
     const int32_t* position = position_.data() + first_entry_[source];
     const int64_t num_entries = first_entry_[source + 1] - first_entry_[source];
     if (options.combine == CombineMode::exact) {
+        const Stores stores = stores_for(y.count() * size_bytes(dtype));
         shared_.parallel(num_entries, kRowsPerTask, [&](int64_t begin, int64_t end, int) {
             for (int64_t e = begin; e < end; ++e)
-                encode_row(dtype, y.row<float>(position[e]), options.dim, reply.row(e), nullptr);
+                encode_row(dtype, y.row<float>(position[e]), options.dim, reply.row(e), nullptr,
+                           stores);
         });
         return;
     }

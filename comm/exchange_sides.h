@@ -116,6 +116,19 @@ class ExpertSideImpl final : public ExpertSide {
     void reply(const Tensor& y) override;
     std::span<const int64_t> load(int layer) const;
 
+    // Calls add(world rank) for attention ranks whose rows have not come; returns how many.
+    template <typename Fn>
+    int missing(int micro_batch, Fn&& add) const {
+        int num = 0;
+        const MicroBatch& batch = batches_[micro_batch];
+        for (size_t s = 0; s < batch.sources.size(); ++s) {
+            if (batch.sources[s].state == State::complete) continue;
+            add(shared_.setup.layout.world_rank_of_attention(static_cast<int>(s)));
+            ++num;
+        }
+        return num;
+    }
+
   private:
     enum class State : uint8_t { header, body, complete, closed };
     struct Source {
@@ -129,7 +142,6 @@ class ExpertSideImpl final : public ExpertSide {
         uint32_t sequence = 0;
     };
 
-    void poll(int micro_batch);
     void poll_source(int micro_batch, int source);
     void start_batch(int micro_batch);
     void order_entries(const MicroBatch& batch);

@@ -40,6 +40,24 @@ std::string ProgressState::describe() const {
     return text;
 }
 
+void ProgressState::fail(const std::string& why) {
+    const std::scoped_lock lock(mutex_);
+    if (failed) return;
+    failure_ = why;
+    failed = true;
+}
+
+std::string ProgressState::failure() const {
+    const std::scoped_lock lock(mutex_);
+    return failure_;
+}
+
+void ProgressState::forget_failure() {
+    const std::scoped_lock lock(mutex_);
+    failure_.clear();
+    failed = false;
+}
+
 ProgressState& progress_state() {
     static ProgressState state;
     return state;

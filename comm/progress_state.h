@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 namespace ferry {
@@ -37,6 +38,9 @@ struct ProgressState {
     std::atomic<bool> watched{false};
     // Set by the watchdog (any thread): the run cannot go on. Waits turn it into Error.
     std::atomic<bool> failed{false};
+    void fail(const std::string& why);  // sets `failed`; the first reason is kept
+    std::string failure() const;        // empty while all is well
+    void forget_failure();              // for tests
 
     void beat() { beats.fetch_add(1, std::memory_order_relaxed); }
     void enter(Activity what) {
@@ -45,6 +49,10 @@ struct ProgressState {
     }
     // "step 12, layer 3, micro-batch 1, waiting for expert outputs of ranks 4, 5"
     std::string describe() const;
+
+  private:
+    mutable std::mutex mutex_;
+    std::string failure_;
 };
 
 // The one of this process.

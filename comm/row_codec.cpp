@@ -4,16 +4,23 @@
 
 #include "base/check.h"
 
-// Highway compiles this file once per instruction set and picks at run time; the loops below are
-// plain and branch-free, for the compiler to vectorise.
+// Highway compiles this file once per instruction set and picks at run time. Tails of rows take the
+// scalar definitions, which give the same bits.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "comm/row_codec.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+using DI = hn::RebindToSigned<DF>;
+using DU = hn::RebindToUnsigned<DF>;
 
 constexpr int64_t kBlock = 128;
 
@@ -24,34 +31,104 @@ inline float to_float(uint32_t x) {
     return __builtin_bit_cast(float, x);
 }
 
+// The upper half of each f32, to nearest even; NaN stays NaN.
+HWY_INLINE hn::Vec<DI> RoundBf16(hn::Vec<DF> x) {
+    const DU du;
+    const DI di;
+    const auto bits = hn::BitCast(du, x);
+    const auto upper = hn::ShiftRight<16>(bits);
+    const auto rounded =
+        hn::ShiftRight<16>(bits + hn::Set(du, 0x7fffu) + hn::And(upper, hn::Set(du, 1u)));
+    const auto magnitude = hn::BitCast(di, hn::And(bits, hn::Set(du, 0x7fffffffu)));
+    const auto quiet_nan = hn::Or(upper, hn::Set(du, 0x40u));
+    return hn::IfThenElse(magnitude > hn::Set(di, 0x7f800000), hn::BitCast(di, quiet_nan),
+                          hn::BitCast(di, rounded));
+}
+
+template <bool kStream>
 void EncodeBf16(const float* x, int64_t dim, uint16_t* out) {
-    for (int64_t i = 0; i < dim; ++i) {
-        const uint32_t bits = to_bits(x[i]);
-        const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        const uint32_t quiet_nan = (bits >> 16) | 0x40u;
-        out[i] = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+    const DF df;
+    const hn::Rebind<uint16_t, DI> half;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+    int64_t i = 0;
+    for (; i + lanes <= dim; i += lanes) {
+        const auto coded = hn::DemoteTo(half, RoundBf16(hn::LoadU(df, x + i)));
+        if constexpr (kStream)
+            hn::Stream(coded, half, out + i);
+        else
+            hn::StoreU(coded, half, out + i);
     }
+    for (; i < dim; ++i) out[i] = f32_to_bf16(x[i]);
+    if constexpr (kStream) hwy::FlushStream();
+}
+
+template <bool kStream>
+void DecodeBf16(const uint16_t* in, int64_t dim, float* out) {
+    const DF df;
+    const DI di;
+    const hn::Rebind<uint16_t, DI> half;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+    int64_t i = 0;
+    for (; i + lanes <= dim; i += lanes) {
+        const auto bits = hn::ShiftLeft<16>(hn::PromoteTo(di, hn::LoadU(half, in + i)));
+        if constexpr (kStream)
+            hn::Stream(hn::BitCast(df, bits), df, out + i);
+        else
+            hn::StoreU(hn::BitCast(df, bits), df, out + i);
+    }
+    for (; i < dim; ++i) out[i] = bf16_to_f32(in[i]);
+    if constexpr (kStream) hwy::FlushStream();
+}
+
+void EncodeBf16Row(const float* x, int64_t dim, uint16_t* out, bool stream) {
+    if (stream)
+        EncodeBf16<true>(x, dim, out);
+    else
+        EncodeBf16<false>(x, dim, out);
+}
+void DecodeBf16Row(const uint16_t* in, int64_t dim, float* out, bool stream) {
+    if (stream)
+        DecodeBf16<true>(in, dim, out);
+    else
+        DecodeBf16<false>(in, dim, out);
 }
 
 void EncodeFp8Block(const float* x, int64_t num, uint8_t* out, float* scale) {
-    int32_t max_bits = static_cast<int32_t>(to_bits(1e-4f));
-    for (int64_t i = 0; i < num; ++i) {  // magnitudes order as integers
-        const int32_t bits = static_cast<int32_t>(to_bits(x[i]) & 0x7fffffffu);
-        max_bits = bits > max_bits ? bits : max_bits;
+    const DF df;
+    const DI di;
+    const hn::Rebind<uint8_t, DI> quarter;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+    const auto magnitude_mask = hn::Set(di, 0x7fffffff);
+    auto max_bits = hn::Set(di, static_cast<int32_t>(to_bits(1e-4f)));
+    int64_t i = 0;
+    for (; i + lanes <= num; i += lanes)  // magnitudes order as integers
+        max_bits =
+            hn::Max(max_bits, hn::And(hn::BitCast(di, hn::LoadU(df, x + i)), magnitude_mask));
+    int32_t largest = hn::GetLane(hn::MaxOfLanes(di, max_bits));
+    for (; i < num; ++i) {
+        const auto bits = static_cast<int32_t>(to_bits(x[i]) & 0x7fffffffu);
+        largest = bits > largest ? bits : largest;
     }
-    const float s = to_float(static_cast<uint32_t>(max_bits)) / kFp8Max;
+    const float s = to_float(static_cast<uint32_t>(largest)) / kFp8Max;
     *scale = s;
-    for (int64_t i = 0; i < num; ++i) {
-        const uint32_t bits = to_bits(x[i] / s);
-        const uint32_t magnitude = bits & 0x7fffffffu;
-        const uint32_t subnormal = to_bits(to_float(magnitude) + 0x1p14f) & 0xfu;
-        const uint32_t normal =
-            ((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20) - (120u << 3);
-        uint32_t code = magnitude < 0x3c800000u ? subnormal : normal;  // below 2^-6
-        code = magnitude >= 0x43e00000u ? 0x7eu : code;                // 448 and beyond
-        code = magnitude > 0x7f800000u ? 0x7fu : code;                 // NaN
-        out[i] = static_cast<uint8_t>(((bits >> 24) & 0x80u) | code);
+
+    const auto divisor = hn::Set(df, s);
+    for (i = 0; i + lanes <= num; i += lanes) {
+        const auto bits = hn::BitCast(di, hn::LoadU(df, x + i) / divisor);
+        const auto magnitude = hn::And(bits, magnitude_mask);
+        // As f32_to_fp8_e4m3 (base/dtype.h), without branches.
+        const auto shifted = hn::BitCast(df, magnitude) + hn::Set(df, 0x1p14f);
+        const auto subnormal = hn::And(hn::BitCast(di, shifted), hn::Set(di, 0xf));
+        const auto odd = hn::And(hn::ShiftRight<20>(magnitude), hn::Set(di, 1));
+        const auto normal =
+            hn::ShiftRight<20>(magnitude + hn::Set(di, 0x7ffff) + odd) - hn::Set(di, 120 << 3);
+        auto code = hn::IfThenElse(magnitude < hn::Set(di, 0x3c800000), subnormal, normal);
+        code = hn::IfThenElse(magnitude < hn::Set(di, 0x43e00000), code, hn::Set(di, 0x7e));
+        code = hn::IfThenElse(magnitude > hn::Set(di, 0x7f800000), hn::Set(di, 0x7f), code);
+        const auto sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(di, 0x80));
+        hn::StoreU(hn::DemoteTo(quarter, hn::Or(code, sign)), quarter, out + i);
     }
+    for (; i < num; ++i) out[i] = f32_to_fp8_e4m3(x[i] / s);
 }
 
 void EncodeFp8(const float* x, int64_t dim, uint8_t* out, float* scales) {
@@ -59,20 +136,23 @@ void EncodeFp8(const float* x, int64_t dim, uint8_t* out, float* scales) {
         EncodeFp8Block(x + i, dim - i < kBlock ? dim - i : kBlock, out + i, scales + i / kBlock);
 }
 
-void DecodeBf16(const uint16_t* in, int64_t dim, float* out) {
-    for (int64_t i = 0; i < dim; ++i) out[i] = to_float(static_cast<uint32_t>(in[i]) << 16);
-}
-
 void DecodeFp8Block(const uint8_t* in, int64_t num, float scale, float* out) {
-    for (int64_t i = 0; i < num; ++i) {
-        const uint32_t code = in[i];
-        const uint32_t sign = (code & 0x80u) << 24;
-        const uint32_t magnitude = code & 0x7fu;
-        const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-9f;
-        uint32_t bits = magnitude < 8u ? to_bits(subnormal) : (magnitude + (120u << 3)) << 20;
-        bits = magnitude == 0x7fu ? 0x7fc00000u : bits;
-        out[i] = to_float(sign | bits) * scale;
+    const DF df;
+    const DI di;
+    const hn::Rebind<uint8_t, DI> quarter;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+    int64_t i = 0;
+    for (; i + lanes <= num; i += lanes) {
+        const auto code = hn::PromoteTo(di, hn::LoadU(quarter, in + i));
+        const auto sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(di, 0x80)));
+        const auto magnitude = hn::And(code, hn::Set(di, 0x7f));
+        const auto normal = hn::ShiftLeft<20>(magnitude + hn::Set(di, 120 << 3));
+        const auto subnormal = hn::BitCast(di, hn::ConvertTo(df, magnitude) * hn::Set(df, 0x1p-9f));
+        auto bits = hn::IfThenElse(magnitude < hn::Set(di, 8), subnormal, normal);
+        bits = hn::IfThenElse(magnitude == hn::Set(di, 0x7f), hn::Set(di, 0x7fc00000), bits);
+        hn::StoreU(hn::BitCast(df, hn::Or(bits, sign)) * hn::Set(df, scale), df, out + i);
     }
+    for (; i < num; ++i) out[i] = fp8_e4m3_to_f32(in[i]) * scale;
 }
 
 void DecodeFp8(const uint8_t* in, const float* scales, int64_t dim, float* out) {
@@ -105,20 +185,31 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace ferry {
 
-HWY_EXPORT(EncodeBf16);
+HWY_EXPORT(EncodeBf16Row);
 HWY_EXPORT(EncodeFp8);
-HWY_EXPORT(DecodeBf16);
+HWY_EXPORT(DecodeBf16Row);
 HWY_EXPORT(DecodeFp8);
 HWY_EXPORT(AccumulateF32);
 HWY_EXPORT(AccumulateBf16);
 
-void encode_row(DType dtype, const float* x, int64_t dim, std::byte* out, float* scales) {
+namespace {
+
+bool aligned(const void* address) {  // as streamed stores of the widest vectors need
+    return reinterpret_cast<uintptr_t>(address) % 64 == 0;
+}
+
+}  // namespace
+
+void encode_row(DType dtype, const float* x, int64_t dim, std::byte* out, float* scales,
+                Stores stores) {
+    const bool stream = stores == Stores::streamed && aligned(out);
     switch (dtype) {
         case DType::f32:
             std::memcpy(out, x, static_cast<size_t>(dim) * sizeof(float));
             return;
         case DType::bf16:
-            return HWY_DYNAMIC_DISPATCH(EncodeBf16)(x, dim, reinterpret_cast<uint16_t*>(out));
+            return HWY_DYNAMIC_DISPATCH(EncodeBf16Row)(x, dim, reinterpret_cast<uint16_t*>(out),
+                                                       stream);
         case DType::fp8_e4m3:
             return HWY_DYNAMIC_DISPATCH(EncodeFp8)(x, dim, reinterpret_cast<uint8_t*>(out), scales);
         default:
@@ -126,14 +217,16 @@ void encode_row(DType dtype, const float* x, int64_t dim, std::byte* out, float*
     }
 }
 
-void decode_row(DType dtype, const std::byte* in, const float* scales, int64_t dim, float* out) {
+void decode_row(DType dtype, const std::byte* in, const float* scales, int64_t dim, float* out,
+                Stores stores) {
+    const bool stream = stores == Stores::streamed && aligned(out);
     switch (dtype) {
         case DType::f32:
             std::memcpy(out, in, static_cast<size_t>(dim) * sizeof(float));
             return;
         case DType::bf16:
-            return HWY_DYNAMIC_DISPATCH(DecodeBf16)(reinterpret_cast<const uint16_t*>(in), dim,
-                                                    out);
+            return HWY_DYNAMIC_DISPATCH(DecodeBf16Row)(reinterpret_cast<const uint16_t*>(in), dim,
+                                                       out, stream);
         case DType::fp8_e4m3:
             return HWY_DYNAMIC_DISPATCH(DecodeFp8)(reinterpret_cast<const uint8_t*>(in), scales,
                                                    dim, out);

@@ -8,11 +8,21 @@
 
 namespace ferry {
 
+// Blocks of rows larger than the caches are written past them ("streamed"): the next reader finds
+// them in memory either way, and nothing is read only to be overwritten. Same bits.
+enum class Stores : uint8_t { cached, streamed };
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
+constexpr Stores stores_for(int64_t total_bytes) {
+    return total_bytes > kStreamBytes ? Stores::streamed : Stores::cached;
+}
+
 // dtype: f32, bf16, or fp8_e4m3 with one scale per 128 values (the last block may be partial):
 // scale = max(|x|, 1e-4) / 448, q = e4m3(x / scale), as MODEL.md "Quantisation".
-void encode_row(DType dtype, const float* x, int64_t dim, std::byte* out, float* scales);
+void encode_row(DType dtype, const float* x, int64_t dim, std::byte* out, float* scales,
+                Stores stores = Stores::cached);
 // fp8: x = q * scale.
-void decode_row(DType dtype, const std::byte* in, const float* scales, int64_t dim, float* out);
+void decode_row(DType dtype, const std::byte* in, const float* scales, int64_t dim, float* out,
+                Stores stores = Stores::cached);
 // first: out = weight * row; else out = out + weight * row, product and sum rounded separately.
 // dtype: f32 or bf16.
 void accumulate_row(DType dtype, const std::byte* in, float weight, bool first, int64_t dim,

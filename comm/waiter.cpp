@@ -71,6 +71,9 @@ bool Waiter::overdue() {
 
 void Waiter::fail() {
     const ProgressState& state = progress_state();
+    if (state.failed)
+        throw Error(ErrorKind::communication, "rank {} on {} stops at {}: {}", transport_.rank(),
+                    transport_.host(transport_.rank()), state.describe(), state.failure());
     const std::chrono::duration<double> idle_for = Clock::now() - idle_since_;
     std::string hosts;
     const int count = std::min(state.num_waiting.load(), ProgressState::kMaxWaiting);

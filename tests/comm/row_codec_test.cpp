@@ -46,6 +46,26 @@ TEST(RowCodec, Bf16AgreesWithTheDefinition) {
     }
 }
 
+TEST(RowCodec, StreamedStoresGiveTheSameBits) {
+    const std::vector<float> x = samples();
+    for (const int64_t dim : {1000, 7168, 5})
+        for (const size_t offset : {size_t{0}, size_t{4}}) {  // unaligned rows are not streamed
+            std::vector<std::byte> memory(2 * 65536, std::byte{0x5a});
+            std::byte* base =
+                memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+            auto* coded = reinterpret_cast<uint16_t*>(base + offset);
+            encode_row(DType::bf16, x.data(), dim, reinterpret_cast<std::byte*>(coded), nullptr,
+                       Stores::streamed);
+            for (int64_t i = 0; i < dim; ++i) ASSERT_EQ(coded[i], f32_to_bf16(x[i]));
+            ASSERT_EQ(coded[dim], 0x5a5a);
+            auto* back = reinterpret_cast<float*>(base + 65536 + offset);
+            decode_row(DType::bf16, reinterpret_cast<std::byte*>(coded), nullptr, dim, back,
+                       Stores::streamed);
+            for (int64_t i = 0; i < dim; ++i)
+                ASSERT_EQ(std::bit_cast<uint32_t>(back[i]), uint32_t{coded[i]} << 16);
+        }
+}
+
 TEST(RowCodec, Fp8AgreesWithTheDefinitionPerBlock) {
     Random random(3);
     for (int64_t dim : {1, 127, 128, 129, 300, 7168}) {

@@ -1,0 +1,240 @@
+#include "comm/watchdog.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <random>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "comm/progress_state.h"
+#include "comm/tcp_link.h"
+
+namespace ferry {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+}  // namespace
+
+struct Watchdog::Impl {
+    struct Peer {
+        TcpLink link;
+        int rank = -1;  // unknown until its hello
+        bool left = false;
+        Clock::time_point heard = Clock::now();
+    };
+
+    Impl(World& w, const WatchdogOptions& o) : options(o), rank(w.rank()), size(w.size()) {
+        for (int r = 0; r < size; ++r) hosts.push_back(w.host(r));
+        if (!options.report)
+            options.report = [](const std::string& text) { log_error("{}", text); };
+        if (!options.give_up)
+            options.give_up = [] {
+                std::fflush(nullptr);
+                std::_Exit(exit_code(ErrorKind::communication));
+            };
+        if (size > 1) connect(w);
+        if (pipe(wake) != 0)
+            throw Error(ErrorKind::communication, "the watchdog cannot make a pipe: {}",
+                        std::strerror(errno));
+        progress_state().watched = true;
+        thread = std::thread([this] { run(); });
+    }
+
+    // Rank 0 tells where it listens; everybody connects and says hello.
+    void connect(World& world) {
+        std::string place;
+        if (rank == 0) {
+            listener = std::make_unique<TcpListener>();
+            place = fmt::format("{} {}", listener->port(), std::random_device{}());
+            for (const std::string& address : own_addresses()) place += " " + address;
+        }
+        std::istringstream words(world.broadcast(place, 0));
+        int port = 0;
+        words >> port >> key;
+        std::vector<std::string> addresses;
+        for (std::string address; words >> address;) addresses.push_back(address);
+        if (rank == 0) {
+            // Accepting is left to the thread: it starts after this, connections wait till then.
+            world.all_sum(0);
+            return;
+        }
+        if (world.node_of_rank()[0] == world.node())
+            addresses.insert(addresses.begin(), "127.0.0.1");
+        Peer peer;
+        peer.link = connect_to(addresses, port, 3.0);
+        peer.rank = 0;
+        const bool reached = peer.link.open() && peer.link.send(news(NewsKind::hello, rank, ""));
+        if (!reached)
+            log_warn(
+                "watchdog: cannot reach rank 0 on {} over TCP ({}); a rank that is lost will "
+                "be noticed by the stall timeout only",
+                hosts[0], std::strerror(errno));
+        else
+            peers.push_back(std::move(peer));
+        world.all_sum(reached ? 1 : 0);
+    }
+
+    News news(NewsKind kind, int about, const std::string& why) const {
+        News message{.kind = kind, .rank = about, .key = key};
+        std::strncpy(message.why, why.c_str(), sizeof message.why - 1);
+        return message;
+    }
+
+    void run() {
+        while (!stop.load()) {
+            wait_for_news();
+            if (listener)
+                while (std::optional<TcpLink> link = listener->accept()) {
+                    Peer peer;
+                    peer.link = std::move(*link);
+                    peers.push_back(std::move(peer));
+                }
+            for (Peer& peer : peers) read(peer);
+            if (seconds_since(last_beat) >= options.heartbeat_s) {
+                last_beat = Clock::now();
+                for (Peer& peer : peers) peer.link.send(news(NewsKind::heartbeat, rank, ""));
+            }
+            for (Peer& peer : peers)
+                if (peer.link.open() && !peer.left && peer.rank >= 0 &&
+                    seconds_since(peer.heard) > options.dead_after_s)
+                    lost(peer, fmt::format("silent for {:.0f} s", options.dead_after_s));
+            check_stall();
+            check_grace();
+        }
+        for (Peer& peer : peers) peer.link.send(news(NewsKind::farewell, rank, ""));
+    }
+
+    void wait_for_news() {
+        std::vector<pollfd> sockets{{.fd = wake[0], .events = POLLIN, .revents = 0}};
+        if (listener) sockets.push_back({.fd = listener->socket(), .events = POLLIN, .revents = 0});
+        for (const Peer& peer : peers)
+            if (peer.link.open())
+                sockets.push_back({.fd = peer.link.socket(), .events = POLLIN, .revents = 0});
+        poll(sockets.data(), sockets.size(), static_cast<int>(options.heartbeat_s * 500));
+    }
+
+    void read(Peer& peer) {
+        bool gone = false;
+        while (const std::optional<News> message = peer.link.receive(gone)) {
+            if (message->magic != News{}.magic || message->key != key) {
+                peer.link.close();  // not of this job
+                return;
+            }
+            peer.heard = Clock::now();
+            switch (message->kind) {
+                case NewsKind::hello:
+                    peer.rank = message->rank;
+                    break;
+                case NewsKind::heartbeat:
+                    break;
+                case NewsKind::farewell:
+                    peer.left = true;
+                    break;
+                case NewsKind::lost:
+                case NewsKind::stalled:
+                    fail(message->kind, message->rank, message->why);
+                    break;
+            }
+        }
+        if (!gone) return;
+        if (!peer.left && peer.rank >= 0)
+            lost(peer, "connection closed");
+        else
+            peer.link.close();
+    }
+
+    void lost(Peer& peer, const std::string& why) {
+        peer.link.close();
+        fail(NewsKind::lost, peer.rank, why);
+    }
+
+    // Once: tell the others (rank 0 passes on what it hears), report, stop the waits.
+    void fail(NewsKind kind, int about, const std::string& why) {
+        if (progress_state().failed.load()) return;
+        for (Peer& peer : peers) peer.link.send(news(kind, about, why));
+        const std::string failure =
+            fmt::format("rank {} on {} {} ({})", about, hosts[about],
+                        kind == NewsKind::lost ? "is lost" : "makes no progress", why);
+        options.report(fmt::format("stopping: {}; rank {} on {} is at {}", failure, rank,
+                                   hosts[rank], progress_state().describe()));
+        failed_at = Clock::now();
+        progress_state().fail(failure);
+    }
+
+    void check_stall() {
+        const uint64_t beats = progress_state().beats.load();
+        if (beats != last_beats || !armed.load()) {
+            last_beats = beats;
+            last_progress = Clock::now();
+            return;
+        }
+        if (seconds_since(last_progress) > options.stall_timeout_s)
+            fail(NewsKind::stalled, rank, fmt::format("for {:.0f} s", options.stall_timeout_s));
+    }
+
+    void check_grace() {
+        if (!progress_state().failed.load() || gave_up || ending.load()) return;
+        if (seconds_since(failed_at) < options.grace_s) return;
+        gave_up = true;
+        options.give_up();
+    }
+
+    WatchdogOptions options;
+    int rank;
+    int size;
+    uint32_t key = 0;
+    std::vector<std::string> hosts;
+    std::unique_ptr<TcpListener> listener;  // rank 0
+    std::vector<Peer> peers;                // rank 0: all others; others: rank 0
+    int wake[2] = {-1, -1};
+    std::thread thread;
+    std::atomic<bool> stop{false};
+    std::atomic<bool> ending{false};
+    std::atomic<bool> armed{false};
+    Clock::time_point last_beat{};
+    Clock::time_point last_progress = Clock::now();
+    Clock::time_point failed_at{};
+    uint64_t last_beats = 0;
+    bool gave_up = false;
+};
+
+Watchdog::Watchdog(World& world, const WatchdogOptions& options)
+    : impl_(std::make_unique<Impl>(world, options)) {}
+
+Watchdog::~Watchdog() {
+    impl_->ending = true;
+    impl_->stop = true;
+    const char byte = 0;
+    if (write(impl_->wake[1], &byte, 1) != 1) impl_->stop = true;  // the thread's poll ends anyway
+    impl_->thread.join();
+    close(impl_->wake[0]);
+    close(impl_->wake[1]);
+    progress_state().watched = false;
+}
+
+void Watchdog::arm(bool armed) {
+    progress_state().beat();
+    impl_->armed = armed;
+}
+
+bool Watchdog::failed() const {
+    return progress_state().failed.load();
+}
+
+std::string Watchdog::failure() const {
+    return progress_state().failure();
+}
+
+}  // namespace ferry

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# watchdog_job.sh PROGRAM: a rank is killed, frozen or asleep; the job must end within 10 s of it and every
+# survivor must say which rank it was and where itself was.
+set -u
+program=$1
+here=$(cd "$(dirname "$0")" && pwd)
+fail=0
+# Survivors end with exit code 5. mpirun itself passes on the first one: 137 when a rank was killed by signal 9.
+for how in kill freeze sleep; do
+    begin=$(date +%s%N)
+    output=$(FERRY_TEST_TIMEOUT_S=40 "$here/../support/mpirun.sh" 3 "$program" $how 2>&1)
+    code=$?
+    took_ms=$((($(date +%s%N) - begin) / 1000000))
+    named=$([ $how = sleep ] && echo "[0-2]" || echo 2) # in a stall whoever notices first speaks
+    reports=$(grep -c "stopping: rank $named on .* is at step" <<<"$output")
+    errors=$(grep -c "error: rank [01] on .* stops at step .*: rank $named on " <<<"$output")
+    echo "$how: exit code $code after $took_ms ms, $reports reports, $errors errors"
+    if [ "$took_ms" -gt 10000 ] || [ "$reports" -lt 2 ] || [ "$errors" -lt 1 ] || [ "$code" -eq 0 ]; then
+        echo "$output" | head -40
+        fail=1
+    fi
+    expected=$([ $how = kill ] && echo 137 || echo 5)
+    if [ "$code" -ne "$expected" ]; then
+        echo "expected exit code $expected"
+        fail=1
+    fi
+done
+exit $fail
