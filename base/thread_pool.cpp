@@ -8,6 +8,7 @@ namespace ferry {
 namespace {
 
 constexpr std::chrono::microseconds kSpin{50};
+constexpr uint32_t kOpen = uint32_t{1} << 31;
 
 // Waits until `value` differs from `old`: yields the core for a short while, then sleeps in the
 // kernel.
@@ -43,16 +44,17 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(int64_t num_tasks, void* context, Body body) {
+    // Nobody is inside: the last loop ended when all had left, and none may enter yet.
     body_ = body;
     context_ = context;
     num_tasks_ = num_tasks;
     next_task_.store(0, std::memory_order_relaxed);
-    busy_.store(num_threads_ - 1, std::memory_order_relaxed);
+    workers_inside_.store(kOpen, std::memory_order_release);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     work(0);
-    for (int busy = busy_.load(std::memory_order_acquire); busy != 0;)
-        busy = wait_change(busy_, busy);
+    uint32_t inside = workers_inside_.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
+    while (inside != 0) inside = wait_change(workers_inside_, inside);
 }
 
 void ThreadPool::work(int thread) {
@@ -63,13 +65,27 @@ void ThreadPool::work(int thread) {
     }
 }
 
+bool ThreadPool::enter() {
+    uint32_t inside = workers_inside_.load(std::memory_order_relaxed);
+    while ((inside & kOpen) != 0)
+        if (workers_inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acquire,
+                                                  std::memory_order_relaxed))
+            return true;
+    return false;
+}
+
+void ThreadPool::leave() {
+    if (workers_inside_.fetch_sub(1, std::memory_order_acq_rel) == 1) workers_inside_.notify_one();
+}
+
 void ThreadPool::worker_loop(int thread) {
     uint32_t seen = 0;
     for (;;) {
         seen = wait_change(generation_, seen);
         if (stop_.load(std::memory_order_relaxed)) return;
+        if (!enter()) continue;
         work(thread);
-        if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+        leave();
     }
 }
 

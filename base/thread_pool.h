@@ -10,8 +10,10 @@
 namespace ferry {
 
 // Tasks are claimed in order by whoever is free; results must not depend on which thread ran a
-// task. Idle workers spin for a few microseconds (kernels of one step follow each other closely),
-// then sleep.
+// task. Idle workers look out for the next loop for a few microseconds (kernels of one step follow
+// each other closely), giving the core to whoever wants it, then sleep. A loop ends when its tasks
+// are done, not when every worker has noticed it: one that sleeps or waits for a core holds up
+// nobody.
 class ThreadPool {
   public:
     // `num_threads` includes the calling thread; each gets `scratch_bytes` of memory that lives as
@@ -46,6 +48,8 @@ class ThreadPool {
     using Body = void (*)(void* context, int64_t task, int thread);
     void run(int64_t num_tasks, void* context, Body body);
     void work(int thread);
+    bool enter();
+    void leave();
     void worker_loop(int thread);
 
     int num_threads_;
@@ -56,8 +60,9 @@ class ThreadPool {
     void* context_ = nullptr;
     int64_t num_tasks_ = 0;
     alignas(64) std::atomic<int64_t> next_task_{0};
-    alignas(64) std::atomic<uint32_t> generation_{0};
-    alignas(64) std::atomic<int> busy_{0};
+    alignas(64) std::atomic<uint32_t> generation_{0};  // one more per loop
+    // Workers inside the loop, and kOpen while more may enter.
+    alignas(64) std::atomic<uint32_t> workers_inside_{0};
     std::atomic<bool> stop_{false};
     std::vector<std::thread> workers_;
 };

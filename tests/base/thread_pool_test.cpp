@@ -32,6 +32,21 @@ TEST(ThreadPool, ManyShortLoopsAndSleepsBetween) {
     EXPECT_EQ(sum, 3000 * 10);
 }
 
+// More threads than cores: loops end while some workers have not even noticed them.
+TEST(ThreadPool, LateWorkersTouchNoLaterLoop) {
+    ThreadPool pool(16, 64);
+    for (int64_t round = 0; round < 2000; ++round) {
+        const int64_t num_tasks = 2 + round % 20;
+        std::vector<int64_t> results(static_cast<size_t>(num_tasks), -1);
+        pool.parallel_for(num_tasks, [&](int64_t task, int) {
+            ASSERT_EQ(results[static_cast<size_t>(task)], -1);
+            results[static_cast<size_t>(task)] = round + task;
+        });
+        for (int64_t task = 0; task < num_tasks; ++task)
+            ASSERT_EQ(results[static_cast<size_t>(task)], round + task);
+    }
+}
+
 TEST(ThreadPool, ScratchOfThreadsDoesNotOverlap) {
     ThreadPool pool(2, 128);
     EXPECT_EQ(pool.scratch(1) - pool.scratch(0), 128);

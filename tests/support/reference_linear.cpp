@@ -132,7 +132,10 @@ void reference_quantise_fp8(const Tensor& x, bool power_of_two_scales, const Ten
             for (int64_t i = begin; i < end; ++i)
                 largest = std::max(largest, std::abs(x.row<float>(row)[i]));
             float scale = largest / kFp8Max;
-            if (power_of_two_scales) scale = std::exp2(std::ceil(std::log2(scale)));
+            if (power_of_two_scales) {  // up; a power of two is 0.5 * 2^exponent to frexp
+                int exponent;
+                if (std::frexp(scale, &exponent) != 0.5f) scale = std::ldexp(1.0f, exponent);
+            }
             scales.row<float>(row)[block] = scale;
             for (int64_t i = begin; i < end; ++i)
                 q.row<float>(row)[i] =

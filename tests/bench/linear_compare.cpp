@@ -1,0 +1,160 @@
+// Linear layers in the shapes of configs/models/bench-8.yaml against the bounds that matter: a read
+// loop over the same bytes for decode, OpenBLAS sgemm on the same shape for prefill (when it was
+// found; Ferry itself never links it). All take turns, the best of each counts (rates.h).
+//   linear_compare [threads] [seconds per line] [only lines that contain this]
+#include <fmt/format.h>
+
+#include <string>
+
+#include "base/random.h"
+#include "layers/kernels.h"
+#include "tests/bench/rates.h"
+#ifdef FERRY_BENCH_OPENBLAS
+#include <cblas.h>
+#endif
+
+namespace ferry {
+namespace {
+
+struct Case {
+    const char* name;
+    DType dtype;
+    int64_t rows;  // per group
+    int64_t groups, out, in;
+
+    bool is_prefill() const { return rows > 32; }
+};
+
+constexpr Case kCases[] = {
+    {"decode q_a", DType::bf16, 1, 1, 768, 2048},
+    {"decode kv_a", DType::bf16, 1, 1, 576, 2048},
+    {"decode wo", DType::bf16, 1, 1, 2048, 2048},
+    {"decode dense w1", DType::bf16, 1, 1, 10944, 2048},
+    {"decode dense w2", DType::bf16, 1, 1, 2048, 10944},
+    {"decode experts w1", DType::bf16, 1, 6, 1408, 2048},
+    {"decode experts w2", DType::bf16, 1, 6, 2048, 1408},
+    {"decode head", DType::bf16, 1, 1, 32000, 2048},
+    {"decode f32", DType::f32, 1, 1, 2048, 2048},
+    {"decode fp8", DType::fp8_e4m3, 1, 1, 2048, 2048},
+    {"decode 2 rows", DType::bf16, 2, 1, 2048, 2048},
+    {"decode 3 rows", DType::bf16, 3, 1, 2048, 2048},
+    {"decode 4 rows", DType::bf16, 4, 1, 2048, 2048},
+    {"decode 5 rows", DType::bf16, 5, 1, 2048, 2048},
+    {"decode 6 rows", DType::bf16, 6, 1, 2048, 2048},
+    {"decode 8 rows", DType::bf16, 8, 1, 2048, 2048},
+    {"decode 12 rows", DType::bf16, 12, 1, 2048, 2048},
+    {"decode 16 rows", DType::bf16, 16, 1, 2048, 2048},
+    {"decode 32 rows", DType::bf16, 32, 1, 2048, 2048},
+    {"decode fp8 2 rows", DType::fp8_e4m3, 2, 1, 2048, 2048},
+    {"decode fp8 4 rows", DType::fp8_e4m3, 4, 1, 2048, 2048},
+    {"decode fp8 8 rows", DType::fp8_e4m3, 8, 1, 2048, 2048},
+    {"decode fp8 16 rows", DType::fp8_e4m3, 16, 1, 2048, 2048},
+    {"decode fp8 32 rows", DType::fp8_e4m3, 32, 1, 2048, 2048},
+    {"experts 3 rows", DType::bf16, 3, 61, 1408, 2048},
+    {"experts w2 3 rows", DType::bf16, 3, 61, 2048, 1408},
+    {"experts 5 rows", DType::bf16, 5, 32, 1408, 2048},
+    {"prefill q_a", DType::bf16, 512, 1, 768, 2048},
+    {"prefill wo", DType::bf16, 512, 1, 2048, 2048},
+    {"prefill dense w1", DType::bf16, 512, 1, 10944, 2048},
+    {"prefill dense w2", DType::bf16, 512, 1, 2048, 10944},
+    {"prefill kv_b", DType::bf16, 512, 1, 2048, 512},
+    {"prefill f32", DType::f32, 512, 1, 2048, 2048},
+    {"prefill fp8", DType::fp8_e4m3, 512, 1, 2048, 2048},
+    {"prefill experts", DType::bf16, 48, 64, 1408, 2048},
+};
+
+Weight filled_weight(Kernels& kernels, const WeightSpec& spec) {
+    Weight weight = kernels.make_weight(spec);
+    uint8_t* bytes = weight.data.as<uint8_t>();
+    for (size_t i = 0; i < weight.data.size_bytes(); ++i)
+        bytes[i] = static_cast<uint8_t>(8 + i * 37 % 53);
+    std::fill_n(weight.scales.as<float>(), weight.scales.size_bytes() / 4, 1e-3f);
+    return weight;
+}
+
+OwnedTensor filled(int64_t rows, int64_t columns) {
+    OwnedTensor tensor(cpu_device(), DType::f32, {rows, columns});
+    Random numbers(1);
+    for (int64_t i = 0; i < rows * columns; ++i)
+        tensor.view().as<float>()[i] = numbers.next_normal();
+    return tensor;
+}
+
+// Seconds of sgemm, or 0 without OpenBLAS.
+double sgemm_s([[maybe_unused]] const BenchClock& clock, [[maybe_unused]] const Tensor& x,
+               [[maybe_unused]] const Tensor& w, [[maybe_unused]] const Tensor& y) {
+#ifdef FERRY_BENCH_OPENBLAS
+    const int rows = static_cast<int>(x.rows()), out = static_cast<int>(w.rows());
+    const int in = static_cast<int>(x.dim(1));
+    return clock.seconds([&] {
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, out, in, 1.0f, x.as<float>(), in,
+                    w.as<float>(), in, 0.0f, y.as<float>(), out);
+    });
+#else
+    return 0;
+#endif
+}
+
+void compare(const Case& c, Kernels& kernels, double budget_s) {
+    constexpr size_t kBeyondCache = size_t{160} << 20;
+    const WeightSpec spec{.dtype = c.dtype, .groups = c.groups, .out = c.out, .in = c.in};
+    // Decode finds its weights in memory, not in the cache: one pass uses enough copies of them.
+    const size_t bytes = static_cast<size_t>(kernels.packed_bytes(spec));
+    const size_t copies = c.is_prefill() ? 1 : (kBeyondCache + bytes - 1) / bytes;
+    std::vector<Weight> weights;
+    for (size_t copy = 0; copy < copies; ++copy) weights.push_back(filled_weight(kernels, spec));
+    Buffer memory(cpu_device(), copies * bytes);
+    std::fill_n(memory.as<uint8_t>(), memory.size_bytes(), uint8_t{1});
+
+    const int64_t rows = c.rows * c.groups;
+    const OwnedTensor x = filled(rows, c.in), y = filled(rows, c.out);
+    const bool has_sgemm = c.is_prefill() && c.groups == 1;
+    const OwnedTensor plain = filled(has_sgemm ? c.out : 1, c.in);
+    std::vector<int64_t> offsets;
+    for (int64_t group = 0; group <= c.groups; ++group) offsets.push_back(group * c.rows);
+
+    Rates rates;
+    double best_sgemm_s = 1e30;
+    const BenchClock clock(kernels.threads());
+    const auto begin = std::chrono::steady_clock::now();
+    for (int round = 0;; ++round) {
+        const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
+        if (round >= 3 && spent.count() > budget_s) break;
+        take_turn(kernels.threads(), memory.data(), memory.size_bytes(), rates, [&] {
+            for (const Weight& weight : weights) kernels.grouped_gemm(x, offsets, weight, y);
+        });
+        if (has_sgemm) best_sgemm_s = std::min(best_sgemm_s, sgemm_s(clock, x, plain, y));
+    }
+    const double total_bytes = static_cast<double>(bytes * copies);
+    const double flops = 2.0 * static_cast<double>(copies) * static_cast<double>(rows) *
+                         static_cast<double>(c.out * c.in);
+    fmt::print("{:20} {:8} {:3} x {:2} [{:5}, {:5}] {:9.1f} us {:6.1f} GFLOP/s {:4.0f}% of peak",
+               c.name, to_string(c.dtype), c.rows, c.groups, c.out, c.in,
+               1e6 * rates.kernel_s / static_cast<double>(copies), flops / rates.kernel_s * 1e-9,
+               100 * flops / rates.kernel_s / rates.peak_flops_per_s);
+    if (!c.is_prefill())
+        fmt::print(" {:6.1f} GB/s {:4.0f}% of read loop", total_bytes / rates.kernel_s * 1e-9,
+                   100 * total_bytes / rates.kernel_s / rates.read_bytes_per_s);
+    fmt::print(" {:4.0f}% of the bound", 100 * rates.bound_s(total_bytes, flops) / rates.kernel_s);
+    if (has_sgemm && best_sgemm_s > 0)
+        fmt::print(" {:4.0f}% of sgemm ({:.1f})", 100 * best_sgemm_s / rates.kernel_s,
+                   flops / best_sgemm_s * 1e-9);
+    fmt::print("\n");
+    std::fflush(stdout);
+}
+
+}  // namespace
+}  // namespace ferry
+
+int main(int argc, char** argv) {
+    const int threads = argc > 1 ? std::stoi(argv[1]) : 2;
+    const double budget_s = argc > 2 ? std::stod(argv[2]) : 1.0;
+    const std::string only = argc > 3 ? argv[3] : "";
+#ifdef FERRY_BENCH_OPENBLAS
+    openblas_set_num_threads(threads);
+#endif
+    const auto kernels = ferry::make_cpu_kernels(threads);
+    for (const ferry::Case& c : ferry::kCases)
+        if (std::string(c.name).find(only) != std::string::npos)
+            ferry::compare(c, *kernels, budget_s);
+}
