@@ -1,0 +1,197 @@
+#include "runtime/journal.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "runtime/journal_files.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kSampleBits = 12;  // sampling.n is at most 4096
+
+uint64_t key_of(int64_t index, int64_t sample) {
+    return (static_cast<uint64_t>(index) << kSampleBits) | static_cast<uint64_t>(sample);
+}
+
+std::string description_path(const std::string& dir) {
+    return dir + "/run.yaml";
+}
+std::string result_path(const std::string& dir) {
+    return dir + "/completions.jsonl";
+}
+
+std::string read_description(const std::string& path) {
+    std::ifstream stream(path, std::ios::binary);
+    std::string text{std::istreambuf_iterator<char>(stream), {}};
+    if (!stream) throw Error(ErrorKind::input, "{}: cannot be read", path);
+    return text;
+}
+
+// The first setting that differs, as "sampling.seed was 1, is 2".
+std::string first_difference(const std::string& before, const std::string& now) {
+    std::istringstream before_lines(before), now_lines(now);
+    std::string section, old_line, new_line;
+    for (;;) {
+        const bool had = static_cast<bool>(std::getline(before_lines, old_line));
+        const bool has = static_cast<bool>(std::getline(now_lines, new_line));
+        if (!had && !has) return "nothing";
+        if (!had || !has || old_line != new_line) {
+            const auto trimmed = [](const std::string& line) {
+                const size_t begin = line.find_first_not_of(' ');
+                return begin == std::string::npos ? std::string() : line.substr(begin);
+            };
+            return fmt::format("{}\"{}\" before, \"{}\" now",
+                               old_line.starts_with(" ") ? section + " " : "",
+                               had ? trimmed(old_line) : "", has ? trimmed(new_line) : "");
+        }
+        if (!new_line.starts_with(" ")) section = new_line;
+    }
+}
+
+void remove_parts(const std::string& dir) {
+    for (const std::string& part : list_parts(dir)) ::unlink(part.c_str());
+}
+
+}  // namespace
+
+OutputState prepare_output(const std::string& dir, const std::string& run_description) {
+    namespace fs = std::filesystem;
+    std::error_code error;
+    fs::create_directories(dir, error);
+    if (error) throw Error(ErrorKind::input, "{}: cannot be made: {}", dir, error.message());
+    const std::string described = description_path(dir);
+    const bool has_result = fs::exists(result_path(dir));
+    if (!fs::exists(described)) {
+        if (has_result || !list_parts(dir).empty())
+            throw Error(ErrorKind::usage,
+                        "{}: has completions but no run.yaml, so nobody knows what they are of; "
+                        "use another output.dir",
+                        dir);
+        NewFile file(described);
+        file.write(run_description);
+        file.commit();
+        return OutputState::unfinished;
+    }
+    const std::string before = read_description(described);
+    if (before != run_description)
+        throw Error(ErrorKind::usage,
+                    "{}: holds a run with other results: {}; use another output.dir, or remove "
+                    "this one",
+                    dir, first_difference(before, run_description));
+    if (!has_result) return OutputState::unfinished;
+    remove_parts(dir);  // in case it was stopped right after merging
+    return OutputState::finished;
+}
+
+Journal::Journal(const std::string& dir, int rank, const Options& options)
+    : path_(part_path(dir, rank)), options_(options), last_sync_(std::chrono::steady_clock::now()) {
+    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (fd_ < 0) fail("cannot be opened", errno);
+    // Some parallel file systems have no locks: then nothing warns of two runs in one folder.
+    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        ::close(fd_);
+        throw Error(ErrorKind::usage, "{}: another run is writing to this folder", path_);
+    }
+    for (const std::string& part : list_parts(dir)) {
+        const int64_t whole_bytes = read_part(part, [&](const PartRecord& record) {
+            done_.push_back(key_of(record.index, record.sample));
+        });
+        if (part == path_) size_bytes_ = whole_bytes;
+    }
+    std::sort(done_.begin(), done_.end());
+    done_.erase(std::unique(done_.begin(), done_.end()), done_.end());
+    if (::ftruncate(fd_, size_bytes_) != 0) fail("cannot be cut to its whole lines", errno);
+    sync_folder(dir);
+}
+
+Journal::~Journal() {
+    if (fd_ < 0) return;
+    if (unsynced_) ::fdatasync(fd_);
+    ::close(fd_);
+}
+
+bool Journal::is_done(int64_t index, int64_t sample) const {
+    return std::binary_search(done_.begin(), done_.end(), key_of(index, sample));
+}
+
+void Journal::append(const Completion& completion) {
+    const std::string line =
+        part_line(completion.index, completion.sample, to_json(completion, options_.with_timings));
+    if (const int error = write_all(fd_, line)) {
+        // The next run would cut a torn line off too.
+        if (::ftruncate(fd_, size_bytes_) != 0) log_warn("{}: ends in a torn line", path_);
+        fail("cannot be written", error);
+    }
+    size_bytes_ += static_cast<int64_t>(line.size());
+    ++num_appended_;
+    unsynced_ = true;
+    tick();
+}
+
+void Journal::tick() {
+    if (!unsynced_) return;
+    const std::chrono::duration<double> since = std::chrono::steady_clock::now() - last_sync_;
+    if (since.count() >= options_.sync_interval_s) sync();
+}
+
+void Journal::sync() {
+    if (unsynced_ && ::fdatasync(fd_) != 0) fail("cannot be written to the disk", errno);
+    unsynced_ = false;
+    last_sync_ = std::chrono::steady_clock::now();
+}
+
+void Journal::fail(const std::string& what, int error_number) const {
+    throw Error(ErrorKind::input, "{}: {}: {}; {} finished requests are kept, run again to go on",
+                path_, what, std::strerror(error_number), num_done() + num_appended_);
+}
+
+int64_t merge_output(const std::string& dir) {
+    struct Place {
+        uint64_t key;
+        int32_t part;
+        int64_t offset_bytes;
+        int64_t num_bytes;
+    };
+    const std::vector<std::string> parts = list_parts(dir);
+    std::vector<Place> places;
+    for (size_t i = 0; i < parts.size(); ++i)
+        read_part(parts[i], [&](const PartRecord& record) {
+            places.push_back({key_of(record.index, record.sample), static_cast<int32_t>(i),
+                              record.offset_bytes, static_cast<int64_t>(record.completion.size())});
+        });
+    std::stable_sort(places.begin(), places.end(),
+                     [](const Place& a, const Place& b) { return a.key < b.key; });
+    places.erase(std::unique(places.begin(), places.end(),
+                             [](const Place& a, const Place& b) { return a.key == b.key; }),
+                 places.end());
+
+    std::vector<PartFile> files;
+    files.reserve(parts.size());
+    for (const std::string& part : parts) files.emplace_back(part);
+    NewFile result(result_path(dir));
+    std::string line;
+    for (const Place& place : places) {
+        line.resize(static_cast<size_t>(place.num_bytes) + 1);
+        files[static_cast<size_t>(place.part)].read_at(
+            place.offset_bytes, static_cast<size_t>(place.num_bytes), line.data());
+        line.back() = '\n';
+        result.write(line);
+    }
+    result.commit();
+    remove_parts(dir);
+    return static_cast<int64_t>(places.size());
+}
+
+}  // namespace ferry

@@ -1,0 +1,138 @@
+#include "runtime/line_reader.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/error.h"
+#include "runtime/checksum.h"
+
+namespace ferry {
+namespace {
+
+constexpr size_t kBlockBytes = 1 << 20;
+
+int open_text(const std::string& path) {
+    if (path == "-") return STDIN_FILENO;
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        throw Error(ErrorKind::input, "{}: cannot be opened: {}", path, std::strerror(errno));
+    struct stat status {};
+    if (::fstat(fd, &status) == 0 && S_ISDIR(status.st_mode)) {
+        ::close(fd);
+        throw Error(ErrorKind::input, "{}: is a folder, not a file", path);
+    }
+    return fd;
+}
+
+// Bytes read into [data, data + size); 0 at the end.
+size_t read_some(int fd, const std::string& name, char* data, size_t size) {
+    for (;;) {
+        const ssize_t got = ::read(fd, data, size);
+        if (got >= 0) return static_cast<size_t>(got);
+        if (errno != EINTR)
+            throw Error(ErrorKind::input, "{}: cannot be read: {}", name, std::strerror(errno));
+    }
+}
+
+}  // namespace
+
+LineReader::LineReader(const std::string& path, size_t max_line_bytes)
+    : name_(path == "-" ? "standard input" : path),
+      fd_(open_text(path)),
+      max_line_bytes_(max_line_bytes) {
+    buffer_.resize(kBlockBytes);
+}
+
+LineReader::~LineReader() {
+    if (fd_ != STDIN_FILENO) ::close(fd_);
+}
+
+// Reads more behind end_; false at the end of the file.
+bool LineReader::fill() {
+    if (at_end_) return false;
+    if (begin_ > 0) {
+        std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+        end_ -= begin_;
+        begin_ = 0;
+    }
+    if (end_ == buffer_.size()) buffer_.resize(2 * buffer_.size());
+    const size_t got = read_some(fd_, name_, buffer_.data() + end_, buffer_.size() - end_);
+    end_ += got;
+    at_end_ = got == 0;
+    return got > 0;
+}
+
+bool LineReader::next(TextLine& line) {
+    line = TextLine{.number = ++number_};
+    size_t searched = 0;        // bytes behind begin_ without a line end
+    int64_t dropped_bytes = 0;  // of a line that is too long, behind its beginning
+    for (;;) {
+        const char* start = buffer_.data() + begin_;
+        const void* found = std::memchr(start + searched, '\n', end_ - begin_ - searched);
+        const bool ends = found != nullptr;
+        size_t length =
+            ends ? static_cast<size_t>(static_cast<const char*>(found) - start) : end_ - begin_;
+        if (length > max_line_bytes_) {
+            // Keep the beginning, forget the rest as it comes.
+            line.too_long = true;
+            const size_t forget = length - max_line_bytes_;
+            std::memmove(buffer_.data() + begin_ + max_line_bytes_,
+                         buffer_.data() + begin_ + length, end_ - begin_ - length);
+            end_ -= forget;
+            dropped_bytes += static_cast<int64_t>(forget);
+            length = max_line_bytes_;
+        }
+        if (!ends) {
+            searched = length;
+            if (fill()) continue;
+            if (length == 0 && !line.too_long) return false;
+            line.complete = false;
+        }
+        const size_t used = length + (line.complete ? 1 : 0);
+        line.text = std::string_view(buffer_).substr(begin_, length);
+        if (line.text.ends_with('\r')) line.text.remove_suffix(1);
+        begin_ += used;
+        offset_bytes_ += static_cast<int64_t>(used) + dropped_bytes;
+        line.end_bytes = offset_bytes_;
+        return true;
+    }
+}
+
+TextSummary summarize_text(const std::string& path) {
+    const int fd = open_text(path);
+    TextSummary summary;
+    Checksum checksum;
+    std::string block(kBlockBytes, '\0');
+    bool blank = true;
+    try {
+        while (const size_t got = read_some(fd, path, block.data(), block.size())) {
+            checksum.add(block.data(), got);
+            for (size_t i = 0; i < got; ++i) {
+                const char c = block[i];
+                if (c == '\n') {
+                    summary.num_lines += blank ? 0 : 1;
+                    blank = true;
+                } else if (blank && c != ' ' && c != '\t' && c != '\r') {
+                    blank = false;
+                }
+            }
+        }
+    } catch (...) {
+        ::close(fd);
+        throw;
+    }
+    ::close(fd);
+    summary.num_lines += blank ? 0 : 1;
+    summary.checksum = checksum.value();
+    return summary;
+}
+
+bool is_blank(std::string_view text) {
+    return text.find_first_not_of(" \t\r") == std::string_view::npos;
+}
+
+}  // namespace ferry

@@ -1,0 +1,57 @@
+// Lines of a text file of any size, one at a time, in bounded memory.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ferry {
+
+struct TextLine {
+    int64_t number = 0;          // from 1
+    std::string_view text = {};  // without its line end ("\n" or "\r\n"); valid until the next call
+    bool too_long = false;       // longer than the reader's limit: `text` is its beginning
+    bool complete = true;        // false for a last line without "\n"
+    int64_t end_bytes = 0;       // offset in the file behind it
+};
+
+class LineReader {
+  public:
+    static constexpr size_t kDefaultMaxLineBytes = 64 << 20;
+
+    // "-" is standard input. Throws Error(input).
+    explicit LineReader(const std::string& path, size_t max_line_bytes = kDefaultMaxLineBytes);
+    ~LineReader();
+    LineReader(const LineReader&) = delete;
+    LineReader& operator=(const LineReader&) = delete;
+
+    // False at the end of the file. Throws Error(input) when it cannot be read.
+    bool next(TextLine& line);
+
+    const std::string& name() const { return name_; }  // for messages
+
+  private:
+    bool fill();
+
+    std::string name_;
+    int fd_;
+    size_t max_line_bytes_;
+    std::string buffer_;  // [begin_, end_) is read and not given yet
+    size_t begin_ = 0;
+    size_t end_ = 0;
+    int64_t offset_bytes_ = 0;  // of begin_ in the file
+    int64_t number_ = 0;
+    bool at_end_ = false;
+};
+
+// What a whole file holds: one pass over it.
+struct TextSummary {
+    int64_t num_lines = 0;  // that are not blank
+    uint64_t checksum = 0;  // XXH3 of its bytes
+};
+TextSummary summarize_text(const std::string& path);
+
+// Only spaces, tabs, carriage returns.
+bool is_blank(std::string_view text);
+
+}  // namespace ferry

@@ -1,0 +1,273 @@
+#include "runtime/request_reader.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/log.h"
+#include "runtime/config.h"
+#include "runtime/json_text.h"
+#include "runtime/spelling.h"
+
+namespace ferry {
+namespace {
+
+constexpr size_t kMaxNotes = 20;            // different ignored fields that are told
+constexpr int64_t kMaxDuplicateNotes = 5;   // repeated ids that are told
+constexpr size_t kMaxTrackedIds = 1 << 20;  // later ids are not looked at
+constexpr size_t kShortestMisspelling = 5;  // shorter unknown fields are the user's own
+
+// Names of the same things elsewhere; passing over them would surprise.
+struct Foreign {
+    std::string_view key;
+    std::string_view instead;
+};
+constexpr Foreign kForeign[] = {
+    {"max_new_tokens", "max_tokens"},
+    {"max_completion_tokens", "max_tokens"},
+    {"min_new_tokens", "min_tokens"},
+    {"input_ids", "prompt_tokens"},
+    {"token_ids", "prompt_tokens"},
+    {"prompt_token_ids", "prompt_tokens"},
+    {"stop_strings", "stop"},
+    {"top_logprobs", "logprobs"},
+    {"best_of", "n"},
+    {"num_return_sequences", "n"},
+    {"do_sample", "temperature"},
+};
+
+[[noreturn]] void bad(const std::string& what) {
+    throw Error(ErrorKind::input, what);
+}
+
+// The settings of a request are checked as those of the configuration.
+YamlValue to_yaml_value(const Json& json) {
+    YamlValue value;
+    if (json.is_null()) return value;
+    if (json.is_array()) {
+        value.kind = YamlValue::Kind::sequence;
+        for (const Json& item : json) value.items.push_back(to_yaml_value(item));
+    } else if (json.is_object()) {
+        value.kind = YamlValue::Kind::mapping;
+    } else {
+        value.kind = YamlValue::Kind::scalar;
+        value.quoted = json.is_string();
+        value.text = json.is_string() ? json.get<std::string>() : json.dump();
+    }
+    return value;
+}
+
+RequestId read_id(const Json& json) {
+    if (json.is_string()) return {json.get<std::string>(), false};
+    if (json.is_number_integer()) return {json.dump(), true};
+    bad("id: must be a string or an integer");
+}
+
+std::vector<int32_t> read_tokens(const Json& json) {
+    if (!json.is_array()) bad("prompt_tokens: must be a list of token ids");
+    std::vector<int32_t> tokens;
+    tokens.reserve(json.size());
+    for (const Json& item : json) {
+        if (!item.is_number_integer() || item.get<double>() < 0 ||
+            item.get<double>() > std::numeric_limits<int32_t>::max())
+            bad(fmt::format("prompt_tokens: must be a list of token ids; entry {} is {}",
+                            tokens.size(), in_quotes(item.is_structured() ? "..." : item.dump())));
+        tokens.push_back(item.get<int32_t>());
+    }
+    return tokens;
+}
+
+std::vector<int32_t> read_messages(const Json& json, const PromptEncoder& encoder) {
+    if (!encoder.encode_messages)
+        bad("messages: this model has no chat template; set model.chat_template");
+    if (!json.is_array() || json.empty()) bad("messages: must be a list of messages");
+    for (const Json& message : json)
+        if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
+            bad("messages: every message must be an object with a \"role\"");
+    return encoder.encode_messages(json.dump());
+}
+
+std::vector<int32_t> read_text(const Json& json, const PromptEncoder& encoder) {
+    if (!encoder.encode_text) bad("prompt: this model has no tokenizer; use prompt_tokens");
+    if (!json.is_string()) bad("prompt: must be a string");
+    return encoder.encode_text(json.get_ref<const std::string&>());
+}
+
+std::vector<int32_t> read_prompt(const Json& object, const PromptEncoder& encoder) {
+    const char* kinds[] = {"prompt", "prompt_tokens", "messages"};
+    const auto num = std::count_if(std::begin(kinds), std::end(kinds),
+                                   [&](const char* kind) { return object.contains(kind); });
+    if (num != 1)
+        bad(fmt::format("{} of \"prompt\", \"prompt_tokens\", \"messages\"; exactly one is needed",
+                        num == 0 ? "has none" : "has several"));
+    if (object.contains("prompt")) return read_text(object["prompt"], encoder);
+    if (object.contains("messages")) return read_messages(object["messages"], encoder);
+    return read_tokens(object["prompt_tokens"]);
+}
+
+void check_tokens(const std::vector<int32_t>& tokens, int64_t vocab_size) {
+    if (tokens.empty()) bad("the prompt has no tokens");
+    if (vocab_size == 0) return;
+    for (const int32_t token : tokens)
+        if (token >= vocab_size)
+            bad(fmt::format("token {} is outside the model's vocabulary of {}", token, vocab_size));
+}
+
+}  // namespace
+
+RequestParser::RequestParser(std::string name, SamplingParams defaults, PromptEncoder encoder)
+    : name_(std::move(name)),
+      defaults_(std::move(defaults)),
+      encoder_(std::move(encoder)),
+      params_fields_(sampling_fields(params_)),
+      known_keys_{"id", "prompt", "prompt_tokens", "messages"} {
+    for (const Field& field : params_fields_) known_keys_.push_back(field.key);
+}
+
+RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
+    Request request;
+    request.index = line_number - 1;
+    request.id = {std::to_string(line_number), true};
+    const std::string where = fmt::format("{}:{}", name_, line_number);
+    try {
+        const Json object = parse_json(text, where);
+        if (!object.is_object()) bad(where + ": must be a JSON object");
+        if (object.contains("id")) request.id = read_id(object["id"]);
+        params_ = defaults_;
+        for (const auto& [key, value] : object.items()) {
+            const auto field = std::find_if(params_fields_.begin(), params_fields_.end(),
+                                            [&](const Field& f) { return f.key == key; });
+            if (field != params_fields_.end())
+                assign(*field, to_yaml_value(value), where, ErrorKind::input);
+            else if (std::find(known_keys_.begin(), known_keys_.end(), key) == known_keys_.end())
+                note_unknown(key, line_number);
+        }
+        if (params_.min_tokens > params_.max_tokens) bad("min_tokens is more than max_tokens");
+        request.sampling = params_;
+        request.prompt_tokens = read_prompt(object, encoder_);
+        check_tokens(request.prompt_tokens, encoder_.vocab_size);
+    } catch (const Error& error) {
+        return fail(std::move(request), error.what(), line_number);
+    }
+    return finish(std::move(request), line_number);
+}
+
+RequestLine RequestParser::from_prompt(std::string_view prompt, int64_t line_number) {
+    Request request;
+    request.index = line_number - 1;
+    request.id = {std::to_string(line_number), true};
+    request.sampling = defaults_;
+    try {
+        request.prompt_tokens = read_text(Json(std::string(prompt)), encoder_);
+        check_tokens(request.prompt_tokens, encoder_.vocab_size);
+    } catch (const Error& error) {
+        return fail(std::move(request), error.what(), line_number);
+    }
+    return finish(std::move(request), line_number);
+}
+
+RequestLine RequestParser::too_long(int64_t line_number) {
+    Request request;
+    request.index = line_number - 1;
+    request.id = {std::to_string(line_number), true};
+    return fail(std::move(request), "the line is too long", line_number);
+}
+
+RequestLine RequestParser::fail(Request request, const std::string& what, int64_t line_number) {
+    const std::string where = fmt::format("{}:{}: ", name_, line_number);
+    const std::string message = what.starts_with(where) ? what : where + what;
+    log_error("{}", message);
+    request.sampling.n = 1;
+    RequestLine line;
+    line.index = request.index;
+    line.failed = failed_completion(request, message);
+    return line;
+}
+
+RequestLine RequestParser::finish(Request request, int64_t line_number) {
+    note_duplicate(request.id, line_number);
+    RequestLine line;
+    line.index = request.index;
+    line.requests.assign(static_cast<size_t>(request.sampling.n), request);
+    for (size_t i = 0; i < line.requests.size(); ++i)
+        line.requests[i].sample = static_cast<int64_t>(i);
+    return line;
+}
+
+void RequestParser::note_unknown(const std::string& key, int64_t line_number) {
+    for (const Foreign& foreign : kForeign)
+        if (key == foreign.key) bad(fmt::format("{}: no such field; use {}", key, foreign.instead));
+    const std::string nearest =
+        key.size() < kShortestMisspelling ? std::string() : nearest_spelling(key, known_keys_);
+    if (!nearest.empty())
+        bad(fmt::format("{}: no such field; did you mean {}?", in_quotes(key), nearest));
+    if (noted_.size() >= kMaxNotes || !noted_.insert(key).second) return;
+    log_warn("{}:{}: field {} is passed over, here and in other lines", name_, line_number,
+             in_quotes(key));
+}
+
+// The same id twice is allowed, but its samples repeat each other when seed and prompt do.
+void RequestParser::note_duplicate(const RequestId& id, int64_t line_number) {
+    if (id_hashes_.size() >= kMaxTrackedIds) return;
+    if (id_hashes_.insert(hash_request_id(id.text)).second) return;
+    if (++num_duplicates_ <= kMaxDuplicateNotes)
+        log_warn("{}:{}: id {} was there before{}", name_, line_number, in_quotes(id.text),
+                 num_duplicates_ == kMaxDuplicateNotes ? "; further ones are not told" : "");
+}
+
+namespace {
+
+class JsonlReader : public RequestReader {
+  public:
+    JsonlReader(const std::string& path, const SamplingParams& defaults, PromptEncoder encoder)
+        : lines_(path), parser_(lines_.name(), defaults, std::move(encoder)) {}
+
+    bool next(RequestLine& line) override {
+        TextLine text;
+        do {
+            if (!lines_.next(text)) return false;
+            if (text.number == 1 && text.text.starts_with(kByteOrderMark))
+                text.text.remove_prefix(kByteOrderMark.size());
+        } while (is_blank(text.text));
+        line =
+            text.too_long ? parser_.too_long(text.number) : parser_.parse(text.text, text.number);
+        return true;
+    }
+
+  private:
+    static constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+    LineReader lines_;
+    RequestParser parser_;
+};
+
+class PromptReader : public RequestReader {
+  public:
+    PromptReader(std::vector<std::string> prompts, const SamplingParams& defaults,
+                 PromptEncoder encoder)
+        : prompts_(std::move(prompts)), parser_("prompt", defaults, std::move(encoder)) {}
+
+    bool next(RequestLine& line) override {
+        if (num_read_ == prompts_.size()) return false;
+        line = parser_.from_prompt(prompts_[num_read_], static_cast<int64_t>(num_read_ + 1));
+        ++num_read_;
+        return true;
+    }
+
+  private:
+    std::vector<std::string> prompts_;
+    RequestParser parser_;
+    size_t num_read_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<RequestReader> read_jsonl(const std::string& path, const SamplingParams& defaults,
+                                          PromptEncoder encoder) {
+    return std::make_unique<JsonlReader>(path, defaults, std::move(encoder));
+}
+
+std::unique_ptr<RequestReader> read_prompts(std::vector<std::string> prompts,
+                                            const SamplingParams& defaults, PromptEncoder encoder) {
+    return std::make_unique<PromptReader>(std::move(prompts), defaults, std::move(encoder));
+}
+
+}  // namespace ferry

@@ -1,0 +1,88 @@
+#include "runtime/line_reader.h"
+
+#include <gtest/gtest.h>
+
+#include "runtime/checksum.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_dir.h"
+
+namespace ferry {
+namespace {
+
+struct Line {
+    int64_t number;
+    std::string text;
+    bool too_long, complete;
+    int64_t end_bytes;
+
+    bool operator==(const Line&) const = default;
+};
+
+std::ostream& operator<<(std::ostream& out, const Line& line) {
+    return out << line.number << " \"" << line.text.substr(0, 40) << "\" " << line.too_long
+               << line.complete << " " << line.end_bytes;
+}
+
+class LineReaderTest : public ::testing::Test {
+  protected:
+    std::vector<Line> read(const std::string& bytes, size_t max_line_bytes = 1 << 20) {
+        testing::write_file(dir_ / "t", bytes);
+        LineReader reader(dir_ / "t", max_line_bytes);
+        std::vector<Line> lines;
+        TextLine line;
+        while (reader.next(line))
+            lines.push_back({line.number, std::string(line.text), line.too_long, line.complete,
+                             line.end_bytes});
+        return lines;
+    }
+    testing::TempDir dir_;
+};
+
+TEST_F(LineReaderTest, LineEndsOfBothKindsAndAnOpenLastLine) {
+    const std::vector<Line> expected = {{1, "a", false, true, 2},
+                                        {2, "", false, true, 3},
+                                        {3, "bc", false, true, 7},
+                                        {4, "d", false, false, 8}};
+    EXPECT_EQ(read("a\n\nbc\r\nd"), expected);
+}
+
+TEST_F(LineReaderTest, EmptyFile) {
+    EXPECT_TRUE(read("").empty());
+    EXPECT_EQ(read("\n").size(), 1u);
+}
+
+TEST_F(LineReaderTest, LinesAcrossBlocks) {
+    const std::string first(3'000'000, 'x'), second(1'048'576, 'y');
+    const std::vector<Line> expected = {{1, first, false, true, 3'000'001},
+                                        {2, second, false, true, 4'048'578},
+                                        {3, "z", false, true, 4'048'580}};
+    EXPECT_EQ(read(first + "\n" + second + "\nz\n", 4 << 20), expected);
+}
+
+TEST_F(LineReaderTest, TooLongLinesAreCutAndPassed) {
+    const std::vector<Line> expected = {
+        {1, "abcd", true, true, 7}, {2, "efgh", false, true, 12}, {3, "ijkl", true, false, 17}};
+    EXPECT_EQ(read("abcdXX\nefgh\nijklX", 4), expected);
+    const std::string huge(5'000'000, 'x');
+    const std::vector<Line> expected_huge = {{1, std::string(10, 'x'), true, true, 5'000'001},
+                                             {2, "next", false, true, 5'000'006}};
+    EXPECT_EQ(read(huge + "\nnext\n", 10), expected_huge);
+}
+
+TEST_F(LineReaderTest, SaysWhatCannotBeRead) {
+    EXPECT_ERROR(LineReader("/nowhere/x"), ErrorKind::input, "/nowhere/x", "No such file");
+    EXPECT_ERROR(LineReader(dir_.path()), ErrorKind::input, "is a folder");
+}
+
+TEST_F(LineReaderTest, SummaryCountsLinesThatAreNotBlank) {
+    const std::string text = "a\n \t\r\n\nb\nc";
+    testing::write_file(dir_ / "t", text);
+    const TextSummary summary = summarize_text(dir_ / "t");
+    EXPECT_EQ(summary.num_lines, 3);
+    EXPECT_EQ(summary.checksum, checksum(text.data(), text.size()));
+    testing::write_file(dir_ / "t", "a\n");
+    EXPECT_EQ(summarize_text(dir_ / "t").num_lines, 1);
+}
+
+}  // namespace
+}  // namespace ferry
