@@ -6,7 +6,9 @@ class App;
 
 namespace ferry {
 
+void add_config(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_generate(CLI::App& app);
 void add_inspect(CLI::App& app);
 
 }  // namespace ferry

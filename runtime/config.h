@@ -109,8 +109,8 @@ void check_config(const Config& config, const FieldOrigins& origins, const std::
 std::string effective_yaml(const Config& config);
 // For `ferry config --help`.
 std::string describe_config_fields();
-// The fields that change results, as YAML: two runs with the same text, model and input give the
-// same output.
+// The fields that change results, as YAML: two runs with the same text, model files and input give
+// the same output. Paths are left out, what they lead to is identified by its content.
 std::string result_fields(const Config& config);
 
 // What the layers take of it. `power_of_two_scales` comes from the checkpoint, not from here.

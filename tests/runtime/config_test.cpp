@@ -184,11 +184,12 @@ TEST(Config, ResultFieldsAreThoseThatChangeResults) {
         return result_fields(parse_config("", "a.yaml", overrides));
     };
     const std::string base = fields({});
-    for (const char* same : {"engine.threads=3", "engine.max_batch_tokens=99", "log.level=debug",
-                             "layout.attention_ranks=4", "exchange.mode=sized",
-                             "engine.prefix_cache=false", "output.timings=false"})
+    for (const char* same :
+         {"engine.threads=3", "engine.max_batch_tokens=99", "log.level=debug",
+          "layout.attention_ranks=4", "exchange.mode=sized", "engine.prefix_cache=false",
+          "output.timings=false", "model.path=moved"})
         EXPECT_EQ(fields({same}), base) << same;
-    for (const char* other : {"numerics.cache_dtype=bf16", "sampling.seed=1", "model.path=x",
+    for (const char* other : {"numerics.cache_dtype=bf16", "sampling.seed=1", "model.dummy=x",
                               "exchange.dtype=fp8", "sampling.max_tokens=9"})
         EXPECT_NE(fields({other}), base) << other;
     EXPECT_NE(fields({"exchange.combine=reduced"}),

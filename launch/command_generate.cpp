@@ -1,0 +1,279 @@
+// `ferry generate`: requests in, completions out.
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+
+#include "base/log.h"
+#include "comm/world.h"
+#include "launch/chat.h"
+#include "launch/commands.h"
+#include "launch/load_progress.h"
+#include "launch/progress.h"
+#include "launch/result_sinks.h"
+#include "runtime/checksum.h"
+#include "runtime/loaded_engine.h"
+#include "runtime/stop_signal.h"
+
+namespace ferry {
+namespace {
+
+struct Arguments {
+    std::string config_file, model, input, output;
+    std::vector<std::string> prompts, overrides;
+    bool interactive = false;
+};
+
+Config make_config(const Arguments& arguments) {
+    Config config = load_config(arguments.config_file, arguments.overrides);
+    if (!arguments.model.empty()) {
+        config.model.path = arguments.model;
+        config.model.dummy.clear();
+    }
+    if (!arguments.output.empty()) config.output.dir = arguments.output;
+    if (!arguments.prompts.empty() || !arguments.input.empty()) config.input = {};
+    if (!arguments.prompts.empty()) config.input.prompt = arguments.prompts;
+    if (!arguments.input.empty()) config.input.file = arguments.input;
+    check_config(config, {}, "command line");
+    return config;
+}
+
+void start_log(const Config& config) {
+    init_log({.level = static_cast<LogLevel>(config.log.level), .file = config.log.file});
+}
+
+// What identifies the input, and how many requests it holds (0: not known).
+struct InputSummary {
+    int64_t num_requests = 0;
+    std::string identity;
+};
+
+InputSummary summarize_input(const Config& config) {
+    InputSummary summary;
+    uint64_t sum = 0;
+    if (config.input.file == "-") {
+        if (!config.output.dir.empty())
+            throw Error(ErrorKind::usage,
+                        "input.file: standard input cannot be read again by a run that resumes; "
+                        "write it to a file, or leave output.dir out");
+        return summary;
+    }
+    if (!config.input.file.empty()) {
+        const TextSummary text = summarize_text(config.input.file);
+        summary.num_requests = text.num_lines;
+        sum = text.checksum;
+    } else {
+        summary.num_requests = static_cast<int64_t>(config.input.prompt.size());
+        Checksum checksum;
+        for (const std::string& prompt : config.input.prompt)
+            checksum.add(prompt.data(), prompt.size() + 1);
+        sum = checksum.value();
+    }
+    summary.num_requests *= config.sampling.n;
+    summary.identity = fmt::format("input: {:016x}\n", sum);
+    return summary;
+}
+
+std::unique_ptr<RequestReader> open_input(const Config& config, const OpenedModel& model) {
+    if (!config.input.file.empty())
+        return read_jsonl(config.input.file, config.sampling, model.prompt_encoder());
+    return read_prompts(config.input.prompt, config.sampling, model.prompt_encoder());
+}
+
+void print_line(const Completion& completion, bool with_timings) {
+    std::puts(to_json(completion, with_timings).c_str());
+    std::fflush(stdout);
+}
+
+// For people: the prompt and what the model wrote after it.
+void print_text(const Completion& completion, const std::string& prompt) {
+    const bool bold = ::isatty(STDOUT_FILENO) != 0;
+    std::string text = fmt::format("{}{}{}", bold ? "\033[1m" : "", prompt, bold ? "\033[0m" : "");
+    text += completion.finish_reason == FinishReason::error ? "\n(failed: " + completion.error + ")"
+                                                            : completion.text;
+    std::printf("%s\n\n", text.c_str());
+    std::fflush(stdout);
+}
+
+bool shows_progress(const Config& config) {
+    return config.log.progress != Config::Log::Progress::off;
+}
+
+// Runs every request into `sink`. Throws Error(requeue) when a signal stopped it.
+void run(const Config& config, OpenedModel& model, const InputSummary& input, ResultSink& sink,
+         ResultCounts& counts, const std::function<void()>& before_leaving) {
+    const auto reader = open_input(config, model);
+    LoadProgress load_progress(shows_progress(config));
+    LoadedEngine loaded(config, model, load_progress.callback());
+    load_progress.finish();
+    Engine& engine = loaded.engine();
+
+    const auto now = [&] {
+        return ProgressCounts{.done = counts.done,
+                              .failed = counts.failed,
+                              .running = engine.num_unfinished(),
+                              .tokens = engine.num_generated_tokens()};
+    };
+    Progress progress({.enabled = shows_progress(config),
+                       .terminal = ::isatty(STDERR_FILENO) != 0,
+                       .total = input.num_requests,
+                       .done_before = counts.done});
+    const LoopEnd end = run_requests(
+        engine, *reader, sink,
+        {.stop_requested = stop_requested, .after_step = [&] { progress.update(now()); }});
+    before_leaving();
+    progress.finish(now());
+    if (end == LoopEnd::stopped)
+        throw Error(ErrorKind::requeue, "{} after {} requests{}", ::strsignal(stop_signal()),
+                    counts.done,
+                    config.output.dir.empty() ? "" : "; they are kept, run again to go on");
+}
+
+void generate_to_folder(const Config& config, OpenedModel& model) {
+    const std::string& dir = config.output.dir;
+    const InputSummary input = summarize_input(config);
+    if (prepare_output(dir, result_fields(config) + model.identity + input.identity) ==
+        OutputState::finished) {
+        fmt::print(stderr, "{}/completions.jsonl is finished already, nothing to do\n", dir);
+        return;
+    }
+    ResultCounts counts;
+    {
+        FolderSink folder(dir,
+                          {.sync_interval_s = config.output.sync_interval_s,
+                           .with_timings = config.output.timings},
+                          counts);
+        if (counts.done > 0) log_info("{}: {} requests are done already", dir, counts.done);
+        ShowingSink showing(folder, [&](const Completion& completion) {
+            if (config.input.file.empty())
+                print_text(completion, config.input.prompt[static_cast<size_t>(completion.index)]);
+        });
+        run(config, model, input, showing, counts, [&] { folder.sync(); });
+    }
+    const int64_t num_lines = merge_output(dir);
+    fmt::print(stderr, "{} requests{} in {}/completions.jsonl\n", num_lines,
+               counts.failed > 0 ? fmt::format(", {} of this run failed,", counts.failed) : "",
+               dir);
+}
+
+void generate_to_stdout(const Config& config, OpenedModel& model) {
+    ResultCounts counts;
+    OrderedSink sink(
+        [&](const Completion& completion) {
+            if (config.input.file.empty())
+                print_text(completion, config.input.prompt[static_cast<size_t>(completion.index)]);
+            else
+                print_line(completion, config.output.timings);
+        },
+        counts);
+    run(config, model, summarize_input(config), sink, counts, [] {});
+}
+
+// A line of standard input that a signal can interrupt.
+bool read_person(std::string& line, bool& interrupted) {
+    line.clear();
+    char c = 0;
+    for (;;) {
+        const ssize_t got = ::read(STDIN_FILENO, &c, 1);
+        if (got < 0 && errno == EINTR) {
+            interrupted = stop_signal() == SIGINT;
+            if (!interrupted) return false;
+            clear_stop_signal();
+            return true;
+        }
+        if (got <= 0) return !line.empty();
+        if (c == '\n') return true;
+        line += c;
+    }
+}
+
+void talk(const Config& config, OpenedModel& model) {
+    if (!model.tokenizer)
+        throw Error(ErrorKind::usage, "{}: has no tokenizer, and a person writes text", model.name);
+    LoadProgress load_progress(shows_progress(config));
+    LoadedEngine loaded(config, model, load_progress.callback());
+    load_progress.finish();
+    Engine& engine = loaded.engine();
+    int64_t num_asked = 0;
+
+    ChatModel chat_model;
+    if (model.chat_template)
+        chat_model.render = [&](const std::vector<ChatMessage>& messages) {
+            return model.chat_template->render(messages);
+        };
+    chat_model.answer = [&](const std::string& prompt, bool raw,
+                            const std::function<void(std::string_view)>& show) {
+        Request request;
+        request.index = num_asked++;
+        request.id = {std::to_string(num_asked), true};
+        request.prompt_tokens = model.tokenizer->encode(prompt, !raw);
+        request.sampling = config.sampling;
+        request.sampling.n = 1;
+        std::string answer;
+        engine.set_token_callback([&](const Request&, int32_t, std::string_view text) {
+            answer += text;
+            show(text);
+        });
+        engine.submit(std::move(request));
+        while (engine.step() && stop_signal() == 0) continue;
+        engine.cancel_all();
+        if (stop_signal() == SIGINT) clear_stop_signal();
+        for (const Completion& completion : engine.take_finished())
+            if (completion.finish_reason == FinishReason::error)
+                throw Error(ErrorKind::input, completion.error);
+        return answer;
+    };
+    const auto write = [](std::string_view text) {
+        std::fwrite(text.data(), 1, text.size(), stdout);
+        std::fflush(stdout);
+    };
+    chat({.read_line = read_person, .write = write}, chat_model);
+}
+
+void generate(const Arguments& arguments) {
+    install_stop_signals();
+    const Config config = make_config(arguments);
+    start_log(config);
+    if (launcher_tasks([](const char* name) { return std::getenv(name); }) > 1)
+        throw Error(ErrorKind::usage,
+                    "generate runs on one rank in this version, and the launcher started more");
+    if (!arguments.interactive && config.input.file.empty() && config.input.prompt.empty())
+        throw Error(ErrorKind::usage,
+                    "nothing to do: set input.file or input.prompt, or give --prompt, --input or "
+                    "--interactive");
+    check_one_rank(config);
+    OpenedModel model = open_model(config);
+    if (arguments.interactive)
+        talk(config, model);
+    else if (!config.output.dir.empty())
+        generate_to_folder(config, model);
+    else
+        generate_to_stdout(config, model);
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+    CLI::App* command = app.add_subcommand("generate", "Generate text for requests");
+    const auto arguments = std::make_shared<Arguments>();
+    command->add_option("CONFIG", arguments->config_file, "YAML (see ferry config --help)");
+    command->add_option("--model", arguments->model, "Checkpoint, instead of the file's model");
+    command->add_option("--prompt", arguments->prompts, "Text to continue; may be repeated")
+        ->take_all()
+        ->expected(1);
+    command->add_option("--input", arguments->input,
+                        "JSONL with one request in each line; - : stdin");
+    command->add_option("--output", arguments->output, "Folder for completions.jsonl");
+    command->add_option("--set", arguments->overrides, "section.key=value, after the file")
+        ->take_all()
+        ->expected(1);
+    command->add_flag("--interactive", arguments->interactive, "Talk to the model");
+    command->callback([arguments] { generate(*arguments); });
+}
+
+}  // namespace ferry

@@ -1,0 +1,53 @@
+#include "launch/load_progress.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "base/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr double kGigabyte = 1e9;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+LoadProgress::LoadProgress(bool enabled)
+    : enabled_(enabled), terminal_(::isatty(STDERR_FILENO) != 0) {}
+
+LoadedEngine::OnProgress LoadProgress::callback() {
+    return [this](int64_t bytes, int64_t total_bytes, bool verifying) {
+        const std::lock_guard lock(mutex_);
+        update(bytes, total_bytes, verifying);
+    };
+}
+
+void LoadProgress::update(int64_t bytes, int64_t total_bytes, bool verifying) {
+    if (verifying != verifying_) start_ = Clock::now();
+    verifying_ = verifying;
+    bytes_ = bytes;
+    if (!enabled_ || seconds_since(last_print_) < (terminal_ ? 0.2 : 10)) return;
+    last_print_ = Clock::now();
+    const double gigabytes = static_cast<double>(bytes) / kGigabyte;
+    const std::string line = fmt::format(
+        "{}: {:.2f} of {:.2f} GB, {:.2f} GB/s", verifying ? "comparing checksums" : "loading",
+        gigabytes, static_cast<double>(total_bytes) / kGigabyte, gigabytes / seconds_since(start_));
+    if (!terminal_) return log_info("{}", line);
+    std::fprintf(stderr, "\r\033[K%s", line.c_str());
+    std::fflush(stderr);
+}
+
+void LoadProgress::finish() {
+    if (!enabled_) return;
+    const double seconds = seconds_since(start_);
+    if (terminal_) std::fputs("\r\033[K", stderr);
+    log_info("loaded {:.2f} GB in {:.1f} s ({:.2f} GB/s)", static_cast<double>(bytes_) / kGigabyte,
+             seconds, static_cast<double>(bytes_) / kGigabyte / seconds);
+}
+
+}  // namespace ferry

@@ -1,0 +1,46 @@
+#include "launch/versions.h"
+
+#include <fmt/format.h>
+
+#include "comm/world.h"
+#include "launch/version_config.h"
+
+namespace ferry {
+namespace {
+
+struct Library {
+    const char* name;
+    std::string version;  // empty: not built in
+    const char* use;
+};
+
+}  // namespace
+
+std::string describe_versions() {
+    const Library libraries[] = {
+        {"MPI", FERRY_VERSION_HAS_MPI ? mpi_version() : "", "ranks, transport mpi"},
+        {"UCX", FERRY_VERSION_UCX, "transport ucx"},
+        {"CUDA", FERRY_VERSION_CUDA, "engine.device cuda"},
+        {"NCCL", FERRY_VERSION_NCCL, "transport nccl"},
+        {"HDF5", FERRY_VERSION_HDF5, "checkpoints"},
+        {"Highway", FERRY_VERSION_HIGHWAY, "CPU kernels"},
+        {"Oniguruma", FERRY_VERSION_ONIGURUMA, "tokenizer"},
+        {"utf8proc", FERRY_VERSION_UTF8PROC, "tokenizer"},
+        {"xxHash", FERRY_VERSION_XXHASH, "checksums"},
+        {"yaml-cpp", FERRY_VERSION_YAML_CPP, "configuration"},
+        {"nlohmann-json", FERRY_VERSION_JSON, "requests"},
+        {"CLI11", FERRY_VERSION_CLI11, "command line"},
+        {"fmt", FERRY_VERSION_FMT, "messages"},
+        {"spdlog", FERRY_VERSION_SPDLOG, "log"},
+    };
+    std::string text =
+        fmt::format("ferry {} ({}, {})\n", FERRY_VERSION, FERRY_BUILD_TYPE, FERRY_COMPILER);
+    for (const Library& library : libraries)
+        text +=
+            fmt::format("  {:<14} {:<16} {}\n", library.name,
+                        library.version.empty() ? "not built in" : library.version, library.use);
+    text.pop_back();  // whoever prints it ends the line
+    return text;
+}
+
+}  // namespace ferry

@@ -1,0 +1,10 @@
+// What this build is made of, for `ferry --version`.
+#pragma once
+#include <string>
+
+namespace ferry {
+
+// "ferry 0.1.0" and one line for each library: its version, or "not built in".
+std::string describe_versions();
+
+}  // namespace ferry

@@ -1,0 +1,208 @@
+#include "runtime/opened_model.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "runtime/checkpoint.h"
+#include "runtime/checksum.h"
+#include "runtime/dummy_weights.h"
+#include "runtime/hf_model.h"
+#include "runtime/input_file.h"
+#include "runtime/json_text.h"
+#include "runtime/model_shape.h"
+
+namespace ferry {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kMaxTextBytes = 256 << 20;
+
+std::string read_if_there(const std::string& path) {
+    return fs::exists(path) ? read_text_file(path, kMaxTextBytes) : std::string();
+}
+
+std::string folder_of(const std::string& path) {
+    return fs::is_directory(path) ? path : fs::path(path).parent_path().string();
+}
+
+void add_checksum(Checksum& sum, const std::string& text) {
+    sum.add(text.data(), text.size());
+    sum.add("\n", 1);
+}
+
+std::string checksum_line(const char* name, const std::string& text) {
+    return fmt::format("{}: {:016x}\n", name, checksum(text.data(), text.size()));
+}
+
+// Stored weights are known by the checksums that the converter wrote, others by both ends of their
+// files.
+uint64_t identify(const Checkpoint& checkpoint) {
+    Checksum sum;
+    for (const Checkpoint::Piece& piece : checkpoint.pieces())
+        add_checksum(sum,
+                     fmt::format("{} {} {:016x}", piece.name, piece.size_bytes, piece.checksum));
+    add_checksum(sum, checkpoint.config_text());
+    return sum.value();
+}
+
+uint64_t identify(const HfModel& model) {
+    constexpr int64_t kEndBytes = 64 << 10;
+    std::vector<std::string> paths;
+    for (const fs::directory_entry& entry : fs::directory_iterator(model.directory()))
+        if (entry.path().extension() == ".safetensors") paths.push_back(entry.path().string());
+    std::sort(paths.begin(), paths.end());
+    Checksum sum;
+    for (const std::string& path : paths) {
+        const InputFile file(path);
+        std::string end(static_cast<size_t>(std::min(kEndBytes, file.size_bytes())), '\0');
+        add_checksum(sum,
+                     fmt::format("{} {}", fs::path(path).filename().string(), file.size_bytes()));
+        file.read_at(0, end.size(), end.data());
+        add_checksum(sum, end);
+        file.read_at(file.size_bytes() - static_cast<int64_t>(end.size()), end.size(), end.data());
+        add_checksum(sum, end);
+    }
+    add_checksum(sum, model.config_text());
+    return sum.value();
+}
+
+int64_t total_bytes(const WeightSource& source) {
+    int64_t bytes = 0;
+    const auto add = [&](const std::string& name) {
+        const std::optional<TensorInfo> info = source.find(name);
+        if (!info) return;
+        int64_t size = size_bytes(info->dtype);
+        for (const int64_t extent : info->shape) size *= extent;
+        bytes += size;
+    };
+    for (const TensorSpec& spec : model_tensors(source.config())) {
+        add(spec.name);
+        add(spec.name + "_scale");
+    }
+    return bytes;
+}
+
+void add_eos_ids(const Json& json, std::vector<int32_t>& tokens) {
+    const auto found = json.find("eos_token_id");
+    if (found == json.end()) return;
+    const auto add = [&](const Json& id) {
+        if (id.is_number_integer() && id.get<int64_t>() >= 0 && id.get<int64_t>() <= INT32_MAX)
+            tokens.push_back(id.get<int32_t>());
+    };
+    if (found->is_array())
+        std::for_each(found->begin(), found->end(), add);
+    else
+        add(*found);
+}
+
+void open_texts(const Config& config, const std::string& folder, OpenedModel& model) {
+    const std::string tokenizer_path = config.model.tokenizer.empty() && !folder.empty()
+                                           ? folder + "/tokenizer.json"
+                                           : config.model.tokenizer;
+    if (!config.model.tokenizer.empty() ||
+        (!tokenizer_path.empty() && fs::exists(tokenizer_path))) {
+        const std::string text = read_text_file(tokenizer_path, kMaxTextBytes);
+        model.tokenizer = Tokenizer::from_json(text, tokenizer_path);
+        model.identity += checksum_line("tokenizer", text);
+    }
+    if (!config.model.chat_template.empty()) {
+        const std::string text = read_text_file(config.model.chat_template, kMaxTextBytes);
+        model.chat_template.emplace(text,
+                                    folder.empty() ? ChatTemplate::SpecialTokens{}
+                                                   : ChatTemplate::load_special_tokens(folder),
+                                    config.model.chat_template);
+        model.identity += checksum_line("chat_template", text);
+    } else if (!folder.empty()) {
+        model.chat_template = ChatTemplate::load(folder);
+        model.identity +=
+            checksum_line("chat_template", read_if_there(folder + "/chat_template.jinja") +
+                                               read_if_there(folder + "/tokenizer_config.json"));
+    }
+    if (!folder.empty()) model.eos_tokens = find_eos_tokens(folder, model.tokenizer);
+}
+
+void open_checkpoint(const Config& config, OpenedModel& model) {
+    model.name = config.model.path;
+    model.source = open_weights(config.model.path);
+    if (const auto* checkpoint = dynamic_cast<const Checkpoint*>(model.source.get())) {
+        model.numerics.power_of_two_scales = checkpoint->description().ue8m0_scales;
+        model.identity = fmt::format("weights: {:016x}\n", identify(*checkpoint));
+    } else if (const auto* hf = dynamic_cast<const HfModel*>(model.source.get())) {
+        model.numerics.power_of_two_scales = hf->description().ue8m0_scales;
+        model.identity = fmt::format("weights: {:016x}\n", identify(*hf));
+    }
+}
+
+DType dummy_dtype(Config::Model::Weights dtype, DType published) {
+    switch (dtype) {
+        case Config::Model::Weights::automatic:
+            return published;
+        case Config::Model::Weights::f32:
+            return DType::f32;
+        case Config::Model::Weights::bf16:
+            return DType::bf16;
+        case Config::Model::Weights::fp8:
+            return DType::fp8_e4m3;
+    }
+    return published;
+}
+
+void open_dummy(const Config& config, OpenedModel& model) {
+    const ModelShape shape = load_model_shape(config.model.dummy);
+    model.name = shape.name;
+    model.source = std::make_unique<DummyWeights>(
+        shape.config, DummyOptions{.seed = config.model.seed,
+                                   .dtype = dummy_dtype(config.model.dtype, shape.weights),
+                                   .n_layers = config.model.layers});
+    model.identity = checksum_line("shape", read_text_file(config.model.dummy, kMaxTextBytes));
+}
+
+}  // namespace
+
+PromptEncoder OpenedModel::prompt_encoder() const {
+    PromptEncoder encoder;
+    encoder.vocab_size = source->config().vocab_size;
+    if (!tokenizer) return encoder;
+    encoder.encode_text = [text_tokenizer = *tokenizer](std::string_view text) {
+        return text_tokenizer.encode(text);
+    };
+    if (chat_template)
+        encoder.encode_messages = [text_tokenizer = *tokenizer,
+                                   messages_template = *chat_template](const std::string& json) {
+            return text_tokenizer.encode(messages_template.render_json(json), false);
+        };
+    return encoder;
+}
+
+OpenedModel open_model(const Config& config) {
+    OpenedModel model;
+    model.numerics = numerics_of(config);
+    if (config.model.dummy.empty() && config.model.path.empty())
+        throw Error(ErrorKind::usage,
+                    "no model: set model.path (or model.dummy), or give --model FOLDER");
+    if (config.model.dummy.empty())
+        open_checkpoint(config, model);
+    else
+        open_dummy(config, model);
+    model.weight_bytes = total_bytes(*model.source);
+    open_texts(config, config.model.path.empty() ? "" : folder_of(config.model.path), model);
+    return model;
+}
+
+std::vector<int32_t> find_eos_tokens(const std::string& folder,
+                                     const std::optional<Tokenizer>& tokenizer) {
+    std::vector<int32_t> tokens;
+    for (const char* name : {"/generation_config.json", "/config.json"}) {
+        const std::string text = read_if_there(folder + name);
+        if (!text.empty()) add_eos_ids(parse_json(text, folder + name), tokens);
+    }
+    const std::string eos = ChatTemplate::load_special_tokens(folder).eos_token;
+    if (tokenizer && !eos.empty())
+        if (const std::optional<int32_t> id = tokenizer->token_id(eos)) tokens.push_back(*id);
+    std::sort(tokens.begin(), tokens.end());
+    tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
+    return tokens;
+}
+
+}  // namespace ferry

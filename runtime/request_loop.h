@@ -1,0 +1,61 @@
+// [16] From requests to results on one rank: the engine takes requests as it has room, and every
+// finished one goes to the sink.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "runtime/request_reader.h"
+
+namespace ferry {
+
+// Where results go.
+class ResultSink {
+  public:
+    virtual ~ResultSink() = default;
+    // There already, from an earlier run.
+    virtual bool is_done(int64_t index, int64_t sample) const = 0;
+    // A line was read that gives so many results, some of which may be done. In input order.
+    virtual void expect(int64_t index, int64_t num_results) { (void)index, (void)num_results; }
+    // Once for each request, in order of finishing.
+    virtual void accept(Completion completion) = 0;
+    // Between steps.
+    virtual void tick() {}
+};
+
+enum class LoopEnd { finished, stopped };
+
+struct LoopHooks {
+    // Asked between steps: true ends the loop after flushing what is finished; requests that are
+    // running are dropped, to be done again by a later run.
+    std::function<bool()> stop_requested = [] { return false; };
+    std::function<void()> after_step = [] {};
+};
+
+// `Engine` is runtime/engine.h's, or a test's with the same submit, has_room, step, take_finished
+// and num_unfinished. `reader` gives lines in order; each is parsed when there is room for it.
+template <typename Engine>
+LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
+                     const LoopHooks& hooks) {
+    bool more_lines = true;
+    RequestLine line;
+    while (more_lines || engine.num_unfinished() > 0) {
+        if (hooks.stop_requested()) return LoopEnd::stopped;
+        while (more_lines && engine.has_room()) {
+            line = {};
+            more_lines = reader.next(line);
+            if (!more_lines) break;
+            sink.expect(line.index, line.failed ? 1 : static_cast<int64_t>(line.requests.size()));
+            if (line.failed && !sink.is_done(line.index, 0)) sink.accept(std::move(*line.failed));
+            for (Request& request : line.requests)
+                if (!sink.is_done(request.index, request.sample)) engine.submit(std::move(request));
+            if (hooks.stop_requested()) return LoopEnd::stopped;
+        }
+        engine.step();
+        for (Completion& completion : engine.take_finished()) sink.accept(std::move(completion));
+        sink.tick();
+        hooks.after_step();
+    }
+    return LoopEnd::finished;
+}
+
+}  // namespace ferry

@@ -1,0 +1,235 @@
+// The executable as users meet it: exit codes, messages, files.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/support/subprocess.h"
+#include "tests/support/temp_dir.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::ProcessOptions;
+using testing::ProcessResult;
+using testing::read_file;
+using ::testing::StartsWith;
+using testing::TempDir;
+using testing::write_file;
+
+const std::string kDemo = std::string(FERRY_SOURCE_DIR) + "/configs/demo";
+
+ProcessResult ferry(std::vector<std::string> arguments, const ProcessOptions& options = {}) {
+    arguments.insert(arguments.begin(), FERRY_BINARY);
+    return testing::run_process(arguments, options);
+}
+
+void expect_error(const ProcessResult& result, int exit_code, const std::string& part) {
+    EXPECT_EQ(result.exit_code, exit_code) << result.err;
+    EXPECT_THAT(result.err, HasSubstr(part));
+    // The last line is the error, and it is one line.
+    const size_t last = result.err.rfind('\n', result.err.size() - 2);
+    EXPECT_THAT(result.err.substr(last == std::string::npos ? 0 : last + 1), StartsWith("ferry: "));
+}
+
+TEST(Cli, VersionNamesEveryLibrary) {
+    const ProcessResult result = ferry({"--version"});
+    EXPECT_EQ(result.exit_code, 0);
+    for (const char* name : {"ferry 0.", "HDF5", "yaml-cpp", "fmt", "spdlog", "Highway",
+                             "Oniguruma", "xxHash", "MPI", "UCX", "CUDA", "NCCL"})
+        EXPECT_THAT(result.out, HasSubstr(name));
+    std::istringstream lines(result.out);
+    for (std::string line; std::getline(lines, line);)
+        EXPECT_TRUE(line.find_first_of("0123456789") != std::string::npos ||
+                    line.find("not built in") != std::string::npos)
+            << line;
+}
+
+TEST(Cli, UsageErrors) {
+    expect_error(ferry({}), 2, "subcommand");
+    expect_error(ferry({"genrate"}), 2, "no command genrate; did you mean generate?");
+    expect_error(ferry({"generate", "--colour"}), 2, "--colour");
+    EXPECT_EQ(ferry({"--help"}).exit_code, 0);
+    EXPECT_THAT(ferry({"--help"}).out, HasSubstr("generate"));
+}
+
+TEST(Cli, ConfigPrintsWhatItReadsBack) {
+    const TempDir dir;
+    const ProcessResult first =
+        ferry({"config", "--set", "engine.threads=2", "--set", "sampling.stop=[a, b]"});
+    EXPECT_EQ(first.exit_code, 0) << first.err;
+    EXPECT_THAT(first.out, HasSubstr("engine:\n  device: cpu\n  threads: 2\n"));
+    write_file(dir / "effective.yaml", first.out);
+    EXPECT_EQ(ferry({"config", dir / "effective.yaml"}).out, first.out);
+}
+
+TEST(Cli, ConfigHelpListsEveryField) {
+    const ProcessResult result = ferry({"config", "--help"});
+    EXPECT_EQ(result.exit_code, 0);
+    for (const char* name : {"max_batch_tokens", "temperature", "redundant_experts"})
+        EXPECT_THAT(result.out, HasSubstr(name));
+}
+
+TEST(Cli, ConfigErrorsNameTheLine) {
+    const TempDir dir;
+    write_file(dir / "demo.yaml", "model:\n  path: x\nlayout:\n  expert_rank: 4\n");
+    expect_error(ferry({"config", dir / "demo.yaml"}), 2,
+                 "demo.yaml:4: layout.expert_rank: no such key; did you mean "
+                 "layout.expert_ranks?");
+    expect_error(ferry({"config", "--set", "engine.threads=x"}), 2, "--set: engine.threads:");
+    expect_error(ferry({"config", dir / "none.yaml"}), 2, "none.yaml");
+}
+
+TEST(Cli, GenerateSaysWhatIsMissing) {
+    expect_error(ferry({"generate", "--prompt", "x"}), 2, "no model");
+    expect_error(ferry({"generate", "--model", kDemo}), 2, "nothing to do");
+    expect_error(ferry({"generate", "--model", "/nowhere", "--prompt", "x"}), 3, "/nowhere");
+    expect_error(ferry({"generate", "--model", kDemo, "--input", "/no.jsonl"}), 4, "/no.jsonl");
+    expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x", "--input", "y"}), 2,
+                 "input.prompt");
+    expect_error(
+        ferry({"generate", "--model", kDemo, "--prompt", "x", "--set", "layout.attention_ranks=2"}),
+        2, "layout.attention_ranks");
+    const ProcessOptions two_tasks{.environment = {"OMPI_COMM_WORLD_SIZE=2"}};
+    expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x"}, two_tasks), 2, "one rank");
+}
+
+class GenerateTest : public ::testing::Test {
+  protected:
+    static constexpr int kRequests = 40;
+
+    void SetUp() override {
+        std::string lines;
+        for (int i = 0; i < kRequests; ++i)
+            lines += "{\"id\": \"r" + std::to_string(i) + "\", \"prompt\": \"She said " +
+                     std::to_string(i) + "\", \"temperature\": 1}\n";
+        write_file(dir_ / "in.jsonl", lines);
+    }
+
+    std::vector<std::string> arguments(const std::string& out, int max_tokens = 12) const {
+        return {"generate",
+                "--model",
+                kDemo,
+                "--input",
+                dir_ / "in.jsonl",
+                "--output",
+                dir_ / out,
+                "--set",
+                "output.timings=false",
+                "--set",
+                "engine.threads=1",
+                "--set",
+                "sampling.max_tokens=" + std::to_string(max_tokens)};
+    }
+    std::string completions(const std::string& out) const {
+        return read_file(dir_ / (out + "/completions.jsonl"));
+    }
+
+    TempDir dir_;
+};
+
+TEST_F(GenerateTest, JsonlInJsonlOutInOrder) {
+    const ProcessResult result = ferry(arguments("out"));
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    std::istringstream lines(completions("out"));
+    int index = 0;
+    for (std::string line; std::getline(lines, line); ++index) {
+        const auto json = nlohmann::json::parse(line);
+        EXPECT_EQ(json["id"], "r" + std::to_string(index));
+        EXPECT_LE(json["tokens"].size(), 12u);
+        EXPECT_FALSE(json.contains("timings"));
+    }
+    EXPECT_EQ(index, kRequests);
+
+    // Once more: nothing to do, nothing changed.
+    const std::string before = completions("out");
+    const ProcessResult again = ferry(arguments("out"));
+    EXPECT_EQ(again.exit_code, 0);
+    EXPECT_THAT(again.err, HasSubstr("finished already"));
+    EXPECT_EQ(completions("out"), before);
+
+    // Standard output gives the same lines.
+    auto to_stdout = arguments("out");
+    to_stdout.erase(to_stdout.begin() + 5, to_stdout.begin() + 7);
+    EXPECT_EQ(ferry(to_stdout).out, before);
+}
+
+TEST_F(GenerateTest, AnotherSeedIsRefused) {
+    ASSERT_EQ(ferry(arguments("out")).exit_code, 0);
+    auto other = arguments("out");
+    other.insert(other.end(), {"--set", "sampling.seed=5"});
+    expect_error(ferry(other), 2, "\"seed: 0\" before, \"seed: 5\" now");
+    auto faster = arguments("out");
+    faster.insert(faster.end(), {"--set", "engine.max_batch=3"});
+    EXPECT_EQ(ferry(faster).exit_code, 0);
+    write_file(dir_ / "in.jsonl", "{\"prompt\": \"other\"}\n");
+    expect_error(ferry(arguments("out")), 2, "input: ");
+}
+
+TEST_F(GenerateTest, BadLinesAreReportedAndSurvived) {
+    write_file(dir_ / "in.jsonl",
+               "{\"prompt\": \"a\"}\nnonsense\n\n{\"id\": 7, \"prompt\": 5}\n{\"prompt\": \"b\", "
+               "\"max_tokens\": 100000000}\n{\"prompt\": \"c\"}\n");
+    const ProcessResult result = ferry(arguments("out"));
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.err, HasSubstr("in.jsonl:2: not valid JSON"));
+    std::istringstream lines(completions("out"));
+    std::vector<std::string> reasons;
+    for (std::string line; std::getline(lines, line);)
+        reasons.push_back(nlohmann::json::parse(line)["finish_reason"]);
+    EXPECT_THAT(reasons, ::testing::ElementsAre("length", "error", "error", "error", "length"));
+}
+
+TEST_F(GenerateTest, SigtermStopsWith75AndTheNextRunGoesOn) {
+    ASSERT_EQ(ferry(arguments("undisturbed", 50)).exit_code, 0);
+    auto slow = arguments("out", 50);
+    slow.insert(slow.end(), {"--set", "engine.max_batch=2"});
+    for (const int signal : {SIGTERM, SIGUSR1}) {
+        const ProcessResult stopped = ferry(
+            slow, {.send_signal = signal, .signal_when_grown = dir_ / "out/part-00000.jsonl"});
+        expect_error(stopped, 75, "run again to go on");
+        EXPECT_FALSE(std::filesystem::exists(dir_ / "out/completions.jsonl"));
+    }
+    const ProcessResult last = ferry(slow);
+    EXPECT_EQ(last.exit_code, 0) << last.err;
+    EXPECT_THAT(last.err, HasSubstr("are done already"));
+    EXPECT_EQ(completions("out"), completions("undisturbed"));
+}
+
+TEST_F(GenerateTest, KilledAtAnyMomentAndResumed) {
+    ASSERT_EQ(ferry(arguments("undisturbed", 30)).exit_code, 0);
+    int num_killed = 0;
+    for (int round = 0; round < 6; ++round) {
+        const ProcessResult result = ferry(
+            arguments("out", 30), {.send_signal = SIGKILL, .signal_after_s = 0.07 * (round + 1)});
+        num_killed += result.signal == SIGKILL ? 1 : 0;
+    }
+    EXPECT_GT(num_killed, 0);
+    EXPECT_EQ(ferry(arguments("out", 30)).exit_code, 0);
+    EXPECT_EQ(completions("out"), completions("undisturbed"));
+}
+
+TEST(Generate, PromptsGiveReadableText) {
+    const ProcessResult result = ferry({"generate", "--model", kDemo, "--prompt", "It is a truth",
+                                        "--prompt", "Elizabeth", "--set", "sampling.max_tokens=8"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.out, StartsWith("It is a truth"));
+    EXPECT_THAT(result.out, HasSubstr("\n\nElizabeth"));
+}
+
+TEST(Generate, InteractiveAnswersAndLeaves) {
+    const ProcessResult result =
+        ferry({"generate", "--model", kDemo, "--interactive", "--set", "sampling.max_tokens=5"},
+              {.input = "Good morning\n/clear\n/exit\nnever read\n"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.out, HasSubstr("/exit"));
+    EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '>'), 3);
+}
+
+}  // namespace
+}  // namespace ferry

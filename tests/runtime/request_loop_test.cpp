@@ -1,0 +1,144 @@
+#include "runtime/request_loop.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+namespace ferry {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+// Runs two requests at a time, each for as many steps as it has prompt tokens.
+class FakeEngine {
+  public:
+    void submit(Request request) {
+        running_.push_back(std::move(request));
+        most_running_ = std::max(most_running_, running_.size());
+    }
+    bool has_room() const { return running_.size() < 2; }
+    int64_t num_unfinished() const { return static_cast<int64_t>(running_.size()); }
+    bool step() {
+        ++num_steps_;
+        std::erase_if(running_, [&](Request& request) {
+            request.prompt_tokens.pop_back();
+            if (!request.prompt_tokens.empty()) return false;
+            Completion completion;
+            completion.index = request.index;
+            completion.sample = request.sample;
+            finished_.push_back(std::move(completion));
+            return true;
+        });
+        return !running_.empty();
+    }
+    std::vector<Completion> take_finished() { return std::exchange(finished_, {}); }
+
+    size_t most_running_ = 0;
+    int num_steps_ = 0;
+
+  private:
+    std::vector<Request> running_;
+    std::vector<Completion> finished_;
+};
+
+class ListReader : public RequestReader {
+  public:
+    explicit ListReader(std::vector<RequestLine> lines) : lines_(std::move(lines)) {}
+    bool next(RequestLine& line) override {
+        if (num_read_ == lines_.size()) return false;
+        line = lines_[num_read_++];
+        return true;
+    }
+    size_t num_read_ = 0;
+
+  private:
+    std::vector<RequestLine> lines_;
+};
+
+class ListSink : public ResultSink {
+  public:
+    bool is_done(int64_t index, int64_t sample) const override {
+        return done_.contains({index, sample});
+    }
+    void expect(int64_t index, int64_t num_results) override {
+        expected_.emplace_back(index, num_results);
+    }
+    void accept(Completion completion) override { accepted_.push_back(completion.index); }
+
+    std::set<std::pair<int64_t, int64_t>> done_;
+    std::vector<int64_t> accepted_;
+    std::vector<std::pair<int64_t, int64_t>> expected_;
+};
+
+RequestLine line_of(int64_t index, size_t num_steps, int64_t num_samples = 1) {
+    RequestLine line;
+    line.index = index;
+    for (int64_t sample = 0; sample < num_samples; ++sample) {
+        Request request;
+        request.index = index;
+        request.sample = sample;
+        request.prompt_tokens.resize(num_steps);
+        line.requests.push_back(request);
+    }
+    return line;
+}
+
+RequestLine failed_line(int64_t index) {
+    RequestLine line;
+    line.index = index;
+    line.failed.emplace();
+    line.failed->index = index;
+    return line;
+}
+
+TEST(RunRequests, AllResultsReachTheSinkAndLinesAreReadAsThereIsRoom) {
+    FakeEngine engine;
+    ListReader reader({line_of(0, 5), line_of(1, 1), failed_line(2), line_of(4, 2)});
+    ListSink sink;
+    std::vector<size_t> read_after_step;
+    const LoopEnd end = run_requests(
+        engine, reader, sink, {.after_step = [&] { read_after_step.push_back(reader.num_read_); }});
+    EXPECT_EQ(end, LoopEnd::finished);
+    EXPECT_THAT(sink.accepted_, ElementsAre(1, 2, 4, 0));
+    EXPECT_EQ(engine.most_running_, 2u);
+    EXPECT_EQ(read_after_step.front(), 2u);
+    EXPECT_THAT(sink.expected_,
+                ElementsAre(std::pair(0, 1), std::pair(1, 1), std::pair(2, 1), std::pair(4, 1)));
+}
+
+TEST(RunRequests, WhatIsDoneIsNotDoneAgain) {
+    FakeEngine engine;
+    ListReader reader({line_of(0, 1, 3), failed_line(1), line_of(2, 1)});
+    ListSink sink;
+    sink.done_ = {{0, 0}, {0, 2}, {1, 0}, {2, 0}};
+    run_requests(engine, reader, sink, {});
+    EXPECT_THAT(sink.accepted_, ElementsAre(0));
+}
+
+TEST(RunRequests, NoLinesNoWork) {
+    FakeEngine engine;
+    ListReader reader({});
+    ListSink sink;
+    EXPECT_EQ(run_requests(engine, reader, sink, {}), LoopEnd::finished);
+    EXPECT_THAT(sink.accepted_, IsEmpty());
+    EXPECT_LE(engine.num_steps_, 1);
+}
+
+TEST(RunRequests, AStopKeepsWhatFinishedAndReadsNoMore) {
+    FakeEngine engine;
+    ListReader reader({line_of(0, 1), line_of(1, 9), line_of(2, 1)});
+    ListSink sink;
+    bool stop = false;
+    const LoopEnd end =
+        run_requests(engine, reader, sink,
+                     {.stop_requested = [&] { return stop; }, .after_step = [&] { stop = true; }});
+    EXPECT_EQ(end, LoopEnd::stopped);
+    EXPECT_EQ(engine.num_steps_, 1);
+    EXPECT_THAT(sink.accepted_, ElementsAre(0));
+    EXPECT_EQ(reader.num_read_, 2u);
+}
+
+}  // namespace
+}  // namespace ferry

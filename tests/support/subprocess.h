@@ -1,0 +1,29 @@
+// Runs a program and gathers what it says.
+#pragma once
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+namespace ferry::testing {
+
+struct ProcessResult {
+    int exit_code = -1;  // -1: ended by a signal
+    int signal = 0;
+    std::string out;
+    std::string err;
+};
+
+struct ProcessOptions {
+    std::string input = {};  // for its standard input
+    int send_signal = 0;     // after `signal_after_s`, unless it ended before
+    double signal_after_s = 0;
+    std::string signal_when_grown = {};         // a file: the signal waits until it has grown
+    std::vector<std::string> environment = {};  // "NAME=value", beside the caller's
+};
+
+// `arguments[0]` is the program. Kills it after 100 s.
+ProcessResult run_process(const std::vector<std::string>& arguments,
+                          const ProcessOptions& options = {});
+
+}  // namespace ferry::testing
