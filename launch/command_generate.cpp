@@ -4,18 +4,23 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <optional>
+#include <thread>
 
 #include "base/log.h"
+#include "comm/watchdog.h"
 #include "comm/world.h"
 #include "launch/chat.h"
 #include "launch/commands.h"
 #include "launch/load_progress.h"
 #include "launch/progress.h"
 #include "launch/result_sinks.h"
+#include "launch/versions.h"
 #include "runtime/checksum.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/stop_signal.h"
@@ -104,28 +109,44 @@ bool shows_progress(const Config& config) {
     return config.log.progress != Config::Log::Progress::off;
 }
 
-// Runs every request into `sink`. Throws Error(requeue) when a signal stopped it.
-void run(const Config& config, OpenedModel& model, const InputSummary& input, ResultSink& sink,
-         ResultCounts& counts, const std::function<void()>& before_leaving) {
-    const auto reader = open_input(config, model);
-    LoadProgress load_progress(shows_progress(config));
-    LoadedEngine loaded(config, model, load_progress.callback());
+// Runs this rank's share of the requests into `sink`, or serves experts. Throws Error(requeue) when
+// a signal stopped it.
+void run(const Config& config, OpenedModel& model, World& world, const InputSummary& input,
+         ResultSink& sink, ResultCounts& counts, const std::function<void()>& before_leaving) {
+    const bool first = world.rank() == 0;
+    LoadProgress load_progress(first && shows_progress(config));
+    LoadedEngine loaded(config, model, world, load_progress.callback());
     load_progress.finish();
-    Engine& engine = loaded.engine();
-
+    std::optional<Watchdog> watchdog;
+    if (world.size() > 1) {
+        WatchdogOptions options;
+        options.stall_timeout_s = config.engine.stall_timeout_s;
+        watchdog.emplace(world, options);
+        watchdog->arm(true);
+    }
+    if (loaded.engine() == nullptr) {
+        loaded.serve_experts();
+        before_leaving();
+        return;
+    }
+    Engine& engine = *loaded.engine();
+    const auto reader = open_input(config, model);
     const auto now = [&] {
         return ProgressCounts{.done = counts.done,
                               .failed = counts.failed,
                               .running = engine.num_unfinished(),
                               .tokens = engine.num_generated_tokens()};
     };
-    Progress progress({.enabled = shows_progress(config),
+    Progress progress({.enabled = first && shows_progress(config),
                        .terminal = ::isatty(STDERR_FILENO) != 0,
-                       .total = input.num_requests,
+                       .total = loaded.claims() == nullptr ? input.num_requests : 0,
                        .done_before = counts.done});
-    const LoopEnd end = run_requests(
-        engine, *reader, sink,
-        {.stop_requested = stop_requested, .after_step = [&] { progress.update(now()); }});
+    const LoopHooks hooks{.stop_requested = stop_requested,
+                          .after_step = [&] { progress.update(now()); }};
+    const LoopEnd end = loaded.claims() == nullptr
+                            ? run_requests(engine, *reader, sink, hooks)
+                            : run_claimed_requests(engine, *reader, sink, *loaded.claims(), hooks);
+    loaded.close();
     before_leaving();
     progress.finish(now());
     if (end == LoopEnd::stopped)
@@ -134,34 +155,47 @@ void run(const Config& config, OpenedModel& model, const InputSummary& input, Re
                     config.output.dir.empty() ? "" : "; they are kept, run again to go on");
 }
 
-void generate_to_folder(const Config& config, OpenedModel& model) {
+void generate_to_folder(const Config& config, OpenedModel& model, World& world) {
     const std::string& dir = config.output.dir;
     const InputSummary input = summarize_input(config);
-    if (prepare_output(dir, result_fields(config) + model.identity + input.identity) ==
-        OutputState::finished) {
-        fmt::print(stderr, "{}/completions.jsonl is finished already, nothing to do\n", dir);
+    const bool first = world.rank() == 0;
+    std::string state;
+    if (first)
+        state = prepare_output(dir, result_fields(config) + model.identity + input.identity) ==
+                        OutputState::finished
+                    ? "finished"
+                    : "unfinished";
+    if (world.broadcast(state, 0) == "finished") {
+        if (first)
+            fmt::print(stderr, "{}/completions.jsonl is finished already, nothing to do\n", dir);
         return;
     }
     ResultCounts counts;
     {
-        FolderSink folder(dir,
+        FolderSink folder(dir, world.rank(),
                           {.sync_interval_s = config.output.sync_interval_s,
                            .with_timings = config.output.timings},
                           counts);
-        if (counts.done > 0) log_info("{}: {} requests are done already", dir, counts.done);
+        world.barrier();  // nobody appends before everybody has read all parts
+        if (first && counts.done > 0)
+            log_info("{}: {} requests are done already", dir, counts.done);
         ShowingSink showing(folder, [&](const Completion& completion) {
             if (config.input.file.empty())
                 print_text(completion, config.input.prompt[static_cast<size_t>(completion.index)]);
         });
-        run(config, model, input, showing, counts, [&] { folder.sync(); });
+        run(config, model, world, input, showing, counts, [&] { folder.sync(); });
     }
+    const int64_t num_failed = world.all_sum(counts.failed);  // also: every journal is closed
+    if (!first) return;
     const int64_t num_lines = merge_output(dir);
     fmt::print(stderr, "{} requests{} in {}/completions.jsonl\n", num_lines,
-               counts.failed > 0 ? fmt::format(", {} of this run failed,", counts.failed) : "",
-               dir);
+               num_failed > 0 ? fmt::format(", {} of this run failed,", num_failed) : "", dir);
 }
 
-void generate_to_stdout(const Config& config, OpenedModel& model) {
+void generate_to_stdout(const Config& config, OpenedModel& model, World& world) {
+    if (world.size() > 1)
+        throw Error(ErrorKind::usage, "output.dir: {} ranks need a folder for their results",
+                    world.size());
     ResultCounts counts;
     OrderedSink sink(
         [&](const Completion& completion) {
@@ -171,7 +205,7 @@ void generate_to_stdout(const Config& config, OpenedModel& model) {
                 print_line(completion, config.output.timings);
         },
         counts);
-    run(config, model, summarize_input(config), sink, counts, [] {});
+    run(config, model, world, summarize_input(config), sink, counts, [] {});
 }
 
 // A line of standard input that a signal can interrupt.
@@ -192,13 +226,16 @@ bool read_person(std::string& line, bool& interrupted) {
     }
 }
 
-void talk(const Config& config, OpenedModel& model) {
+void talk(const Config& config, OpenedModel& model, World& world) {
+    if (world.size() > 1)
+        throw Error(ErrorKind::usage, "--interactive: runs on one rank, the launcher started {}",
+                    world.size());
     if (!model.tokenizer)
         throw Error(ErrorKind::usage, "{}: has no tokenizer, and a person writes text", model.name);
     LoadProgress load_progress(shows_progress(config));
-    LoadedEngine loaded(config, model, load_progress.callback());
+    LoadedEngine loaded(config, model, world, load_progress.callback());
     load_progress.finish();
-    Engine& engine = loaded.engine();
+    Engine& engine = *loaded.engine();
     int64_t num_asked = 0;
 
     ChatModel chat_model;
@@ -235,25 +272,55 @@ void talk(const Config& config, OpenedModel& model) {
     chat({.read_line = read_person, .write = write}, chat_model);
 }
 
-void generate(const Arguments& arguments) {
-    install_stop_signals();
+// What every rank must agree on before anything is loaded; rank 0 says who does what.
+void check_world(const Config& config, World& world) {
+    check_same_everywhere(world, "build", describe_versions());
+    check_same_everywhere(world, "configuration", effective_yaml(config));
+    const Layout layout = layout_of(config, world);
+    const std::string warning =
+        oversubscription_warning(world, num_threads(config, world.node_size()));
+    if (world.rank() != 0 || world.size() == 1) return;
+    if (!warning.empty()) log_warn("{}", warning);
+    log_info("layout\n{}", layout.describe(world.host_of_node(), nullptr));
+}
+
+void generate_on(const Arguments& arguments, World& world) {
     const Config config = make_config(arguments);
     start_log(config);
-    if (launcher_tasks([](const char* name) { return std::getenv(name); }) > 1)
-        throw Error(ErrorKind::usage,
-                    "generate runs on one rank in this version, and the launcher started more");
+    if (world.size() > 1) set_log_rank(world.rank(), world.host());
     if (!arguments.interactive && config.input.file.empty() && config.input.prompt.empty())
         throw Error(ErrorKind::usage,
                     "nothing to do: set input.file or input.prompt, or give --prompt, --input or "
                     "--interactive");
-    check_one_rank(config);
+    check_supported(config);
+    check_world(config, world);
     OpenedModel model = open_model(config);
     if (arguments.interactive)
-        talk(config, model);
+        talk(config, model, world);
     else if (!config.output.dir.empty())
-        generate_to_folder(config, model);
+        generate_to_folder(config, model, world);
     else
-        generate_to_stdout(config, model);
+        generate_to_stdout(config, model, world);
+}
+
+void generate(const Arguments& arguments) {
+    install_stop_signals();
+    World world(nullptr, nullptr);
+    try {
+        generate_on(arguments, world);
+    } catch (const Error& error) {
+        if (world.size() == 1) throw;
+        if (error.kind() == ErrorKind::requeue) {  // all ranks stop together, in order
+            world.barrier();
+            throw;
+        }
+        // What is wrong with the user's files is wrong on every rank: rank 0 says it, and ends the
+        // others.
+        if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+        fmt::print(stderr, "ferry: rank {} on {}: {}: {}\n", world.rank(), world.host(),
+                   to_string(error.kind()), error.what());
+        world.abort(exit_code(error.kind()));
+    }
 }
 
 }  // namespace

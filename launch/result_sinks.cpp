@@ -10,9 +10,9 @@ void count(const Completion& completion, ResultCounts& counts) {
 
 }  // namespace
 
-FolderSink::FolderSink(const std::string& dir, const Journal::Options& options,
+FolderSink::FolderSink(const std::string& dir, int rank, const Journal::Options& options,
                        ResultCounts& counts)
-    : journal_(dir, 0, options), counts_(counts) {
+    : journal_(dir, rank, options), counts_(counts) {
     counts_.done += journal_.num_done();
 }
 

@@ -20,7 +20,8 @@ struct ResultCounts {
 class FolderSink : public ResultSink {
   public:
     // Requests that the folder has already count as done.
-    FolderSink(const std::string& dir, const Journal::Options& options, ResultCounts& counts);
+    FolderSink(const std::string& dir, int rank, const Journal::Options& options,
+               ResultCounts& counts);
 
     bool is_done(int64_t index, int64_t sample) const override;
     void accept(Completion completion) override;

@@ -25,19 +25,13 @@ Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Nume
     }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
         if (part.attention) blocks_.emplace_back(loader, layer, part, numerics);
-        const std::span<const int32_t> held = config_.is_moe_layer(layer)
-                                                  ? std::span<const int32_t>(part.experts)
-                                                  : std::span<const int32_t>();
+        const std::span<const int32_t> held = part.experts_of(config_, layer);
         if (held.empty())
             experts_.emplace_back();
         else
             experts_.emplace_back(loader, fmt::format("layers/{}/ffn/experts/", layer), held);
     }
     weight_bytes_ = loader.bytes_read() - before;
-}
-
-void Transformer::embed(Kernels& kernels, std::span<const int32_t> tokens, const Tensor& h) const {
-    kernels.embed(tokens, embedding_, h);
 }
 
 void Transformer::head(Kernels& kernels, Workspace& workspace, const Tensor& h,

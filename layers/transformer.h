@@ -23,8 +23,8 @@ class Transformer {
     // Of a MoE layer.
     const Experts& experts(int64_t layer) const { return experts_[static_cast<size_t>(layer)]; }
 
-    // h [tokens, dim] = embedding rows, of the vocabulary slice held (tokens are relative to it).
-    void embed(Kernels& kernels, std::span<const int32_t> tokens, const Tensor& h) const;
+    // [vocabulary slice, dim], f32 or bf16.
+    const Tensor& embedding() const { return embedding_.view(); }
     // logits [rows, vocabulary slice] = head(norm(h)).
     void head(Kernels& kernels, Workspace& workspace, const Tensor& h, const Tensor& logits) const;
 

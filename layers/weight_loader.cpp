@@ -48,9 +48,16 @@ Range scale_range(Range range) {
 
 ModelPart ModelPart::whole(const ModelConfig& config) {
     ModelPart part;
-    part.experts.resize(static_cast<size_t>(config.n_routed_experts));
-    std::iota(part.experts.begin(), part.experts.end(), 0);
+    std::vector<int32_t>& all =
+        part.experts.emplace_back(static_cast<size_t>(config.n_routed_experts));
+    std::iota(all.begin(), all.end(), 0);
     return part;
+}
+
+std::span<const int32_t> ModelPart::experts_of(const ModelConfig& config, int64_t layer) const {
+    if (experts.empty() || !config.is_moe_layer(layer)) return {};
+    return experts.size() == 1 ? experts[0]
+                               : experts[static_cast<size_t>(layer - config.n_dense_layers)];
 }
 
 WeightLoader::WeightLoader(WeightSource& source, Kernels& kernels,

@@ -12,12 +12,14 @@ namespace ferry {
 
 // What one rank holds of a model.
 struct ModelPart {
-    bool attention = true;         // all but the routed experts
-    std::vector<int32_t> experts;  // routed experts held, in local order
-    int64_t tp_rank = 0;           // slice of dense and shared MLPs, embedding and head
+    bool attention = true;  // all but the routed experts
+    // Routed experts held, in local order: one list for all MoE layers, or one per MoE layer.
+    std::vector<std::vector<int32_t>> experts;
+    int64_t tp_rank = 0;  // slice of dense and shared MLPs, embedding and head
     int64_t tp_size = 1;
 
     static ModelPart whole(const ModelConfig& config);
+    std::span<const int32_t> experts_of(const ModelConfig& config, int64_t layer) const;
 };
 
 class WeightLoader {

@@ -1,5 +1,6 @@
 #include "runtime/attention_worker.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/trace.h"
@@ -10,92 +11,142 @@ namespace {
 
 size_t workspace_bytes(const Transformer& model, const WorkerLimits& limits) {
     const ModelConfig& c = model.config();
-    const int64_t expert_rows = limits.max_tokens * c.n_activated_experts;
-    const size_t moe = static_cast<size_t>(4 * (2 * expert_rows + 4 * limits.max_tokens) * c.dim +
-                                           8 * expert_rows + (64 << 10));
-    const size_t head = static_cast<size_t>(4 * limits.max_logit_rows * 4 * c.dim);
-    return Transformer::workspace_bytes(c, model.numerics(), limits.max_tokens, limits.max_context,
-                                        expert_rows) +
-           moe + head;
+    const int64_t group = model.part().tp_size;
+    const int64_t tokens = limits.max_tokens * group;  // of a whole TP group
+    const int64_t routing = limits.max_tokens * c.n_activated_experts * 8;
+    const int64_t head = 4 * limits.max_logit_rows * (4 * c.dim + group * c.vocab_size);
+    constexpr int64_t kSlack = 256 << 10;
+    return Transformer::workspace_bytes(c, model.numerics(), tokens, limits.max_context, 0) +
+           static_cast<size_t>(4 * tokens * 4 * c.dim + routing + head + kSlack);
 }
 
 }  // namespace
 
-AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model,
-                                 const WorkerLimits& limits)
+AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
+                                 ExpertWorker* experts, const WorkerLimits& limits)
     : kernels_(kernels),
       model_(model),
-      limits_(limits),
+      fabric_(fabric),
+      experts_(experts),
       cache_(kernels.device(), model.config(), model.numerics(), limits.num_pages),
       rope_table_(make_rope_table(model.config(), limits.max_context, kernels.device())),
       hidden_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
+      ffn_out_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
+      combined_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
+      micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences),
       workspace_(kernels.device(), workspace_bytes(model, limits), model.numerics()) {
-    const size_t rows = static_cast<size_t>(limits.max_tokens * model.config().n_activated_experts);
-    expert_order_.offsets.reserve(static_cast<size_t>(model.config().n_routed_experts + 1));
-    expert_order_.tokens.reserve(rows);
-    expert_order_.row_of.reserve(rows);
+    const int64_t tp_size = model.part().tp_size;
+    for (int64_t rank = 0; rank <= tp_size; ++rank)
+        vocab_offsets_.push_back(rank == tp_size
+                                     ? model.config().vocab_size
+                                     : vocab_slice(model.config().vocab_size, rank, tp_size).begin);
 }
 
-Tensor AttentionWorker::step(const StepBatch& batch) {
+Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) const {
+    return buffer.view().slice_rows(micro_batches_.first_row(micro_batch),
+                                    micro_batches_.batch(micro_batch).num_tokens());
+}
+
+AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, Agreement say) {
+    micro_batches_.split(batch);
     const Tensor h = hidden_.view().slice_rows(0, batch.num_tokens());
     {
         ScopedZone zone(Zone::embed);
-        model_.embed(kernels_, batch.tokens, h);
+        fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_, h);
     }
-    for (int64_t layer = 0; layer < model_.config().n_layers; ++layer) run_block(layer, h, batch);
-
-    ScopedZone zone(Zone::head);
-    const Workspace::Scope scope(workspace_);
-    const int64_t num_logits = static_cast<int64_t>(batch.logit_rows.size());
-    const Tensor last = workspace_.take(DType::f32, {num_logits, h.dim(1)});
-    for (int64_t i = 0; i < num_logits; ++i)
-        std::memcpy(last.row<float>(i), h.row<float>(batch.logit_rows[static_cast<size_t>(i)]),
-                    static_cast<size_t>(h.dim(1)) * sizeof(float));
-    const Tensor logits = logits_.view().slice_rows(0, num_logits);
-    model_.head(kernels_, workspace_, last, logits);
-    return logits;
+    // Ping-pong: while the rows of one micro-batch travel and go through their experts, the others
+    // compute.
+    Agreement agreed = say;
+    const int64_t num_layers = model_.config().n_layers;
+    for (int64_t layer = 0; layer <= num_layers; ++layer)
+        for (int mb = 0; mb < micro_batches_.num(); ++mb) {
+            if (layer > 0) agreed = finish_layer(layer - 1, mb);
+            if (layer < num_layers) start_layer(layer, mb, say);
+        }
+    if (!fabric_.has_exchange()) agreed = say;
+    return {run_head(h, batch.logit_rows), agreed};
 }
 
-void AttentionWorker::run_block(int64_t layer, const Tensor& h, const StepBatch& batch) {
+// Attention, then all of the feed-forward part that needs no other rank's answer.
+void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say) {
     const Block& block = model_.block(layer);
-    {
-        ScopedZone zone(Zone::attention, static_cast<int>(layer));
-        block.attend(kernels_, workspace_, h, batch, rope_table_, cache_.layer(layer), form_);
+    const int zone_layer = static_cast<int>(layer);
+    const Tensor h = rows_of(hidden_, micro_batch), y = rows_of(ffn_out_, micro_batch);
+    if (h.rows() > 0) {
+        ScopedZone zone(Zone::attention, zone_layer, micro_batch);
+        block.attend(kernels_, workspace_, h, micro_batches_.batch(micro_batch), rope_table_,
+                     cache_.layer(layer), form_);
     }
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
-    const Tensor y = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
     block.norm_ffn(kernels_, h, x);
-    if (block.is_moe()) {
-        run_moe(block, layer, x, y);
-    } else {
-        ScopedZone zone(Zone::dense, static_cast<int>(layer));
-        block.mlp().forward(kernels_, workspace_, x, y);
+    if (!block.is_moe()) {
+        ScopedZone zone(Zone::dense, zone_layer, micro_batch);
+        run_mlp(block.mlp(), x, y);
+        return;
     }
-    kernels_.add(y, h);
-}
-
-// y = shared(x) + sum of the chosen experts.
-void AttentionWorker::run_moe(const Block& block, int64_t layer, const Tensor& x, const Tensor& y) {
     const int64_t topk = model_.config().n_activated_experts;
-    const Workspace::Scope scope(workspace_);
-    const Routing routing{.experts = workspace_.take(DType::i32, {x.rows(), topk}),
-                          .weights = workspace_.take(DType::f32, {x.rows(), topk})};
+    const Routing routing{.experts = workspace_.take(DType::i32, {h.rows(), topk}),
+                          .weights = workspace_.take(DType::f32, {h.rows(), topk})};
     {
-        ScopedZone zone(Zone::gate, static_cast<int>(layer));
+        ScopedZone zone(Zone::gate, zone_layer, micro_batch);
         block.gate().forward(kernels_, workspace_, x, routing);
     }
-    const Tensor routed =
-        block.has_shared() ? workspace_.take(DType::f32, {x.rows(), x.dim(1)}) : y;
-    {
-        ScopedZone zone(Zone::experts, static_cast<int>(layer));
-        moe_local(kernels_, workspace_, model_.experts(layer), expert_order_, x, routing, routed);
+    fabric_.exchange().attention()->dispatch(zone_layer, micro_batch, x, routing, say);
+    if (block.has_shared()) {
+        ScopedZone zone(Zone::shared, zone_layer, micro_batch);
+        run_mlp(block.mlp(), x, y);
     }
-    if (!block.has_shared()) return;
-    ScopedZone zone(Zone::shared, static_cast<int>(layer));
-    block.mlp().forward(kernels_, workspace_, x, y);
-    kernels_.add(routed, y);
+}
+
+// h += dense MLP, or h += shared experts + routed experts, once these are back.
+Agreement AttentionWorker::finish_layer(int64_t layer, int micro_batch) {
+    const Block& block = model_.block(layer);
+    const Tensor h = rows_of(hidden_, micro_batch), y = rows_of(ffn_out_, micro_batch);
+    Agreement agreed;
+    if (block.is_moe()) {
+        const Tensor routed = rows_of(combined_, micro_batch);
+        agreed = fabric_.exchange().combine(
+            static_cast<int>(layer), micro_batch, routed,
+            [this](const ExpertBatch& batch) -> const Tensor& { return experts_->compute(batch); });
+        if (!block.has_shared()) {
+            kernels_.add(routed, h);
+            return agreed;
+        }
+        kernels_.add(routed, y);
+    }
+    kernels_.add(y, h);
+    return agreed;
+}
+
+// The group computes the rows of all its members, each rank its slices of the inner dimension.
+void AttentionWorker::run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y) {
+    TensorParallel& group = fabric_.tensor_parallel();
+    const Tensor rows = group.gather_rows(x).rows;
+    const Workspace::Scope scope(workspace_);
+    const Tensor parts = workspace_.take(DType::f32, {mlp.num_slices(), rows.rows(), rows.dim(1)});
+    mlp.partial(kernels_, workspace_, rows, parts);
+    group.reduce_scatter(parts, y);
+}
+
+Tensor AttentionWorker::run_head(const Tensor& h, std::span<const int32_t> rows) {
+    ScopedZone zone(Zone::head);
+    const Workspace::Scope scope(workspace_);
+    const int64_t num_rows = static_cast<int64_t>(rows.size());
+    const Tensor last = workspace_.take(DType::f32, {num_rows, h.dim(1)});
+    for (int64_t i = 0; i < num_rows; ++i)
+        std::memcpy(last.row<float>(i), h.row<float>(rows[static_cast<size_t>(i)]),
+                    static_cast<size_t>(h.dim(1)) * sizeof(float));
+    TensorParallel& group = fabric_.tensor_parallel();
+    const Tensor all = group.gather_rows(last).rows;
+    const int64_t columns =
+        vocab_slice(model_.config().vocab_size, model_.part().tp_rank, model_.part().tp_size).num;
+    const Tensor local = workspace_.take(DType::f32, {all.rows(), columns});
+    model_.head(kernels_, workspace_, all, local);
+    const Tensor logits = logits_.view().slice_rows(0, num_rows);
+    group.scatter_columns(local, vocab_offsets_, logits);
+    return logits;
 }
 
 }  // namespace ferry

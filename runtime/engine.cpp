@@ -17,6 +17,7 @@ double seconds_since(Clock::time_point start) {
 
 WorkerLimits worker_limits(const EngineOptions& options) {
     return {.max_tokens = options.scheduler.max_batch_tokens,
+            .max_sequences = options.scheduler.max_batch,
             .max_context = options.max_context,
             .max_logit_rows = options.scheduler.max_batch,
             .num_pages = options.num_pages};
@@ -40,15 +41,17 @@ struct Engine::Active : Sequence {
     int64_t num_generated() const { return static_cast<int64_t>(tokens.size()) - prompt_length; }
 };
 
-Engine::Engine(Kernels& kernels, const Transformer& model, const EngineOptions& options,
-               std::vector<int32_t> eos_tokens, std::optional<Tokenizer> tokenizer)
+Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
+               ExpertWorker* experts, const EngineOptions& options, std::vector<int32_t> eos_tokens,
+               std::optional<Tokenizer> tokenizer)
     : model_(model),
+      fabric_(fabric),
       options_(options),
       eos_tokens_(std::move(eos_tokens)),
       tokenizer_(std::move(tokenizer)),
       pages_(options.num_pages, options.share_prefixes),
       scheduler_(options.scheduler, pages_),
-      worker_(kernels, model, worker_limits(options)),
+      worker_(kernels, model, fabric, experts, worker_limits(options)),
       sampler_(model.config().vocab_size) {}
 
 Engine::~Engine() = default;
@@ -111,24 +114,26 @@ void Engine::submit(Request request) {
     active_.push_back(std::move(active));
 }
 
-bool Engine::step() {
+bool Engine::step(bool more_coming) {
     const StepPlan* plan = nullptr;
     {
         ScopedZone zone(Zone::schedule);
         plan = &scheduler_.plan();
     }
-    if (plan->empty()) return num_unfinished() > 0;
+    const bool alone = fabric_.layout().num_attention() == 1;
+    if (plan->empty() && alone) return num_unfinished() > 0 || more_coming;
     for (const auto& active : active_)
         if (active->timings.queue_s == 0 && !active->pages.empty())
             active->timings.queue_s = seconds_since(active->submitted);
     num_computed_tokens_ += static_cast<int64_t>(plan->tokens.size());
-    const Tensor logits = worker_.step(plan->batch());
+    const bool busy = num_unfinished() > 0 || more_coming;
+    const auto [logits, agreed] = worker_.step(plan->batch(), {.any = busy ? 1u : 0u});
     scheduler_.complete();
     ScopedZone zone(Zone::sample);
     for (size_t i = 0; i < plan->logit_sequences.size(); ++i)
         choose_token(static_cast<Active&>(*plan->logit_sequences[i]),
                      logits.row<float>(static_cast<int64_t>(i)));
-    return num_unfinished() > 0;
+    return alone ? num_unfinished() > 0 || more_coming : agreed.any != 0;
 }
 
 void Engine::choose_token(Active& active, const float* logits) {

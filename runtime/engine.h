@@ -24,10 +24,11 @@ struct EngineOptions {
 class Engine {
   public:
     // `eos_tokens` end a text unless a request ignores them. Without a tokenizer completions have
-    // no text, and stop strings are refused. `model` and `kernels` must outlive the engine.
-    // Allocates all that steps need.
-    Engine(Kernels& kernels, const Transformer& model, const EngineOptions& options,
-           std::vector<int32_t> eos_tokens, std::optional<Tokenizer> tokenizer);
+    // no text, and stop strings are refused. `kernels`, `model`, `fabric` and `experts` (null when
+    // this rank has none) must outlive the engine. Allocates all that steps need.
+    Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric, ExpertWorker* experts,
+           const EngineOptions& options, std::vector<int32_t> eos_tokens,
+           std::optional<Tokenizer> tokenizer);
     ~Engine();
 
     // Takes a request into the queue; one that can never run is finished at once, with its reason.
@@ -35,8 +36,10 @@ class Engine {
     // Whether a request submitted now would be among the next to run (for ranks that claim work as
     // they have room).
     bool has_room() const { return scheduler_.has_room(); }
-    // One step, when there is work; returns whether there is more.
-    bool step();
+    // One step; returns whether another follows. With several attention ranks all of them step
+    // together, with no rows if they have none, until none has work or `more_coming` (requests that
+    // it may still submit): what they say rides on the exchange, so the last step is an empty one.
+    bool step(bool more_coming = false);
     // Completions since the last call, in the order in which they finished.
     std::vector<Completion> take_finished();
     // Drops every request that is not finished.
@@ -64,6 +67,7 @@ class Engine {
     void finish(Active& active, FinishReason reason, std::string error = {});
 
     const Transformer& model_;
+    RankFabric& fabric_;
     EngineOptions options_;
     std::vector<int32_t> eos_tokens_;
     std::optional<Tokenizer> tokenizer_;

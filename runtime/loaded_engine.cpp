@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <thread>
 
 #include "base/error.h"
@@ -11,14 +12,6 @@ namespace ferry {
 namespace {
 
 constexpr double kGibibyte = 1024.0 * 1024.0 * 1024.0;
-
-Transformer load(const OpenedModel& model, Kernels& kernels,
-                 const LoadedEngine::OnProgress& on_progress) {
-    WeightLoader loader(*model.source, kernels, [&](int64_t bytes) {
-        if (on_progress) on_progress(bytes, model.weight_bytes, false);
-    });
-    return Transformer(loader, ModelPart::whole(model.source->config()), model.numerics);
-}
 
 void verify(const Checkpoint& checkpoint, int threads,
             const LoadedEngine::OnProgress& on_progress) {
@@ -61,27 +54,25 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
     return options;
 }
 
-void check_one_rank(const Config& config) {
-    const Config defaults;
-    const auto refuse = [](const char* key) {
-        throw Error(ErrorKind::usage,
-                    "{}: is for several ranks, and generate runs on one rank in this version", key);
+void check_supported(const Config& config) {
+    const auto refuse = [](const char* setting) {
+        throw Error(ErrorKind::usage, "{} is not part of this version", setting);
     };
-    if (config.layout.mode != defaults.layout.mode) refuse("layout.mode");
-    if (config.layout.attention_ranks > 1) refuse("layout.attention_ranks");
-    if (config.layout.expert_ranks > 1) refuse("layout.expert_ranks");
-    if (config.layout.tp_size > 1) refuse("layout.tp_size");
-    if (config.layout.placement != defaults.layout.placement) refuse("layout.placement");
-    if (config.exchange.transport != Config::Exchange::Transport::automatic &&
-        config.exchange.transport != Config::Exchange::Transport::self)
-        refuse("exchange.transport");
-    if (config.exchange.dtype != defaults.exchange.dtype) refuse("exchange.dtype");
-    if (config.exchange.mode != defaults.exchange.mode) refuse("exchange.mode");
-    if (config.exchange.combine != defaults.exchange.combine) refuse("exchange.combine");
-    if (config.engine.micro_batches > 1) refuse("engine.micro_batches");
+    if (config.layout.placement == Config::Layout::Placement::balanced)
+        refuse("layout.placement: balanced");
+    if (config.layout.redundant_experts > 0) refuse("layout.redundant_experts");
     if (!config.log.expert_load.empty()) refuse("log.expert_load");
-    if (config.engine.device == Config::Engine::Device::cuda)
-        throw Error(ErrorKind::usage, "engine.device: cuda is not part of this version");
+    if (!config.log.trace.empty()) refuse("log.trace");
+    if (config.engine.device == Config::Engine::Device::cuda) refuse("engine.device: cuda");
+}
+
+Layout layout_of(const Config& config, const World& world) {
+    const bool colocated = config.layout.mode == Config::Layout::Mode::colocated;
+    return make_layout({.mode = colocated ? LayoutMode::colocated : LayoutMode::disaggregated,
+                        .attention_ranks = static_cast<int>(config.layout.attention_ranks),
+                        .expert_ranks = static_cast<int>(config.layout.expert_ranks),
+                        .tp_size = static_cast<int>(config.layout.tp_size)},
+                       world.node_of_rank());
 }
 
 int num_threads(const Config& config, int node_size) {
@@ -90,18 +81,105 @@ int num_threads(const Config& config, int node_size) {
     return std::max(1, cores / std::max(1, node_size));
 }
 
-LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model,
+namespace {
+
+FabricOptions fabric_options(const Config& config, const ModelConfig& model, const Layout& layout) {
+    FabricOptions options{.layout = layout,
+                          .placements = {},
+                          .exchange = {},
+                          .max_tokens = config.engine.max_batch_tokens,
+                          .max_logit_rows = config.engine.max_batch};
+    if (model.n_dense_layers < model.n_layers)
+        options.placements = {
+            contiguous_placement(static_cast<int>(model.n_routed_experts), layout.num_expert())};
+    const Config::Exchange& exchange = config.exchange;
+    switch (exchange.dtype) {
+        case Config::Exchange::Payload::f32:
+            options.exchange.dtype = DType::f32;
+            break;
+        case Config::Exchange::Payload::bf16:
+            options.exchange.dtype = DType::bf16;
+            break;
+        case Config::Exchange::Payload::fp8:
+            options.exchange.dtype = DType::fp8_e4m3;
+            break;
+    }
+    switch (exchange.mode) {
+        case Config::Exchange::Mode::automatic:
+            options.exchange.mode = ExchangeMode::automatic;
+            break;
+        case Config::Exchange::Mode::bounded:
+            options.exchange.mode = ExchangeMode::bounded;
+            break;
+        case Config::Exchange::Mode::sized:
+            options.exchange.mode = ExchangeMode::sized;
+            break;
+    }
+    options.exchange.combine = exchange.combine == Config::Exchange::Combine::exact
+                                   ? CombineMode::exact
+                                   : CombineMode::reduced;
+    options.exchange.bounded_tokens = exchange.bounded_tokens;
+    options.exchange.num_micro_batches = static_cast<int>(config.engine.micro_batches);
+    options.exchange.stall_timeout_s = config.engine.stall_timeout_s;
+    return options;
+}
+
+const char* transport_name(Config::Exchange::Transport transport) {
+    switch (transport) {
+        case Config::Exchange::Transport::automatic:
+            return "auto";
+        case Config::Exchange::Transport::mpi:
+            return "mpi";
+        case Config::Exchange::Transport::ucx:
+            return "ucx";
+        case Config::Exchange::Transport::nccl:
+            return "nccl";
+        case Config::Exchange::Transport::self:
+            return "self";
+    }
+    return "auto";
+}
+
+}  // namespace
+
+LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& world,
                            const OnProgress& on_progress) {
-    check_one_rank(config);
-    const EngineOptions options = engine_options(config, model.source->config(), model.numerics);
-    const int threads = num_threads(config, 1);
+    check_supported(config);
+    const ModelConfig& shape = model.source->config();
+    const EngineOptions options = engine_options(config, shape, model.numerics);
+    const Layout layout = layout_of(config, world);
+    if (layout.num_attention() > 1 && shape.n_dense_layers == shape.n_layers)
+        throw Error(ErrorKind::usage,
+                    "layout: a model without MoE layers runs on one attention rank only");
+    const int threads = num_threads(config, world.node_size());
     const auto* checkpoint = dynamic_cast<const Checkpoint*>(model.source.get());
-    if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full)
+    if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full &&
+        world.rank() == 0)
         verify(*checkpoint, threads, on_progress);
+    std::string why;
+    transport_ = make_transport(transport_name(config.exchange.transport), world, &why);
     kernels_ = make_cpu_kernels(threads);
-    transformer_ = std::make_unique<Transformer>(load(model, *kernels_, on_progress));
-    engine_ = std::make_unique<Engine>(*kernels_, *transformer_, options, model.eos_tokens,
-                                       model.tokenizer);
+    std::vector<int> attention_ranks;
+    for (int rank = 0; rank < layout.num_attention(); ++rank)
+        attention_ranks.push_back(layout.world_rank_of_attention(rank));
+    rank_ = std::make_unique<RankModel>(
+        *model.source, *kernels_, model.numerics, fabric_options(config, shape, layout),
+        *transport_,
+        [&](int64_t bytes) {
+            if (on_progress) on_progress(bytes, model.weight_bytes, false);
+        },
+        [&] {
+            if (layout.num_attention() > 1 && layout.attention_rank(world.rank()) >= 0)
+                claims_ = std::make_unique<SharedCounter>(*transport_, attention_ranks,
+                                                          std::numeric_limits<int64_t>::max());
+        });
+    if (layout.attention_rank(world.rank()) < 0) return;
+    engine_ = std::make_unique<Engine>(*kernels_, rank_->model(), rank_->fabric(), rank_->experts(),
+                                       options, model.eos_tokens, model.tokenizer);
+}
+
+void LoadedEngine::close() {
+    if (rank_->fabric().has_exchange()) rank_->fabric().exchange().attention()->close();
 }
 
 }  // namespace ferry

@@ -1,12 +1,15 @@
-// [8] A model in memory with an engine around it: one rank that holds all of it.
+// A rank's share of a model in memory, connected to the others', with an engine around it on
+// attention ranks.
 #pragma once
 #include <functional>
 #include <memory>
 
-#include "layers/transformer.h"
+#include "comm/shared_counter.h"
+#include "comm/world.h"
 #include "runtime/config.h"
 #include "runtime/engine.h"
 #include "runtime/opened_model.h"
+#include "runtime/rank_model.h"
 
 namespace ferry {
 
@@ -15,8 +18,11 @@ namespace ferry {
 EngineOptions engine_options(const Config& config, const ModelConfig& model,
                              const Numerics& numerics);
 
-// Throws Error(usage) naming the first setting that asks for more than a rank alone.
-void check_one_rank(const Config& config);
+// Throws Error(usage) naming the first setting that this version does not carry out.
+void check_supported(const Config& config);
+
+// Who does what. Throws Error(usage) that says what does not fit and what would.
+Layout layout_of(const Config& config, const World& world);
 
 // Threads of a rank: engine.threads, or what the machine has for it, shared by `node_size` ranks.
 int num_threads(const Config& config, int node_size);
@@ -26,14 +32,25 @@ class LoadedEngine {
     // Bytes read so far, of how many; `verifying`: checksums are compared, before loading.
     using OnProgress = std::function<void(int64_t bytes, int64_t total_bytes, bool verifying)>;
 
-    // Verifies if the configuration says so, then loads. Throws Error(checkpoint), Error(memory).
-    LoadedEngine(const Config& config, OpenedModel& model, const OnProgress& on_progress);
+    // Verifies if the configuration says so, then loads. Collective over the world. Throws
+    // Error(checkpoint), Error(memory), Error(usage).
+    LoadedEngine(const Config& config, OpenedModel& model, World& world,
+                 const OnProgress& on_progress);
 
-    Engine& engine() { return *engine_; }
+    // Null on ranks that hold experts only.
+    Engine* engine() { return engine_.get(); }
+    // From which attention ranks claim lines of the input; null when there is one of them.
+    SharedCounter* claims() { return claims_.get(); }
+    // An expert rank's whole life: returns when every attention rank has closed.
+    void serve_experts() { rank_->experts()->run(); }
+    // Attention ranks, when all agreed that no step follows.
+    void close();
 
   private:
+    std::unique_ptr<Transport> transport_;
     std::unique_ptr<Kernels> kernels_;
-    std::unique_ptr<Transformer> transformer_;
+    std::unique_ptr<SharedCounter> claims_;
+    std::unique_ptr<RankModel> rank_;
     std::unique_ptr<Engine> engine_;
 };
 

@@ -31,6 +31,15 @@ struct LoopHooks {
     std::function<void()> after_step = [] {};
 };
 
+// Takes one line of the input into the engine.
+template <typename Engine>
+void take_line(Engine& engine, RequestLine& line, ResultSink& sink) {
+    sink.expect(line.index, line.failed ? 1 : static_cast<int64_t>(line.requests.size()));
+    if (line.failed && !sink.is_done(line.index, 0)) sink.accept(std::move(*line.failed));
+    for (Request& request : line.requests)
+        if (!sink.is_done(request.index, request.sample)) engine.submit(std::move(request));
+}
+
 // `Engine` is runtime/engine.h's, or a test's with the same submit, has_room, step, take_finished
 // and num_unfinished. `reader` gives lines in order; each is parsed when there is room for it.
 template <typename Engine>
@@ -44,10 +53,7 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
             line = {};
             more_lines = reader.next(line);
             if (!more_lines) break;
-            sink.expect(line.index, line.failed ? 1 : static_cast<int64_t>(line.requests.size()));
-            if (line.failed && !sink.is_done(line.index, 0)) sink.accept(std::move(*line.failed));
-            for (Request& request : line.requests)
-                if (!sink.is_done(request.index, request.sample)) engine.submit(std::move(request));
+            take_line(engine, line, sink);
             if (hooks.stop_requested()) return LoopEnd::stopped;
         }
         engine.step();
@@ -56,6 +62,38 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
         hooks.after_step();
     }
     return LoopEnd::finished;
+}
+
+// The same on each of several attention ranks: lines are claimed one by one from a counter that all
+// share, as there is room; every rank reads the whole input and takes its own. All ranks step
+// together until none has work. `Claims` is comm/shared_counter.h's SharedCounter.
+template <typename Engine, typename Claims>
+LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
+                             Claims& claims, const LoopHooks& hooks) {
+    bool more_lines = true, stopped = false, more_steps = true;
+    int64_t num_read = 0;
+    RequestLine line;
+    while (more_steps || claims.requested()) {
+        if (!stopped && hooks.stop_requested()) {
+            stopped = true;
+            more_lines = false;
+            engine.cancel_all();
+        }
+        if (more_lines && !claims.requested() && engine.has_room()) claims.request(1);
+        if (const auto claim = claims.poll(); claim && more_lines) {
+            while (more_lines && num_read <= claim->begin) {
+                line = {};
+                more_lines = reader.next(line);
+                ++num_read;
+            }
+            if (more_lines) take_line(engine, line, sink);
+        }
+        more_steps = engine.step(more_lines || claims.requested());
+        for (Completion& completion : engine.take_finished()) sink.accept(std::move(completion));
+        sink.tick();
+        hooks.after_step();
+    }
+    return stopped ? LoopEnd::stopped : LoopEnd::finished;
 }
 
 }  // namespace ferry

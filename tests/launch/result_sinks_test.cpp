@@ -40,10 +40,10 @@ TEST(ShowingSink, KeepsAndShowsWhatIsNewOnly) {
     const testing::TempDir dir;
     prepare_output(dir / "out", "a: 1\n");
     ResultCounts first_counts;
-    FolderSink(dir / "out", {}, first_counts).accept(completion_of(0));
+    FolderSink(dir / "out", 0, {}, first_counts).accept(completion_of(0));
 
     ResultCounts counts;
-    FolderSink folder(dir / "out", {}, counts);
+    FolderSink folder(dir / "out", 0, {}, counts);
     EXPECT_EQ(counts.done, 1);
     std::vector<int64_t> shown;
     ShowingSink sink(folder, [&](const Completion& c) { shown.push_back(c.index); });

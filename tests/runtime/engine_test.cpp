@@ -8,6 +8,7 @@
 
 #include "base/random.h"
 #include "runtime/hf_model.h"
+#include "runtime/rank_model.h"
 #include "tests/support/allocation_count.h"
 
 namespace ferry {
@@ -21,13 +22,15 @@ std::string golden_model(const std::string& family) {
 class EngineTest : public testing::Test {
   protected:
     EngineTest()
-        : source_(golden_model("v3")), kernels_(make_cpu_kernels(2)), model_([this] {
-              WeightLoader loader(source_, *kernels_);
-              return Transformer(loader, ModelPart::whole(source_.config()), {});
-          }()) {}
+        : source_(golden_model("v3")),
+          kernels_(make_cpu_kernels(2)),
+          transport_(make_self_transport()),
+          rank_(source_, *kernels_, {}, single_rank_fabric(source_.config(), 512, 2), *transport_) {
+    }
 
     Engine make_engine(const EngineOptions& options) {
-        return Engine(*kernels_, model_, options, {}, std::nullopt);
+        return Engine(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), options, {},
+                      std::nullopt);
     }
     Request request(int64_t index, int64_t prompt_length, int64_t max_tokens) const {
         Random random(static_cast<uint64_t>(index));
@@ -88,17 +91,19 @@ class EngineTest : public testing::Test {
 
     HfModel source_;
     std::unique_ptr<Kernels> kernels_;
-    Transformer model_;
+    std::unique_ptr<Transport> transport_;
+    RankModel rank_;
 };
 
 TEST_F(EngineTest, BatchChunksPrefixCacheAndPreemptionChangeNoBit) {
     const std::map<int64_t, Completion> expected = alone();
     ASSERT_EQ(expected.size(), 12u);
     for (int64_t chunk : {1, 7, 64, 4096}) {
-        Engine engine = make_engine({.scheduler = {.max_batch = 12,
-                                                   .max_batch_tokens = std::max<int64_t>(chunk, 12),
-                                                   .max_prefill_chunk = chunk},
-                                     .num_pages = 64});
+        Engine engine = make_engine(
+            {.scheduler = {.max_batch = 12,
+                           .max_batch_tokens = std::min<int64_t>(512, std::max<int64_t>(chunk, 12)),
+                           .max_prefill_chunk = chunk},
+             .num_pages = 64});
         expect_same(run(engine, requests()), expected);
     }
     Engine sharing = make_engine({.scheduler = {.max_batch = 2, .max_batch_tokens = 100}});

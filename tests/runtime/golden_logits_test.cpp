@@ -39,7 +39,8 @@ Golden read_golden(const std::string& family, const std::string& key = "prompts"
                                   entry.at("logits_positions"), entry.at("logits_row"),
                                   entry.at("max_abs_logit")});
     std::ifstream file(model_folder(family) + "/golden_logits.bin", std::ios::binary);
-    golden.logits.resize(json.at("logits_rows").get<size_t>() * static_cast<size_t>(golden.vocab_size));
+    golden.logits.resize(json.at("logits_rows").get<size_t>() *
+                         static_cast<size_t>(golden.vocab_size));
     file.read(reinterpret_cast<char*>(golden.logits.data()),
               static_cast<std::streamsize>(golden.logits.size() * sizeof(float)));
     EXPECT_TRUE(file.good());
@@ -54,10 +55,11 @@ double relative_error(OneRankModel& model, const Golden& golden, const GoldenPro
     const auto logits = model.logits(tokens, static_cast<int64_t>(prompt.prompt.size()), chunk);
     double largest = 0;
     for (size_t j = 0; j < prompt.positions.size(); ++j) {
-        const float* expected = golden.logits.data() +
-                                (prompt.first_row + static_cast<int64_t>(j)) * golden.vocab_size;
+        const float* expected =
+            golden.logits.data() + (prompt.first_row + static_cast<int64_t>(j)) * golden.vocab_size;
         for (int64_t i = 0; i < golden.vocab_size; ++i) {
-            const float got = logits[static_cast<size_t>(prompt.positions[j])][static_cast<size_t>(i)];
+            const float got =
+                logits[static_cast<size_t>(prompt.positions[j])][static_cast<size_t>(i)];
             if (!std::isfinite(got)) return INFINITY;
             largest = std::max(largest, std::abs(static_cast<double>(got) - expected[i]));
         }
@@ -88,9 +90,9 @@ TEST_P(GoldenLogits, GreedyContinuationsAreIdentical) {
                   prompt.continuation);
 }
 
-TEST_P(GoldenLogits, ChunkSizesAndThreadsGiveTheSameBits) {
+TEST_P(GoldenLogits, ChunksThreadsAndMicroBatchesGiveTheSameBits) {
     HfModel source(model_folder(GetParam()));
-    OneRankModel one(source), three(source, {}, 3);
+    OneRankModel one(source), three(source, {}, 3, 3);
     const GoldenPrompt prompt = read_golden(GetParam()).prompts.back();
     std::vector<int32_t> tokens = prompt.prompt;
     tokens.insert(tokens.end(), prompt.continuation.begin(), prompt.continuation.begin() + 8);
@@ -108,11 +110,12 @@ std::vector<std::string> families() {
     return names;
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, testing::ValuesIn(families()), [](const auto& family) {
-    std::string name = family.param;
-    std::replace(name.begin(), name.end(), '-', '_');
-    return name;
-});
+INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, testing::ValuesIn(families()),
+                         [](const auto& family) {
+                             std::string name = family.param;
+                             std::replace(name.begin(), name.end(), '-', '_');
+                             return name;
+                         });
 
 }  // namespace
 }  // namespace ferry

@@ -4,25 +4,22 @@
 #include <numeric>
 
 namespace ferry {
-namespace {
 
-Transformer load(WeightSource& source, Kernels& kernels, const Numerics& numerics) {
-    WeightLoader loader(source, kernels);
-    return Transformer(loader, ModelPart::whole(source.config()), numerics);
-}
-
-}  // namespace
-
-OneRankModel::OneRankModel(WeightSource& source, const Numerics& numerics, int num_threads)
+OneRankModel::OneRankModel(WeightSource& source, const Numerics& numerics, int num_threads,
+                           int num_micro_batches)
     : source_(source),
       kernels_(make_cpu_kernels(num_threads)),
-      model_(load(source, *kernels_, numerics)),
-      worker_(*kernels_, model_, kLimits) {}
+      transport_(make_self_transport()),
+      rank_(source, *kernels_, numerics,
+            single_rank_fabric(source.config(), kLimits.max_tokens, num_micro_batches),
+            *transport_),
+      worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), kLimits) {}
 
 std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>& tokens,
                                                      int64_t prompt_length, int64_t chunk) {
     PageAllocator pages(kLimits.num_pages, false);
-    Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk}, pages);
+    Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk},
+                        pages);
     Sequence sequence;
     sequence.tokens = tokens;
     sequence.prompt_length = prompt_length;
@@ -35,7 +32,7 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
         std::iota(every_row.begin(), every_row.end(), 0);
         StepBatch batch = plan.batch();
         batch.logit_rows = every_row;
-        const Tensor logits = worker_.step(batch);
+        const Tensor logits = worker_.step(batch).logits;
         for (int64_t row = 0; row < logits.rows(); ++row)
             result.emplace_back(logits.row<float>(row), logits.row<float>(row) + vocab_size());
         scheduler.complete();
@@ -46,7 +43,8 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
 std::vector<int32_t> OneRankModel::greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
                                           int64_t chunk) {
     PageAllocator pages(kLimits.num_pages, false);
-    Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk}, pages);
+    Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk},
+                        pages);
     Sequence sequence;
     sequence.tokens = prompt;
     sequence.prompt_length = static_cast<int64_t>(prompt.size());
@@ -54,7 +52,7 @@ std::vector<int32_t> OneRankModel::greedy(const std::vector<int32_t>& prompt, in
     scheduler.add(sequence);
     while (static_cast<int64_t>(sequence.tokens.size()) < sequence.max_length) {
         const StepPlan& plan = scheduler.plan();
-        const Tensor logits = worker_.step(plan.batch());
+        const Tensor logits = worker_.step(plan.batch()).logits;
         scheduler.complete();
         if (logits.rows() == 0) continue;
         const float* row = logits.row<float>(0);

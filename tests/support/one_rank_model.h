@@ -5,21 +5,23 @@
 #include <vector>
 
 #include "runtime/attention_worker.h"
+#include "runtime/rank_model.h"
 #include "runtime/scheduler.h"
 
 namespace ferry {
 
 class OneRankModel {
   public:
-    explicit OneRankModel(WeightSource& source, const Numerics& numerics = {}, int num_threads = 1);
+    explicit OneRankModel(WeightSource& source, const Numerics& numerics = {}, int num_threads = 1,
+                          int num_micro_batches = 1);
 
     void set_form(MlaForm form) { worker_.set_form(form); }
     int64_t vocab_size() const { return source_.config().vocab_size; }
 
-    // Logits after every position of `tokens`, of which the first `prompt_length` are prompt. Rows are computed at most
-    // `chunk` at a time.
-    std::vector<std::vector<float>> logits(const std::vector<int32_t>& tokens, int64_t prompt_length,
-                                           int64_t chunk = 512);
+    // Logits after every position of `tokens`, of which the first `prompt_length` are prompt. Rows
+    // are computed at most `chunk` at a time.
+    std::vector<std::vector<float>> logits(const std::vector<int32_t>& tokens,
+                                           int64_t prompt_length, int64_t chunk = 512);
     // The greedy continuation of a prompt.
     std::vector<int32_t> greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
                                 int64_t chunk = 512);
@@ -30,7 +32,8 @@ class OneRankModel {
 
     WeightSource& source_;
     std::unique_ptr<Kernels> kernels_;
-    Transformer model_;
+    std::unique_ptr<Transport> transport_;
+    RankModel rank_;
     AttentionWorker worker_;
 };
 

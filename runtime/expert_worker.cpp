@@ -1,0 +1,43 @@
+#include "runtime/expert_worker.h"
+
+#include "base/trace.h"
+
+namespace ferry {
+namespace {
+
+// The most rows that one batch can bring: every attention rank's tokens to every slot that a token
+// can choose here.
+int64_t max_rows(const Transformer& model, const RankFabric& fabric) {
+    int64_t slots = 0;
+    for (const auto& experts : model.part().experts)
+        slots = std::max(slots, static_cast<int64_t>(experts.size()));
+    return fabric.layout().num_attention() * fabric.options().max_tokens *
+           std::min(slots, model.config().n_activated_experts);
+}
+
+}  // namespace
+
+ExpertWorker::ExpertWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric)
+    : kernels_(kernels),
+      model_(model),
+      fabric_(fabric),
+      workspace_(kernels.device(),
+                 Experts::workspace_bytes(model.config(), max_rows(model, fabric)),
+                 model.numerics()) {}
+
+const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
+    ScopedZone zone(Zone::experts, batch.layer, batch.micro_batch);
+    output_ = batch.rows;
+    if (batch.rows.rows() > 0)
+        model_.experts(batch.layer)
+            .forward(kernels_, workspace_, batch.rows, batch.offsets, batch.rows);
+    return output_;
+}
+
+void ExpertWorker::run() {
+    if (!fabric_.has_exchange()) return;
+    ExpertSide& side = *fabric_.exchange().experts();
+    while (const ExpertBatch* batch = side.receive()) side.reply(compute(*batch));
+}
+
+}  // namespace ferry

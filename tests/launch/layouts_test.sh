@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# layouts_test.sh FERRY SOURCE_DIR: every layout writes, byte for byte, the completions file of one rank (DESIGN 4.1).
+set -uo pipefail
+ferry=$1
+source=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 3 2>/dev/null || exit 1
+
+cat >"$work/input.jsonl" <<'JSONL'
+{"id":"greedy","prompt":"It is a truth universally acknowledged, that","max_tokens":30}
+{"id":"sampled","prompt":"The evening was","temperature":0.7,"top_p":0.95,"seed":3,"max_tokens":45}
+this line is bad
+{"id":"logprobs","prompt":"Emma was","logprobs":2,"max_tokens":12}
+{"id":"chat","messages":[{"role":"user","content":"Tell me about Mr. Darcy."}],"temperature":0.8,"seed":9,"max_tokens":40}
+{"id":"two","prompt":"\"My dear Miss Woodhouse,\" said he,","n":2,"temperature":1,"max_tokens":17}
+JSONL
+common=(--input "$work/input.jsonl" --set output.timings=false --set engine.threads=1 --set log.progress=off)
+failed=0 passed=0
+
+check() { # RANKS NUMERICS LAYOUT-SETTINGS...: compares with one rank under the same numeric settings
+    local ranks=$1 numerics=$2
+    shift 2
+    local settings=() setting
+    for setting in "$@"; do settings+=(--set "$setting"); done
+    local reference="$work/one-${numerics//[^a-z0-9]/-}"
+    local numeric=()
+    [ "$numerics" = default ] || numeric=(--set "$numerics")
+    if [ ! -f "$reference/completions.jsonl" ]; then
+        "$ferry" generate --model "$work/demo" "${common[@]}" "${numeric[@]}" --output "$reference" 2>"$work/log" ||
+            { cat "$work/log"; exit 1; }
+    fi
+    rm -rf "$work/out"
+    if "$source/tests/support/mpirun.sh" "$ranks" "$ferry" generate --model "$work/demo" "${common[@]}" "${numeric[@]}" \
+        "${settings[@]}" --output "$work/out" >"$work/log" 2>&1 &&
+        cmp "$reference/completions.jsonl" "$work/out/completions.jsonl"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: $ranks ranks, $numerics, $*"
+        tail -20 "$work/log"
+    fi
+}
+
+d=layout.mode=disaggregated
+layout() { echo "$d layout.attention_ranks=$1 layout.expert_ranks=$2 layout.tp_size=$3 engine.micro_batches=$4"; }
+# shellcheck disable=SC2046
+{
+    check 2 default $(layout 1 1 1 1)
+    check 2 default $(layout 1 1 1 2) engine.max_prefill_chunk=7
+    check 4 default $(layout 1 3 1 3)
+    check 4 default $(layout 3 1 1 2)
+    check 5 default $(layout 3 2 1 4) engine.max_batch_tokens=64
+    check 7 default $(layout 2 5 2 2) exchange.mode=sized
+    check 6 default $(layout 2 4 2 2) exchange.mode=bounded
+    check 6 default $(layout 4 2 2 1) engine.max_prefill_chunk=1
+    check 5 default $(layout 4 1 4 2)
+    check 2 default layout.tp_size=2 engine.micro_batches=2
+    check 3 default engine.micro_batches=3 exchange.mode=sized
+    check 4 default layout.tp_size=4 engine.prefix_cache=false
+    check 7 default engine.micro_batches=2 engine.cache_pages=4 engine.max_context=256
+    check 3 exchange.dtype=bf16 $(layout 1 2 1 2)
+    check 4 exchange.dtype=bf16 layout.tp_size=2 engine.micro_batches=2
+    check 4 exchange.dtype=fp8 $(layout 2 2 2 2)
+    check 3 exchange.dtype=fp8 engine.micro_batches=1
+    check 4 numerics.cache_dtype=bf16 $(layout 2 2 1 2)
+}
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
