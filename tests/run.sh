@@ -22,7 +22,8 @@ cmake --build --preset release -j "${FERRY_JOBS:-$(nproc)}"
 step "test"
 ctest --test-dir build/release --output-on-failure -j "${FERRY_JOBS:-$(nproc)}" "$@"
 
-if [ $# -eq 0 ]; then
+# Fuzzing is asked for by FERRY_FUZZ=1: it builds everything again with clang++.
+if [ "${FERRY_FUZZ:-0}" = 1 ]; then
     if command -v clang++ >/dev/null && echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
         clang++ -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then
         step "fuzz"
