@@ -94,9 +94,10 @@ TEST(Cli, GenerateSaysWhatIsMissing) {
                  "input.prompt");
     expect_error(
         ferry({"generate", "--model", kDemo, "--prompt", "x", "--set", "layout.attention_ranks=2"}),
-        2, "layout.attention_ranks");
+        2, "attention_ranks is 2");
     const ProcessOptions two_tasks{.environment = {"OMPI_COMM_WORLD_SIZE=2"}};
-    expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x"}, two_tasks), 2, "one rank");
+    expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x"}, two_tasks), 2,
+                 "the launcher started 2 tasks");
 }
 
 class GenerateTest : public ::testing::Test {
