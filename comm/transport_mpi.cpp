@@ -3,10 +3,16 @@
 #include "base/error.h"
 
 #if FERRY_HAS_MPI
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
 #include <vector>
 
 #include "base/check.h"
 #include "comm/mpi_api.h"
+#include "comm/progress_state.h"
 #include "comm/transport_self.h"
 #include "comm/world.h"
 
@@ -25,11 +31,17 @@ class MpiTransport final : public Transport {
         MPI_Type_commit(&unit_);
     }
 
-    // Slots still expect their next message: those receives are cancelled.
+    // Peers may still be reading this rank's last messages: those are waited for. Slots still
+    // expect their next message: those receives are cancelled.
     ~MpiTransport() override {
-        for (size_t i = 0; i < requests_.size(); ++i) {
-            if (lanes_[active_[i]].receives) MPI_Cancel(&requests_[i]);
-            MPI_Request_free(&requests_[i]);
+        if (std::uncaught_exceptions() == 0 && !progress_state().failed && finish_sends()) {
+            for (MPI_Request& request : requests_) {
+                MPI_Cancel(&request);
+                MPI_Wait(&request, MPI_STATUS_IGNORE);
+            }
+        } else {
+            // Somebody is gone and the job is ending: memory that MPI may still touch stays.
+            new std::vector<Lane>(std::move(lanes_));
         }
         MPI_Type_free(&unit_);
         // The communicator is left to MPI_Finalize: freeing it is collective, and this may run
@@ -144,6 +156,18 @@ class MpiTransport final : public Transport {
             lane.memory = Buffer(device(), spec.capacity_bytes);
         lanes_.push_back(std::move(lane));
         return static_cast<LaneId>(lanes_.size()) - 1;
+    }
+    // False when a peer does not take its messages within some seconds, or is known to be gone.
+    bool finish_sends() noexcept try {
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+        const auto sends = [this](LaneId id) { return !lanes_[id].receives; };
+        while (std::any_of(active_.begin(), active_.end(), sends)) {
+            if (std::chrono::steady_clock::now() > deadline) return false;
+            if (!move()) sched_yield();
+        }
+        return true;
+    } catch (const Error&) {
+        return false;
     }
     void activate(LaneId id, MPI_Request request) {
         lanes_[id].active = true;
