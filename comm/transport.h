@@ -49,8 +49,8 @@ constexpr size_t round_up_message(size_t size_bytes) {
     return (size_bytes + kMessageUnit - 1) / kMessageUnit * kMessageUnit;
 }
 
-// Used by one thread of a rank. No call blocks, except connect(). The end of a transport waits until
-// peers have taken what was sent to them, unless the job has failed.
+// Used by one thread of a rank. No call blocks, except connect(). The end of a transport waits
+// until peers have taken what was sent to them, unless the job has failed.
 class Transport {
   public:
     virtual ~Transport() = default;
