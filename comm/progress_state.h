@@ -9,6 +9,10 @@
 
 namespace ferry {
 
+// Amounts that a job's watchdog adds up over all ranks, for the progress that rank 0 shows.
+enum class Tally : uint8_t { loaded_bytes, verified_bytes, done, failed, running, tokens };
+constexpr size_t kNumTallies = 6;
+
 enum class Activity : uint8_t {
     starting,
     loading,
@@ -27,6 +31,14 @@ struct ProgressState {
     std::atomic<int32_t> micro_batch{-1};
     std::atomic<Activity> activity{Activity::starting};
     std::atomic<uint64_t> beats{0};  // grows with everything that counts as progress
+
+    std::array<std::atomic<int64_t>, kNumTallies> tallies{};
+    void set(Tally tally, int64_t value) {
+        tallies[static_cast<size_t>(tally)].store(value, std::memory_order_relaxed);
+    }
+    int64_t get(Tally tally) const {
+        return tallies[static_cast<size_t>(tally)].load(std::memory_order_relaxed);
+    }
 
     // World ranks that the current wait is for; the first kMaxWaiting of them.
     static constexpr int kMaxWaiting = 16;

@@ -1,10 +1,13 @@
 // Small fixed-size messages over TCP between the watchdogs' threads. Non-blocking once connected.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "comm/progress_state.h"
 
 namespace ferry {
 
@@ -16,6 +19,7 @@ struct News {
     int32_t rank = -1;  // whom it is about
     uint32_t key = 0;   // of the job, so that strangers are refused
     char why[48] = {};
+    std::array<int64_t, kNumTallies> tallies{};  // of the sender, in a heartbeat
 };
 
 // One end of a connection; closes itself.

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -28,6 +29,7 @@ double seconds_since(Clock::time_point begin) {
 }  // namespace
 
 struct Watchdog::Impl {
+    using RankTallies = std::array<std::atomic<int64_t>, kNumTallies>;
     struct Peer {
         TcpLink link;
         int rank = -1;  // unknown until its hello
@@ -37,6 +39,7 @@ struct Watchdog::Impl {
 
     Impl(World& w, const WatchdogOptions& o) : options(o), rank(w.rank()), size(w.size()) {
         for (int r = 0; r < size; ++r) hosts.push_back(w.host(r));
+        tallies = std::vector<RankTallies>(static_cast<size_t>(size));
         if (!options.report)
             options.report = [](const std::string& text) { log_error("{}", text); };
         if (!options.give_up)
@@ -89,6 +92,8 @@ struct Watchdog::Impl {
     News news(NewsKind kind, int about, const std::string& why) const {
         News message{.kind = kind, .rank = about, .key = key};
         std::strncpy(message.why, why.c_str(), sizeof message.why - 1);
+        for (size_t i = 0; i < kNumTallies; ++i)
+            message.tallies[i] = progress_state().get(static_cast<Tally>(i));
         return message;
     }
 
@@ -135,9 +140,12 @@ struct Watchdog::Impl {
             peer.heard = Clock::now();
             switch (message->kind) {
                 case NewsKind::hello:
-                    peer.rank = message->rank;
+                    if (message->rank >= 0 && message->rank < size) peer.rank = message->rank;
                     break;
                 case NewsKind::heartbeat:
+                    if (rank == 0 && peer.rank > 0)
+                        for (size_t i = 0; i < kNumTallies; ++i)
+                            tallies[static_cast<size_t>(peer.rank)][i] = message->tallies[i];
                     break;
                 case NewsKind::farewell:
                     peer.left = true;
@@ -196,6 +204,7 @@ struct Watchdog::Impl {
     int size;
     uint32_t key = 0;
     std::vector<std::string> hosts;
+    std::vector<RankTallies> tallies;       // rank 0: of the others, by rank
     std::unique_ptr<TcpListener> listener;  // rank 0
     std::vector<Peer> peers;                // rank 0: all others; others: rank 0
     int wake[2] = {-1, -1};
@@ -227,6 +236,12 @@ Watchdog::~Watchdog() {
 void Watchdog::arm(bool armed) {
     progress_state().beat();
     impl_->armed = armed;
+}
+
+int64_t Watchdog::total(Tally tally) const {
+    int64_t sum = progress_state().get(tally);
+    for (const Impl::RankTallies& rank : impl_->tallies) sum += rank[static_cast<size_t>(tally)];
+    return sum;
 }
 
 bool Watchdog::failed() const {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "comm/progress_state.h"
 #include "comm/world.h"
 
 namespace ferry {
@@ -39,6 +40,9 @@ class Watchdog {
     // loading and input may be slow.
     void arm(bool armed);
     bool failed() const;
+    // Over all ranks as of their last heartbeats, on rank 0; elsewhere, and of ranks that cannot be
+    // reached, this rank's own.
+    int64_t total(Tally tally) const;
     // "rank 2 on host3 is gone (connection closed)"; empty while all is well.
     std::string failure() const;
 

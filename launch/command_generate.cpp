@@ -17,6 +17,7 @@
 #include "comm/world.h"
 #include "launch/chat.h"
 #include "launch/commands.h"
+#include "launch/keeper.h"
 #include "launch/load_progress.h"
 #include "launch/progress.h"
 #include "launch/result_sinks.h"
@@ -109,83 +110,110 @@ bool shows_progress(const Config& config) {
     return config.log.progress != Config::Log::Progress::off;
 }
 
-// Runs this rank's share of the requests into `sink`, or serves experts. Throws Error(requeue) when
-// a signal stopped it.
-void run(const Config& config, OpenedModel& model, World& world, const InputSummary& input,
-         ResultSink& sink, ResultCounts& counts, const std::function<void()>& before_leaving) {
-    const bool first = world.rank() == 0;
-    LoadProgress load_progress(first && shows_progress(config));
-    LoadedEngine loaded(config, model, world, load_progress.callback());
-    load_progress.finish();
-    std::optional<Watchdog> watchdog;
-    if (world.size() > 1) {
-        WatchdogOptions options;
-        options.stall_timeout_s = config.engine.stall_timeout_s;
-        watchdog.emplace(world, options);
-        watchdog->arm(true);
-    }
-    if (loaded.engine() == nullptr) {
-        loaded.serve_experts();
-        before_leaving();
-        return;
-    }
-    Engine& engine = *loaded.engine();
-    const auto reader = open_input(config, model);
-    const auto now = [&] {
-        return ProgressCounts{.done = counts.done,
-                              .failed = counts.failed,
-                              .running = engine.num_unfinished(),
-                              .tokens = engine.num_generated_tokens()};
-    };
-    Progress progress({.enabled = first && shows_progress(config),
-                       .terminal = ::isatty(STDERR_FILENO) != 0,
-                       .total = loaded.claims() == nullptr ? input.num_requests : 0,
-                       .done_before = counts.done});
-    const LoopHooks hooks{.stop_requested = stop_requested,
-                          .after_step = [&] { progress.update(now()); }};
-    const LoopEnd end = loaded.claims() == nullptr
-                            ? run_requests(engine, *reader, sink, hooks)
-                            : run_claimed_requests(engine, *reader, sink, *loaded.claims(), hooks);
-    loaded.close();
-    before_leaving();
-    progress.finish(now());
-    if (end == LoopEnd::stopped)
-        throw Error(ErrorKind::requeue, "{} after {} requests{}", ::strsignal(stop_signal()),
-                    counts.done,
-                    config.output.dir.empty() ? "" : "; they are kept, run again to go on");
+// What the watchdog knows of all ranks; a world of one rank has none.
+using Totals = std::function<int64_t(Tally)>;
+
+Totals totals_of(const Watchdog* watchdog) {
+    if (watchdog == nullptr) return [](Tally tally) { return progress_state().get(tally); };
+    return [watchdog](Tally tally) { return watchdog->total(tally); };
 }
 
-void generate_to_folder(const Config& config, OpenedModel& model, World& world) {
+ProgressCounts counts_of(const Totals& total, int64_t done_before) {
+    return {.done = done_before + total(Tally::done),
+            .failed = total(Tally::failed),
+            .running = total(Tally::running),
+            .tokens = total(Tally::tokens)};
+}
+
+// Runs this rank's share of the requests into `sink`, or serves experts. Collective.
+LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* watchdog,
+            int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
+    const bool shows = world.rank() == 0 && shows_progress(config);
+    const Totals total = totals_of(watchdog);
+    LoadProgress load_progress(shows, total);
+    LoadedEngine loaded(config, model, world, load_progress.callback());
+    load_progress.finish(world.all_sum(progress_state().get(Tally::loaded_bytes)));
+    const int64_t done_before = counts.done;
+    Progress progress({.enabled = shows,
+                       .terminal = ::isatty(STDERR_FILENO) != 0,
+                       .total = num_requests,
+                       .done_before = done_before});
+    if (watchdog != nullptr) watchdog->arm(true);
+    LoopEnd end = LoopEnd::finished;
+    if (loaded.engine() == nullptr) {
+        loaded.serve_experts();
+    } else {
+        Engine& engine = *loaded.engine();
+        const auto reader = open_input(config, model);
+        const auto after_step = [&] {
+            ProgressState& state = progress_state();
+            state.set(Tally::done, counts.done - done_before);
+            state.set(Tally::failed, counts.failed);
+            state.set(Tally::running, engine.num_unfinished());
+            state.set(Tally::tokens, engine.num_generated_tokens());
+            if (shows) progress.update(counts_of(total, done_before));
+        };
+        const LoopHooks hooks{.stop_requested = stop_requested, .after_step = after_step};
+        end = loaded.claims() == nullptr
+                  ? run_requests(engine, *reader, sink, hooks)
+                  : run_claimed_requests(engine, *reader, sink, *loaded.claims(), hooks);
+        loaded.close();
+    }
+    if (watchdog != nullptr) watchdog->arm(false);
+    const auto sum = [&](Tally tally) { return world.all_sum(progress_state().get(tally)); };
+    progress.finish(counts_of(sum, done_before));
+    return world.all_max(end == LoopEnd::stopped ? 1 : 0) > 0 ? LoopEnd::stopped
+                                                              : LoopEnd::finished;
+}
+
+// A signal stopped all ranks.
+[[noreturn]] void requeue(const Config& config, int64_t num_done) {
+    const int signal = stop_signal();
+    throw Error(ErrorKind::requeue, "{} after {} requests{}",
+                signal == 0 ? "stopped" : ::strsignal(signal), num_done,
+                config.output.dir.empty() ? "" : "; they are kept, run again to go on");
+}
+
+void generate_to_folder(const Config& config, OpenedModel& model, World& world,
+                        Watchdog* watchdog) {
     const std::string& dir = config.output.dir;
-    const InputSummary input = summarize_input(config);
     const bool first = world.rank() == 0;
+    InputSummary input;
     std::string state;
-    if (first)
+    if (first) {
+        input = summarize_input(config);
         state = prepare_output(dir, result_fields(config) + model.identity + input.identity) ==
                         OutputState::finished
                     ? "finished"
                     : "unfinished";
+    }
     if (world.broadcast(state, 0) == "finished") {
         if (first)
             fmt::print(stderr, "{}/completions.jsonl is finished already, nothing to do\n", dir);
         return;
     }
     ResultCounts counts;
+    LoopEnd end = LoopEnd::finished;
+    int64_t num_done = 0;
     {
         FolderSink folder(dir, world.rank(),
                           {.sync_interval_s = config.output.sync_interval_s,
                            .with_timings = config.output.timings},
                           counts);
         world.barrier();  // nobody appends before everybody has read all parts
+        num_done = counts.done;
         if (first && counts.done > 0)
             log_info("{}: {} requests are done already", dir, counts.done);
         ShowingSink showing(folder, [&](const Completion& completion) {
             if (config.input.file.empty())
                 print_text(completion, config.input.prompt[static_cast<size_t>(completion.index)]);
         });
-        run(config, model, world, input, showing, counts, [&] { folder.sync(); });
+        end = run(config, model, world, watchdog, input.num_requests, showing, counts);
+        num_done += world.all_sum(counts.done - num_done);
+        folder.sync();
     }
     const int64_t num_failed = world.all_sum(counts.failed);  // also: every journal is closed
+    if (end == LoopEnd::stopped) requeue(config, num_done);
     if (!first) return;
     const int64_t num_lines = merge_output(dir);
     fmt::print(stderr, "{} requests{} in {}/completions.jsonl\n", num_lines,
@@ -205,7 +233,9 @@ void generate_to_stdout(const Config& config, OpenedModel& model, World& world) 
                 print_line(completion, config.output.timings);
         },
         counts);
-    run(config, model, world, summarize_input(config), sink, counts, [] {});
+    const int64_t num_requests = summarize_input(config).num_requests;
+    if (run(config, model, world, nullptr, num_requests, sink, counts) == LoopEnd::stopped)
+        requeue(config, counts.done);
 }
 
 // A line of standard input that a signal can interrupt.
@@ -232,9 +262,9 @@ void talk(const Config& config, OpenedModel& model, World& world) {
                     world.size());
     if (!model.tokenizer)
         throw Error(ErrorKind::usage, "{}: has no tokenizer, and a person writes text", model.name);
-    LoadProgress load_progress(shows_progress(config));
+    LoadProgress load_progress(shows_progress(config), totals_of(nullptr));
     LoadedEngine loaded(config, model, world, load_progress.callback());
-    load_progress.finish();
+    load_progress.finish(progress_state().get(Tally::loaded_bytes));
     Engine& engine = *loaded.engine();
     int64_t num_asked = 0;
 
@@ -294,33 +324,47 @@ void generate_on(const Arguments& arguments, World& world) {
                     "--interactive");
     check_supported(config);
     check_world(config, world);
+    std::optional<Watchdog> watchdog;
+    if (world.size() > 1) {
+        WatchdogOptions options;
+        options.stall_timeout_s = config.engine.stall_timeout_s;
+        watchdog.emplace(world, options);
+    }
     OpenedModel model = open_model(config);
     if (arguments.interactive)
         talk(config, model, world);
     else if (!config.output.dir.empty())
-        generate_to_folder(config, model, world);
+        generate_to_folder(config, model, world, watchdog ? &*watchdog : nullptr);
     else
         generate_to_stdout(config, model, world);
 }
 
+// What is wrong with the user's files is wrong on every rank: rank 0 says it, and ends the others.
+[[noreturn]] void end_job(World& world, const Error& error) {
+    if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+    fmt::print(stderr, "ferry: rank {} on {}: {}: {}\n", world.rank(), world.host(),
+               to_string(error.kind()), error.what());
+    world.abort(exit_code(error.kind()));
+}
+
 void generate(const Arguments& arguments) {
+    go_on_under_keeper();
     install_stop_signals();
-    World world(nullptr, nullptr);
-    try {
-        generate_on(arguments, world);
-    } catch (const Error& error) {
-        if (world.size() == 1) throw;
-        if (error.kind() == ErrorKind::requeue) {  // all ranks stop together, in order
-            world.barrier();
-            throw;
+    std::optional<Error> stopped;
+    bool stopped_quietly = false;  // rank 0 tells
+    {
+        World world(nullptr, nullptr);
+        try {
+            generate_on(arguments, world);
+        } catch (const Error& error) {
+            if (world.size() == 1) throw;
+            if (error.kind() != ErrorKind::requeue) end_job(world, error);
+            stopped = error;  // on all ranks alike: they end in order
+            if (world.rank() != 0) stopped_quietly = true;
         }
-        // What is wrong with the user's files is wrong on every rank: rank 0 says it, and ends the
-        // others.
-        if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
-        fmt::print(stderr, "ferry: rank {} on {}: {}: {}\n", world.rank(), world.host(),
-                   to_string(error.kind()), error.what());
-        world.abort(exit_code(error.kind()));
     }
+    if (stopped_quietly) std::exit(exit_code(stopped->kind()));
+    if (stopped) throw Error(*stopped);
 }
 
 }  // namespace

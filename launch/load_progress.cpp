@@ -17,22 +17,23 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-LoadProgress::LoadProgress(bool enabled)
-    : enabled_(enabled), terminal_(::isatty(STDERR_FILENO) != 0) {}
+LoadProgress::LoadProgress(bool enabled, std::function<int64_t(Tally)> total)
+    : enabled_(enabled), terminal_(::isatty(STDERR_FILENO) != 0), total_(std::move(total)) {}
 
 LoadedEngine::OnProgress LoadProgress::callback() {
     return [this](int64_t bytes, int64_t total_bytes, bool verifying) {
+        progress_state().set(verifying ? Tally::verified_bytes : Tally::loaded_bytes, bytes);
         const std::lock_guard lock(mutex_);
-        update(bytes, total_bytes, verifying);
+        update(total_bytes, verifying);
     };
 }
 
-void LoadProgress::update(int64_t bytes, int64_t total_bytes, bool verifying) {
+void LoadProgress::update(int64_t total_bytes, bool verifying) {
     if (verifying != verifying_) start_ = Clock::now();
     verifying_ = verifying;
-    bytes_ = bytes;
     if (!enabled_ || seconds_since(last_print_) < (terminal_ ? 0.2 : 10)) return;
     last_print_ = Clock::now();
+    const int64_t bytes = total_(verifying ? Tally::verified_bytes : Tally::loaded_bytes);
     const double gigabytes = static_cast<double>(bytes) / kGigabyte;
     const std::string line = fmt::format(
         "{}: {:.2f} of {:.2f} GB, {:.2f} GB/s", verifying ? "comparing checksums" : "loading",
@@ -42,12 +43,13 @@ void LoadProgress::update(int64_t bytes, int64_t total_bytes, bool verifying) {
     std::fflush(stderr);
 }
 
-void LoadProgress::finish() {
+void LoadProgress::finish(int64_t all_bytes) {
     if (!enabled_) return;
     const double seconds = seconds_since(start_);
     if (terminal_) std::fputs("\r\033[K", stderr);
-    log_info("loaded {:.2f} GB in {:.1f} s ({:.2f} GB/s)", static_cast<double>(bytes_) / kGigabyte,
-             seconds, static_cast<double>(bytes_) / kGigabyte / seconds);
+    log_info("loaded {:.2f} GB in {:.1f} s ({:.2f} GB/s)",
+             static_cast<double>(all_bytes) / kGigabyte, seconds,
+             static_cast<double>(all_bytes) / kGigabyte / seconds);
 }
 
 }  // namespace ferry

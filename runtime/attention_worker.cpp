@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/trace.h"
+#include "comm/progress_state.h"
 #include "layers/rope.h"
 
 namespace ferry {
@@ -49,6 +50,7 @@ Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) cons
 }
 
 AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, Agreement say) {
+    progress_state().step.fetch_add(1, std::memory_order_relaxed);
     micro_batches_.split(batch);
     const Tensor h = hidden_.view().slice_rows(0, batch.num_tokens());
     {

@@ -11,6 +11,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// What attention ranks say to each other with every step.
+constexpr uint32_t kBusy = 1;
+constexpr uint32_t kStopping = 2;
+
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -127,13 +131,15 @@ bool Engine::step(bool more_coming) {
             active->timings.queue_s = seconds_since(active->submitted);
     num_computed_tokens_ += static_cast<int64_t>(plan->tokens.size());
     const bool busy = num_unfinished() > 0 || more_coming;
-    const auto [logits, agreed] = worker_.step(plan->batch(), {.any = busy ? 1u : 0u});
+    const auto [logits, agreed] =
+        worker_.step(plan->batch(), {.any = (busy ? kBusy : 0u) | (stopping_ ? kStopping : 0u)});
+    stop_announced_ = (agreed.any & kStopping) != 0;
     scheduler_.complete();
     ScopedZone zone(Zone::sample);
     for (size_t i = 0; i < plan->logit_sequences.size(); ++i)
         choose_token(static_cast<Active&>(*plan->logit_sequences[i]),
                      logits.row<float>(static_cast<int64_t>(i)));
-    return alone ? num_unfinished() > 0 || more_coming : agreed.any != 0;
+    return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
 }
 
 void Engine::choose_token(Active& active, const float* logits) {

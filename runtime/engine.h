@@ -40,6 +40,11 @@ class Engine {
     // together, with no rows if they have none, until none has work or `more_coming` (requests that
     // it may still submit): what they say rides on the exchange, so the last step is an empty one.
     bool step(bool more_coming = false);
+    // With several attention ranks: tells all of them, with the next step, that this rank was asked
+    // to stop.
+    void announce_stop() { stopping_ = true; }
+    // Some rank did, as of the last step.
+    bool stop_announced() const { return stop_announced_; }
     // Completions since the last call, in the order in which they finished.
     std::vector<Completion> take_finished();
     // Drops every request that is not finished.
@@ -77,6 +82,8 @@ class Engine {
     Sampler sampler_;
     std::vector<std::unique_ptr<Active>> active_;
     std::vector<Completion> finished_;
+    bool stopping_ = false;
+    bool stop_announced_ = false;
     TokenCallback on_token_;
     int64_t next_arrival_ = 0;
     int64_t num_generated_tokens_ = 0;

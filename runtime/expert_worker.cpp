@@ -1,6 +1,7 @@
 #include "runtime/expert_worker.h"
 
 #include "base/trace.h"
+#include "comm/progress_state.h"
 
 namespace ferry {
 namespace {
@@ -37,7 +38,11 @@ const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
 void ExpertWorker::run() {
     if (!fabric_.has_exchange()) return;
     ExpertSide& side = *fabric_.exchange().experts();
-    while (const ExpertBatch* batch = side.receive()) side.reply(compute(*batch));
+    while (const ExpertBatch* batch = side.receive()) {
+        if (batch->layer == model_.config().n_dense_layers && batch->micro_batch == 0)
+            progress_state().step.fetch_add(1, std::memory_order_relaxed);
+        side.reply(compute(*batch));
+    }
 }
 
 }  // namespace ferry

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "comm/progress_state.h"
 #include "runtime/checkpoint.h"
 
 namespace ferry {
@@ -13,16 +14,20 @@ namespace {
 
 constexpr double kGibibyte = 1024.0 * 1024.0 * 1024.0;
 
-void verify(const Checkpoint& checkpoint, int threads,
+// The ranks share the work.
+void verify(const Checkpoint& checkpoint, int threads, const World& world,
             const LoadedEngine::OnProgress& on_progress) {
     int64_t total_bytes = 0;
     for (const Checkpoint::Piece& piece : checkpoint.pieces()) total_bytes += piece.size_bytes;
     ThreadPool pool(threads);
     std::atomic<int64_t> done_bytes{0};
-    checkpoint.verify(pool, [&](int64_t bytes) {
-        const int64_t done = done_bytes.fetch_add(bytes) + bytes;
-        if (on_progress) on_progress(done, total_bytes, true);
-    });
+    checkpoint.verify(
+        pool,
+        [&](int64_t bytes) {
+            const int64_t done = done_bytes.fetch_add(bytes) + bytes;
+            if (on_progress) on_progress(done, total_bytes, true);
+        },
+        static_cast<size_t>(world.rank()), static_cast<size_t>(world.size()));
 }
 
 }  // namespace
@@ -124,6 +129,28 @@ FabricOptions fabric_options(const Config& config, const ModelConfig& model, con
     return options;
 }
 
+// What this rank reads of the model: a share of the routed experts, and on attention ranks the rest
+// (of a TP group's slices its own).
+int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const World& world) {
+    const int rank = world.rank();
+    double bytes = 0;
+    for (const TensorSpec& spec : model_tensors(source.config())) {
+        const std::optional<TensorInfo> info = source.find(spec.name);
+        if (!info) continue;
+        double size = static_cast<double>(size_bytes(info->dtype));
+        for (const int64_t extent : info->shape) size *= static_cast<double>(extent);
+        if (spec.is_expert) {
+            if (layout.expert_rank(rank) >= 0) bytes += size / layout.num_expert();
+            continue;
+        }
+        if (layout.attention_rank(rank) < 0) continue;
+        const bool sliced = spec.name == "embed" || spec.name == "head" ||
+                            (spec.name.find("/ffn/") != std::string::npos && spec.is_linear);
+        bytes += sliced ? size / layout.tp_size() : size;
+    }
+    return static_cast<int64_t>(bytes);
+}
+
 const char* transport_name(Config::Exchange::Transport transport) {
     switch (transport) {
         case Config::Exchange::Transport::automatic:
@@ -153,20 +180,21 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
                     "layout: a model without MoE layers runs on one attention rank only");
     const int threads = num_threads(config, world.node_size());
     const auto* checkpoint = dynamic_cast<const Checkpoint*>(model.source.get());
-    if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full &&
-        world.rank() == 0)
-        verify(*checkpoint, threads, on_progress);
+    if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full)
+        verify(*checkpoint, threads, world, on_progress);
+    progress_state().enter(Activity::loading);
     std::string why;
     transport_ = make_transport(transport_name(config.exchange.transport), world, &why);
     kernels_ = make_cpu_kernels(threads);
     std::vector<int> attention_ranks;
     for (int rank = 0; rank < layout.num_attention(); ++rank)
         attention_ranks.push_back(layout.world_rank_of_attention(rank));
+    const int64_t total_bytes = world.all_sum(bytes_to_load(*model.source, layout, world));
     rank_ = std::make_unique<RankModel>(
         *model.source, *kernels_, model.numerics, fabric_options(config, shape, layout),
         *transport_,
         [&](int64_t bytes) {
-            if (on_progress) on_progress(bytes, model.weight_bytes, false);
+            if (on_progress) on_progress(bytes, total_bytes, false);
         },
         [&] {
             if (layout.num_attention() > 1 && layout.attention_rank(world.rank()) >= 0)

@@ -65,8 +65,8 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
 }
 
 // The same on each of several attention ranks: lines are claimed one by one from a counter that all
-// share, as there is room; every rank reads the whole input and takes its own. All ranks step
-// together until none has work. `Claims` is comm/shared_counter.h's SharedCounter.
+// share, as there is room; every rank passes over the lines of others. All ranks step together
+// until none has work. `Claims` is comm/shared_counter.h's SharedCounter.
 template <typename Engine, typename Claims>
 LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
                              Claims& claims, const LoopHooks& hooks) {
@@ -74,18 +74,18 @@ LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& 
     int64_t num_read = 0;
     RequestLine line;
     while (more_steps || claims.requested()) {
-        if (!stopped && hooks.stop_requested()) {
+        if (hooks.stop_requested()) engine.announce_stop();
+        if (!stopped && (hooks.stop_requested() || engine.stop_announced())) {
             stopped = true;
             more_lines = false;
             engine.cancel_all();
         }
         if (more_lines && !claims.requested() && engine.has_room()) claims.request(1);
         if (const auto claim = claims.poll(); claim && more_lines) {
-            while (more_lines && num_read <= claim->begin) {
-                line = {};
-                more_lines = reader.next(line);
-                ++num_read;
-            }
+            for (; more_lines && num_read < claim->begin; ++num_read) more_lines = reader.skip();
+            line = {};
+            more_lines = more_lines && reader.next(line);
+            ++num_read;
             if (more_lines) take_line(engine, line, sink);
         }
         more_steps = engine.step(more_lines || claims.requested());

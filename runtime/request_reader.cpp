@@ -223,17 +223,27 @@ class JsonlReader : public RequestReader {
 
     bool next(RequestLine& line) override {
         TextLine text;
+        if (!next_text(text)) return false;
+        line =
+            text.too_long ? parser_.too_long(text.number) : parser_.parse(text.text, text.number);
+        return true;
+    }
+    bool skip() override {
+        TextLine text;
+        return next_text(text);
+    }
+
+  private:
+    // The next line that is not blank.
+    bool next_text(TextLine& text) {
         do {
             if (!lines_.next(text)) return false;
             if (text.number == 1 && text.text.starts_with(kByteOrderMark))
                 text.text.remove_prefix(kByteOrderMark.size());
         } while (is_blank(text.text));
-        line =
-            text.too_long ? parser_.too_long(text.number) : parser_.parse(text.text, text.number);
         return true;
     }
 
-  private:
     static constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
     LineReader lines_;
     RequestParser parser_;
@@ -248,6 +258,11 @@ class PromptReader : public RequestReader {
     bool next(RequestLine& line) override {
         if (num_read_ == prompts_.size()) return false;
         line = parser_.from_prompt(prompts_[num_read_], static_cast<int64_t>(num_read_ + 1));
+        ++num_read_;
+        return true;
+    }
+    bool skip() override {
+        if (num_read_ == prompts_.size()) return false;
         ++num_read_;
         return true;
     }

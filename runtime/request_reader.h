@@ -75,6 +75,8 @@ class RequestReader {
     virtual ~RequestReader() = default;
     // False when there are no more.
     virtual bool next(RequestLine& line) = 0;
+    // Passes over one line without looking into it; false when there are no more.
+    virtual bool skip() = 0;
 };
 
 // Throws Error(input) when the file cannot be read, then and in next().

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <set>
+
+#include "comm/shared_counter.h"
 
 namespace ferry {
 namespace {
@@ -20,7 +23,7 @@ class FakeEngine {
     }
     bool has_room() const { return running_.size() < 2; }
     int64_t num_unfinished() const { return static_cast<int64_t>(running_.size()); }
-    bool step() {
+    bool step(bool more_coming = false) {
         ++num_steps_;
         std::erase_if(running_, [&](Request& request) {
             request.prompt_tokens.pop_back();
@@ -31,12 +34,17 @@ class FakeEngine {
             finished_.push_back(std::move(completion));
             return true;
         });
-        return !running_.empty();
+        return more_coming || !running_.empty();
     }
+    void cancel_all() { running_.clear(); }
+    void announce_stop() { stopping_ = true; }
+    bool stop_announced() const { return stop_announced_; }
     std::vector<Completion> take_finished() { return std::exchange(finished_, {}); }
 
     size_t most_running_ = 0;
     int num_steps_ = 0;
+    bool stopping_ = false;
+    bool stop_announced_ = false;
 
   private:
     std::vector<Request> running_;
@@ -51,7 +59,14 @@ class ListReader : public RequestReader {
         line = lines_[num_read_++];
         return true;
     }
+    bool skip() override {
+        if (num_read_ == lines_.size()) return false;
+        ++num_read_;
+        ++num_skipped_;
+        return true;
+    }
     size_t num_read_ = 0;
+    size_t num_skipped_ = 0;
 
   private:
     std::vector<RequestLine> lines_;
@@ -138,6 +153,55 @@ TEST(RunRequests, AStopKeepsWhatFinishedAndReadsNoMore) {
     EXPECT_EQ(engine.num_steps_, 1);
     EXPECT_THAT(sink.accepted_, ElementsAre(0));
     EXPECT_EQ(reader.num_read_, 2u);
+}
+
+// Hands out the lines that the test says.
+class FakeClaims {
+  public:
+    explicit FakeClaims(std::vector<int64_t> lines) : lines_(std::move(lines)) {}
+    void request(int64_t) { requested_ = true; }
+    bool requested() const { return requested_; }
+    std::optional<Claim> poll() {
+        if (!requested_) return std::nullopt;
+        requested_ = false;
+        const size_t i = std::min(num_claimed_++, lines_.size() - 1);
+        return Claim{lines_[i], 1};
+    }
+
+  private:
+    std::vector<int64_t> lines_;
+    size_t num_claimed_ = 0;
+    bool requested_ = false;
+};
+
+TEST(RunClaimedRequests, OnlyClaimedLinesAreParsed) {
+    FakeEngine engine;
+    ListReader reader({line_of(0, 1), line_of(1, 1), line_of(2, 2), line_of(3, 1), line_of(4, 1)});
+    FakeClaims claims({1, 3, 7});  // 7: after the end
+    ListSink sink;
+    EXPECT_EQ(run_claimed_requests(engine, reader, sink, claims, {}), LoopEnd::finished);
+    EXPECT_THAT(sink.accepted_, ElementsAre(1, 3));
+    EXPECT_THAT(sink.expected_, ElementsAre(std::pair(1, 1), std::pair(3, 1)));
+    EXPECT_EQ(reader.num_skipped_, 3u);
+}
+
+TEST(RunClaimedRequests, AStopOfAnotherRankStopsThisOne) {
+    FakeEngine engine;
+    engine.stop_announced_ = true;
+    ListReader reader({line_of(0, 1), line_of(1, 1)});
+    FakeClaims claims({0, 1});
+    ListSink sink;
+    EXPECT_EQ(run_claimed_requests(engine, reader, sink, claims, {}), LoopEnd::stopped);
+    EXPECT_THAT(sink.accepted_, IsEmpty());
+}
+
+TEST(RunClaimedRequests, AStopIsAnnounced) {
+    FakeEngine engine;
+    ListReader reader({line_of(0, 1), line_of(1, 1)});
+    FakeClaims claims({0, 1});
+    ListSink sink;
+    run_claimed_requests(engine, reader, sink, claims, {.stop_requested = [] { return true; }});
+    EXPECT_TRUE(engine.stopping_);
 }
 
 }  // namespace

@@ -1,0 +1,13 @@
+// A process above each rank of a job of several, so that a rank that is killed ends the job with
+// Ferry's exit code: a launcher passes on how its own child ended, and knows only of the signal.
+#pragma once
+
+namespace ferry {
+
+// Call before MPI is initialised and before any thread exists. Under a launcher of several tasks
+// the caller goes on in a new process; the old one waits for it, passes SIGTERM and SIGUSR1 on, and
+// ends as it did, or with the code of Error(communication) when a signal ended it. Otherwise, or
+// when there can be no new process, does nothing.
+void go_on_under_keeper();
+
+}  // namespace ferry
