@@ -2,11 +2,15 @@
 
 #include "base/error.h"
 #include "comm/transport_mpi.h"
+#include "comm/transport_ucx.h"
 #include "comm/world.h"
 
 namespace ferry {
 
-std::unique_ptr<Transport> make_transport(std::string_view name, World& world, std::string* why) {
+constexpr bool kHasUcx = FERRY_HAS_UCX;
+
+std::unique_ptr<Transport> make_transport(std::string_view name, World& world, std::string* why,
+                                          const TransportOptions& options) {
     const auto choose = [&](const char* reason) {
         if (why != nullptr) *why = reason;
     };
@@ -15,7 +19,11 @@ std::unique_ptr<Transport> make_transport(std::string_view name, World& world, s
             choose("exchange.transport: self, as there is one rank");
             return make_self_transport();
         }
-        choose("exchange.transport: mpi, the fastest in this build for CPU ranks");
+        if (kHasUcx) {
+            choose("exchange.transport: ucx, the fastest in this build for CPU ranks");
+            return make_ucx_transport(world, options);
+        }
+        choose("exchange.transport: mpi, as this build has no UCX");
         return make_mpi_transport(world);
     }
     if (name == "self") {
@@ -26,9 +34,10 @@ std::unique_ptr<Transport> make_transport(std::string_view name, World& world, s
         return make_self_transport();
     }
     if (name == "mpi") return make_mpi_transport(world);
-    if (name == "ucx" || name == "nccl")
+    if (name == "ucx") return make_ucx_transport(world, options);
+    if (name == "nccl")
         throw Error(ErrorKind::usage,
-                    "exchange.transport: {} is not in this build; use mpi or auto", name);
+                    "exchange.transport: nccl is not in this build; use ucx, mpi or auto");
     throw Error(ErrorKind::usage, "exchange.transport: {} is none of auto, self, mpi, ucx, nccl",
                 name);
 }

@@ -69,7 +69,8 @@ class Transport {
     virtual LaneId open_receive(const LaneSpec& spec) = 0;
     virtual void connect() = 0;
 
-    // The lane's buffer here; 64-byte aligned. Moves when reserve() has to grow it.
+    // The lane's buffer; 64-byte aligned. Moves when reserve() has to grow it. That of a send slot
+    // may be the peer's own memory: write to it only once the peer expects the message.
     virtual std::byte* buffer(LaneId lane) = 0;
     // Sized lanes, while idle: room for size_bytes. Grows with slack, never shrinks.
     virtual void reserve(LaneId lane, size_t size_bytes) = 0;
@@ -107,8 +108,13 @@ class Transport {
 // A world of one rank; lanes to oneself only.
 std::unique_ptr<Transport> make_self_transport();
 
+struct TransportOptions {
+    bool progress_thread = false;  // ucx: a thread of its own drives UCX, also while kernels run
+};
+
 // `name`: auto, self, mpi, ucx, nccl. Throws Error(usage) naming what this build or machine lacks.
 // `why` (may be null) receives one line about the choice that `auto` made.
-std::unique_ptr<Transport> make_transport(std::string_view name, World& world, std::string* why);
+std::unique_ptr<Transport> make_transport(std::string_view name, World& world, std::string* why,
+                                          const TransportOptions& options = {});
 
 }  // namespace ferry

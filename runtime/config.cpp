@@ -86,6 +86,7 @@ std::vector<Field> config_fields(Config& config) {
         {"exchange.dtype", choice(c.exchange.dtype, {"f32", "bf16", "fp8"}), {}, kResults, "rows are rounded to this at the exchange, also when they do not leave their rank"},
         {"exchange.mode", choice(c.exchange.mode, {"auto", "bounded", "sized"}), {}, kNothing, "one message of fixed capacity, or counts first and then exactly the rows"},
         {"exchange.bounded_tokens", &c.exchange.bounded_tokens, {0, 1e6}, kNothing, "tokens that a bounded message holds; 0: as many as fit the mode"},
+        {"exchange.progress_thread", &c.exchange.progress_thread, {}, kNothing, "ucx: a thread of its own drives the network, also while kernels run"},
         {"exchange.combine", choice(c.exchange.combine, {"exact", "reduced"}), {}, kResults, "one row per (token, expert) comes back, or one sum per rank (fewer bytes, bits depend on the layout)"},
 
         {"engine.device", choice(c.engine.device, {"cpu", "cuda"}), {}, kResults, "what computes"},

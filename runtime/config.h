@@ -49,6 +49,7 @@ struct Config {
         enum class Payload { f32, bf16, fp8 } dtype = Payload::f32;
         enum class Mode { automatic, bounded, sized } mode = Mode::automatic;
         int64_t bounded_tokens = 0;
+        bool progress_thread = false;
         enum class Combine { exact, reduced } combine = Combine::exact;
     } exchange;
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "comm/progress_state.h"
 #include "runtime/checkpoint.h"
 
@@ -184,7 +185,9 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
         verify(*checkpoint, threads, world, on_progress);
     progress_state().enter(Activity::loading);
     std::string why;
-    transport_ = make_transport(transport_name(config.exchange.transport), world, &why);
+    transport_ = make_transport(transport_name(config.exchange.transport), world, &why,
+                                {.progress_thread = config.exchange.progress_thread});
+    if (world.rank() == 0 && !why.empty()) log_info("{}", why);
     kernels_ = make_cpu_kernels(threads);
     std::vector<int> attention_ranks;
     for (int rank = 0; rank < layout.num_attention(); ++rank)

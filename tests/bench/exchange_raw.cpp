@@ -99,6 +99,7 @@ void run(int argc, char** argv) {
     const int num_experts = static_cast<int>(argument(argc, argv, 4, 32));
     const int rounds = static_cast<int>(argument(argc, argv, 5, 40));
     ThreadPool threads(static_cast<int>(argument(argc, argv, 6, 1)));
+    const char* transport_name = std::getenv("FERRY_TEST_TRANSPORT");
     const char* attention_ranks = std::getenv("FERRY_ATTENTION_RANKS");
     const int a = attention_ranks != nullptr ? std::atoi(attention_ranks) : 0;
 
@@ -110,7 +111,8 @@ void run(int argc, char** argv) {
                                     .bounded_tokens = num_tokens},
                         .layout = make_layout(layout, world.node_of_rank())};
     setup.placements = {contiguous_placement(num_experts, setup.layout.num_expert())};
-    const auto transport = make_transport("auto", world, nullptr);
+    const auto transport =
+        make_transport(transport_name != nullptr ? transport_name : "auto", world, nullptr);
     const auto exchange =
         make_exchange(setup, *transport, threads.num_threads() > 1 ? &threads : nullptr);
     const bool attends = exchange->attention() != nullptr;

@@ -1,5 +1,6 @@
 // What every transport must pass (DESIGN 4.2): dispatch and combine over real ranks, compared bit
-// for bit with a loop on one rank. FERRY_TEST_TRANSPORT names the transport (default: auto).
+// for bit with a loop on one rank. FERRY_TEST_TRANSPORT names the transport (default: auto);
+// FERRY_TEST_PROGRESS_THREAD=1 gives it a thread of its own.
 #include <gmock/gmock.h>
 #include <unistd.h>
 
@@ -33,9 +34,11 @@ struct Case {
     }
 };
 
-std::string transport_name() {
+std::unique_ptr<Transport> transport_under_test() {
     const char* name = std::getenv("FERRY_TEST_TRANSPORT");
-    return name != nullptr ? name : "auto";
+    return make_transport(
+        name != nullptr ? name : "auto", test_world(), nullptr,
+        {.progress_thread = std::getenv("FERRY_TEST_PROGRESS_THREAD") != nullptr});
 }
 
 // All ratios of the two roles that this world allows, and colocated.
@@ -62,7 +65,7 @@ class Runner {
                                  ? balanced_placement(loads, {.num_ranks = num_ranks,
                                                               .num_redundant = case_.num_redundant})
                                  : contiguous_placement(case_.num_experts, num_ranks)};
-        transport_ = make_transport(transport_name(), world, nullptr);
+        transport_ = transport_under_test();
         exchange_ = make_exchange(setup_, *transport_, nullptr);
         random_ = Random(static_cast<uint64_t>(world.rank()) + 77);
     }
@@ -230,7 +233,7 @@ TEST(TransportConformance, SilenceIsAnErrorThatNamesTheRank) {
                             world.node_of_rank()),
                         .placements = {contiguous_placement(4, 1)}};
     setup.options.stall_timeout_s = 0.3;
-    const auto transport = make_transport(transport_name(), world, nullptr);
+    const auto transport = transport_under_test();
     const auto exchange = make_exchange(setup, *transport, nullptr);
     if (exchange->experts() != nullptr) {
         try {
