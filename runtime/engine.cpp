@@ -37,6 +37,7 @@ struct Engine::Active : Sequence {
     std::optional<StopStrings> stop_strings;
     std::optional<StreamDecoder> decoder;  // when text is wanted token by token
     size_t num_shown_bytes = 0;
+    bool started = false;
     std::vector<float> logprobs;
     std::vector<TokenLogprob> top_logprobs;
     Clock::time_point submitted = Clock::now();
@@ -126,9 +127,11 @@ bool Engine::step(bool more_coming) {
     }
     const bool alone = fabric_.layout().num_attention() == 1;
     if (plan->empty() && alone) return num_unfinished() > 0 || more_coming;
-    for (const auto& active : active_)
-        if (active->timings.queue_s == 0 && !active->pages.empty())
-            active->timings.queue_s = seconds_since(active->submitted);
+    for (; num_started_ < active_.size() && !active_[num_started_]->pages.empty(); ++num_started_) {
+        Active& active = *active_[num_started_];
+        active.started = true;
+        active.timings.queue_s = seconds_since(active.submitted);
+    }
     num_computed_tokens_ += static_cast<int64_t>(plan->tokens.size());
     const bool busy = num_unfinished() > 0 || more_coming;
     const auto [logits, agreed] =
@@ -220,6 +223,7 @@ void Engine::finish(Active& active, FinishReason reason, std::string error) {
     completion.timings = active.timings;
     completion.timings.total_s = seconds_since(active.submitted);
     finished_.push_back(std::move(completion));
+    num_started_ -= active.started ? 1 : 0;
     std::erase_if(active_, [&](const auto& owned) { return owned.get() == &active; });
 }
 
@@ -230,6 +234,7 @@ std::vector<Completion> Engine::take_finished() {
 void Engine::cancel_all() {
     for (const auto& active : active_) scheduler_.finish(*active);
     active_.clear();
+    num_started_ = 0;
 }
 
 }  // namespace ferry

@@ -80,7 +80,8 @@ class Engine {
     Scheduler scheduler_;
     AttentionWorker worker_;
     Sampler sampler_;
-    std::vector<std::unique_ptr<Active>> active_;
+    std::vector<std::unique_ptr<Active>> active_;  // by arrival
+    size_t num_started_ = 0;                       // leading ones of active_ that had pages once
     std::vector<Completion> finished_;
     bool stopping_ = false;
     bool stop_announced_ = false;

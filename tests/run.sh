@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tests/run.sh [CTEST_ARG...]: installs what is missing, builds, runs every test that this machine can run.
-# `tests/run.sh -L unit` runs one label (unit, mpi, cluster, slurm, fuzz). FERRY_JOBS sets the number of build jobs.
+# `tests/run.sh -L unit` runs one label (unit, soak, mpi, cluster, slurm, fuzz). FERRY_JOBS sets the number of build jobs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 started=$SECONDS

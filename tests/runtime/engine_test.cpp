@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <chrono>
 #include <map>
 
 #include "base/random.h"
@@ -21,12 +23,15 @@ std::string golden_model(const std::string& family) {
 // A tiny model, loaded once.
 class EngineTest : public testing::Test {
   protected:
-    EngineTest()
+    static constexpr int64_t kRequests = 32;
+    static constexpr int64_t kMaxTokens = 4096;  // of one step
+
+    explicit EngineTest(const Numerics& numerics = {})
         : source_(golden_model("v3")),
           kernels_(make_cpu_kernels(2)),
           transport_(make_self_transport()),
-          rank_(source_, *kernels_, {}, single_rank_fabric(source_.config(), 512, 2), *transport_) {
-    }
+          rank_(source_, *kernels_, numerics, single_rank_fabric(source_.config(), kMaxTokens, 2),
+                *transport_) {}
 
     Engine make_engine(const EngineOptions& options) {
         return Engine(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), options, {},
@@ -48,11 +53,12 @@ class EngineTest : public testing::Test {
         made.sampling.logprobs = 2;
         return made;
     }
-    // 12 requests of uneven lengths; pairs share a prompt prefix of 70 tokens.
+    // 32 requests of uneven lengths; every third shares a prompt prefix of two pages, two prompts
+    // are longer than any small chunk or budget.
     std::vector<Request> requests() const {
         std::vector<Request> all;
-        for (int64_t i = 0; i < 12; ++i) {
-            all.push_back(request(i, 1 + i * 13 % 90, 5 + i * 7 % 60));
+        for (int64_t i = 0; i < kRequests; ++i) {
+            all.push_back(request(i, i % 16 == 5 ? 700 + i : 1 + i * 13 % 90, 5 + i * 7 % 60));
             if (i % 3 != 0) continue;
             const std::vector<int32_t> shared = request(1000, 130, 1).prompt_tokens;
             all.back().prompt_tokens.insert(all.back().prompt_tokens.begin(), shared.begin(),
@@ -71,17 +77,32 @@ class EngineTest : public testing::Test {
         }
         return completions;
     }
+    // Tokens, and log-probabilities bit for bit.
     static void expect_same(const std::map<int64_t, Completion>& a,
                             const std::map<int64_t, Completion>& b) {
+        const auto bits = [](float value) { return std::bit_cast<uint32_t>(value); };
         ASSERT_EQ(a.size(), b.size());
-        for (const auto& [index, completion] : a)
-            EXPECT_EQ(to_json(completion, false), to_json(b.at(index), false)) << index;
+        for (const auto& [index, one] : a) {
+            const Completion& other = b.at(index);
+            ASSERT_EQ(one.finish_reason, FinishReason::length) << one.error;
+            ASSERT_EQ(one.tokens, other.tokens) << index;
+            ASSERT_EQ(one.logprobs.size(), one.tokens.size());
+            for (size_t i = 0; i < one.tokens.size(); ++i) {
+                ASSERT_EQ(bits(one.logprobs[i]), bits(other.logprobs[i])) << index << ", " << i;
+                for (size_t j = 2 * i; j < 2 * i + 2; ++j) {
+                    ASSERT_EQ(one.top_logprobs[j].token, other.top_logprobs[j].token);
+                    ASSERT_EQ(bits(one.top_logprobs[j].logprob),
+                              bits(other.top_logprobs[j].logprob));
+                }
+            }
+        }
     }
     // Every request in an engine of its own.
     std::map<int64_t, Completion> alone() {
         std::map<int64_t, Completion> all;
         for (Request& one : requests()) {
-            Engine engine = make_engine({.scheduler = {.max_batch = 1, .max_batch_tokens = 512}});
+            Engine engine =
+                make_engine({.scheduler = {.max_batch = 1, .max_batch_tokens = kMaxTokens}});
             std::vector<Request> single;
             single.push_back(std::move(one));
             all.merge(run(engine, std::move(single)));
@@ -95,28 +116,65 @@ class EngineTest : public testing::Test {
     RankModel rank_;
 };
 
-TEST_F(EngineTest, BatchChunksPrefixCacheAndPreemptionChangeNoBit) {
+// DESIGN 4.1, on one rank: alone, among 31 others, in chunks of any size, with the prefix cache on
+// and off, after preemption.
+class BatchInvariance : public EngineTest, public testing::WithParamInterface<DType> {
+  protected:
+    BatchInvariance() : EngineTest({.cache_dtype = GetParam()}) {}
+};
+
+TEST_P(BatchInvariance, NothingAroundARequestChangesABitOfIt) {
     const std::map<int64_t, Completion> expected = alone();
-    ASSERT_EQ(expected.size(), 12u);
-    for (int64_t chunk : {1, 7, 64, 4096}) {
-        Engine engine = make_engine(
-            {.scheduler = {.max_batch = 12,
-                           .max_batch_tokens = std::min<int64_t>(512, std::max<int64_t>(chunk, 12)),
-                           .max_prefill_chunk = chunk},
-             .num_pages = 64});
-        expect_same(run(engine, requests()), expected);
+    ASSERT_EQ(expected.size(), static_cast<size_t>(kRequests));
+    for (const bool share : {false, true})
+        for (const int64_t chunk : {1, 7, 64, 4096}) {
+            SCOPED_TRACE(fmt::format("chunks of {}, prefix cache {}", chunk, share));
+            Engine engine = make_engine({.scheduler = {.max_batch = kRequests,
+                                                       .max_batch_tokens = kMaxTokens,
+                                                       .max_prefill_chunk = chunk},
+                                         .num_pages = 128,
+                                         .share_prefixes = share});
+            // The first comes early, so that others find its prefix.
+            engine.submit(requests()[0]);
+            for (int64_t step = 0; step < 140; ++step) engine.step();
+            std::vector<Request> others = requests();
+            others.erase(others.begin());
+            const auto all = run(engine, std::move(others));
+            expect_same(all, expected);
+            EXPECT_EQ(engine.num_preemptions(), 0);
+            EXPECT_EQ(engine.num_prefix_hits() > 0, share);
+        }
+    for (const bool share : {false, true}) {
+        Engine small = make_engine({.scheduler = {.max_batch = kRequests, .max_batch_tokens = 300},
+                                    .num_pages = 24,
+                                    .share_prefixes = share});
+        expect_same(run(small, requests()), expected);
+        EXPECT_GT(small.num_preemptions(), 3);
     }
-    Engine sharing = make_engine({.scheduler = {.max_batch = 2, .max_batch_tokens = 100}});
-    expect_same(run(sharing, requests()), expected);
-    EXPECT_GT(sharing.num_prefix_hits(), 0);
-    Engine no_sharing = make_engine({.scheduler = {.max_batch = 5, .max_batch_tokens = 100},
-                                     .num_pages = 64,
-                                     .share_prefixes = false});
-    expect_same(run(no_sharing, requests()), expected);
-    Engine small =
-        make_engine({.scheduler = {.max_batch = 12, .max_batch_tokens = 300}, .num_pages = 8});
-    expect_same(run(small, requests()), expected);
-    EXPECT_GT(small.num_preemptions(), 0);
+}
+INSTANTIATE_TEST_SUITE_P(Caches, BatchInvariance, testing::Values(DType::f32, DType::bf16));
+
+// The cost of a step follows its tokens: neither the size of the cache nor the requests that wait
+// count.
+TEST_F(EngineTest, StepsCostWhatTheirTokensCost) {
+    const auto step_us = [&](int64_t num_pages, int64_t num_waiting) {
+        Engine engine = make_engine(
+            {.scheduler = {.max_batch = 8, .max_batch_tokens = 64}, .num_pages = num_pages});
+        for (int64_t i = 0; i < 8 + num_waiting; ++i) engine.submit(request(i, 20, 150));
+        for (int i = 0; i < 10; ++i) engine.step();
+        double best = 1e30;
+        for (int i = 0; i < 100; ++i) {
+            const auto begin = std::chrono::steady_clock::now();
+            engine.step();
+            const std::chrono::duration<double, std::micro> us =
+                std::chrono::steady_clock::now() - begin;
+            best = std::min(best, us.count());
+        }
+        EXPECT_EQ(engine.num_running(), 8);
+        return best;
+    };
+    const double small = step_us(64, 0), large = step_us(20000, 5000);
+    EXPECT_LT(large, 3 * small) << small << " us in a small engine";
 }
 
 TEST_F(EngineTest, RequestsThatCannotRunSayWhy) {

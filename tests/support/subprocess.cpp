@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <fstream>
 #include <stdexcept>
 
 #include "tests/support/temp_dir.h"
@@ -18,6 +19,7 @@ using Clock = std::chrono::steady_clock;
 
 [[noreturn]] void become(const std::vector<std::string>& arguments, const ProcessOptions& options,
                          const TempDir& dir) {
+    const int program = ::open(arguments[0].c_str(), O_PATH | O_CLOEXEC);  // while it may be found
     for (const std::string& setting : options.environment)
         ::putenv(const_cast<char*>(setting.c_str()));
     ::dup2(::open((dir / "in").c_str(), O_RDONLY), STDIN_FILENO);
@@ -27,13 +29,22 @@ using Clock = std::chrono::steady_clock;
     for (const std::string& argument : arguments)
         pointers.push_back(const_cast<char*>(argument.c_str()));
     pointers.push_back(nullptr);
-    ::execv(pointers[0], pointers.data());
+    if (options.before_start) options.before_start();
+    ::fexecve(program, pointers.data(), environ);
     ::_exit(127);
 }
 
 int64_t file_size(const std::string& path) {
     struct stat status {};
     return ::stat(path.c_str(), &status) == 0 ? status.st_size : 0;
+}
+
+// Memory of a process that is really there; 0 when it is gone.
+int64_t resident_bytes(pid_t process) {
+    std::ifstream file("/proc/" + std::to_string(process) + "/statm");
+    int64_t pages = 0, resident = 0;
+    file >> pages >> resident;
+    return resident * ::sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace
@@ -54,15 +65,16 @@ ProcessResult run_process(const std::vector<std::string>& arguments,
     const Clock::time_point start = Clock::now();
     bool signal_sent = options.send_signal == 0;
     int status = 0;
+    ProcessResult result;
     while (::waitpid(child, &status, WNOHANG) == 0) {
         if (!signal_sent && is_time(Clock::now() - start)) {
             ::kill(child, options.send_signal);
             signal_sent = true;
         }
         if (Clock::now() - start > std::chrono::seconds(100)) ::kill(child, SIGKILL);
-        ::usleep(1000);
+        if (const int64_t bytes = resident_bytes(child)) result.resident_bytes.push_back(bytes);
+        ::usleep(options.signal_when_grown.empty() ? 1000 : 100);
     }
-    ProcessResult result;
     if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
     if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
     result.out = read_file(dir / "out");

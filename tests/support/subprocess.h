@@ -2,6 +2,8 @@
 #pragma once
 #include <sys/types.h>
 
+#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -12,6 +14,7 @@ struct ProcessResult {
     int signal = 0;
     std::string out;
     std::string err;
+    std::vector<int64_t> resident_bytes;  // every few milliseconds
 };
 
 struct ProcessOptions {
@@ -20,6 +23,7 @@ struct ProcessOptions {
     double signal_after_s = 0;
     std::string signal_when_grown = {};         // a file: the signal waits until it has grown
     std::vector<std::string> environment = {};  // "NAME=value", beside the caller's
+    std::function<void()> before_start = {};    // in the child, e.g. to take limits or another user
 };
 
 // `arguments[0]` is the program. Kills it after 100 s.
