@@ -6,6 +6,7 @@ class App;
 
 namespace ferry {
 
+void add_bench(CLI::App& app);
 void add_config(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_generate(CLI::App& app);

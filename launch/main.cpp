@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
     CLI::App app{"Ferry: distributed inference for mixture-of-experts models", "ferry"};
     app.set_version_flag("--version", ferry::describe_versions, "Versions of all that is linked");
     app.require_subcommand(1);
+    ferry::add_bench(app);
     ferry::add_config(app);
     ferry::add_convert(app);
     ferry::add_generate(app);

@@ -32,6 +32,7 @@ class Transformer {
     // positions.
     static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
                                   int64_t tokens, int64_t context, int64_t expert_rows);
+    int64_t head_bytes() const { return head_.weight().size_bytes(); }
     // Bytes of weights held.
     int64_t weight_bytes() const { return weight_bytes_; }
 

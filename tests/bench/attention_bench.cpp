@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "base/random.h"
+#include "layers/cpu/fma_peak.h"
 #include "layers/kernels.h"
-#include "tests/bench/fma_peak.h"
 
 namespace ferry {
 namespace {

@@ -6,8 +6,8 @@
 #include <benchmark/benchmark.h>
 
 #include "base/random.h"
+#include "layers/cpu/rates.h"
 #include "layers/kernels.h"
-#include "tests/bench/rates.h"
 
 namespace ferry {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "base/random.h"
+#include "layers/cpu/rates.h"
 #include "layers/kernels.h"
-#include "tests/bench/rates.h"
 #ifdef FERRY_BENCH_OPENBLAS
 #include <cblas.h>
 #endif

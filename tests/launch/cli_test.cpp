@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -202,17 +203,32 @@ TEST_F(GenerateTest, SigtermStopsWith75AndTheNextRunGoesOn) {
     EXPECT_EQ(completions("out"), completions("undisturbed"));
 }
 
-TEST_F(GenerateTest, KilledAtAnyMomentAndResumed) {
-    ASSERT_EQ(ferry(arguments("undisturbed", 30)).exit_code, 0);
-    int num_killed = 0;
-    for (int round = 0; round < 6; ++round) {
-        const ProcessResult result = ferry(
-            arguments("out", 30), {.send_signal = SIGKILL, .signal_after_s = 0.07 * (round + 1)});
-        num_killed += result.signal == SIGKILL ? 1 : 0;
+TEST(Bench, LayerMeasuresAndComparesBits) {
+    const TempDir dir;
+    const std::string shape = std::string(FERRY_SOURCE_DIR) + "/tests/launch/tiny_model.yaml";
+    const ProcessResult result = ferry({"bench", "layer", "--shape", shape, "--decode", "1,5",
+                                        "--context", "70", "--prefill", "100", "--repetitions", "2",
+                                        "--set", "engine.threads=2", "--json", dir / "out.json"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.out, HasSubstr("decode 5 at 70"));
+    const auto json = nlohmann::json::parse(read_file(dir / "out.json"));
+    EXPECT_EQ(json["parameters"]["threads"], 2);
+    std::map<std::string, std::map<std::string, nlohmann::json>> rows;
+    for (const auto& row : json["rows"]) rows[row["workload"]][row["stage"]] = row;
+    for (const char* step : {"decode 1 at 70", "decode 5 at 70", "prefill 100"}) {
+        for (const char* stage :
+             {"attention", "dense", "gate", "shared", "experts", "head", "step"})
+            EXPECT_GT(rows[step][stage]["best_us"], 0) << step << " " << stage;
+        EXPECT_EQ(rows[step]["step"]["check"], "same");
+        EXPECT_GT(rows[step]["step"]["of_bound"], 0);
     }
-    EXPECT_GT(num_killed, 0);
-    EXPECT_EQ(ferry(arguments("out", 30)).exit_code, 0);
-    EXPECT_EQ(completions("out"), completions("undisturbed"));
+    // By hand: 5 rows times 2 FLOPs times [64, 256] of the head; 2 of 8 experts, 3 x [64, 32] bf16.
+    EXPECT_EQ(rows["decode 5 at 70"]["head"]["flops"], 5 * 2 * 64 * 256);
+    EXPECT_EQ(rows["decode 1 at 70"]["experts"]["bytes"], 2 * 3 * 64 * 32 * 2);
+    EXPECT_EQ(rows["prefill 100"]["experts"]["flops"], 100 * 2 * 2 * 3 * 64 * 32);
+    expect_error(ferry({"bench"}), 2, "subcommand");
+    expect_error(ferry({"bench", "layer", "--shape", shape, "--prefill", "20000"}), 2,
+                 "16384 positions");
 }
 
 TEST(Generate, PromptsGiveReadableText) {

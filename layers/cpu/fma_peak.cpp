@@ -1,9 +1,9 @@
-#include "tests/bench/fma_peak.h"
+#include "layers/cpu/fma_peak.h"
 
 #include <ctime>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "tests/bench/fma_peak.cpp"
+#define HWY_TARGET_INCLUDE "layers/cpu/fma_peak.cpp"
 #include "layers/cpu/vector_targets.h"
 //
 #include <hwy/foreach_target.h>

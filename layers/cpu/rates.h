@@ -6,14 +6,15 @@
 #include <chrono>
 #include <vector>
 
-#include "tests/bench/fma_peak.h"
-#include "tests/bench/read_loop.h"
+#include "layers/cpu/fma_peak.h"
+#include "layers/cpu/read_loop.h"
 
 namespace ferry {
 
 class BenchClock {
   public:
     explicit BenchClock(const ThreadPool& threads) : cpu_(threads.num_threads() == 1) {}
+    static BenchClock wall() { return BenchClock(); }
 
     double now_s() const {
         if (cpu_) return thread_cpu_seconds();
@@ -28,7 +29,8 @@ class BenchClock {
     }
 
   private:
-    bool cpu_;
+    BenchClock() = default;
+    bool cpu_ = false;
 };
 
 struct Rates {
@@ -44,9 +46,8 @@ struct Rates {
 
 // One more turn; returns the kernel's time. `memory`: what the read loop reads.
 template <typename Body>
-double take_turn(ThreadPool& threads, const void* memory, size_t size_bytes, Rates& rates,
-                 Body&& body) {
-    const BenchClock clock(threads);
+double take_turn(ThreadPool& threads, const BenchClock& clock, const void* memory,
+                 size_t size_bytes, Rates& rates, Body&& body) {
     const double kernel_s = clock.seconds(body);
     rates.kernel_s = std::min(rates.kernel_s, kernel_s);
     const double read_s = clock.seconds([&] { read_all(threads, memory, size_bytes); });
@@ -62,6 +63,11 @@ double take_turn(ThreadPool& threads, const void* memory, size_t size_bytes, Rat
     for (double part : flops) total += part;
     rates.peak_flops_per_s = std::max(rates.peak_flops_per_s, total / peak_s);
     return kernel_s;
+}
+template <typename Body>
+double take_turn(ThreadPool& threads, const void* memory, size_t size_bytes, Rates& rates,
+                 Body&& body) {
+    return take_turn(threads, BenchClock(threads), memory, size_bytes, rates, body);
 }
 
 }  // namespace ferry

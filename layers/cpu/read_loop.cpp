@@ -1,9 +1,9 @@
-#include "tests/bench/read_loop.h"
+#include "layers/cpu/read_loop.h"
 
 #include <algorithm>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "tests/bench/read_loop.cpp"
+#define HWY_TARGET_INCLUDE "layers/cpu/read_loop.cpp"
 #include "layers/cpu/vector_targets.h"
 //
 #include <hwy/foreach_target.h>

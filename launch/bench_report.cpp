@@ -1,0 +1,139 @@
+#include "launch/bench_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/check.h"
+#include "base/error.h"
+
+namespace ferry {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string for_people(const BenchValue& value, const BenchColumn& column) {
+    if (const auto* text = std::get_if<std::string>(&value)) return *text;
+    if (const auto* whole = std::get_if<int64_t>(&value)) return fmt::format("{}", *whole);
+    const double number = std::get<double>(value) * column.scale;
+    return number == 0 ? "-" : fmt::format("{:.{}f}", number, column.num_digits);
+}
+
+std::string for_machines(const BenchValue& value) {
+    return std::visit([](const auto& known) { return fmt::format("{}", known); }, value);
+}
+
+std::string csv_field(const std::string& text) {
+    if (text.find_first_of(",\"\n") == std::string::npos) return text;
+    std::string quoted = "\"";
+    for (const char c : text) {
+        if (c == '"') quoted += c;
+        quoted += c;
+    }
+    quoted += '"';
+    return quoted;
+}
+
+Json json_of(const BenchValue& value) {
+    return std::visit([](const auto& known) { return Json(known); }, value);
+}
+
+void write(const std::string& path, const std::string& text) {
+    std::FILE* file = std::fopen(path.c_str(), "w");
+    const bool written =
+        file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    const bool closed = file != nullptr && std::fclose(file) == 0;
+    if (!written || !closed)
+        throw Error(ErrorKind::input, "{}: cannot be written: {}", path, std::strerror(errno));
+}
+
+}  // namespace
+
+BenchReport::BenchReport(std::string benchmark, std::vector<BenchColumn> columns)
+    : benchmark_(std::move(benchmark)), columns_(std::move(columns)) {}
+
+void BenchReport::add_parameter(const std::string& name, BenchValue value) {
+    parameters_.emplace_back(name, std::move(value));
+}
+
+void BenchReport::add_row(std::vector<BenchValue> values) {
+    FERRY_CHECK(values.size() == columns_.size(), "{} values for {} columns", values.size(),
+                columns_.size());
+    rows_.push_back(std::move(values));
+}
+
+std::string BenchReport::to_text() const {
+    std::string text;
+    for (const auto& [name, value] : parameters_)
+        text += fmt::format("# {}: {}\n", name, for_people(value, {}));
+    std::vector<std::vector<std::string>> cells{{}};
+    for (const BenchColumn& column : columns_) cells[0].push_back(column.heading);
+    for (const auto& row : rows_) {
+        std::vector<std::string>& line = cells.emplace_back();
+        for (size_t i = 0; i < row.size(); ++i) line.push_back(for_people(row[i], columns_[i]));
+    }
+    std::vector<size_t> widths(columns_.size(), 0);
+    for (const auto& line : cells)
+        for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
+    for (size_t row = 0; row < cells.size(); ++row) {
+        if (row > 1 && cells[row][0] != cells[row - 1][0]) text += "\n";
+        std::string line;
+        for (size_t i = 0; i < cells[row].size(); ++i) {
+            const bool is_text = !rows_.empty() && rows_[0][i].index() == 0;
+            line += is_text ? fmt::format("{:<{}}  ", cells[row][i], widths[i])
+                            : fmt::format("{:>{}}  ", cells[row][i], widths[i]);
+        }
+        line.erase(line.find_last_not_of(' ') + 1);
+        text += line;
+        text += '\n';
+    }
+    return text;
+}
+
+std::string BenchReport::to_json() const {
+    Json json;
+    json["benchmark"] = benchmark_;
+    json["parameters"] = Json::object();
+    for (const auto& [name, value] : parameters_) json["parameters"][name] = json_of(value);
+    json["rows"] = Json::array();
+    for (const auto& row : rows_) {
+        Json object;
+        for (size_t i = 0; i < row.size(); ++i) object[columns_[i].key] = json_of(row[i]);
+        json["rows"].push_back(std::move(object));
+    }
+    return json.dump(2) + "\n";
+}
+
+std::string BenchReport::to_csv() const {
+    std::string text = fmt::format("# benchmark: {}\n", benchmark_);
+    for (const auto& [name, value] : parameters_) {
+        std::string line = for_machines(value);
+        std::replace(line.begin(), line.end(), '\n', ' ');
+        text += fmt::format("# {}: {}\n", name, line);
+    }
+    const auto add_line = [&](auto&& field) {
+        for (size_t i = 0; i < columns_.size(); ++i) {
+            if (i > 0) text += ',';
+            text += field(i);
+        }
+        text += '\n';
+    };
+    add_line([&](size_t i) { return csv_field(columns_[i].key); });
+    for (const auto& row : rows_)
+        add_line([&](size_t i) { return csv_field(for_machines(row[i])); });
+    return text;
+}
+
+void BenchReport::publish(const std::string& json_path, const std::string& csv_path) const {
+    if (json_path != "-" && csv_path != "-") fmt::print("{}", to_text());
+    if (json_path == "-") fmt::print("{}", to_json());
+    if (csv_path == "-") fmt::print("{}", to_csv());
+    if (!json_path.empty() && json_path != "-") write(json_path, to_json());
+    if (!csv_path.empty() && csv_path != "-") write(csv_path, to_csv());
+}
+
+}  // namespace ferry

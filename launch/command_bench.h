@@ -1,0 +1,11 @@
+// `ferry bench WHAT`: the benchmarks add themselves here.
+#pragma once
+namespace CLI {
+class App;
+}
+
+namespace ferry {
+
+void add_bench_layer(CLI::App& bench);
+
+}  // namespace ferry

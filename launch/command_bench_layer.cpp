@@ -1,0 +1,167 @@
+// `ferry bench layer`: the stages of decode and prefill steps on one rank, beside the machine's
+// read bandwidth and multiply-add peak.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <stdexcept>
+
+#include "launch/bench_report.h"
+#include "launch/command_bench.h"
+#include "launch/versions.h"
+#include "runtime/config.h"
+#include "runtime/loaded_engine.h"
+#include "runtime/opened_model.h"
+#include "runtime/step_bench.h"
+
+namespace ferry {
+namespace {
+
+struct Arguments {
+    std::string config_file, model, shape, json, csv;
+    std::vector<std::string> overrides;
+    std::vector<int64_t> decode{1, 32}, prefill{512};
+    int64_t context = 512;
+    int warmup = 2, repetitions = 10;
+};
+
+std::vector<StepWorkload> workloads_of(const Arguments& arguments) {
+    std::vector<StepWorkload> workloads;
+    for (const int64_t sequences : arguments.decode)
+        if (sequences > 0)
+            workloads.push_back(
+                {.prefill = false, .sequences = sequences, .tokens = arguments.context});
+    for (const int64_t tokens : arguments.prefill)
+        if (tokens > 0) workloads.push_back({.prefill = true, .sequences = 1, .tokens = tokens});
+    if (workloads.empty())
+        throw Error(ErrorKind::usage, "nothing to measure: --decode and --prefill are both 0");
+    return workloads;
+}
+
+Config config_of(const Arguments& arguments) {
+    Config config = load_config(arguments.config_file, arguments.overrides);
+    if (!arguments.model.empty()) {
+        config.model.path = arguments.model;
+        config.model.dummy.clear();
+    }
+    if (!arguments.shape.empty()) {
+        config.model.dummy = arguments.shape;
+        config.model.path.clear();
+    }
+    check_config(config, {}, "command line");
+    return config;
+}
+
+std::string name_of(const StepWorkload& workload) {
+    return workload.prefill ? fmt::format("prefill {}", workload.tokens)
+                            : fmt::format("decode {} at {}", workload.sequences, workload.tokens);
+}
+
+const std::vector<BenchColumn> kColumns{
+    {.key = "workload", .heading = "step"},
+    {.key = "stage", .heading = "stage"},
+    {.key = "layers", .heading = "layers"},
+    {.key = "best_us", .heading = "best us", .num_digits = 0},
+    {.key = "median_us", .heading = "median us", .num_digits = 0},
+    {.key = "of_step", .heading = "%", .num_digits = 0, .scale = 100},
+    {.key = "bytes", .heading = "MB", .num_digits = 1, .scale = 1e-6},
+    {.key = "flops", .heading = "MFLOP", .num_digits = 0, .scale = 1e-6},
+    {.key = "GBps", .heading = "GB/s", .num_digits = 1},
+    {.key = "of_read", .heading = "% read", .num_digits = 0, .scale = 100},
+    {.key = "GFLOPps", .heading = "GFLOP/s", .num_digits = 1},
+    {.key = "of_peak", .heading = "% peak", .num_digits = 0, .scale = 100},
+    {.key = "of_bound", .heading = "% bound", .num_digits = 0, .scale = 100},
+    {.key = "read_GBps", .heading = "read loop", .num_digits = 1},
+    {.key = "peak_GFLOPps", .heading = "FMA peak", .num_digits = 1},
+    {.key = "check", .heading = "bits"}};
+
+void add_rows(const StepTimes& times, BenchReport& report) {
+    const Rates& rates = times.rates;
+    const double step_s = times.stages.back().best_s;
+    for (const StepStage& stage : times.stages) {
+        if (stage.best_s <= 0 || stage.num_layers == 0) continue;
+        const double s = stage.best_s;
+        report.add_row({name_of(times.workload), stage.name, stage.num_layers, s * 1e6,
+                        stage.median_s * 1e6, s / step_s, stage.bytes, stage.flops,
+                        stage.bytes / s * 1e-9, stage.bytes / s / rates.read_bytes_per_s,
+                        stage.flops / s * 1e-9, stage.flops / s / rates.peak_flops_per_s,
+                        rates.bound_s(stage.bytes, stage.flops) / s, rates.read_bytes_per_s * 1e-9,
+                        rates.peak_flops_per_s * 1e-9,
+                        std::string(times.same_bits ? "same" : "DIFFER")});
+    }
+}
+
+void bench_layer(const Arguments& arguments) {
+    const Config config = config_of(arguments);
+    const std::vector<StepWorkload> workloads = workloads_of(arguments);
+    OpenedModel model = open_model(config);
+    for (const StepWorkload& workload : workloads)
+        if (workload.last_position() >= model.source->config().max_positions)
+            throw Error(ErrorKind::usage, "{}: the model has {} positions", name_of(workload),
+                        model.source->config().max_positions);
+    const int threads = num_threads(config, 1);
+    StepBench bench(*model.source, model.numerics, threads, workloads);
+
+    BenchReport report("layer", kColumns);
+    report.add_parameter("model", model.name);
+    report.add_parameter("layers", model.source->config().n_layers);
+    report.add_parameter("weights GB", static_cast<double>(bench.weight_bytes()) * 1e-9);
+    report.add_parameter("cache", std::string(to_string(model.numerics.cache_dtype)));
+    report.add_parameter("threads", int64_t{threads});
+    report.add_parameter("warm-up", int64_t{arguments.warmup});
+    report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    bool same_bits = true;
+    for (const StepWorkload& workload : workloads) {
+        const StepTimes times = bench.run(workload, arguments.warmup, arguments.repetitions);
+        if (times.experts_per_layer > 0)
+            report.add_parameter(name_of(workload) + ", experts read per layer",
+                                 times.experts_per_layer);
+        same_bits &= times.same_bits;
+        add_rows(times, report);
+    }
+    std::string versions = describe_versions();
+    std::replace(versions.begin(), versions.end(), '\n', ';');
+    report.add_parameter("versions", versions);
+    report.publish(arguments.json, arguments.csv);
+    if (!same_bits) throw std::runtime_error("a step's bits depend on what was computed beside it");
+}
+
+}  // namespace
+
+void add_bench_layer(CLI::App& bench) {
+    CLI::App* command = bench.add_subcommand(
+        "layer",
+        "Stages of decode and prefill steps on one rank: time, bytes and FLOPs as fractions of "
+        "the machine's read bandwidth and multiply-add peak (best repetitions). A step's bits "
+        "must not depend on what is computed beside it");
+    const auto arguments = std::make_shared<Arguments>();
+    command->add_option("CONFIG", arguments->config_file, "YAML (see ferry config --help)");
+    command->add_option("--model", arguments->model, "Checkpoint");
+    command->add_option("--shape", arguments->shape,
+                        "configs/models/*.yaml, with dummy weights instead of a checkpoint");
+    command->add_option("--decode", arguments->decode, "Sequences of a decode step; 0: none")
+        ->delimiter(',')
+        ->check(CLI::Range(0, 4096))
+        ->capture_default_str();
+    command->add_option("--context", arguments->context, "Tokens that these have already")
+        ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    command->add_option("--prefill", arguments->prefill, "Tokens of a prompt; 0: none")
+        ->delimiter(',')
+        ->check(CLI::Range(0, 1 << 20))
+        ->capture_default_str();
+    command->add_option("--warmup", arguments->warmup, "Steps before timing")
+        ->check(CLI::Range(1, 1000))
+        ->capture_default_str();
+    command->add_option("--repetitions", arguments->repetitions, "Steps to time")
+        ->check(CLI::Range(1, 100000))
+        ->capture_default_str();
+    command->add_option("--json", arguments->json, "Write JSON to this file; - : to stdout");
+    command->add_option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
+    command->add_option("--set", arguments->overrides, "section.key=value, after the file")
+        ->take_all()
+        ->expected(1);
+    command->callback([arguments] { bench_layer(*arguments); });
+}
+
+}  // namespace ferry
