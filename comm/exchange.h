@@ -127,10 +127,12 @@ class Exchange {
     template <typename Serve>
     Agreement combine(int layer, int micro_batch, const Tensor& out, Serve&& serve) {
         while (experts() != nullptr && !attention()->combine_ready(micro_batch)) {
-            if (const ExpertBatch* batch = experts()->try_receive())
+            if (const ExpertBatch* batch = experts()->try_receive()) {
+                end_wait();
                 experts()->reply(serve(*batch));
-            else
+            } else {
                 wait_a_little(layer, micro_batch);
+            }
         }
         end_wait();
         return attention()->combine(layer, micro_batch, out);

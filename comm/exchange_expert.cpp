@@ -93,7 +93,7 @@ void ExpertSideImpl::poll_source(int micro_batch, int index) {
     }
 }
 
-const ExpertBatch* ExpertSideImpl::try_receive() {
+int ExpertSideImpl::find_complete() {
     FERRY_CHECK(!outstanding_, "reply to the batch before receiving the next");
     shared_.transport.progress();
     const int num = static_cast<int>(batches_.size());
@@ -105,22 +105,30 @@ const ExpertBatch* ExpertSideImpl::try_receive() {
             if (batch.sources[s].state != State::complete) poll_source(m, s);
         if (batch.num_complete < num_sources) continue;
         next_micro_batch_ = (m + 1) % num;
-        start_batch(m);
-        return &batch_;
+        return m;
     }
-    return nullptr;
+    return -1;
+}
+
+const ExpertBatch* ExpertSideImpl::try_receive() {
+    const int micro_batch = find_complete();
+    if (micro_batch < 0) return nullptr;
+    start_batch(micro_batch);
+    return &batch_;
 }
 
 const ExpertBatch* ExpertSideImpl::receive() {
-    if (const ExpertBatch* batch = try_receive()) return batch;
-    if (closed()) return nullptr;
-    const ExpertBatch* batch = nullptr;
-    ScopedZone zone(Zone::dispatch_wait, batch_.layer, next_micro_batch_);
-    shared_.waiter.begin(Activity::waiting_dispatch, batch_.layer, next_micro_batch_);
-    while ((batch = try_receive()) == nullptr && !closed())
-        shared_.waiter.poll([&](auto add) { missing(next_micro_batch_, add); });
-    shared_.waiter.end();
-    return batch;
+    int micro_batch = find_complete();
+    if (micro_batch < 0 && !closed()) {
+        ScopedZone zone(Zone::dispatch_wait, batch_.layer, next_micro_batch_);
+        shared_.waiter.begin(Activity::waiting_dispatch, batch_.layer, next_micro_batch_);
+        while ((micro_batch = find_complete()) < 0 && !closed())
+            shared_.waiter.poll([&](auto add) { missing(next_micro_batch_, add); });
+        shared_.waiter.end();
+    }
+    if (micro_batch < 0) return nullptr;
+    start_batch(micro_batch);
+    return &batch_;
 }
 
 // All sources are here: put their rows in order.

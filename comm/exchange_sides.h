@@ -142,6 +142,8 @@ class ExpertSideImpl final : public ExpertSide {
         uint32_t sequence = 0;
     };
 
+    // The micro-batch whose rows are all here, or -1.
+    int find_complete();
     void poll_source(int micro_batch, int source);
     void start_batch(int micro_batch);
     void order_entries(const MicroBatch& batch);

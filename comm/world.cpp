@@ -149,24 +149,6 @@ int64_t World::all_max(int64_t value) {
     return value;
 }
 
-Buffer World::node_shared(size_t size_bytes, const std::function<void(void* data)>& fill) {
-    MPI_Win window = MPI_WIN_NULL;
-    void* own = nullptr;
-    mpi_check(MPI_Win_allocate_shared(
-                  node_rank_ == 0 ? static_cast<MPI_Aint>(std::max<size_t>(size_bytes, 64)) : 0, 1,
-                  MPI_INFO_NULL, impl_->node, &own, &window),
-              "MPI_Win_allocate_shared");
-    MPI_Aint size = 0;
-    int unit = 0;
-    void* data = nullptr;
-    mpi_check(MPI_Win_shared_query(window, 0, &size, &unit, &data), "MPI_Win_shared_query");
-    if (node_rank_ == 0) fill(data);
-    MPI_Win_fence(0, window);
-    mpi_check(MPI_Barrier(impl_->node), "MPI_Barrier");
-    // MPI_Win_free is collective, the end of a Buffer is not: windows live until the process ends.
-    return Buffer::adopt(data, size_bytes, [] {});
-}
-
 MPI_Comm world_communicator(const World& world) {
     return world.impl()->world;
 }
@@ -214,11 +196,6 @@ int64_t World::all_sum(int64_t value) {
 }
 int64_t World::all_max(int64_t value) {
     return value;
-}
-Buffer World::node_shared(size_t size_bytes, const std::function<void(void* data)>& fill) {
-    Buffer buffer(cpu_device(), size_bytes);
-    fill(buffer.data());
-    return buffer;
 }
 std::string mpi_version() {
     return "none (built without MPI)";

@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "base/buffer.h"
-
 namespace ferry {
 
 // MPI is initialised with MPI_THREAD_FUNNELED: only the main thread of a rank calls it. Nothing
@@ -50,10 +48,6 @@ class World {
     std::vector<std::string> all_gather(const std::string& text);  // by rank
     int64_t all_sum(int64_t value);
     int64_t all_max(int64_t value);
-
-    // Memory that all ranks of a node share. `fill` runs on one rank of each node; when the call
-    // returns, all see what it wrote. Collective; the buffer's end is local.
-    Buffer node_shared(size_t size_bytes, const std::function<void(void* data)>& fill);
 
     struct Impl;
     const Impl* impl() const { return impl_.get(); }

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -24,6 +25,8 @@
 #include "launch/versions.h"
 #include "runtime/checksum.h"
 #include "runtime/loaded_engine.h"
+#include "runtime/placements.h"
+#include "runtime/run_trace.h"
 #include "runtime/stop_signal.h"
 
 namespace ferry {
@@ -125,6 +128,24 @@ ProgressCounts counts_of(const Totals& total, int64_t done_before) {
             .tokens = total(Tally::tokens)};
 }
 
+// Collective.
+void write_trace(const RunTrace& run_trace, const Config& config, const Layout& layout,
+                 World& world) {
+    run_trace.write(world, layout, config.log.trace);
+    const std::string table = run_trace.phase_table(world, layout);
+    if (world.rank() == 0) log_info("{}: {}", config.log.trace, table);
+}
+
+// Collective.
+void write_expert_load(const std::string& path, RankFabric& fabric, const ModelConfig& model,
+                       World& world) {
+    const ExpertLoad load = gather_expert_load(fabric, model, world);
+    if (world.rank() != 0) return;
+    std::ofstream file(path, std::ios::binary);
+    if (!(file << to_json(load) << std::flush))
+        throw Error(ErrorKind::input, "log.expert_load: {} cannot be written", path);
+}
+
 // Runs this rank's share of the requests into `sink`, or serves experts. Collective.
 LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* watchdog,
             int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
@@ -138,6 +159,9 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
                        .terminal = ::isatty(STDERR_FILENO) != 0,
                        .total = num_requests,
                        .done_before = done_before});
+    const bool traced = !config.log.trace.empty();
+    std::optional<RunTrace> run_trace;
+    if (traced) run_trace.emplace(world, true);
     if (watchdog != nullptr) watchdog->arm(true);
     LoopEnd end = LoopEnd::finished;
     if (loaded.engine() == nullptr) {
@@ -159,9 +183,13 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
                   : run_claimed_requests(engine, *reader, sink, *loaded.claims(), hooks);
         loaded.close();
     }
+    if (run_trace) run_trace->finish();
     if (watchdog != nullptr) watchdog->arm(false);
     const auto sum = [&](Tally tally) { return world.all_sum(progress_state().get(tally)); };
     progress.finish(counts_of(sum, done_before));
+    if (run_trace) write_trace(*run_trace, config, loaded.fabric().layout(), world);
+    if (!config.log.expert_load.empty())
+        write_expert_load(config.log.expert_load, loaded.fabric(), model.source->config(), world);
     return world.all_max(end == LoopEnd::stopped ? 1 : 0) > 0 ? LoopEnd::stopped
                                                               : LoopEnd::finished;
 }

@@ -4,10 +4,11 @@ namespace ferry {
 namespace {
 
 Weight load_f32(WeightLoader& loader, const std::string& name) {
-    const OwnedTensor w = loader.dequantised(name);
-    Weight weight = loader.kernels().make_weight(
-        {.dtype = DType::f32, .groups = 1, .out = w.view().dim(0), .in = w.view().dim(1)});
-    loader.kernels().pack(weight, 0, 0, w, nullptr);
+    const WeightLoader::Replicated replicated(loader);
+    const std::vector<int64_t> shape = loader.shape(name);
+    Weight weight =
+        loader.make_weight({.dtype = DType::f32, .groups = 1, .out = shape[0], .in = shape[1]});
+    if (loader.is_mine(0)) loader.kernels().pack(weight, 0, 0, loader.dequantised(name), nullptr);
     return weight;
 }
 

@@ -22,9 +22,12 @@ void load_absorbed(WeightLoader& loader, const std::string& name, Weight& k, Wei
     Kernels& kernels = loader.kernels();
     const int64_t nope = c.qk_nope_head_dim, head_rows = nope + c.v_head_dim, rank = c.kv_lora_rank;
     const DType dtype = loader.dtype(name) == DType::bf16 ? DType::bf16 : DType::f32;
-    const OwnedTensor w = loader.dequantised(name);
-    k = kernels.make_weight({.dtype = dtype, .groups = c.n_heads, .out = rank, .in = nope});
-    v = kernels.make_weight({.dtype = dtype, .groups = c.n_heads, .out = c.v_head_dim, .in = rank});
+    // Head by head, unless heads cut fp8 blocks.
+    const bool whole = loader.dtype(name) == DType::fp8_e4m3 && head_rows % kScaleBlock != 0;
+    OwnedTensor w;
+    if (whole) w = loader.dequantised(name);
+    k = loader.make_weight({.dtype = dtype, .groups = c.n_heads, .out = rank, .in = nope});
+    v = loader.make_weight({.dtype = dtype, .groups = c.n_heads, .out = c.v_head_dim, .in = rank});
 
     const auto store = [dtype](float value, std::byte* to) {
         if (dtype == DType::bf16)
@@ -36,12 +39,15 @@ void load_absorbed(WeightLoader& loader, const std::string& name, Weight& k, Wei
     std::vector<std::byte> k_head(static_cast<size_t>(rank * nope * element));
     std::vector<std::byte> v_head(static_cast<size_t>(c.v_head_dim * rank * element));
     for (int64_t head = 0; head < c.n_heads; ++head) {
+        if (!loader.is_mine(head)) continue;
+        if (!whole) w = loader.dequantised(name, {head * head_rows, head_rows});
+        const int64_t first_row = whole ? head * head_rows : 0;
         for (int64_t i = 0; i < nope; ++i) {
-            const float* row = w.view().row<float>(head * head_rows + i);
+            const float* row = w.view().row<float>(first_row + i);
             for (int64_t j = 0; j < rank; ++j) store(row[j], &k_head[(j * nope + i) * element]);
         }
         for (int64_t i = 0; i < c.v_head_dim; ++i) {
-            const float* row = w.view().row<float>(head * head_rows + nope + i);
+            const float* row = w.view().row<float>(first_row + nope + i);
             for (int64_t j = 0; j < rank; ++j) store(row[j], &v_head[(i * rank + j) * element]);
         }
         kernels.pack(k, head, 0, Tensor(k_head.data(), dtype, {rank, nope}), nullptr);
@@ -53,6 +59,7 @@ void load_absorbed(WeightLoader& loader, const std::string& name, Weight& k, Wei
 
 Mla::Mla(WeightLoader& loader, const std::string& prefix)
     : config_(loader.config()), kv_norm_(loader.plain(prefix + "kv_norm")) {
+    const WeightLoader::Replicated replicated(loader);
     if (config_.q_lora_rank == 0) {
         wq_ = Linear(loader.linear(prefix + "wq"));
     } else {

@@ -69,6 +69,17 @@ void WeightLoader::count(int64_t bytes) {
     if (progress_) progress_(bytes_read_);
 }
 
+Weight WeightLoader::make_weight(const WeightSpec& spec) {
+    if (!shares()) return kernels_.make_weight(spec);
+    Weight weight{.spec = spec,
+                  .data = share_->take(static_cast<size_t>(kernels_.packed_bytes(spec))),
+                  .scales = {}};
+    if (spec.dtype == DType::fp8_e4m3)
+        weight.scales = share_->take(static_cast<size_t>(
+            4 * spec.groups * ceil_div(spec.out, kScaleBlock) * ceil_div(spec.in, kScaleBlock)));
+    return weight;
+}
+
 TensorInfo WeightLoader::info(const std::string& name) const {
     const std::optional<TensorInfo> found = source_.find(name);
     if (!found) throw Error(ErrorKind::checkpoint, "tensor {} is missing", name);
@@ -126,8 +137,7 @@ Weight WeightLoader::linear(const std::string& name) {
 
 Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
     const TensorInfo tensor = info(name);
-    Weight weight =
-        kernels_.make_weight({.dtype = tensor.dtype, .groups = 1, .out = out.num, .in = in.num});
+    Weight weight = make_weight({.dtype = tensor.dtype, .groups = 1, .out = out.num, .in = in.num});
     const int64_t rows_per_piece =
         std::max<int64_t>(1, kPieceBytes / (in.num * size_bytes(tensor.dtype)) / kScaleBlock) *
         kScaleBlock;
@@ -171,6 +181,7 @@ void WeightLoader::fill(const std::string& name, Weight& weight, const std::vect
     std::mutex failure_mutex;
     std::atomic<int64_t> bytes{0};
     kernels_.threads().parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
+        if (!is_mine(i)) return;
         const Piece& piece = pieces[static_cast<size_t>(i)];
         thread_local std::vector<std::byte> staging;
         thread_local std::vector<float> scales;
@@ -200,18 +211,23 @@ void WeightLoader::fill(const std::string& name, Weight& weight, const std::vect
 }
 
 OwnedTensor WeightLoader::dequantised(const std::string& name) {
+    return dequantised(name, {0, info(name).shape[0]});
+}
+
+OwnedTensor WeightLoader::dequantised(const std::string& name, Range out) {
     const TensorInfo tensor = info(name);
-    const int64_t out = tensor.shape[0], in = tensor.shape[1];
-    std::vector<std::byte> stored(static_cast<size_t>(out * in * size_bytes(tensor.dtype)));
-    source_.read(name, whole_box(tensor.shape), stored.data());
-    OwnedTensor result(cpu_device(), DType::f32, {out, in});
-    widen(stored.data(), tensor.dtype, out * in, result.view().as<float>());
+    const int64_t in = tensor.shape[1];
+    const int64_t count_values = out.num * in;
+    std::vector<std::byte> stored(static_cast<size_t>(count_values * size_bytes(tensor.dtype)));
+    source_.read(name, std::vector<Range>{out, {0, in}}, stored.data());
+    OwnedTensor result(cpu_device(), DType::f32, {out.num, in});
+    widen(stored.data(), tensor.dtype, count_values, result.view().as<float>());
     if (tensor.dtype != DType::fp8_e4m3) return result;
+    FERRY_CHECK(out.begin % kScaleBlock == 0, "rows {}+{} of {}", out.begin, out.num, name);
     const int64_t blocks = ceil_div(in, kScaleBlock);
-    std::vector<float> scales(static_cast<size_t>(ceil_div(out, kScaleBlock) * blocks));
-    source_.read(name + "_scale", std::vector<Range>{{0, ceil_div(out, kScaleBlock)}, {0, blocks}},
-                 scales.data());
-    for (int64_t row = 0; row < out; ++row)
+    std::vector<float> scales(static_cast<size_t>(ceil_div(out.num, kScaleBlock) * blocks));
+    source_.read(name + "_scale", std::vector<Range>{scale_range(out), {0, blocks}}, scales.data());
+    for (int64_t row = 0; row < out.num; ++row)
         for (int64_t i = 0; i < in; ++i)
             result.view().row<float>(row)[i] *=
                 scales[static_cast<size_t>(row / kScaleBlock * blocks + i / kScaleBlock)];

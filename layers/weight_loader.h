@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/node_memory.h"
 #include "layers/kernels.h"
 #include "layers/weight_source.h"
 
@@ -24,13 +25,32 @@ struct ModelPart {
 
 class WeightLoader {
   public:
+    // While one exists, what is loaded is what all ranks of `share()` load alike.
+    class Replicated {
+      public:
+        explicit Replicated(WeightLoader& loader) : loader_(loader) { ++loader_.replicated_; }
+        ~Replicated() { --loader_.replicated_; }
+        Replicated(const Replicated&) = delete;
+        Replicated& operator=(const Replicated&) = delete;
+
+      private:
+        WeightLoader& loader_;
+    };
+
     // `progress` is called with the bytes read so far, from the calling thread.
     WeightLoader(WeightSource& source, Kernels& kernels,
                  std::function<void(int64_t bytes)> progress = {});
+    // Weights that the node's members hold alike are kept once, each member reads and packs a part
+    // of them; they are whole after share.barrier(). `share` must outlive the weights.
+    void share_on_node(NodeMemory& share) { share_ = &share; }
 
     const ModelConfig& config() const { return source_.config(); }
     Kernels& kernels() { return kernels_; }
     int64_t bytes_read() const { return bytes_read_; }
+    // An empty weight, shared while Replicated.
+    Weight make_weight(const WeightSpec& spec);
+    // This rank packs part i (of any weight).
+    bool is_mine(int64_t i) const { return !shares() || i % share_->size() == share_->rank(); }
 
     // A whole tensor widened to f32 (norms, biases, gate weights).
     OwnedTensor plain(const std::string& name);
@@ -43,6 +63,7 @@ class WeightLoader {
     Weight experts(const std::string& name, std::span<const int32_t> experts);
     // The matrix as plain f32 [out, in], fp8 scales applied.
     OwnedTensor dequantised(const std::string& name);
+    OwnedTensor dequantised(const std::string& name, Range out);  // fp8: whole blocks of 128
     DType dtype(const std::string& name) const;
     std::vector<int64_t> shape(const std::string& name) const;
 
@@ -55,10 +76,13 @@ class WeightLoader {
     void fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces);
     void count(int64_t bytes);
     TensorInfo info(const std::string& name) const;
+    bool shares() const { return share_ != nullptr && share_->size() > 1 && replicated_ > 0; }
 
     WeightSource& source_;
     Kernels& kernels_;
     std::function<void(int64_t)> progress_;
+    NodeMemory* share_ = nullptr;
+    int replicated_ = 0;
     int64_t bytes_read_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <limits>
 
+#include "runtime/json_text.h"
 #include "runtime/yaml.h"
 
 namespace ferry {
@@ -78,7 +79,7 @@ std::vector<Field> config_fields(Config& config) {
         {"layout.attention_ranks", &c.layout.attention_ranks, {0, 1e6}, kNothing, "0: what expert_ranks leaves (disaggregated), all (colocated)"},
         {"layout.expert_ranks", &c.layout.expert_ranks, {0, 1e6}, kNothing, "0: what attention_ranks leaves (disaggregated), all (colocated)"},
         {"layout.tp_size", &c.layout.tp_size, {0, 1e6}, kNothing, "attention ranks that share dense layers, shared experts, embedding and head; 0: those of a node"},
-        {"layout.placement", choice(c.layout.placement, {"contiguous", "balanced"}), {}, kNothing, "experts on ranks: in order, or by measured load"},
+        {"layout.placement", &c.layout.placement, {}, kNothing, "experts on ranks: contiguous (in order), balanced (by measured load), or a FILE.json that lists them"},
         {"layout.expert_load", &c.layout.expert_load, {}, kNothing, "for balanced placement: a file that log.expert_load wrote"},
         {"layout.redundant_experts", &c.layout.redundant_experts, {0, 1e6}, kNothing, "for balanced placement: extra copies of the busiest experts"},
 
@@ -161,7 +162,10 @@ void check_config(const Config& config, const FieldOrigins& origins, const std::
             fail("layout.tp_size", fmt::format("{} does not divide numerics.tp_slices = {}",
                                                layout.tp_size, c.numerics.tp_slices));
     }
-    const bool balanced = layout.placement == Config::Layout::Placement::balanced;
+    const bool balanced = layout.placement == "balanced";
+    if (!balanced && layout.placement != "contiguous" && !layout.placement.ends_with(".json"))
+        fail("layout.placement", fmt::format("must be contiguous, balanced or a FILE.json; is {}",
+                                             in_quotes(layout.placement)));
     if (balanced && layout.expert_load.empty())
         fail("layout.placement", "balanced needs layout.expert_load, which log.expert_load writes");
     if (!balanced && !layout.expert_load.empty())

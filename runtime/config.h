@@ -39,7 +39,7 @@ struct Config {
         int64_t attention_ranks = 0;
         int64_t expert_ranks = 0;
         int64_t tp_size = 1;
-        enum class Placement { contiguous, balanced } placement = Placement::contiguous;
+        std::string placement = "contiguous";  // or balanced, or the path of a .json
         std::string expert_load;
         int64_t redundant_experts = 0;
     } layout;

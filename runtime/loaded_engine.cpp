@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "comm/progress_state.h"
 #include "runtime/checkpoint.h"
+#include "runtime/placements.h"
 
 namespace ferry {
 namespace {
@@ -64,11 +65,6 @@ void check_supported(const Config& config) {
     const auto refuse = [](const char* setting) {
         throw Error(ErrorKind::usage, "{} is not part of this version", setting);
     };
-    if (config.layout.placement == Config::Layout::Placement::balanced)
-        refuse("layout.placement: balanced");
-    if (config.layout.redundant_experts > 0) refuse("layout.redundant_experts");
-    if (!config.log.expert_load.empty()) refuse("log.expert_load");
-    if (!config.log.trace.empty()) refuse("log.trace");
     if (config.engine.device == Config::Engine::Device::cuda) refuse("engine.device: cuda");
 }
 
@@ -89,15 +85,13 @@ int num_threads(const Config& config, int node_size) {
 
 namespace {
 
-FabricOptions fabric_options(const Config& config, const ModelConfig& model, const Layout& layout) {
+FabricOptions fabric_options(const Config& config, const ModelConfig& model, const Layout& layout,
+                             World& world) {
     FabricOptions options{.layout = layout,
-                          .placements = {},
+                          .placements = make_placements(config, model, layout, world),
                           .exchange = {},
                           .max_tokens = config.engine.max_batch_tokens,
                           .max_logit_rows = config.engine.max_batch};
-    if (model.n_dense_layers < model.n_layers)
-        options.placements = {
-            contiguous_placement(static_cast<int>(model.n_routed_experts), layout.num_expert())};
     const Config::Exchange& exchange = config.exchange;
     switch (exchange.dtype) {
         case Config::Exchange::Payload::f32:
@@ -131,8 +125,9 @@ FabricOptions fabric_options(const Config& config, const ModelConfig& model, con
 }
 
 // What this rank reads of the model: a share of the routed experts, and on attention ranks the rest
-// (of a TP group's slices its own).
-int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const World& world) {
+// (of a TP group's slices its own, of what its node shares a part).
+int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const World& world,
+                      int num_sharing) {
     const int rank = world.rank();
     double bytes = 0;
     for (const TensorSpec& spec : model_tensors(source.config())) {
@@ -147,7 +142,7 @@ int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const Wo
         if (layout.attention_rank(rank) < 0) continue;
         const bool sliced = spec.name == "embed" || spec.name == "head" ||
                             (spec.name.find("/ffn/") != std::string::npos && spec.is_linear);
-        bytes += sliced ? size / layout.tp_size() : size;
+        bytes += sliced ? size / layout.tp_size() : size / num_sharing;
     }
     return static_cast<int64_t>(bytes);
 }
@@ -192,9 +187,12 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     std::vector<int> attention_ranks;
     for (int rank = 0; rank < layout.num_attention(); ++rank)
         attention_ranks.push_back(layout.world_rank_of_attention(rank));
-    const int64_t total_bytes = world.all_sum(bytes_to_load(*model.source, layout, world));
+    const bool attention = layout.attention_rank(world.rank()) >= 0;
+    share_ = std::make_unique<NodeMemory>(world, attention);
+    const int64_t total_bytes =
+        world.all_sum(bytes_to_load(*model.source, layout, world, share_->size()));
     rank_ = std::make_unique<RankModel>(
-        *model.source, *kernels_, model.numerics, fabric_options(config, shape, layout),
+        *model.source, *kernels_, model.numerics, fabric_options(config, shape, layout, world),
         *transport_,
         [&](int64_t bytes) {
             if (on_progress) on_progress(bytes, total_bytes, false);
@@ -203,7 +201,8 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
             if (layout.num_attention() > 1 && layout.attention_rank(world.rank()) >= 0)
                 claims_ = std::make_unique<SharedCounter>(*transport_, attention_ranks,
                                                           std::numeric_limits<int64_t>::max());
-        });
+        },
+        attention && kernels_->device().type() == DeviceType::cpu ? share_.get() : nullptr);
     if (layout.attention_rank(world.rank()) < 0) return;
     engine_ = std::make_unique<Engine>(*kernels_, rank_->model(), rank_->fabric(), rank_->experts(),
                                        options, model.eos_tokens, model.tokenizer);

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "comm/node_memory.h"
 #include "comm/shared_counter.h"
 #include "comm/world.h"
 #include "runtime/config.h"
@@ -39,6 +40,7 @@ class LoadedEngine {
 
     // Null on ranks that hold experts only.
     Engine* engine() { return engine_.get(); }
+    RankFabric& fabric() { return rank_->fabric(); }
     // From which attention ranks claim lines of the input; null when there is one of them.
     SharedCounter* claims() { return claims_.get(); }
     // An expert rank's whole life: returns when every attention rank has closed.
@@ -50,6 +52,7 @@ class LoadedEngine {
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<SharedCounter> claims_;
+    std::unique_ptr<NodeMemory> share_;
     std::unique_ptr<RankModel> rank_;
     std::unique_ptr<Engine> engine_;
 };

@@ -2,9 +2,11 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"
+#include "comm/node_memory.h"
 #include "tests/support/mpi_main.h"
 
 namespace ferry {
@@ -29,16 +31,23 @@ TEST(World, GathersAndBroadcasts) {
     EXPECT_EQ(world.all_max(world.rank()), world.size() - 1);
 }
 
-TEST(World, NodeSharedMemoryIsFilledOnce) {
+TEST(NodeMemory, MembersSeeWhatEachWrote) {
     World& world = test_world();
-    int fills = 0;
-    Buffer buffer = world.node_shared(1 << 20, [&](void* data) {
-        ++fills;
-        static_cast<int*>(data)[1000] = 4242;
-    });
-    EXPECT_EQ(buffer.size_bytes(), size_t{1} << 20);
-    EXPECT_EQ(buffer.as<int>()[1000], 4242);
-    EXPECT_EQ(fills, world.node_rank() == 0 ? 1 : 0);
+    const bool member = world.rank() != world.size() - 1 || world.size() == 1;
+    NodeMemory memory(world, member);
+    if (!member) return;
+    EXPECT_EQ(memory.size(), std::max(1, world.size() - 1));  // the tests run on one node
+    const Buffer small = memory.take(100);
+    const Buffer large = memory.take(size_t{100} << 20);  // of a window of its own
+    for (const Buffer* each : {&small, &large}) {
+        EXPECT_EQ(reinterpret_cast<size_t>(each->data()) % 64, 0u);
+        EXPECT_EQ(each->as<char>()[memory.rank()], 0);
+        memory.barrier();
+        each->as<char>()[memory.rank()] = static_cast<char>('a' + memory.rank());
+        memory.barrier();
+        for (int rank = 0; rank < memory.size(); ++rank)
+            EXPECT_EQ(each->as<char>()[rank], 'a' + rank);
+    }
 }
 
 TEST(World, DifferencesBetweenRanksAreNamed) {

@@ -15,6 +15,7 @@ this line is bad
 {"id":"chat","messages":[{"role":"user","content":"Tell me about Mr. Darcy."}],"temperature":0.8,"seed":9,"max_tokens":40}
 {"id":"two","prompt":"\"My dear Miss Woodhouse,\" said he,","n":2,"temperature":1,"max_tokens":17}
 JSONL
+model=$work/demo
 common=(--input "$work/input.jsonl" --set output.timings=false --set engine.threads=1 --set log.progress=off)
 failed=0 passed=0
 
@@ -23,21 +24,21 @@ check() { # RANKS NUMERICS LAYOUT-SETTINGS...: compares with one rank under the 
     shift 2
     local settings=() setting
     for setting in "$@"; do settings+=(--set "$setting"); done
-    local reference="$work/one-${numerics//[^a-z0-9]/-}"
+    local reference="$work/one-$(basename "$model")-${numerics//[^a-z0-9]/-}"
     local numeric=()
     [ "$numerics" = default ] || numeric=(--set "$numerics")
     if [ ! -f "$reference/completions.jsonl" ]; then
-        "$ferry" generate --model "$work/demo" "${common[@]}" "${numeric[@]}" --output "$reference" 2>"$work/log" ||
+        "$ferry" generate --model "$model" "${common[@]}" "${numeric[@]}" --output "$reference" 2>"$work/log" ||
             { cat "$work/log"; exit 1; }
     fi
     rm -rf "$work/out"
-    if "$source/tests/support/mpirun.sh" "$ranks" "$ferry" generate --model "$work/demo" "${common[@]}" "${numeric[@]}" \
+    if "$source/tests/support/mpirun.sh" "$ranks" "$ferry" generate --model "$model" "${common[@]}" "${numeric[@]}" \
         "${settings[@]}" --output "$work/out" >"$work/log" 2>&1 &&
         cmp "$reference/completions.jsonl" "$work/out/completions.jsonl"; then
         passed=$((passed + 1))
     else
         failed=$((failed + 1))
-        echo "FAILED: $ranks ranks, $numerics, $*"
+        echo "FAILED: $model, $ranks ranks, $numerics, $*"
         tail -20 "$work/log"
     fi
 }
@@ -65,5 +66,41 @@ layout() { echo "$d layout.attention_ranks=$1 layout.expert_ranks=$2 layout.tp_s
     check 3 exchange.dtype=fp8 engine.micro_batches=1
     check 4 numerics.cache_dtype=bf16 $(layout 2 2 1 2)
 }
+
+# Where experts are does not change bits: recorded load, balanced with copies of the busiest, and a file.
+check 3 default $(layout 1 2 1 2) log.expert_load="$work/load.json" log.trace="$work/trace.json"
+check 5 default $(layout 2 3 1 2) layout.placement=balanced layout.expert_load="$work/load.json" \
+    layout.redundant_experts=4
+check 3 exchange.dtype=bf16 layout.placement=balanced layout.expert_load="$work/load.json" layout.redundant_experts=1
+experts=$(sed -n 's/.*"n_routed_experts": *\([0-9]*\).*/\1/p' "$source/configs/demo/config.json")
+even=$(seq -s, 0 2 $((experts - 1))) odd=$(seq -s, 1 2 $((experts - 1)))
+echo "{\"experts_of_rank\": [[${odd%,}], [${even%,}, 1]]}" >"$work/odd.json"
+check 3 default $(layout 1 2 1 1) layout.placement="$work/odd.json"
+require() { # WHAT CONDITION...
+    local what=$1
+    shift
+    if "$@"; then passed=$((passed + 1)); else
+        failed=$((failed + 1))
+        echo "FAILED: $what"
+    fi
+}
+require "the trace has events of three ranks" [ "$(grep -o '"ph":"X","pid":[0-9]*' "$work/trace.json" | sort -u | wc -l)" = 3 ]
+require "the trace is whole" [ "$(tail -c 4 "$work/trace.json" | tr -d '\n')" = "]}" ]
+require "expert load is recorded" grep -q '"first_layer"' "$work/load.json"
+
+# Random models of each family: no tokenizer, so prompts are tokens. More attention ranks than requests.
+cat >"$work/tokens.jsonl" <<'JSONL'
+{"id":"a","prompt_tokens":[5,9,2,17,30,3,8,11,4,25,6,7],"max_tokens":9,"ignore_eos":true}
+{"id":"b","prompt_tokens":[12],"max_tokens":21,"temperature":1,"seed":4,"ignore_eos":true,"logprobs":1}
+JSONL
+common[1]=$work/tokens.jsonl
+for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 tied fused; do
+    model=$source/tests/golden/data/models/$family
+    check 4 default $(layout 3 1 1 2) engine.max_prefill_chunk=5
+    check 3 default $(layout 1 2 1 1) exchange.mode=sized
+done
+model=$source/tests/golden/data/models/v3-fp8
+check 4 exchange.dtype=fp8 $(layout 2 2 1 2) exchange.mode=bounded
+check 3 numerics.fp8_activations=true engine.micro_batches=2
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

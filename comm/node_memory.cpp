@@ -1,0 +1,83 @@
+#include "comm/node_memory.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "base/error.h"
+#if FERRY_HAS_MPI
+#include "comm/mpi_api.h"
+#endif
+
+namespace ferry {
+namespace {
+
+constexpr size_t kWindowBytes = size_t{64} << 20;  // few windows, little waste at the end
+constexpr size_t kAlignment = 64;
+
+}  // namespace
+
+#if FERRY_HAS_MPI
+
+struct NodeMemory::Impl {
+    MPI_Comm members = MPI_COMM_NULL;
+};
+
+NodeMemory::NodeMemory(World& world, bool member) : impl_(std::make_unique<Impl>()) {
+    // A colour for each node: its ranks share memory.
+    mpi_check(MPI_Comm_split(world_communicator(world), member ? world.node() : MPI_UNDEFINED,
+                             world.rank(), &impl_->members),
+              "MPI_Comm_split");
+    if (!member) return;
+    MPI_Comm_rank(impl_->members, &rank_);
+    MPI_Comm_size(impl_->members, &size_);
+}
+
+void NodeMemory::grow(size_t size_bytes) {
+    const size_t window_bytes = std::max(size_bytes + kAlignment, kWindowBytes);
+    MPI_Win window = MPI_WIN_NULL;
+    void* own = nullptr;
+    if (MPI_Win_allocate_shared(rank_ == 0 ? static_cast<MPI_Aint>(window_bytes) : 0, 1,
+                                MPI_INFO_NULL, impl_->members, &own, &window) != MPI_SUCCESS)
+        throw Error(ErrorKind::memory,
+                    "cannot allocate {:.2f} GiB that the ranks of a node share; is /dev/shm large "
+                    "enough for the attention weights?",
+                    static_cast<double>(window_bytes) / (1 << 30));
+    MPI_Aint size = 0;
+    int unit = 0;
+    void* data = nullptr;
+    mpi_check(MPI_Win_shared_query(window, 0, &size, &unit, &data), "MPI_Win_shared_query");
+    // Members map the window at different addresses, which differ by whole pages.
+    const size_t skip = (kAlignment - reinterpret_cast<size_t>(data) % kAlignment) % kAlignment;
+    free_ = static_cast<std::byte*>(data) + skip;
+    num_free_bytes_ = window_bytes - skip;
+}
+
+void NodeMemory::barrier() {
+    if (size_ == 1) return;
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    mpi_check(MPI_Barrier(impl_->members), "MPI_Barrier");
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+#else
+
+struct NodeMemory::Impl {};
+NodeMemory::NodeMemory(World&, bool) {}
+void NodeMemory::grow(size_t) {}
+void NodeMemory::barrier() {}
+
+#endif
+
+NodeMemory::~NodeMemory() = default;
+
+Buffer NodeMemory::take(size_t size_bytes) {
+    if (size_ == 1) return Buffer(cpu_device(), size_bytes);
+    const size_t taken = (size_bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (taken > num_free_bytes_) grow(taken);
+    Buffer buffer = Buffer::adopt(free_, size_bytes, [] {});
+    free_ += taken;
+    num_free_bytes_ -= taken;
+    return buffer;
+}
+
+}  // namespace ferry

@@ -1,0 +1,145 @@
+#include "runtime/run_trace.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "base/error.h"
+
+namespace ferry {
+namespace {
+
+constexpr size_t kMaxEvents = size_t{1} << 19;  // of a rank: 20 MiB
+
+struct Totals {
+    int64_t wall_ns;
+    int64_t dropped_events;
+    std::array<ZoneTotals, kNumZones> zones;
+};
+
+double milliseconds(int64_t ns) {
+    return static_cast<double>(ns) * 1e-6;
+}
+
+// Lies inside another zone of the same rank.
+bool is_nested(Zone zone) {
+    return zone == Zone::tensor_parallel;
+}
+
+std::string role_of(const Layout& layout, int rank) {
+    if (layout.mode() == LayoutMode::colocated) return "colocated";
+    return layout.attention_rank(rank) >= 0 ? "attention" : "expert";
+}
+
+void append_event(const TraceEvent& event, int rank, int64_t begin_ns, std::string& text) {
+    fmt::format_to(std::back_inserter(text),
+                   ",\n{{\"name\":\"{}\",\"ph\":\"X\",\"pid\":{},\"tid\":0,\"ts\":{:.3f},\"dur\":{"
+                   ":.3f},\"args\":{{\"layer\":{},\"micro_batch\":{},\"bytes\":{}}}}}",
+                   to_string(event.zone), rank,
+                   static_cast<double>(event.begin_ns - begin_ns) * 1e-3,
+                   static_cast<double>(event.end_ns - event.begin_ns) * 1e-3, event.layer,
+                   event.micro_batch, event.bytes);
+}
+
+void append_to(const std::string& path, const char* mode, const std::string& text) {
+    std::FILE* file = std::fopen(path.c_str(), mode);
+    const bool written =
+        file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    const bool closed = file != nullptr && std::fclose(file) == 0;
+    if (!written || !closed)
+        throw Error(ErrorKind::input, "log.trace: {} cannot be written: {}", path,
+                    std::strerror(errno));
+}
+
+struct Column {
+    double mean_ms = 0, max_ms = 0;
+    int64_t bytes = 0;
+};
+
+// Of the ranks that have a role: one zone, or what is left of the whole time (idle).
+Column column(const std::vector<Totals>& ranks, Zone zone) {
+    Column result;
+    for (const Totals& rank : ranks) {
+        const ZoneTotals& totals = rank.zones[static_cast<size_t>(zone)];
+        int64_t ns = totals.time_ns;
+        if (zone == Zone::idle) {
+            ns = rank.wall_ns;
+            for (int z = 0; z < kNumZones; ++z)
+                if (!is_nested(static_cast<Zone>(z)) && static_cast<Zone>(z) != Zone::idle)
+                    ns -= rank.zones[static_cast<size_t>(z)].time_ns;
+        }
+        result.mean_ms += milliseconds(ns) / static_cast<double>(ranks.size());
+        result.max_ms = std::max(result.max_ms, milliseconds(ns));
+        result.bytes += totals.bytes;
+    }
+    return result;
+}
+
+}  // namespace
+
+RunTrace::RunTrace(World& world, bool record) {
+    if (record) trace().record_events(kMaxEvents);
+    // Clocks of hosts differ; all take the end of this barrier for zero.
+    world.barrier();
+    trace().reset_totals();
+    begin_ns_ = end_ns_ = trace_now_ns();
+}
+
+void RunTrace::write(World& world, const Layout& layout, const std::string& path) const {
+    for (int rank = 0; rank < world.size(); ++rank) {
+        world.barrier();
+        if (rank != world.rank()) continue;
+        std::string text = fmt::format(
+            "{}{{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":{},\"args\":{{\"name\":\"rank {} "
+            "({}) on {}\"}}}}",
+            rank == 0 ? "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n" : ",\n", rank, rank,
+            role_of(layout, rank), world.host());
+        for (const TraceEvent& event : trace().events())
+            if (event.begin_ns >= begin_ns_) append_event(event, rank, begin_ns_, text);
+        if (rank == world.size() - 1) text += "\n]}\n";
+        append_to(path, rank == 0 ? "w" : "a", text);
+    }
+    world.barrier();
+}
+
+std::string RunTrace::phase_table(World& world, const Layout& layout) const {
+    const Totals own{.wall_ns = end_ns_ - begin_ns_,
+                     .dropped_events = trace().dropped_events(),
+                     .zones = trace().totals()};
+    const std::vector<std::string> all =
+        world.all_gather(std::string(reinterpret_cast<const char*>(&own), sizeof own));
+    std::vector<Totals> attention, experts;
+    int64_t dropped_events = 0;
+    for (int rank = 0; rank < world.size(); ++rank) {
+        Totals totals;
+        std::memcpy(&totals, all[static_cast<size_t>(rank)].data(), sizeof totals);
+        (layout.attention_rank(rank) >= 0 ? attention : experts).push_back(totals);
+        dropped_events += totals.dropped_events;
+    }
+    std::string text = fmt::format(
+        "{:.1f} ms on {} ranks; milliseconds of a rank, on average and at most\n"
+        "{:<16} {:>21} {:>21} {:>12}\n",
+        milliseconds(own.wall_ns), world.size(), "zone",
+        experts.empty() ? "all ranks" : "attention ranks", experts.empty() ? "" : "expert ranks",
+        "MB");
+    for (int z = 0; z < kNumZones; ++z) {
+        const Zone zone = static_cast<Zone>(z);
+        const Column left = column(attention, zone), right = column(experts, zone);
+        if (left.max_ms == 0 && right.max_ms == 0) continue;
+        text +=
+            fmt::format("{:<16} {:>10.1f} {:>10.1f} ", to_string(zone), left.mean_ms, left.max_ms);
+        text += experts.empty() ? fmt::format("{:>21}", "")
+                                : fmt::format("{:>10.1f} {:>10.1f}", right.mean_ms, right.max_ms);
+        text += fmt::format(" {:>12.1f}\n", static_cast<double>(left.bytes + right.bytes) * 1e-6);
+    }
+    text +=
+        "tensor_parallel is a part of embed, dense, shared and head; idle is what no zone holds";
+    if (dropped_events > 0)
+        text += fmt::format("\n{} events did not fit the trace, which ends early", dropped_events);
+    return text;
+}
+
+}  // namespace ferry

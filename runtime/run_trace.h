@@ -1,0 +1,34 @@
+// [17] Where the time of a run went, on all ranks: a Chrome/Perfetto trace and a table of phases,
+// both from the zones of base/trace.h.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "base/trace.h"
+#include "comm/layout.h"
+#include "comm/world.h"
+
+namespace ferry {
+
+class RunTrace {
+  public:
+    // Collective: from here on every rank keeps its events, and totals begin at zero. `record`:
+    // false keeps totals only.
+    RunTrace(World& world, bool record);
+    // Collective, at the end of what is traced.
+    void finish() { end_ns_ = trace_now_ns(); }
+
+    // All ranks' events in one file that chrome://tracing and ui.perfetto.dev open: one process per
+    // rank, times since the constructor. Collective: ranks write one after the other. Throws
+    // Error(input).
+    void write(World& world, const Layout& layout, const std::string& path) const;
+    // Milliseconds in each zone on attention and expert ranks, on average and at most; on rank 0.
+    // Collective.
+    std::string phase_table(World& world, const Layout& layout) const;
+
+  private:
+    int64_t begin_ns_ = 0;
+    int64_t end_ns_ = 0;
+};
+
+}  // namespace ferry

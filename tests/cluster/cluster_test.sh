@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# cluster_test.sh FERRY SOURCE_DIR SWITCH: jobs over four hosts (cluster.sh) with real TCP between them. The same bytes
+# as one rank, on a bridge, at 1 Gbit/s (tbf), and with 0.5 ms of delay; then a link that is cut in mid-run: every rank
+# that can be reached says where it is, the job ends with exit code 5, and goes on elsewhere, nothing lost or doubled.
+set -uo pipefail
+ferry=$1
+source=$2
+switch=$3
+cluster=$source/tests/cluster/cluster.sh
+export CLUSTER_DIR CLUSTER_NAME=fy$(($$ % 10000))h CLUSTER_NET=10.78.$(($$ % 250))
+CLUSTER_DIR=$(mktemp -d)/cluster
+work=$(mktemp -d)
+trap '"$cluster" down 2>/dev/null; rm -rf "$work" "$(dirname "$CLUSTER_DIR")"' EXIT
+
+if ! why=$("$cluster" check); then
+    echo "SKIPPED: $why"
+    exit 77
+fi
+"$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 2 2>/dev/null || exit 1
+for i in $(seq 1 12); do
+    echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((10 + i * 7 % 31)),\"temperature\":0.8,\"seed\":$i}"
+done >"$work/input.jsonl"
+common=(--model "$work/demo" --input "$work/input.jsonl" --set output.timings=false --set log.progress=off
+    --set engine.threads=1 --set engine.max_batch=4)
+"$ferry" generate "${common[@]}" --output "$work/one" 2>"$work/log" || { cat "$work/log"; exit 1; }
+
+fail() {
+    echo "FAILED: $*"
+    tail -40 "$work/log"
+    exit 1
+}
+start() { # RANKS-PER-HOST RANKS SETTING...
+    local per_host=$1 ranks=$2 set=() setting
+    shift 2
+    for setting in "$@"; do set+=(--set "$setting"); done
+    timeout -k 2 100 "$cluster" mpirun "$per_host" "$ranks" "$ferry" generate "${common[@]}" "${set[@]}" \
+        --output "$work/out" >"$work/log" 2>&1
+}
+compare() { # LABEL PER-HOST RANKS SETTING...
+    local label=$1 begin=$SECONDS
+    shift
+    rm -rf "$work/out"
+    start "$@" || fail "$label: $*: exit code $?"
+    cmp "$work/one/completions.jsonl" "$work/out/completions.jsonl" || fail "$label: $*: other bytes than one rank"
+    echo "ok: $label: $* ($((SECONDS - begin)) s)"
+}
+d=layout.mode=disaggregated
+
+"$cluster" up 4 || fail "cluster.sh up"
+compare bridge 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 engine.micro_batches=2
+grep -q "${CLUSTER_NAME}3 .* 1 " "$work/log" || fail "the layout's table does not name host 3"
+compare bridge 2 7 $d layout.attention_ranks=2 layout.expert_ranks=5 layout.tp_size=2 engine.micro_batches=3
+compare bridge 1 4 layout.tp_size=4 exchange.mode=sized
+for i in 0 1 2 3; do
+    "$cluster" exec "$CLUSTER_NAME$i" tc qdisc replace dev eth0 root tbf rate 1gbit burst 32kb latency 20ms ||
+        echo "tc has no tbf here: the rate stays"
+done
+compare "1 Gbit/s" 2 5 $d layout.attention_ranks=3 layout.expert_ranks=2 exchange.mode=bounded engine.micro_batches=2
+"$cluster" down
+
+if [ ! -x "$switch" ]; then
+    echo "SKIPPED from here: no switch program"
+    exit 0
+fi
+"$cluster" up 4 "$switch" || fail "cluster.sh up with the switch: $(cat "$CLUSTER_DIR/switch.log")"
+echo "delay 500" >"$CLUSTER_DIR/switch"
+echo "rate 1000" >"$CLUSTER_DIR/switch"
+compare "0.5 ms" 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 engine.micro_batches=2
+
+# Host 3 is cut off once some requests are finished.
+rm -rf "$work/out"
+start 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 engine.micro_batches=2 &
+job=$!
+until [ -s "$work/out/part-00000.jsonl" ] || ! kill -0 $job 2>/dev/null; do sleep 0.05; done
+echo "down 3" >"$CLUSTER_DIR/switch"
+begin=$(date +%s)
+wait $job
+code=$?
+took=$(($(date +%s) - begin))
+echo "link cut: exit code $code after $took s"
+[ $code -eq 5 ] || fail "link cut: exit code $code"
+[ $took -le 25 ] || fail "link cut: the job ended after $took s"
+grep -q "stopping: rank 3 on ${CLUSTER_NAME}3 is lost (silent" "$work/log" || fail "the lost rank is not named"
+[ "$(grep -c "is at step [0-9]*, layer [0-9]*, micro-batch [0-9]" "$work/log")" -ge 2 ] || fail "no stall report"
+finished=$(cat "$work/out"/part-*.jsonl | wc -l)
+[ "$finished" -ge 1 ] || fail "nothing was kept"
+[ ! -e "$work/out/completions.jsonl" ] || fail "the run was over before the cut"
+# Without host 3, on another layout.
+start 1 3 layout.tp_size=1 || fail "resuming: exit code $?"
+cmp "$work/one/completions.jsonl" "$work/out/completions.jsonl" || fail "resumed: other bytes than one rank"
+echo "ok: resumed on 3 hosts with $finished of 12 requests kept"
