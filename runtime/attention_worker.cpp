@@ -58,16 +58,27 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, Agreement 
         fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_, h);
     }
     // Ping-pong: while the rows of one micro-batch travel and go through their experts, the others
-    // compute.
+    // compute. The first runs ahead to its first exchange, and the head of each runs as soon as it
+    // is through, so that experts idle as little as can be between steps.
     Agreement agreed = say;
     const int64_t num_layers = model_.config().n_layers;
-    for (int64_t layer = 0; layer <= num_layers; ++layer)
-        for (int mb = 0; mb < micro_batches_.num(); ++mb) {
-            if (layer > 0) agreed = finish_layer(layer - 1, mb);
-            if (layer < num_layers) start_layer(layer, mb, say);
+    const int64_t ahead = std::min(model_.config().n_dense_layers, num_layers - 1);
+    for (int mb = 0; mb < micro_batches_.num(); ++mb)
+        for (int64_t layer = 0; layer <= ahead; ++layer) {
+            if (layer > 0) finish_layer(layer - 1, mb);
+            start_layer(layer, mb, say);
         }
+    for (int64_t layer = ahead + 1; layer < num_layers; ++layer)
+        for (int mb = 0; mb < micro_batches_.num(); ++mb) {
+            finish_layer(layer - 1, mb);
+            start_layer(layer, mb, say);
+        }
+    for (int mb = 0; mb < micro_batches_.num(); ++mb) {
+        agreed = finish_layer(num_layers - 1, mb);
+        run_head(batch.logit_rows, mb);
+    }
     if (!fabric_.has_exchange()) agreed = say;
-    return {run_head(h, batch.logit_rows), agreed};
+    return {logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size())), agreed};
 }
 
 // Attention, then all of the feed-forward part that needs no other rank's answer.
@@ -132,23 +143,28 @@ void AttentionWorker::run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y) 
     group.reduce_scatter(parts, y);
 }
 
-Tensor AttentionWorker::run_head(const Tensor& h, std::span<const int32_t> rows) {
-    ScopedZone zone(Zone::head);
+// Logits of those rows of the step that lie in the micro-batch.
+void AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
+    ScopedZone zone(Zone::head, -1, micro_batch);
+    const int64_t begin = micro_batches_.first_row(micro_batch);
+    const int64_t end = begin + micro_batches_.batch(micro_batch).num_tokens();
+    const auto first = std::lower_bound(rows.begin(), rows.end(), begin);
+    const auto last = std::lower_bound(first, rows.end(), end);
+    const int64_t num_rows = last - first;
     const Workspace::Scope scope(workspace_);
-    const int64_t num_rows = static_cast<int64_t>(rows.size());
-    const Tensor last = workspace_.take(DType::f32, {num_rows, h.dim(1)});
+    const Tensor h = hidden_.view();
+    const Tensor x = workspace_.take(DType::f32, {num_rows, h.dim(1)});
     for (int64_t i = 0; i < num_rows; ++i)
-        std::memcpy(last.row<float>(i), h.row<float>(rows[static_cast<size_t>(i)]),
+        std::memcpy(x.row<float>(i), h.row<float>(first[i]),
                     static_cast<size_t>(h.dim(1)) * sizeof(float));
     TensorParallel& group = fabric_.tensor_parallel();
-    const Tensor all = group.gather_rows(last).rows;
+    const Tensor all = group.gather_rows(x).rows;
     const int64_t columns =
         vocab_slice(model_.config().vocab_size, model_.part().tp_rank, model_.part().tp_size).num;
     const Tensor local = workspace_.take(DType::f32, {all.rows(), columns});
     model_.head(kernels_, workspace_, all, local);
-    const Tensor logits = logits_.view().slice_rows(0, num_rows);
-    group.scatter_columns(local, vocab_offsets_, logits);
-    return logits;
+    group.scatter_columns(local, vocab_offsets_,
+                          logits_.view().slice_rows(first - rows.begin(), num_rows));
 }
 
 }  // namespace ferry

@@ -39,7 +39,7 @@ class AttentionWorker {
     void start_layer(int64_t layer, int micro_batch, Agreement say);
     Agreement finish_layer(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
-    Tensor run_head(const Tensor& h, std::span<const int32_t> rows);
+    void run_head(std::span<const int32_t> rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
 
     Kernels& kernels_;

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # tests/run.sh [CTEST_ARG...]: installs what is missing, builds, runs every test that this machine can run.
 # `tests/run.sh -L unit` runs one label (unit, soak, mpi, cluster, slurm, fuzz). FERRY_JOBS sets the number of build jobs.
+# FERRY_SANITIZERS=1 also runs unit and 4-rank tests under ASan and UBSan, and threads (pool, watchdog) under TSan, each
+# in a build of its own. FERRY_KILLS=200 makes the kill test longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 started=$SECONDS
@@ -21,6 +23,20 @@ cmake --build --preset release -j "${FERRY_JOBS:-$(nproc)}"
 
 step "test"
 ctest --test-dir build/release --output-on-failure -j "${FERRY_JOBS:-$(nproc)}" "$@"
+
+if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
+    # What MPI and UCX keep at the end is not ours.
+    export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1
+    step "asan and ubsan: unit and 4-rank tests"
+    cmake --preset asan
+    cmake --build --preset asan -j "${FERRY_JOBS:-$(nproc)}"
+    ctest --test-dir build/asan -L unit --output-on-failure -j "${FERRY_JOBS:-$(nproc)}"
+    ctest --test-dir build/asan -L mpi -R '\.n4$|layouts_test|startup_test' --output-on-failure
+    step "tsan: worker threads and watchdog"
+    cmake --preset tsan
+    cmake --build --preset tsan -j "${FERRY_JOBS:-$(nproc)}" --target base_test watchdog_test ferry
+    ctest --test-dir build/tsan -R '^base_test$|^watchdog_test\.n[124]$' --output-on-failure
+fi
 
 # Fuzzing is asked for by FERRY_FUZZ=1: it builds everything again with clang++.
 if [ "${FERRY_FUZZ:-0}" = 1 ]; then

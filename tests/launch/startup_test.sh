@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# startup_test.sh FERRY SOURCE_DIR: what a user is told when a job of several ranks cannot start as it was meant, with
+# exit code 2 (DESIGN 4.7).
+set -uo pipefail
+ferry=$1
+source=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"$ferry" convert "$source/configs/demo" "$work/demo" 2>/dev/null || exit 1
+failed=0
+d=layout.mode=disaggregated
+
+expect() { # CODE TEXT CMD...
+    local code=$1 text=$2 got
+    shift 2
+    timeout -k 2 60 "$@" >"$work/log" 2>&1
+    got=$?
+    if [ $got -ne "$code" ] || ! grep -qF -- "$text" "$work/log"; then
+        echo "FAILED: exit code $got (expected $code), wanted \"$text\": $*"
+        head -20 "$work/log"
+        failed=$((failed + 1))
+    fi
+}
+run=("$source/tests/support/mpirun.sh")
+job=("$ferry" generate --model "$work/demo" --prompt Emma --output "$work/out" --set sampling.max_tokens=2
+    --set engine.threads=1 --set log.progress=off)
+
+expect 2 "2 attention + 3 expert ranks = 5, but this world has 3 ranks; start 5 ranks (mpirun -n 5)" \
+    "${run[@]}" 3 "${job[@]}" --set $d --set layout.attention_ranks=2 --set layout.expert_ranks=3
+expect 2 "or set expert_ranks: 1" \
+    "${run[@]}" 3 "${job[@]}" --set $d --set layout.attention_ranks=2 --set layout.expert_ranks=3
+expect 2 "colocated uses every rank for both roles, but attention_ranks is 5 and this world has 2 ranks" \
+    "${run[@]}" 2 "${job[@]}" --set layout.attention_ranks=5
+expect 2 "tp_size 2 does not divide 3 attention ranks; these do: 1, 3" \
+    "${run[@]}" 3 "${job[@]}" --set layout.tp_size=2
+# Each task a world of its own: what a launcher of another MPI gives.
+expect 2 "the launcher started 4 tasks, but each of them is an MPI world of its own" \
+    env PMI_SIZE=4 "${job[@]}"
+expect 2 "configuration differs between ranks: rank 0 on" \
+    "${run[@]}" 1 "${job[@]}" : -n 1 "${job[@]}" --set engine.max_batch=7
+expect 0 "cores for 40 threads of its ranks (20 each): expect low speed" \
+    "${run[@]}" 2 "${job[@]}" --set engine.threads=20
+# Errors of one rank alone, and of all: one line each, the job ends.
+expect 2 "output.dir: 2 ranks need a folder for their results" \
+    "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma
+shard=$(ls "$work"/demo/experts-*.h5 | head -1)
+size=$(stat -c %s "$shard")
+printf '\377\376\375' | dd of="$shard" bs=1 seek=$((size - 64)) conv=notrunc 2>/dev/null
+rm -rf "$work/out"
+expect 3 "fails its checksum" "${run[@]}" 3 "${job[@]}"
+[ "$failed" -eq 0 ] && echo "all messages as expected"
+exit "$failed"
