@@ -39,15 +39,15 @@ std::vector<StepWorkload> workloads_of(const Arguments& arguments) {
 }
 
 Config config_of(const Arguments& arguments) {
-    Config config = load_config(arguments.config_file, arguments.overrides);
+    std::vector<std::string> overrides = arguments.overrides;
+    if (!arguments.shape.empty())
+        overrides.insert(overrides.begin(), "model.dummy=" + arguments.shape);
+    Config config = load_config(arguments.config_file, overrides);
     if (!arguments.model.empty()) {
         config.model.path = arguments.model;
         config.model.dummy.clear();
     }
-    if (!arguments.shape.empty()) {
-        config.model.dummy = arguments.shape;
-        config.model.path.clear();
-    }
+    if (!arguments.shape.empty()) config.model.path.clear();
     check_config(config, {}, "command line");
     return config;
 }

@@ -1,65 +1,12 @@
-// MLA attention against the multiply-add rate measured in between, in the shape of
-// configs/models/bench-8.yaml (16 heads, kv_lora 512, 128/64/128).
-//
-// Each iteration runs a kernel and a burst of multiply-adds; the best of each is reported:
-//   GFLOPs, peak_GFLOPs   per second of CPU time (one thread) or of wall time (several threads)
-//   of_peak               their quotient
-#include <benchmark/benchmark.h>
-
-#include <algorithm>
-#include <chrono>
+// MLA attention in the shape of configs/models/bench-8.yaml (16 heads, kv_lora
+// 512, 128/64/128); measure.h says what is reported. Bytes: the latents of
+// decode, the keys, values and queries of prefill.
 #include <vector>
 
-#include "base/random.h"
-#include "layers/cpu/fma_peak.h"
-#include "layers/kernels.h"
+#include "tests/bench/measure.h"
 
 namespace ferry {
 namespace {
-
-OwnedTensor filled(std::initializer_list<int64_t> shape, DType dtype = DType::f32) {
-    OwnedTensor tensor(cpu_device(), dtype, shape);
-    Random random(1);
-    for (int64_t i = 0; i < tensor.view().count(); ++i) {
-        const float value = random.next_uniform() - 0.5f;
-        if (dtype == DType::f32)
-            tensor.view().as<float>()[i] = value;
-        else
-            tensor.view().as<uint16_t>()[i] = f32_to_bf16(value);
-    }
-    return tensor;
-}
-
-double wall_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
-        .count();
-}
-
-// Runs `body` (which does `flops`) as the benchmark, with bursts on all threads in between.
-template <typename Body>
-void measure(benchmark::State& state, ThreadPool& threads, double flops, Body&& body) {
-    const bool single = threads.num_threads() == 1;
-    const auto clock = [single] { return single ? thread_cpu_seconds() : wall_seconds(); };
-    double best = 1e30, best_rate = 0;
-    for (auto _ : state) {
-        const double begin = clock();
-        body();
-        const double middle = clock();
-        std::vector<double> burst(static_cast<size_t>(threads.num_threads()));
-        threads.parallel_for(threads.num_threads(),
-                             [&](int64_t task, int) { burst[task] = fma_burst(); });
-        const double end = clock();
-        double burst_flops = 0;
-        for (double part : burst) burst_flops += part;
-        state.SetIterationTime(middle - begin);
-        best = std::min(best, middle - begin);
-        best_rate = std::max(best_rate, burst_flops / (end - middle));
-    }
-    state.counters["best_ms"] = best * 1e3;
-    state.counters["GFLOPs"] = flops / best * 1e-9;
-    state.counters["peak_GFLOPs"] = best_rate * 1e-9;
-    state.counters["of_peak"] = flops / best / best_rate;
-}
 
 // Arguments: context, sequences, heads, threads, 1 for a bf16 cache.
 void decode(benchmark::State& state) {
@@ -84,7 +31,8 @@ void decode(benchmark::State& state) {
                                                                static_cast<size_t>(pages))});
     const double flops =
         2.0 * static_cast<double>(num_sequences * context * heads * (2 * kRank + kRope));
-    measure(state, kernels->threads(), flops, [&] {
+    const double bytes = static_cast<double>(cache.view().count()) * (state.range(4) ? 2 : 4);
+    measure(state, *kernels, bytes, flops, large_memory(), [&] {
         kernels->mla_decode({.q_latent = q_latent,
                              .q_rope = q_rope,
                              .cache = cache,
@@ -117,8 +65,10 @@ void prefill(benchmark::State& state) {
     const OwnedTensor out = filled({rows, heads, kValue});
     // Row i of the prompt sees i + 1 keys.
     const double keys = 0.5 * static_cast<double>(rows) * static_cast<double>(2 * first + rows + 1);
-    measure(state, kernels->threads(),
-            2 * keys * static_cast<double>(heads * (kNope + kRope + kValue)), [&] {
+    const double bytes = 4.0 * static_cast<double>(positions * (heads * (kNope + kValue) + kRope) +
+                                                   rows * heads * (kNope + kRope + kValue));
+    measure(state, *kernels, bytes,
+            2 * keys * static_cast<double>(heads * (kNope + kRope + kValue)), large_memory(), [&] {
                 kernels->mla_prefill(
                     {.q = q,
                      .kv = kv,

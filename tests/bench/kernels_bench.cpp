@@ -1,65 +1,12 @@
-// Linear layers and light kernels: time, bytes and FLOPs, as fractions of what a read loop and
-// multiply-adds reach in between (rates.h). Attention has its own file.
-//   best_us, GBps, GFLOPs    of the best iteration
-//   of_read, of_peak         against the machine's read bandwidth and multiply-add peak
-//   of_bound                 against whichever of the two bounds is higher
-#include <benchmark/benchmark.h>
-
-#include "base/random.h"
-#include "layers/cpu/rates.h"
-#include "layers/kernels.h"
+// Linear layers and light kernels (measure.h says what is reported). Attention
+// has its own file.
+#include "tests/bench/measure.h"
 
 namespace ferry {
 namespace {
 
-constexpr size_t kBeyondCache = size_t{160} << 20;
-
-OwnedTensor filled(std::initializer_list<int64_t> shape) {
-    OwnedTensor tensor(cpu_device(), DType::f32, shape);
-    Random random(1);
-    for (int64_t i = 0; i < tensor.view().count(); ++i)
-        tensor.view().as<float>()[i] = random.next_uniform() - 0.5f;
-    return tensor;
-}
-
-// A weight whose every byte is written, with values of ordinary size in any type.
-Weight filled_weight(Kernels& kernels, const WeightSpec& spec) {
-    Weight weight = kernels.make_weight(spec);
-    uint8_t* bytes = weight.data.as<uint8_t>();
-    for (size_t i = 0; i < weight.data.size_bytes(); ++i)
-        bytes[i] = static_cast<uint8_t>(8 + i * 37 % 53);
-    std::fill_n(weight.scales.as<float>(), weight.scales.size_bytes() / 4, 1e-3f);
-    return weight;
-}
-
-// `body` (which moves `bytes` and does `flops`) as the benchmark. `memory`: for the read loop.
-template <typename Body>
-void measure(benchmark::State& state, Kernels& kernels, double bytes, double flops,
-             const Buffer& memory, Body&& body) {
-    Rates rates;
-    for (auto _ : state)
-        state.SetIterationTime(
-            take_turn(kernels.threads(), memory.data(), memory.size_bytes(), rates, body));
-    state.counters["best_us"] = rates.kernel_s * 1e6;
-    state.counters["GBps"] = bytes / rates.kernel_s * 1e-9;
-    state.counters["GFLOPs"] = flops / rates.kernel_s * 1e-9;
-    state.counters["of_read"] = bytes / rates.kernel_s / rates.read_bytes_per_s;
-    state.counters["of_peak"] = flops / rates.kernel_s / rates.peak_flops_per_s;
-    state.counters["of_bound"] = rates.bound_s(bytes, flops) / rates.kernel_s;
-}
-
-// Memory to read when a kernel works in the cache.
-const Buffer& large_memory() {
-    static const Buffer memory = [] {
-        Buffer buffer(cpu_device(), kBeyondCache);
-        std::fill_n(buffer.as<uint8_t>(), kBeyondCache, uint8_t{1});
-        return buffer;
-    }();
-    return memory;
-}
-
-// Arguments: rows per group, groups, out, in, dtype, threads. Weights come from memory: enough
-// copies of them are used in turn.
+// Arguments: rows per group, groups, out, in, dtype, threads. Weights come from
+// memory: enough copies of them are used in turn.
 void grouped_gemm(benchmark::State& state) {
     const int64_t rows = state.range(0), groups = state.range(1);
     const WeightSpec spec{.dtype = static_cast<DType>(state.range(4)),
@@ -99,7 +46,8 @@ void gemm_shapes(benchmark::internal::Benchmark* bench) {
 }
 BENCHMARK(grouped_gemm)->Apply(gemm_shapes)->UseManualTime()->Unit(benchmark::kMicrosecond);
 
-// Arguments: rows, heads, out, in, threads: q into latent space, and back, of MLA's absorbed form.
+// Arguments: rows, heads, out, in, threads: q into latent space, and back, of
+// MLA's absorbed form.
 void head_gemm(benchmark::State& state) {
     const int64_t rows = state.range(0), heads = state.range(1);
     const WeightSpec spec{
@@ -125,7 +73,8 @@ BENCHMARK(head_gemm)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-// Arguments: dtype. Rows are read once and panels written once: the loading of a checkpoint.
+// Arguments: dtype. Rows are read once and panels written once: the loading of
+// a checkpoint.
 void pack(benchmark::State& state) {
     const WeightSpec spec{
         .dtype = static_cast<DType>(state.range(0)), .groups = 1, .out = 4096, .in = 2048};
@@ -146,46 +95,47 @@ BENCHMARK(pack)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-// The rest is light: `values` are read and written, `moved` bytes for each.
+// The rest is light: bytes moved and FLOPs (exponentials count as one) for each
+// of rows * columns.
 template <typename Make>
 void light(benchmark::State& state, Make&& make) {
     const auto kernels = make_cpu_kernels(static_cast<int>(state.range(2)));
     const int64_t rows = state.range(0), columns = state.range(1);
-    make(*kernels, rows, columns, [&](double bytes, auto&& body) {
-        measure(state, *kernels, bytes * static_cast<double>(rows * columns), 0, large_memory(),
-                body);
+    make(*kernels, rows, columns, [&](double bytes, double flops, auto&& body) {
+        const double values = static_cast<double>(rows * columns);
+        measure(state, *kernels, bytes * values, flops * values, large_memory(), body);
     });
 }
 
 void rms_norm(benchmark::State& state) {
     light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
         const OwnedTensor x = filled({rows, columns}), weight = filled({columns});
-        run(8, [&] { kernels.rms_norm(x, weight, 1e-6f, x); });
+        run(8, 4, [&] { kernels.rms_norm(x, weight, 1e-6f, x); });
     });
 }
 void add(benchmark::State& state) {
     light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
         const OwnedTensor x = filled({rows, columns}), y = filled({rows, columns});
-        run(12, [&] { kernels.add(x, y); });
+        run(12, 1, [&] { kernels.add(x, y); });
     });
 }
 void silu_mul(benchmark::State& state) {
     light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
         const OwnedTensor x = filled({rows, 2 * columns}), y = filled({rows, columns});
-        run(12, [&] { kernels.silu_mul(x, y); });
+        run(12, 5, [&] { kernels.silu_mul(x, y); });
     });
 }
 void quantise_fp8(benchmark::State& state) {
     light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
         const OwnedTensor x = filled({rows, columns}), q = filled({rows, columns});
         const OwnedTensor scales = filled({rows, ceil_div(columns, kScaleBlock)});
-        run(8, [&] { kernels.quantise_fp8(x, false, q, scales); });
+        run(8, 3, [&] { kernels.quantise_fp8(x, false, q, scales); });
     });
 }
 void tree_sum(benchmark::State& state) {
     light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
         const OwnedTensor parts = filled({8, rows, columns}), y = filled({rows, columns});
-        run(36, [&] { kernels.tree_sum(parts, y); });
+        run(36, 7, [&] { kernels.tree_sum(parts, y); });
     });
 }
 void embed(benchmark::State& state) {
@@ -194,14 +144,67 @@ void embed(benchmark::State& state) {
         const OwnedTensor y = filled({rows, columns});
         std::vector<int32_t> tokens;
         for (int64_t i = 0; i < rows; ++i) tokens.push_back(static_cast<int32_t>(i * 7919 % 32000));
-        run(6, [&] { kernels.embed(tokens, table, y); });
+        run(6, 0, [&] { kernels.embed(tokens, table, y); });
     });
 }
 void log_sum_exp(benchmark::State& state) {
     light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
         const OwnedTensor logits = filled({rows, columns}), lse = filled({rows});
         std::vector<int32_t> argmax(static_cast<size_t>(rows));
-        run(4, [&] { kernels.log_sum_exp(logits, lse, argmax); });
+        run(4, 3, [&] { kernels.log_sum_exp(logits, lse, argmax); });
+    });
+}
+// Of rows of `columns` = heads * 192, the last 64 of each head turn.
+void rope(benchmark::State& state) {
+    light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
+        const int64_t heads = columns / 192;
+        const OwnedTensor x = filled({rows, heads, 192}), table = filled({rows, 64});
+        std::vector<int32_t> positions;
+        for (int64_t i = 0; i < rows; ++i) positions.push_back(static_cast<int32_t>(i));
+        run(8.0 / 3, 1, [&] { kernels.rope(x, positions, table, true); });
+    });
+}
+void copy_head_columns(benchmark::State& state) {
+    light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
+        const int64_t heads = columns / 192;
+        const OwnedTensor x = filled({rows, heads, 192}), y = filled({rows, heads, 64});
+        run(8.0 / 3, 0, [&] { kernels.copy_head_columns(x, 128, y); });
+    });
+}
+// Latents of 576 values in pages, f32 to bf16 and back.
+void write_cache(benchmark::State& state) {
+    light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
+        const int64_t pages = ceil_div(rows, kPageTokens);
+        const OwnedTensor latent = filled({rows, columns});
+        const OwnedTensor cache = filled({pages, kPageTokens, columns}, DType::bf16);
+        std::vector<int64_t> slots;
+        for (int64_t i = 0; i < rows; ++i) slots.push_back(i);
+        run(6, 0, [&] { kernels.write_cache(latent, slots, cache); });
+    });
+}
+void read_cache(benchmark::State& state) {
+    light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
+        const int64_t pages = ceil_div(rows, kPageTokens);
+        const OwnedTensor latent = filled({rows, columns});
+        const OwnedTensor cache = filled({pages, kPageTokens, columns}, DType::bf16);
+        std::vector<int32_t> order;
+        for (int64_t i = pages; i-- > 0;) order.push_back(static_cast<int32_t>(i));
+        run(6, 0, [&] { kernels.read_cache(cache, order, latent); });
+    });
+}
+// `columns`: experts, in 8 groups of which 4 are kept, top-6.
+void gate(benchmark::State& state) {
+    light(state, [](Kernels& kernels, int64_t rows, int64_t columns, auto&& run) {
+        const OwnedTensor scores = filled({rows, columns}), bias = filled({columns});
+        const OwnedTensor experts(cpu_device(), DType::i32, {rows, 6});
+        const OwnedTensor weights = filled({rows, 6});
+        const GateParams params{.score_func = ScoreFunc::sigmoid,
+                                .topk = 6,
+                                .num_groups = 8,
+                                .num_kept_groups = 4,
+                                .normalise = true,
+                                .scaling_factor = 2.5f};
+        run(4, 4, [&] { kernels.gate(scores, &bias.view(), params, experts, weights); });
     });
 }
 void light_shapes(benchmark::internal::Benchmark* bench) {
@@ -215,6 +218,25 @@ BENCHMARK(silu_mul)->Apply(light_shapes)->Unit(benchmark::kMicrosecond);
 BENCHMARK(quantise_fp8)->Apply(light_shapes)->Unit(benchmark::kMicrosecond);
 BENCHMARK(tree_sum)->Apply(light_shapes)->Unit(benchmark::kMicrosecond);
 BENCHMARK(embed)->Apply(light_shapes)->Unit(benchmark::kMicrosecond);
+void columns_of(benchmark::internal::Benchmark* bench, int64_t columns) {
+    bench->ArgNames({"rows", "columns", "threads"})->UseManualTime();
+    for (int64_t threads : {1, 2})
+        for (int64_t rows : {1, 32, 512}) bench->Args({rows, columns, threads});
+}
+void head_shapes(benchmark::internal::Benchmark* bench) {
+    columns_of(bench, 16 * 192);
+}
+void latent_shapes(benchmark::internal::Benchmark* bench) {
+    columns_of(bench, 576);
+}
+void gate_shapes(benchmark::internal::Benchmark* bench) {
+    columns_of(bench, 64);
+}
+BENCHMARK(rope)->Apply(head_shapes)->Unit(benchmark::kMicrosecond);
+BENCHMARK(copy_head_columns)->Apply(head_shapes)->Unit(benchmark::kMicrosecond);
+BENCHMARK(write_cache)->Apply(latent_shapes)->Unit(benchmark::kMicrosecond);
+BENCHMARK(read_cache)->Apply(latent_shapes)->Unit(benchmark::kMicrosecond);
+BENCHMARK(gate)->Apply(gate_shapes)->Unit(benchmark::kMicrosecond);
 BENCHMARK(log_sum_exp)
     ->ArgNames({"rows", "columns", "threads"})
     ->Args({1, 32000, 1})

@@ -226,6 +226,10 @@ TEST(Bench, LayerMeasuresAndComparesBits) {
     EXPECT_EQ(rows["decode 5 at 70"]["head"]["flops"], 5 * 2 * 64 * 256);
     EXPECT_EQ(rows["decode 1 at 70"]["experts"]["bytes"], 2 * 3 * 64 * 32 * 2);
     EXPECT_EQ(rows["prefill 100"]["experts"]["flops"], 100 * 2 * 2 * 3 * 64 * 32);
+    EXPECT_EQ(ferry({"bench", "layer", "--shape", shape, "--decode", "2", "--prefill", "0",
+                     "--repetitions", "1", "--set", "model.layers=1"})
+                  .exit_code,
+              0);
     expect_error(ferry({"bench"}), 2, "subcommand");
     expect_error(ferry({"bench", "layer", "--shape", shape, "--prefill", "20000"}), 2,
                  "16384 positions");
