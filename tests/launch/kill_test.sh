@@ -48,7 +48,7 @@ start() { # one of `layouts`; sets job, ranks
         >"$work/log" 2>&1 &
     job=$!
 }
-# Processes that were started as ranks, in "keepers" or "ranks" under them (one rank has no keeper).
+# The processes that mpirun started ("keepers"), or the ranks under them, once they are there.
 processes() {
     local mpirun keepers keeper
     mpirun=$(children "$job")
@@ -56,9 +56,7 @@ processes() {
     keepers=$(children "${mpirun%% *}")
     [ "$1" = keepers ] && { echo "$keepers"; return; }
     for keeper in $keepers; do
-        local rank
-        rank=$(children "$keeper")
-        echo "${rank:-$keeper}"
+        children "$keeper"
     done
 }
 random_layout() { layout=${layouts[RANDOM % ${#layouts[@]}]}; }
@@ -80,7 +78,7 @@ while [ "$killed" -lt "$kills" ]; do
     [ "$layout" = 1 ] && continue
     start "$layout"
     sleep "$((RANDOM % 2)).$((RANDOM % 800 + 100))"
-    mapfile -t victims < <(processes ranks)
+    read -r -a victims <<<"$(processes ranks | tr '\n' ' ')"
     before=$(finished)
     if [ "${#victims[@]}" -eq 0 ]; then # done already, or not started yet
         wait "$job" && ended_before=$((ended_before + 1)) || fail "ended by itself on [$layout]"
