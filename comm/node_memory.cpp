@@ -1,7 +1,6 @@
 #include "comm/node_memory.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "base/error.h"
 #if FERRY_HAS_MPI
@@ -54,9 +53,7 @@ void NodeMemory::grow(size_t size_bytes) {
 
 void NodeMemory::barrier() {
     if (size_ == 1) return;
-    std::atomic_thread_fence(std::memory_order_seq_cst);
     mpi_check(MPI_Barrier(impl_->members), "MPI_Barrier");
-    std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
 #else
