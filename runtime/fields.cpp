@@ -16,6 +16,8 @@ template <typename... Handlers>
 struct Overloaded : Handlers... {
     using Handlers::operator()...;
 };
+template <typename... Handlers>
+Overloaded(Handlers...) -> Overloaded<Handlers...>;  // clang 14 does not deduce it by itself
 
 std::string describe_value(const YamlValue& value) {
     switch (value.kind) {
@@ -214,7 +216,8 @@ void assign_text(const std::vector<Field>& fields, std::string_view assignment,
     const Field* field = find_field(fields, key);
     if (field == nullptr)
         throw Error(ErrorKind::usage, "--set: {}: {}", in_quotes(key), unknown_key(fields, key));
-    YamlValue value{.kind = YamlValue::Kind::scalar};
+    YamlValue value;
+    value.kind = YamlValue::Kind::scalar;
     value.text = assignment.substr(equals + 1);
     const bool takes_list = std::holds_alternative<std::vector<std::string>*>(field->target) ||
                             std::holds_alternative<std::vector<int32_t>*>(field->target);

@@ -133,11 +133,12 @@ RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
         if (!object.is_object()) bad(where + ": must be a JSON object");
         if (object.contains("id")) request.id = read_id(object["id"]);
         params_ = defaults_;
-        for (const auto& [key, value] : object.items()) {
+        for (const auto& entry : object.items()) {
+            const std::string& key = entry.key();
             const auto field = std::find_if(params_fields_.begin(), params_fields_.end(),
                                             [&](const Field& f) { return f.key == key; });
             if (field != params_fields_.end())
-                assign(*field, to_yaml_value(value), where, ErrorKind::input);
+                assign(*field, to_yaml_value(entry.value()), where, ErrorKind::input);
             else if (std::find(known_keys_.begin(), known_keys_.end(), key) == known_keys_.end())
                 note_unknown(key, line_number);
         }

@@ -23,7 +23,7 @@ class TreeBuilder : public YAML::EventHandler {
     }
     void OnDocumentEnd() override {}
     void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
-        add(mark, {.kind = YamlValue::Kind::null});
+        add(mark, YamlValue());
     }
     void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
         fail(mark, "aliases (*name) are not allowed");
@@ -31,7 +31,8 @@ class TreeBuilder : public YAML::EventHandler {
     void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
                   const std::string& value) override {
         check_tag(mark, tag);
-        YamlValue scalar{.kind = YamlValue::Kind::scalar};
+        YamlValue scalar;
+        scalar.kind = YamlValue::Kind::scalar;
         scalar.quoted = tag == "!";
         scalar.text = value;
         add(mark, std::move(scalar));
@@ -67,7 +68,8 @@ class TreeBuilder : public YAML::EventHandler {
     void open(const YAML::Mark& mark, YamlValue::Kind kind) {
         if (levels_.size() >= kMaxYamlDepth) fail(mark, "nested too deeply");
         if (expects_key()) fail(mark, "a key must be a plain word");
-        YamlValue value{.kind = kind};
+        YamlValue value;
+        value.kind = kind;
         set_mark(mark, value);
         levels_.push_back({std::move(value), std::nullopt});
     }

@@ -15,12 +15,12 @@ struct YamlValue {
     struct Entry;
 
     Kind kind = Kind::null;
-    bool quoted = false;    // a scalar in quotes (or a block) is a string, whatever it looks like
-    std::string text = {};  // of a scalar
-    std::vector<YamlValue> items = {};  // of a sequence
-    std::vector<Entry> entries = {};    // of a mapping, in order of the file
-    int line = 0;                       // from 1; 0: not from a file
-    int column = 0;                     // from 1
+    bool quoted = false;  // a scalar in quotes (or a block) is a string, whatever it looks like
+    std::string text;     // of a scalar
+    std::vector<YamlValue> items;  // of a sequence
+    std::vector<Entry> entries;    // of a mapping, in order of the file
+    int line = 0;                  // from 1; 0: not from a file
+    int column = 0;                // from 1
 };
 
 struct YamlValue::Entry {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # tests/run.sh [CTEST_ARG...]: installs what is missing, builds, runs every test that this machine can run.
-# `tests/run.sh -L unit` runs one label (unit, soak, mpi, cluster, slurm, fuzz). FERRY_JOBS sets the number of build jobs.
+# `tests/run.sh -L unit` runs one label (unit, soak, mpi, cluster, slurm). FERRY_JOBS sets the number of build jobs.
 # FERRY_SANITIZERS=1 also runs unit and 4-rank tests under ASan and UBSan, and threads (pool, watchdog) under TSan, each
 # in a build of its own. FERRY_KILLS=200 makes the kill test longer.
+# FERRY_FUZZ=0 leaves the fuzz targets out; FERRY_FUZZ_SECONDS says how long each runs (60).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 started=$SECONDS
@@ -38,16 +39,20 @@ if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     ctest --test-dir build/tsan -R '^base_test$|^watchdog_test\.n[124]$' --output-on-failure
 fi
 
-# Fuzzing is asked for by FERRY_FUZZ=1: it builds everything again with clang++.
-if [ "${FERRY_FUZZ:-0}" = 1 ]; then
-    if command -v clang++ >/dev/null && echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
-        clang++ -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then
-        step "fuzz"
-        cmake --preset fuzz
-        cmake --build --preset fuzz -j "${FERRY_JOBS:-$(nproc)}"
-        ctest --test-dir build/fuzz -L fuzz --output-on-failure -j "${FERRY_JOBS:-$(nproc)}"
-    else
-        step "fuzz: skipped, no clang++ with libFuzzer here"
-    fi
+# Every fuzz target, two at a time; only the readers that they reach are built with clang++ and sanitizers.
+libfuzzer() {
+    echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+        clang++ -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null
+}
+if [ "${FERRY_FUZZ:-1}" = 0 ]; then
+    step "fuzz: skipped, FERRY_FUZZ=0"
+elif ! command -v clang++ >/dev/null || ! libfuzzer; then
+    step "fuzz: skipped, no clang++ with libFuzzer here"
+else
+    step "fuzz, ${FERRY_FUZZ_SECONDS:-60} s each"
+    cmake --preset fuzz -DFERRY_FUZZ_SECONDS="${FERRY_FUZZ_SECONDS:-60}" >/dev/null
+    cmake --build --preset fuzz -j "${FERRY_JOBS:-$(nproc)}"
+    ctest --test-dir build/fuzz -L fuzz --output-on-failure -j 2
 fi
+
 step "done"

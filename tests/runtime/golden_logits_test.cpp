@@ -1,78 +1,73 @@
 // Whole models against what Hugging Face Transformers computes (tests/golden/README.md).
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "runtime/hf_model.h"
+#include "tests/support/golden_models.h"
 #include "tests/support/one_rank_model.h"
 
 namespace ferry {
 namespace {
 
+using testing::golden_folder;
+using testing::GoldenRows;
+using testing::largest_difference;
+
 struct GoldenPrompt {
     std::vector<int32_t> prompt, continuation;
     std::vector<int64_t> positions;
     int64_t first_row;
-    float max_abs_logit;
+    double max_abs_logit;
+
+    std::vector<int32_t> tokens() const {
+        std::vector<int32_t> all = prompt;
+        all.insert(all.end(), continuation.begin(), continuation.end());
+        return all;
+    }
 };
 
 struct Golden {
+    nlohmann::json json;
+    GoldenRows rows;
     std::vector<GoldenPrompt> prompts;
-    std::vector<float> logits;
-    int64_t vocab_size;
 };
 
 std::string model_folder(const std::string& family) {
-    return std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/" + family;
+    return golden_folder("models/" + family);
 }
 
-Golden read_golden(const std::string& family, const std::string& key = "prompts") {
-    Golden golden;
-    const nlohmann::json json =
-        nlohmann::json::parse(std::ifstream(model_folder(family) + "/golden.json"));
-    golden.vocab_size = json.at("vocab_size");
-    for (const auto& entry : json.at(key))
+Golden read_golden(const std::string& folder) {
+    const nlohmann::json json = testing::read_golden_json(folder);
+    Golden golden{json, GoldenRows(folder + "/golden_logits.bin", json.at("vocab_size")), {}};
+    for (const auto& entry : json.at("prompts"))
         golden.prompts.push_back({entry.at("prompt"), entry.at("continuation"),
                                   entry.at("logits_positions"), entry.at("logits_row"),
                                   entry.at("max_abs_logit")});
-    std::ifstream file(model_folder(family) + "/golden_logits.bin", std::ios::binary);
-    golden.logits.resize(json.at("logits_rows").get<size_t>() *
-                         static_cast<size_t>(golden.vocab_size));
-    file.read(reinterpret_cast<char*>(golden.logits.data()),
-              static_cast<std::streamsize>(golden.logits.size() * sizeof(float)));
-    EXPECT_TRUE(file.good());
     return golden;
 }
 
 // Largest difference over all golden positions of a prompt, relative to its largest logit.
 double relative_error(OneRankModel& model, const Golden& golden, const GoldenPrompt& prompt,
                       int64_t chunk) {
-    std::vector<int32_t> tokens = prompt.prompt;
-    tokens.insert(tokens.end(), prompt.continuation.begin(), prompt.continuation.end());
-    const auto logits = model.logits(tokens, static_cast<int64_t>(prompt.prompt.size()), chunk);
+    const auto logits =
+        model.logits(prompt.tokens(), static_cast<int64_t>(prompt.prompt.size()), chunk);
     double largest = 0;
-    for (size_t j = 0; j < prompt.positions.size(); ++j) {
-        const float* expected =
-            golden.logits.data() + (prompt.first_row + static_cast<int64_t>(j)) * golden.vocab_size;
-        for (int64_t i = 0; i < golden.vocab_size; ++i) {
-            const float got =
-                logits[static_cast<size_t>(prompt.positions[j])][static_cast<size_t>(i)];
-            if (!std::isfinite(got)) return INFINITY;
-            largest = std::max(largest, std::abs(static_cast<double>(got) - expected[i]));
-        }
-    }
+    for (size_t j = 0; j < prompt.positions.size(); ++j)
+        largest = std::max(
+            largest,
+            largest_difference(logits[static_cast<size_t>(prompt.positions[j])],
+                               golden.rows.row(prompt.first_row + static_cast<int64_t>(j))));
     return largest / prompt.max_abs_logit;
 }
 
-class GoldenLogits : public testing::TestWithParam<std::string> {};
+class GoldenLogits : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenLogits, AgreeInEveryForm) {
     HfModel source(model_folder(GetParam()));
     OneRankModel model(source);
-    const Golden golden = read_golden(GetParam());
+    const Golden golden = read_golden(model_folder(GetParam()));
     ASSERT_FALSE(golden.prompts.empty());
     for (MlaForm form : {MlaForm::by_row, MlaForm::naive, MlaForm::absorb}) {
         model.set_form(form);
@@ -85,7 +80,7 @@ TEST_P(GoldenLogits, AgreeInEveryForm) {
 TEST_P(GoldenLogits, GreedyContinuationsAreIdentical) {
     HfModel source(model_folder(GetParam()));
     OneRankModel model(source);
-    for (const GoldenPrompt& prompt : read_golden(GetParam()).prompts)
+    for (const GoldenPrompt& prompt : read_golden(model_folder(GetParam())).prompts)
         EXPECT_EQ(model.greedy(prompt.prompt, static_cast<int64_t>(prompt.continuation.size())),
                   prompt.continuation);
 }
@@ -93,7 +88,7 @@ TEST_P(GoldenLogits, GreedyContinuationsAreIdentical) {
 TEST_P(GoldenLogits, ChunksThreadsAndMicroBatchesGiveTheSameBits) {
     HfModel source(model_folder(GetParam()));
     OneRankModel one(source), three(source, {}, 3, 3);
-    const GoldenPrompt prompt = read_golden(GetParam()).prompts.back();
+    const GoldenPrompt prompt = read_golden(model_folder(GetParam())).prompts.back();
     std::vector<int32_t> tokens = prompt.prompt;
     tokens.insert(tokens.end(), prompt.continuation.begin(), prompt.continuation.begin() + 8);
     const int64_t prompt_length = static_cast<int64_t>(prompt.prompt.size());
@@ -110,12 +105,77 @@ std::vector<std::string> families() {
     return names;
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, testing::ValuesIn(families()),
+INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, ::testing::ValuesIn(families()),
                          [](const auto& family) {
                              std::string name = family.param;
                              std::replace(name.begin(), name.end(), '-', '_');
                              return name;
                          });
+
+// With quantised activations two right implementations agree almost exactly or, once a value falls
+// on the other side of a rounding boundary, to the noise of the quantisation only.
+class GoldenFp8Activations : public ::testing::Test {
+  protected:
+    const std::string folder_ = model_folder("v3-fp8");
+    Golden golden_ = read_golden(folder_);
+    const nlohmann::json fp8_ = golden_.json.at("fp8_activations");
+    GoldenRows rows_{folder_ + "/golden_fp8_logits.bin", golden_.json.at("vocab_size")};
+    HfModel source_{folder_};
+};
+
+TEST_F(GoldenFp8Activations, PromptsClearOfBoundariesAgree) {
+    OneRankModel quantised(source_, {.fp8_activations = true}), widened(source_);
+    const auto& prompts = fp8_.at("clear_prompts");
+    ASSERT_EQ(prompts.size(), 2u);
+    for (const auto& entry : prompts) {
+        const std::vector<int32_t> prompt = entry.at("prompt");
+        const auto error = [&](OneRankModel& model, MlaForm form, const char* first_row) {
+            model.set_form(form);
+            const auto logits = model.logits(prompt, static_cast<int64_t>(prompt.size()));
+            double largest = 0;
+            for (size_t t = 0; t < prompt.size(); ++t)
+                largest = std::max(
+                    largest,
+                    largest_difference(logits[t], rows_.row(entry.at(first_row).get<int64_t>() +
+                                                            static_cast<int64_t>(t))));
+            return largest / entry.at("max_abs_logit").get<double>();
+        };
+        const double tolerance = entry.at("tolerance");
+        EXPECT_EQ(tolerance, 2e-4);
+        EXPECT_LT(error(quantised, MlaForm::naive, "logits_row"), tolerance);
+        EXPECT_LT(error(quantised, MlaForm::absorb, "absorb_logits_row"), tolerance);
+        // The test can tell: other forms and plain activations are far away.
+        EXPECT_GT(error(quantised, MlaForm::naive, "absorb_logits_row"), 10 * tolerance);
+        EXPECT_GT(error(widened, MlaForm::naive, "logits_row"), 10 * tolerance);
+    }
+}
+
+TEST_F(GoldenFp8Activations, LongPromptsStayWithinTheNoise) {
+    OneRankModel model(source_, {.fp8_activations = true});
+    const auto& prompts = fp8_.at("long_prompts");
+    ASSERT_EQ(prompts.size(), 2u);
+    for (MlaForm form : {MlaForm::by_row, MlaForm::naive, MlaForm::absorb}) {
+        model.set_form(form);
+        for (const auto& entry : prompts) {
+            const GoldenPrompt& prompt = golden_.prompts[entry.at("prompt_index").get<size_t>()];
+            const auto logits =
+                model.logits(prompt.tokens(), static_cast<int64_t>(prompt.prompt.size()));
+            double difference = 0, size = 0;
+            int64_t row = entry.at("logits_row");
+            for (const int64_t position : prompt.positions) {
+                const std::span<const float> expected = rows_.row(row++);
+                for (size_t i = 0; i < expected.size(); ++i) {
+                    difference +=
+                        std::pow(logits[static_cast<size_t>(position)][i] - expected[i], 2);
+                    size += std::pow(expected[i], 2);
+                }
+            }
+            const double bound = entry.at("relative_rms_bound");
+            EXPECT_LE(bound, 0.305);  // as justified in tests/golden/README.md
+            EXPECT_LT(std::sqrt(difference / size), bound) << "form " << static_cast<int>(form);
+        }
+    }
+}
 
 }  // namespace
 }  // namespace ferry
