@@ -1,52 +1,26 @@
 #include "runtime/model_description.h"
 
 #include "base/error.h"
+#include "runtime/model_fields.h"
 
 namespace ferry {
 namespace {
 
-// Calls visit(name, field) for every field; `Description` may be const.
+// As visit_model_fields, with what only a checkpoint tells.
 template <typename Description, typename Visit>
 void visit_fields(Description& d, Visit&& visit) {
-    auto& m = d.model;
-    visit("vocab_size", m.vocab_size);
-    visit("dim", m.dim);
-    visit("inter_dim", m.inter_dim);
-    visit("moe_inter_dim", m.moe_inter_dim);
-    visit("n_layers", m.n_layers);
-    visit("n_dense_layers", m.n_dense_layers);
-    visit("max_positions", m.max_positions);
-    visit("n_heads", m.n_heads);
-    visit("q_lora_rank", m.q_lora_rank);
-    visit("kv_lora_rank", m.kv_lora_rank);
-    visit("qk_nope_head_dim", m.qk_nope_head_dim);
-    visit("qk_rope_head_dim", m.qk_rope_head_dim);
-    visit("v_head_dim", m.v_head_dim);
-    visit("rope_theta", m.rope_theta);
-    visit("rope_interleave", m.rope_interleave);
-    visit("norm_eps", m.norm_eps);
-    visit("n_routed_experts", m.n_routed_experts);
-    visit("n_shared_experts", m.n_shared_experts);
-    visit("n_activated_experts", m.n_activated_experts);
-    visit("n_expert_groups", m.n_expert_groups);
-    visit("n_limited_groups", m.n_limited_groups);
-    visit("score_func", m.score_func);
-    visit("has_gate_bias", m.has_gate_bias);
-    visit("norm_topk_prob", m.norm_topk_prob);
-    visit("routed_scaling_factor", m.routed_scaling_factor);
-    visit("tie_word_embeddings", m.tie_word_embeddings);
+    visit_model_fields(d.model, visit);
     visit("num_mtp_layers", d.num_mtp_layers);
     visit("fp8_weights", d.fp8_weights);
     visit("ue8m0_scales", d.ue8m0_scales);
 }
+
+const std::string kYarnPrefix = "yarn_";
+
 template <typename Yarn, typename Visit>
-void visit_yarn_fields(Yarn& y, Visit&& visit) {
-    visit("yarn_factor", y.factor);
-    visit("yarn_original_max_positions", y.original_max_positions);
-    visit("yarn_beta_fast", y.beta_fast);
-    visit("yarn_beta_slow", y.beta_slow);
-    visit("yarn_mscale", y.mscale);
-    visit("yarn_mscale_all_dim", y.mscale_all_dim);
+void visit_prefixed_yarn_fields(Yarn& yarn, Visit&& visit) {
+    visit_yarn_fields(
+        yarn, [&](const char* name, auto& field) { visit((kYarnPrefix + name).c_str(), field); });
 }
 
 class Writer {
@@ -114,7 +88,7 @@ class Reader {
 Attributes to_attributes(const ModelDescription& description) {
     Writer writer;
     visit_fields(description, writer);
-    if (description.model.yarn) visit_yarn_fields(*description.model.yarn, writer);
+    if (description.model.yarn) visit_prefixed_yarn_fields(*description.model.yarn, writer);
     return std::move(writer.attributes);
 }
 
@@ -122,9 +96,9 @@ ModelDescription to_model_description(const Attributes& attributes, const std::s
     ModelDescription description;
     const Reader reader(attributes, where);
     visit_fields(description, reader);
-    if (attributes.contains("yarn_factor")) {
+    if (attributes.contains(kYarnPrefix + "factor")) {
         description.model.yarn.emplace();
-        visit_yarn_fields(*description.model.yarn, reader);
+        visit_prefixed_yarn_fields(*description.model.yarn, reader);
     }
     validate(description, where);
     return description;

@@ -1,5 +1,5 @@
 // What a checkpoint says about its model: the shape, and how the weights are stored. One list of
-// fields, by name, for HDF5 attributes, printing and YAML shapes alike.
+// fields, by name (model_fields.h), for HDF5 attributes, printing and YAML shapes alike.
 #pragma once
 #include <map>
 #include <string>

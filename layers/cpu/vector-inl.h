@@ -9,7 +9,8 @@
 //   p = c0; p = fma(p, r, c1) ... fma(p, r, c5)                 (Cephes' expf polynomial)
 //   y = fma(p, r * r, r) + 1, its exponent raised by n
 // 0 for x < -87.33 (results below the normal numbers), infinity for x > 88.72283; fast_exp(0) = 1.
-// Largest error 1 unit in the last place (measured over all floats, tests/layers/cpu/exp_test.cpp).
+// The error stays below 1 unit in the last place (every 499th float of that range is compared with
+// the exact result in tests/layers/cpu/exp_test.cpp).
 #include <cmath>
 #include <limits>
 
