@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "launch/commands.h"
+#include "launch/on_world.h"
 #include "runtime/convert.h"
 
 namespace ferry {
@@ -16,7 +17,7 @@ namespace {
 struct Arguments {
     std::string hf_directory, out_directory, dtype = "keep";
     int64_t expert_shards = 0;
-    int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    int threads = 0;
 };
 
 constexpr double kGigabyte = 1e9;
@@ -24,6 +25,10 @@ constexpr double kGigabyte = 1e9;
 // One line that rewrites itself on a terminal; a plain line every ten seconds elsewhere.
 class ProgressLine {
   public:
+    explicit ProgressLine(const World& world) {
+        if (world.num_nodes() > 1)
+            name_ = fmt::format("convert (first of {} nodes)", world.num_nodes());
+    }
     void operator()(const ConvertProgress& p) {
         const bool is_done = p.done_bytes == p.total_bytes;
         const double percent = p.total_bytes == 0 ? 100.0
@@ -31,7 +36,7 @@ class ProgressLine {
                                                         static_cast<double>(p.total_bytes);
         const double left = static_cast<double>(p.total_bytes - p.done_bytes);
         const std::string text = fmt::format(
-            "convert: {:5.1f}%  {:.2f} of {:.2f} GB  {:.2f} GB/s{}", percent,
+            "{}: {:5.1f}%  {:.2f} of {:.2f} GB  {:.2f} GB/s{}", name_, percent,
             static_cast<double>(p.done_bytes) / kGigabyte,
             static_cast<double>(p.total_bytes) / kGigabyte, p.bytes_per_second / kGigabyte,
             is_done || p.bytes_per_second <= 0
@@ -53,19 +58,24 @@ class ProgressLine {
     }
 
   private:
+    std::string name_ = "convert";
     bool is_terminal_ = ::isatty(STDERR_FILENO) != 0;
     double printed_ = 0;
 };
 
-void convert(const Arguments& arguments) {
-    ConvertOptions options{
-        .dtype = {}, .expert_shards = arguments.expert_shards, .threads = arguments.threads};
+void convert(const Arguments& arguments, World& world) {
+    if (world.size() > 1) set_log_rank(world.rank(), world.host());
+    const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    ConvertOptions options{.dtype = {}, .expert_shards = arguments.expert_shards};
+    options.threads =
+        arguments.threads > 0 ? arguments.threads : std::max(1, cores / world.node_size());
     if (arguments.dtype != "keep")
         options.dtype = parse_dtype(arguments.dtype == "fp8" ? "fp8_e4m3" : arguments.dtype);
-    ProgressLine line;
-    const ConvertProgress done =
-        convert_checkpoint(arguments.hf_directory, arguments.out_directory, options,
-                           [&](const ConvertProgress& progress) { line(progress); });
+    ProgressLine line(world);
+    const ConvertProgress done = convert_checkpoint(
+        arguments.hf_directory, arguments.out_directory, options,
+        [&](const ConvertProgress& progress) { line(progress); }, &world);
+    if (world.rank() != 0) return;
     line.end();
     fmt::print("{}: {:.2f} GB in {:.1f} s ({:.2f} GB/s){}\n", arguments.out_directory,
                static_cast<double>(done.total_bytes) / kGigabyte, done.seconds,
@@ -78,8 +88,10 @@ void convert(const Arguments& arguments) {
 }  // namespace
 
 void add_convert(CLI::App& app) {
-    CLI::App* command =
-        app.add_subcommand("convert", "Convert a Hugging Face directory to sharded HDF5");
+    CLI::App* command = app.add_subcommand(
+        "convert",
+        "Convert a Hugging Face directory to sharded HDF5; under mpirun the ranks share "
+        "the shards");
     auto arguments = std::make_shared<Arguments>();
     command->add_option("HF_DIR", arguments->hf_directory, "config.json and *.safetensors")
         ->required();
@@ -91,10 +103,13 @@ void add_convert(CLI::App& app) {
     command->add_option("--dtype", arguments->dtype, "Type of the weights")
         ->check(CLI::IsMember({"keep", "bf16", "f32", "fp8"}))
         ->capture_default_str();
-    command->add_option("--threads", arguments->threads, "Threads")
-        ->check(CLI::Range(1, 1024))
+    command
+        ->add_option("--threads", arguments->threads,
+                     "Threads of each rank; 0: the cores, shared by the ranks of a node")
+        ->check(CLI::Range(0, 1024))
         ->capture_default_str();
-    command->callback([arguments] { convert(*arguments); });
+    command->callback(
+        [arguments] { run_on_world([&](World& world) { convert(*arguments, world); }); });
 }
 
 }  // namespace ferry

@@ -1,9 +1,12 @@
 #include "runtime/convert.h"
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <thread>
 
 #include "base/error.h"
 #include "runtime/checkpoint_format.h"
@@ -100,48 +103,98 @@ bool is_ours(const std::string& path, const std::string& fingerprint) {
     return it != attributes.end() && it->second == Attribute(fingerprint);
 }
 
-// Counts bytes and calls the callback now and then.
+// Counts the bytes that this node's ranks write, and on rank 0 calls the callback now and then.
 class ProgressMeter {
   public:
-    ProgressMeter(int64_t total_bytes, const ConvertProgressFn& report) : report_(report) {
-        progress_.total_bytes = total_bytes;
-    }
-    void keep_shard(int64_t bytes) {
-        progress_.done_bytes += bytes;
-        kept_bytes_ += bytes;
-        ++progress_.kept_shards;
+    // `done_bytes` is shared by the ranks of the node.
+    ProgressMeter(std::atomic<int64_t>& done_bytes, const ConvertProgressFn& report)
+        : done_bytes_(done_bytes), report_(report) {}
+
+    void expect(int64_t kept_shards, int64_t kept_bytes, int64_t own_bytes) {
+        progress_.kept_shards = kept_shards;
+        kept_bytes_ = kept_bytes;
+        own_bytes_ = own_bytes;
     }
     void add(int64_t bytes) {
+        done_bytes_ += bytes;
+        if (!report_) return;
         const std::lock_guard lock(mutex_);
-        progress_.done_bytes += bytes;
-        const double now = seconds();
-        if (now - reported_ < 0.2) return;
-        reported_ = now;
-        report(now);
+        if (seconds() - progress_.seconds > kInterval_s) report(own_bytes_);
     }
-    ConvertProgress finish() {
-        const std::lock_guard lock(mutex_);
-        report(seconds());
+    // Until the other ranks of the node are ready too.
+    void wait() {
+        if (!report_) return;
+        while (done_bytes_ < own_bytes_) {
+            std::this_thread::sleep_for(std::chrono::duration<double>(kInterval_s));
+            report(own_bytes_);
+        }
+    }
+    // `written_bytes`: of all ranks.
+    ConvertProgress finish(int64_t written_bytes) {
+        done_bytes_ = written_bytes;
+        report(written_bytes);
         return progress_;
     }
 
   private:
+    static constexpr double kInterval_s = 0.2;
+
     double seconds() const {
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
     }
-    void report(double now) {
-        progress_.seconds = now;
+    void report(int64_t expected_bytes) {
+        const int64_t done_bytes = done_bytes_;
+        progress_.seconds = seconds();
+        progress_.done_bytes = kept_bytes_ + done_bytes;
+        progress_.total_bytes = kept_bytes_ + expected_bytes;
         progress_.bytes_per_second =
-            static_cast<double>(progress_.done_bytes - kept_bytes_) / std::max(now, 1e-6);
+            static_cast<double>(done_bytes) / std::max(progress_.seconds, 1e-6);
         if (report_) report_(progress_);
     }
 
+    std::atomic<int64_t>& done_bytes_;
     const ConvertProgressFn& report_;
     std::mutex mutex_;
     ConvertProgress progress_;
     int64_t kept_bytes_ = 0;
-    double reported_ = 0;
+    int64_t own_bytes_ = 0;  // what the node's ranks will write
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+// The ranks of a conversion; one when there is no world.
+class Team {
+  public:
+    explicit Team(World* world) : world_(world) {}
+    int rank() const { return world_ == nullptr ? 0 : world_->rank(); }
+    int size() const { return world_ == nullptr ? 1 : world_->size(); }
+    bool shares_node_with(int rank) const {
+        return world_ == nullptr ||
+               world_->node_of_rank()[static_cast<size_t>(rank)] == world_->node();
+    }
+    void barrier() const {
+        if (world_ != nullptr) world_->barrier();
+    }
+    // What rank 0 found.
+    std::vector<bool> agree(const std::vector<bool>& flags) const {
+        if (world_ == nullptr) return flags;
+        std::string text;
+        for (const bool flag : flags) text += flag ? '1' : '0';
+        text = world_->broadcast(text, 0);
+        std::vector<bool> agreed;
+        for (const char flag : text) agreed.push_back(flag == '1');
+        return agreed;
+    }
+    // A counter of all ranks of this node. Collective.
+    Buffer node_counter() const {
+        const auto fill = [](void* data) { new (data) std::atomic<int64_t>(0); };
+        if (world_ != nullptr) return world_->node_shared(sizeof(std::atomic<int64_t>), fill);
+        Buffer buffer(cpu_device(), sizeof(std::atomic<int64_t>));
+        fill(buffer.data());
+        return buffer;
+    }
+
+  private:
+    World* world_;
 };
 
 void make_output_folder(const std::string& hf_directory, const std::string& out_directory) {
@@ -266,24 +319,61 @@ void finish_conversion(const HfModel& model, const ConversionPlan& plan,
     partial.complete();
 }
 
+std::vector<int> assign_shards(const ConversionPlan& plan, const std::vector<bool>& finished,
+                               int num_ranks) {
+    std::vector<int> ranks(plan.shards.size(), -1);
+    std::vector<size_t> left;
+    for (size_t i = 0; i < plan.shards.size(); ++i)
+        if (!finished[i]) left.push_back(i);
+    std::ranges::stable_sort(left, std::ranges::greater{},
+                             [&](size_t i) { return plan.shards[i].size_bytes(); });
+    std::vector<int64_t> load(static_cast<size_t>(num_ranks), 0);
+    for (const size_t i : left) {
+        const auto least = std::ranges::min_element(load);
+        ranks[i] = static_cast<int>(least - load.begin());
+        *least += plan.shards[i].size_bytes();
+    }
+    return ranks;
+}
+
 ConvertProgress convert_checkpoint(const std::string& hf_directory,
                                    const std::string& out_directory, const ConvertOptions& options,
-                                   const ConvertProgressFn& progress) {
+                                   const ConvertProgressFn& progress, World* world) {
+    const Team team(world);
     const HfModel model(hf_directory);
     const ConversionPlan plan = plan_conversion(model, options);
-    make_output_folder(hf_directory, out_directory);
-    const std::vector<bool> finished = find_finished_shards(plan, out_directory);
+    std::optional<FolderLock> lock;
+    std::vector<bool> finished;
+    if (team.rank() == 0) {
+        make_output_folder(hf_directory, out_directory);
+        lock.emplace(out_directory);
+        finished = find_finished_shards(plan, out_directory);
+    }
+    finished = team.agree(finished);
+    const std::vector<int> ranks = assign_shards(plan, finished, team.size());
 
-    ProgressMeter meter(plan.size_bytes(), progress);
+    const Buffer counter = team.node_counter();
+    const ConvertProgressFn silent;
+    ProgressMeter meter(*static_cast<std::atomic<int64_t>*>(counter.data()),
+                        team.rank() == 0 ? progress : silent);
+    int64_t kept_shards = 0, kept_bytes = 0, node_bytes = 0;
+    for (size_t i = 0; i < plan.shards.size(); ++i) {
+        const int64_t bytes = plan.shards[i].size_bytes();
+        kept_shards += finished[i] ? 1 : 0;
+        kept_bytes += finished[i] ? bytes : 0;
+        node_bytes += !finished[i] && team.shares_node_with(ranks[i]) ? bytes : 0;
+    }
+    meter.expect(kept_shards, kept_bytes, node_bytes);
     ThreadPool pool(std::max(1, options.threads), /*scratch_bytes=*/64);
     for (size_t i = 0; i < plan.shards.size(); ++i)
-        if (finished[i]) meter.keep_shard(plan.shards[i].size_bytes());
-    for (size_t i = 0; i < plan.shards.size(); ++i)
-        if (!finished[i])
+        if (ranks[i] == team.rank())
             convert_shard(model, plan, i, out_directory, pool,
                           [&](int64_t bytes) { meter.add(bytes); });
-    finish_conversion(model, plan, out_directory);
-    return meter.finish();
+    meter.wait();
+    team.barrier();
+    if (team.rank() == 0) finish_conversion(model, plan, out_directory);
+    team.barrier();
+    return meter.finish(plan.size_bytes() - kept_bytes);
 }
 
 }  // namespace ferry

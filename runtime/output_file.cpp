@@ -1,6 +1,7 @@
 #include "runtime/output_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -67,6 +68,20 @@ void OutputFile::sync() {
     if (::fsync(fd_) != 0) fail(path_, "cannot be brought to disk");
 }
 
+FolderLock::FolderLock(const std::string& directory) {
+    fd_ = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd_ < 0) fail(directory, "cannot be opened");
+    if (::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+    ::close(fd_);
+    throw Error(ErrorKind::checkpoint,
+                "{}: another process is writing this checkpoint; wait for it, or end it",
+                directory);
+}
+
+FolderLock::~FolderLock() {
+    ::close(fd_);
+}
+
 void rename_durably(const std::string& from, const std::string& to) {
     OutputFile(from).sync();
     if (std::rename(from.c_str(), to.c_str()) != 0) fail(to, "cannot be renamed");
@@ -77,7 +92,7 @@ void copy_durably(const std::string& from, const std::string& to) {
     const std::string partial = to + ".partial";
     const InputFile in(from);
     if (!std::ofstream(partial, std::ios::trunc)) fail(partial, "cannot be created");
-    {
+    try {
         OutputFile out(partial);
         std::vector<char> chunk(size_t{1} << 20);
         for (int64_t at = 0; at < in.size_bytes(); at += static_cast<int64_t>(chunk.size())) {
@@ -86,8 +101,12 @@ void copy_durably(const std::string& from, const std::string& to) {
             in.read_at(at, num, chunk.data());
             out.write_at(at, num, chunk.data());
         }
+        rename_durably(partial, to);
+    } catch (const Error&) {
+        std::error_code ignored;
+        std::filesystem::remove(partial, ignored);
+        throw;
     }
-    rename_durably(partial, to);
 }
 
 }  // namespace ferry

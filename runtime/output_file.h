@@ -26,6 +26,19 @@ class OutputFile {
     int fd_ = -1;
 };
 
+// One process at a time writes a folder: taken for as long as the object or the process lives.
+// Where the file system has no locks it does nothing.
+class FolderLock {
+  public:
+    explicit FolderLock(const std::string& directory);
+    ~FolderLock();
+    FolderLock(const FolderLock&) = delete;
+    FolderLock& operator=(const FolderLock&) = delete;
+
+  private:
+    int fd_ = -1;
+};
+
 // Renames after the content is on disk, and makes the new name durable too.
 void rename_durably(const std::string& from, const std::string& to);
 // Copies by way of a temporary name.

@@ -109,11 +109,13 @@ std::vector<SafeTensor> parse_safetensors_header(std::string_view header, int64_
     if (header.empty() || header[0] != '{')
         throw Error(ErrorKind::checkpoint, "{}: header does not begin with '{{'", where);
     std::vector<SafeTensor> tensors;
-    const Json rest = parse_json(header, where, [&](const std::string& name, const Json& entry) {
-        if (name == "__metadata__") return true;
-        tensors.push_back(EntryReader(where, name).read(entry, data_begin, data_bytes));
-        return true;
-    });
+    const std::string header_name = fmt::format("{}: header of {} bytes", where, header.size());
+    const Json rest =
+        parse_json(header, header_name, [&](const std::string& name, const Json& entry) {
+            if (name == "__metadata__") return true;
+            tensors.push_back(EntryReader(where, name).read(entry, data_begin, data_bytes));
+            return true;
+        });
     if (!rest.is_object())
         throw Error(ErrorKind::checkpoint, "{}: header is not a JSON object", where);
 
