@@ -1,14 +1,17 @@
 #include <fmt/format.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 
 #include "base/log.h"
 #include "launch/commands.h"
-#include "launch/on_world.h"
+#include "launch/end_job.h"
+#include "launch/keeper.h"
 #include "runtime/convert.h"
 
 namespace ferry {
@@ -25,9 +28,8 @@ constexpr double kGigabyte = 1e9;
 // One line that rewrites itself on a terminal; a plain line every ten seconds elsewhere.
 class ProgressLine {
   public:
-    explicit ProgressLine(const World& world) {
-        if (world.num_nodes() > 1)
-            name_ = fmt::format("convert (first of {} nodes)", world.num_nodes());
+    explicit ProgressLine(int num_nodes) {
+        if (num_nodes > 1) name_ = fmt::format("convert (first of {} nodes)", num_nodes);
     }
     void operator()(const ConvertProgress& p) {
         const bool is_done = p.done_bytes == p.total_bytes;
@@ -63,19 +65,21 @@ class ProgressLine {
     double printed_ = 0;
 };
 
-void convert(const Arguments& arguments, World& world) {
-    if (world.size() > 1) set_log_rank(world.rank(), world.host());
+// `world`: null for one process alone.
+void convert_on(const Arguments& arguments, World* world) {
+    if (world != nullptr) set_log_rank(world->rank(), world->host());
     const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     ConvertOptions options{.dtype = {}, .expert_shards = arguments.expert_shards};
-    options.threads =
-        arguments.threads > 0 ? arguments.threads : std::max(1, cores / world.node_size());
+    options.threads = arguments.threads > 0
+                          ? arguments.threads
+                          : std::max(1, cores / (world == nullptr ? 1 : world->node_size()));
     if (arguments.dtype != "keep")
         options.dtype = parse_dtype(arguments.dtype == "fp8" ? "fp8_e4m3" : arguments.dtype);
-    ProgressLine line(world);
+    ProgressLine line(world == nullptr ? 1 : world->num_nodes());
     const ConvertProgress done = convert_checkpoint(
         arguments.hf_directory, arguments.out_directory, options,
-        [&](const ConvertProgress& progress) { line(progress); }, &world);
-    if (world.rank() != 0) return;
+        [&](const ConvertProgress& progress) { line(progress); }, world);
+    if (world != nullptr && world->rank() != 0) return;
     line.end();
     fmt::print("{}: {:.2f} GB in {:.1f} s ({:.2f} GB/s){}\n", arguments.out_directory,
                static_cast<double>(done.total_bytes) / kGigabyte, done.seconds,
@@ -83,6 +87,21 @@ void convert(const Arguments& arguments, World& world) {
                done.kept_shards == 0
                    ? ""
                    : fmt::format(", {} shards were there already", done.kept_shards));
+}
+
+void convert(const Arguments& arguments) {
+    ::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is told like a full disk
+    // Alone it needs no MPI, which login nodes often forbid.
+    if (launcher_tasks([](const char* name) { return std::getenv(name); }) == 1)
+        return convert_on(arguments, nullptr);
+    go_on_under_keeper();
+    World world(nullptr, nullptr);
+    try {
+        convert_on(arguments, &world);
+    } catch (const Error& error) {
+        if (world.size() == 1) throw;
+        end_job(world, error);
+    }
 }
 
 }  // namespace
@@ -108,8 +127,7 @@ void add_convert(CLI::App& app) {
                      "Threads of each rank; 0: the cores, shared by the ranks of a node")
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
-    command->callback(
-        [arguments] { run_on_world([&](World& world) { convert(*arguments, world); }); });
+    command->callback([arguments] { convert(*arguments); });
 }
 
 }  // namespace ferry

@@ -4,20 +4,19 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <optional>
-#include <thread>
 
 #include "base/log.h"
 #include "comm/watchdog.h"
 #include "comm/world.h"
 #include "launch/chat.h"
 #include "launch/commands.h"
+#include "launch/end_job.h"
 #include "launch/keeper.h"
 #include "launch/load_progress.h"
 #include "launch/progress.h"
@@ -365,14 +364,6 @@ void generate_on(const Arguments& arguments, World& world) {
         generate_to_folder(config, model, world, watchdog ? &*watchdog : nullptr);
     else
         generate_to_stdout(config, model, world);
-}
-
-// What is wrong with the user's files is wrong on every rank: rank 0 says it, and ends the others.
-[[noreturn]] void end_job(World& world, const Error& error) {
-    if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
-    fmt::print(stderr, "ferry: rank {} on {}: {}: {}\n", world.rank(), world.host(),
-               to_string(error.kind()), error.what());
-    world.abort(exit_code(error.kind()));
 }
 
 void generate(const Arguments& arguments) {

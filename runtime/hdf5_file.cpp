@@ -3,6 +3,9 @@
 #include <hdf5.h>
 
 #include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <utility>
 
@@ -20,7 +23,20 @@ constexpr hsize_t kPageBytes = 4096;
 
 std::mutex& library_mutex() {
     static std::mutex mutex;
+    // A file that could not be written stays open in the library, which would crash on it at the
+    // end of the process. All that matters is closed by then.
+    [[maybe_unused]] static const herr_t no_end = H5dont_atexit();
     return mutex;
+}
+
+// Of a failed read or write the library tells everything; the system's reason is what helps.
+std::string shorten(const std::string& message) {
+    constexpr std::string_view kNumber = "errno = ";
+    const size_t number = message.find(kNumber);
+    if (number == std::string::npos) return message;
+    const int reason = std::atoi(message.c_str() + number + kNumber.size());
+    const bool is_full = reason == ENOSPC || reason == EDQUOT || reason == EFBIG;
+    return (is_full ? "disk full: " : "") + std::string(std::strerror(reason));
 }
 
 // The library's own words about what failed: the deepest entry of its error stack.
@@ -34,7 +50,7 @@ std::string library_message() {
     H5Eclear2(H5E_DEFAULT);
     for (char& c : message)
         if (c == '\n') c = ' ';
-    return message;
+    return shorten(message);
 }
 
 // Any id of the library; closed when it goes.
@@ -212,6 +228,13 @@ Id with_groups(const Call& call) {
     return list;
 }
 
+// Without the time of day: the same input gives the same bytes.
+Id dataset_creation(const Call& call) {
+    Id list = call.id(H5Pcreate(H5P_DATASET_CREATE));
+    call.ok(H5Pset_obj_track_times(list, false));
+    return list;
+}
+
 Id file_access(const Call& call) {
     H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // messages travel in Error
     Id list = call.id(H5Pcreate(H5P_FILE_ACCESS));
@@ -314,7 +337,7 @@ void Hdf5File::create_dataset(const std::string& name, const TensorInfo& info) {
     const std::lock_guard lock(library_mutex());
     const Call call(path_, "dataset /" + name);
     const Id groups = with_groups(call);
-    const Id creation = call.id(H5Pcreate(H5P_DATASET_CREATE));
+    const Id creation = dataset_creation(call);
     call.ok(H5Pset_layout(creation, H5D_CONTIGUOUS));
     call.ok(H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY));
     call.ok(H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER));
@@ -329,8 +352,9 @@ void Hdf5File::create_text(const std::string& name, const std::string& text) {
     const Id groups = with_groups(call);
     const Id type = text_type(text.size(), call);
     const Id space = call.id(H5Screate(H5S_SCALAR));
+    const Id creation = dataset_creation(call);
     const Id dataset = call.id(
-        H5Dcreate2(handle_->file, name.c_str(), type, space, groups, H5P_DEFAULT, H5P_DEFAULT));
+        H5Dcreate2(handle_->file, name.c_str(), type, space, groups, creation, H5P_DEFAULT));
     call.ok(H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text.c_str()));
 }
 
@@ -359,7 +383,7 @@ void Hdf5File::create_virtual(const std::string& name, const TensorInfo& info,
                               std::span<const Hdf5Source> sources) {
     const std::lock_guard lock(library_mutex());
     const Call call(path_, "virtual dataset /" + name);
-    const Id creation = call.id(H5Pcreate(H5P_DATASET_CREATE));
+    const Id creation = dataset_creation(call);
     const Id space = space_of(info.shape, call);
     std::vector<hsize_t> start(info.shape.size(), 0);
     std::vector<hsize_t> count(info.shape.begin(), info.shape.end());

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -99,6 +100,95 @@ TEST(Cli, GenerateSaysWhatIsMissing) {
     const ProcessOptions two_tasks{.environment = {"OMPI_COMM_WORLD_SIZE=2"}};
     expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x"}, two_tasks), 2,
                  "the launcher started 2 tasks");
+}
+
+// File by file.
+std::map<std::string, std::string> contents(const std::string& folder) {
+    std::map<std::string, std::string> files;
+    if (std::filesystem::exists(folder))
+        for (const auto& entry : std::filesystem::directory_iterator(folder))
+            files[entry.path().filename()] = read_file(entry.path());
+    return files;
+}
+
+class ConvertTest : public ::testing::Test {
+  protected:
+    ProcessResult convert(const ProcessOptions& options = {}) const {
+        return ferry({"convert", hf_, out_, "--expert-shards", "4"}, options);
+    }
+    void copy_demo() {
+        hf_ = dir_ / "hf";
+        std::filesystem::copy(kDemo, hf_);
+    }
+
+    TempDir dir_;
+    std::string hf_ = kDemo, out_ = dir_ / "out";
+};
+
+TEST_F(ConvertTest, BrokenInputEndsWith3AndLeavesNothing) {
+    copy_demo();
+    const std::string file = hf_ + "/model-00002-of-00002.safetensors";
+    const std::string whole = read_file(file);
+    const auto refused = [&](const std::string& bytes, const std::string& part) {
+        write_file(file, bytes);
+        const ProcessResult result = convert();
+        expect_error(result, 3, part);
+        EXPECT_THAT(result.err, HasSubstr("model-00002-of-00002.safetensors"));
+        EXPECT_TRUE(contents(out_).empty());
+    };
+    refused(whole.substr(0, 1'000'000), "truncated file?");
+    refused("\xff\xff\xff\xff\xff\xff\xff\x7f" + whole.substr(8), "wrong header length");
+    const auto edited = [&](const std::string& from, const std::string& to) {
+        std::string bytes = whole;
+        return bytes.replace(bytes.find(from), from.size(), to);
+    };
+    refused(edited("\"BF16\"", "\"BF15\""), "unknown dtype \"BF15\"");
+    refused(edited("\"shape\":[", "\"shape\":[9"), "does not fit its");
+    refused(edited("model.layers.", "model.layerz."), "is missing");
+    const size_t offsets = whole.find("\"data_offsets\":[0,");
+    ASSERT_NE(offsets, std::string::npos);
+    refused(edited("\"data_offsets\":[0,", "\"data_offsets\":[4,"), "does not fit its");
+    write_file(file, whole);
+    EXPECT_EQ(convert().exit_code, 0);
+}
+
+TEST_F(ConvertTest, KilledAtAnyMomentAndRestarted) {
+    const auto start = std::chrono::steady_clock::now();
+    ASSERT_EQ(convert().exit_code, 0);
+    const std::chrono::duration<double> duration = std::chrono::steady_clock::now() - start;
+    const auto undisturbed = contents(out_);
+    std::filesystem::remove_all(out_);
+    constexpr int kRounds = 16;
+    int num_killed = 0;
+    for (int round = 0; round < kRounds; ++round) {
+        if (round % 4 == 0) std::filesystem::remove_all(out_);
+        const ProcessResult result =
+            convert({.send_signal = SIGKILL,
+                     .signal_after_s = duration.count() * (0.3 + 0.7 * round / kRounds)});
+        num_killed += result.signal == SIGKILL ? 1 : 0;
+        for (const auto& [name, bytes] : contents(out_)) {
+            // What has its final name is whole.
+            if (!name.ends_with(".partial")) EXPECT_TRUE(bytes == undisturbed.at(name)) << name;
+        }
+        if (!std::filesystem::exists(out_ + "/model.h5"))
+            expect_error(ferry({"inspect", out_}), 3, out_);
+    }
+    EXPECT_GT(num_killed, 0);
+    const ProcessResult last = convert();
+    EXPECT_EQ(last.exit_code, 0) << last.err;
+    EXPECT_TRUE(contents(out_) == undisturbed);  // no .partial is left either
+}
+
+TEST_F(ConvertTest, FullDiskEndsWith3AndTheNextRunGoesOn) {
+    const ProcessResult full = testing::run_process(
+        {"/bin/sh", "-c", "ulimit -f 3000; exec \"$0\" convert \"$1\" \"$2\" --expert-shards 4",
+         FERRY_BINARY, kDemo, out_});
+    expect_error(full, 3, "disk full");
+    EXPECT_THAT(full.err, HasSubstr(".h5"));
+    for (const auto& [name, bytes] : contents(out_)) EXPECT_NE(name, "model.h5");
+    expect_error(ferry({"inspect", out_}), 3, out_);
+    EXPECT_EQ(convert().exit_code, 0);
+    EXPECT_EQ(ferry({"inspect", out_}).exit_code, 0);
 }
 
 class GenerateTest : public ::testing::Test {
