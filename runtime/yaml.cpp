@@ -22,9 +22,7 @@ class TreeBuilder : public YAML::EventHandler {
         if (num_documents_++ > 0) fail(mark, "a second document is not allowed");
     }
     void OnDocumentEnd() override {}
-    void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
-        add(mark, YamlValue());
-    }
+    void OnNull(const YAML::Mark& mark, YAML::anchor_t) override { add(mark, YamlValue()); }
     void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
         fail(mark, "aliases (*name) are not allowed");
     }
