@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "comm/node_memory.h"
 #include "runtime/checkpoint_format.h"
 #include "runtime/checksum.h"
 #include "runtime/hdf5_file.h"
@@ -107,7 +108,7 @@ bool is_ours(const std::string& path, const std::string& fingerprint) {
 class ProgressMeter {
   public:
     // `done_bytes` is shared by the ranks of the node.
-    ProgressMeter(std::atomic<int64_t>& done_bytes, const ConvertProgressFn& report)
+    ProgressMeter(int64_t& done_bytes, const ConvertProgressFn& report)
         : done_bytes_(done_bytes), report_(report) {}
 
     void expect(int64_t kept_shards, int64_t kept_bytes, int64_t own_bytes) {
@@ -152,7 +153,7 @@ class ProgressMeter {
         if (report_) report_(progress_);
     }
 
-    std::atomic<int64_t>& done_bytes_;
+    std::atomic_ref<int64_t> done_bytes_;
     const ConvertProgressFn& report_;
     std::mutex mutex_;
     ConvertProgress progress_;
@@ -184,17 +185,19 @@ class Team {
         for (const char flag : text) agreed.push_back(flag == '1');
         return agreed;
     }
-    // A counter of all ranks of this node. Collective.
-    Buffer node_counter() const {
-        const auto fill = [](void* data) { new (data) std::atomic<int64_t>(0); };
-        if (world_ != nullptr) return world_->node_shared(sizeof(std::atomic<int64_t>), fill);
-        Buffer buffer(cpu_device(), sizeof(std::atomic<int64_t>));
-        fill(buffer.data());
-        return buffer;
+    // Shared by all ranks of this node. Collective.
+    Buffer node_counter() {
+        if (world_ == nullptr) {
+            Buffer buffer(cpu_device(), sizeof(int64_t));
+            *static_cast<int64_t*>(buffer.data()) = 0;
+            return buffer;
+        }
+        return memory_.emplace(*world_, true).take(sizeof(int64_t));
     }
 
   private:
     World* world_;
+    std::optional<NodeMemory> memory_;
 };
 
 void make_output_folder(const std::string& hf_directory, const std::string& out_directory) {
@@ -339,7 +342,7 @@ std::vector<int> assign_shards(const ConversionPlan& plan, const std::vector<boo
 ConvertProgress convert_checkpoint(const std::string& hf_directory,
                                    const std::string& out_directory, const ConvertOptions& options,
                                    const ConvertProgressFn& progress, World* world) {
-    const Team team(world);
+    Team team(world);
     const HfModel model(hf_directory);
     const ConversionPlan plan = plan_conversion(model, options);
     std::optional<FolderLock> lock;
@@ -354,7 +357,7 @@ ConvertProgress convert_checkpoint(const std::string& hf_directory,
 
     const Buffer counter = team.node_counter();
     const ConvertProgressFn silent;
-    ProgressMeter meter(*static_cast<std::atomic<int64_t>*>(counter.data()),
+    ProgressMeter meter(*static_cast<int64_t*>(counter.data()),
                         team.rank() == 0 ? progress : silent);
     int64_t kept_shards = 0, kept_bytes = 0, node_bytes = 0;
     for (size_t i = 0; i < plan.shards.size(); ++i) {
