@@ -43,8 +43,15 @@ class CheckpointTest : public ::testing::Test {
                 file.set_attribute(dataset.name, key, value);
         }
         file.close();
-        ASSERT_LE(fs::file_size(shard(name)), size);
-        fs::resize_file(shard(name), size);  // so that only the datasets are wrong
+        if (fs::file_size(shard(name)) <= size) return fs::resize_file(shard(name), size);
+        // The master knows the size: only the datasets are to be wrong.
+        Hdf5File master = Hdf5File::open_writable(out_ + "/model.h5");
+        auto shards = std::get<std::string>(master.attributes("").at("shards"));
+        const std::string before = fmt::format("{} {}\n", name, size);
+        shards.replace(shards.find(before), before.size(),
+                       fmt::format("{} {}\n", name, fs::file_size(shard(name))));
+        master.set_attribute("", "shards", shards);
+        master.close();
     }
     void refused(std::initializer_list<std::string> parts) const {
         testing::expect_error(
