@@ -173,9 +173,12 @@ Checkpoint::Checkpoint(const std::string& path) {
     problems.throw_if_any(master_path);  // a broken shard would make all of its tensors missing
     for (auto& [name, pieces] : found) tensors_.emplace(name, assemble(std::move(pieces)));
     for (const TensorSpec& spec : model_tensors(config())) check_tensor(tensors_, spec, problems);
-    for (int64_t idx = 0; idx < description_.num_mtp_layers; ++idx)
+    for (int64_t idx = 0; idx < description_.num_mtp_layers; ++idx) {
+        if (!tensors_.contains(fmt::format("mtp/{}/eh_proj", idx))) continue;
         for (const TensorSpec& spec : mtp_tensors(config(), idx))
-            if (tensors_.contains(spec.name)) check_tensor(tensors_, spec, problems);
+            if (!is_shared_with_model(spec) || tensors_.contains(spec.name))
+                check_tensor(tensors_, spec, problems);
+    }
     problems.throw_if_any(master_path);
 }
 

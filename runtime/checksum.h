@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 namespace ferry {
 
@@ -22,5 +23,8 @@ class Checksum {
     struct State;
     std::unique_ptr<State> state_;
 };
+
+// "0.8.1", for --version.
+std::string xxhash_version();
 
 }  // namespace ferry

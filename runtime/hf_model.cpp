@@ -203,12 +203,9 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
 
     specs_ = model_tensors(model);
     for (int64_t idx = 0; idx < description_.num_mtp_layers; ++idx) {
-        const std::vector<TensorSpec> specs = mtp_tensors(model, idx);
-        const bool is_there = mapper.has(fmt::format("mtp/{}/eh_proj", idx));
-        for (const TensorSpec& spec : specs) {
-            const bool is_shared = spec.name.ends_with("/embed") || spec.name.ends_with("/head");
-            if (is_there && (!is_shared || mapper.has(spec.name))) specs_.push_back(spec);
-        }
+        if (!mapper.has(fmt::format("mtp/{}/eh_proj", idx))) continue;
+        for (const TensorSpec& spec : mtp_tensors(model, idx))
+            if (!is_shared_with_model(spec) || mapper.has(spec.name)) specs_.push_back(spec);
     }
     for (const TensorSpec& spec : specs_) mapper.map(spec, tensors_);
     problems.throw_if_any(directory_);

@@ -95,6 +95,10 @@ HfPlace hf_scale_place(const HfPlace& weight) {
     return place;
 }
 
+bool is_shared_with_model(const TensorSpec& mtp_tensor) {
+    return mtp_tensor.name.ends_with("/embed") || mtp_tensor.name.ends_with("/head");
+}
+
 std::vector<TensorSpec> mtp_tensors(const ModelConfig& config, int64_t idx) {
     const std::string prefix = fmt::format("mtp/{}/", idx);
     const int64_t dim = config.dim;

@@ -8,9 +8,10 @@
 namespace ferry {
 
 // The tensors of multi-token-prediction module `idx`: mtp/IDX/{embed, enorm, hnorm, eh_proj,
-// head_norm, head} and a MoE block as in layers/N. Files may leave out embed and head (then they
-// are the main model's).
+// head_norm, head} and a MoE block as in layers/N.
 std::vector<TensorSpec> mtp_tensors(const ModelConfig& config, int64_t idx);
+// A module's embed and head: files may leave them out, then they are the main model's.
+bool is_shared_with_model(const TensorSpec& mtp_tensor);
 
 // Where a Ferry tensor may lie in a Hugging Face checkpoint.
 struct HfPlace {

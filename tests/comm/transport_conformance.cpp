@@ -22,7 +22,8 @@ struct Case {
     int num_layers = 2;
     int num_steps = 3;
     bool skewed = false;
-    bool jitter = false;  // ranks pause at random, so that messages arrive out of order
+    bool random_values = false;  // sums depend on their order: exact combine must keep it
+    bool jitter = false;         // ranks pause at random, so that messages arrive out of order
     int num_redundant = 0;
     int64_t tokens_of_first_rank = -1;  // in every step instead of a random number
 
@@ -85,8 +86,14 @@ class Runner {
         int64_t num = std::array<int64_t, 4>{0, 1, case_.exchange.max_tokens / 2,
                                              case_.exchange.max_tokens}[seed % 4];
         if (case_.tokens_of_first_rank >= 0) num = rank == 0 ? case_.tokens_of_first_rank : 0;
-        return make_tokens(seed, num, case_.exchange.dim, case_.exchange.topk, case_.num_experts,
-                           case_.skewed);
+        Tokens made = make_tokens(seed, num, case_.exchange.dim, case_.exchange.topk,
+                                  case_.num_experts, case_.skewed);
+        if (case_.random_values) {
+            Random random(seed);
+            for (float& x : made.x) x = random.next_normal();
+            for (float& weight : made.weights) weight = random.next_uniform();
+        }
+        return made;
     }
     const Tensor& serve(const ExpertBatch& batch) {
         if (case_.jitter) pause();
@@ -155,6 +162,18 @@ TEST(TransportConformance, EveryRatioDtypeModeAndCombine) {
                     Runner(test_case).run();
                     if (HasFatalFailure()) return;
                 }
+}
+
+TEST(TransportConformance, ExactCombineKeepsTheOrderOfSums) {
+    for (const LayoutOptions& layout : layouts())
+        for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
+            Case test_case{
+                .layout = layout, .exchange = small(), .random_values = true, .num_redundant = 3};
+            test_case.exchange.dtype = dtype;
+            test_case.exchange.topk = 6;
+            Runner(test_case).run();
+            if (HasFatalFailure()) return;
+        }
 }
 
 TEST(TransportConformance, SkewedRoutingAndOutOfOrderArrival) {

@@ -83,6 +83,14 @@ TEST(HfModel, PredictionModuleIsKept) {
     EXPECT_EQ(model.find("mtp/0/ffn/experts/w2")->shape, (std::vector<int64_t>{6, 160, 40}));
     EXPECT_TRUE(model.find("mtp/0/head"));
     EXPECT_FALSE(model.find("mtp/0/embed"));
+
+    tiny.tensors.erase("model.layers.3.hnorm.weight");  // not one that may be left out
+    tiny.write(dir.path());
+    EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint,
+                 "tensor model.layers.3.hnorm.weight is missing");
+    tiny.tensors.erase("model.layers.3.eh_proj.weight");  // no module at all
+    tiny.write(dir.path());
+    EXPECT_FALSE(HfModel(dir.path()).find("mtp/0/head"));
 }
 
 TEST(HfModel, GateBiasIsTheCheckpointsOwnChoice) {
