@@ -62,10 +62,10 @@ up() {
     for host in "${hosts[@]}"; do until [ -e "$dir/$host/ready" ]; do sleep 0.01; done; done
 }
 
-job() { # RANKS-PER-HOST RANKS CMD...
+job() { # RANKS-PER-HOST RANKS CMD...: on the first hosts, as many as that takes
     local per_host=$1 ranks=$2 i list=
     shift 2
-    for ((i = 0; i < $(cat "$dir/num"); i++)); do list+="${list:+,}$name$i:$per_host"; done
+    for ((i = 0; i < $(cat "$dir/num") && i * per_host < ranks; i++)); do list+="${list:+,}$name$i:$per_host"; done
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     # mpirun waits for minutes for the daemon of a host that is cut off, unless keepalives (and tcp_retries2 above, once
     # something was sent) tell it. Ferry's own watchdog (6 s) shall be first, so that the exit code is Ferry's.
