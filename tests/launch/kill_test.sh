@@ -77,7 +77,9 @@ while [ "$killed" -lt "$kills" ]; do
     random_layout
     [ "$layout" = 1 ] && continue
     start "$layout"
-    sleep "$((RANDOM % 2)).$((RANDOM % 800 + 100))"
+    # Not while MPI itself starts: Open MPI 4.1's mpirun may then never end, whatever its ranks do.
+    until grep -q ": layout$" "$work/log" || ! kill -0 "$job" 2>/dev/null; do sleep 0.02; done
+    sleep "$((RANDOM % 2)).$((RANDOM % 700 + 100))"
     read -r -a victims <<<"$(processes ranks | tr '\n' ' ')"
     before=$(finished)
     if [ "${#victims[@]}" -eq 0 ]; then # done already, or not started yet
