@@ -92,6 +92,8 @@ struct ExpertBatch {
     Tensor rows;  // [n, dim] f32, n may be 0; valid until reply()
     // Rows [offsets[s], offsets[s + 1]) belong to slot s of this rank's Placement::experts().
     std::span<const int64_t> offsets;
+    // By attention rank: when its last byte was seen (trace_now_ns()).
+    std::span<const int64_t> arrived_ns;
     Agreement agreed;
 };
 

@@ -17,7 +17,8 @@ ExpertSideImpl::ExpertSideImpl(ExchangeShared& shared, int expert_rank)
     const Layout& layout = shared.setup.layout;
     const int num_slots = shared.max_slots(expert_rank);
     for (int m = 0; m < options.num_micro_batches; ++m) {
-        MicroBatch batch{.sources = std::vector<Source>(layout.num_attention())};
+        MicroBatch batch{.sources = std::vector<Source>(layout.num_attention()),
+                         .arrived_ns = std::vector<int64_t>(layout.num_attention())};
         for (int a = 0; a < layout.num_attention(); ++a) {
             const int peer = layout.world_rank_of_attention(a);
             Transport& t = shared.transport;
@@ -82,15 +83,19 @@ void ExpertSideImpl::poll_source(int micro_batch, int index) {
             memory = transport.buffer(source.in.sized);
             source.state = State::body;
         } else {
-            source.state = State::complete;
-            ++batch.num_complete;
+            complete(batch, index);
         }
         source.message = WireMessage(memory, options.dtype, options.dim, num_rows, num_entries);
     }
     if (source.state == State::body && transport.arrived(source.in.sized)) {
-        source.state = State::complete;
-        ++batch.num_complete;
+        complete(batch, index);
     }
+}
+
+void ExpertSideImpl::complete(MicroBatch& batch, int source) {
+    batch.sources[source].state = State::complete;
+    batch.arrived_ns[source] = trace_now_ns();
+    ++batch.num_complete;
 }
 
 int ExpertSideImpl::find_complete() {
@@ -152,6 +157,7 @@ void ExpertSideImpl::start_batch(int micro_batch) {
     ScopedZone zone(Zone::pack, layer, micro_batch);
     batch_.layer = layer;
     batch_.micro_batch = micro_batch;
+    batch_.arrived_ns = batch.arrived_ns;
     order_entries(batch);
     unpack_rows(batch);
     outstanding_ = true;

@@ -137,7 +137,8 @@ class ExpertSideImpl final : public ExpertSide {
         WireMessage message;
     };
     struct MicroBatch {
-        std::vector<Source> sources;  // by attention rank
+        std::vector<Source> sources;      // by attention rank
+        std::vector<int64_t> arrived_ns;  // by attention rank
         int num_complete = 0;
         uint32_t sequence = 0;
     };
@@ -145,6 +146,7 @@ class ExpertSideImpl final : public ExpertSide {
     // The micro-batch whose rows are all here, or -1.
     int find_complete();
     void poll_source(int micro_batch, int source);
+    void complete(MicroBatch& batch, int source);
     void start_batch(int micro_batch);
     void order_entries(const MicroBatch& batch);
     void unpack_rows(const MicroBatch& batch);

@@ -4,12 +4,9 @@
 
 #if FERRY_HAS_UCX
 #include <sched.h>
-#include <ucp/api/ucp.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -24,6 +21,8 @@
 #include "base/check.h"
 #include "comm/progress_state.h"
 #include "comm/transport_self.h"
+#include "comm/ucx_api.h"
+#include "comm/ucx_slots.h"
 #include "comm/world.h"
 
 namespace ferry {
@@ -36,142 +35,10 @@ constexpr unsigned kHello = 1;    // active messages
 constexpr unsigned kGoodbye = 2;  // the peer's end of the connection may fail from now on
 constexpr auto kPatience = std::chrono::seconds(10);  // at start-up and at the end
 
-void check(ucs_status_t status, const char* what) {
-    if (status == UCS_OK) return;
-    throw Error(ErrorKind::communication, "UCX: {} failed: {}", what, ucs_status_string(status));
-}
-
-// Memory that UCX allocated and registered, so that peers may map it or put into it.
-class Region {
-  public:
-    Region() = default;
-    Region(ucp_context_h context, size_t size_bytes) : context_(context) {
-        ucp_mem_map_params_t params{};
-        params.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
-        params.length = std::max<size_t>(size_bytes, kCacheLine);
-        params.flags = UCP_MEM_MAP_ALLOCATE;
-        check(ucp_mem_map(context, &params, &handle_), "registering memory");
-        ucp_mem_attr_t attributes{};
-        attributes.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
-        check(ucp_mem_query(handle_, &attributes), "asking for registered memory");
-        data_ = static_cast<std::byte*>(attributes.address);
-    }
-    Region(Region&& other) noexcept { *this = std::move(other); }
-    Region& operator=(Region&& other) noexcept {
-        std::swap(context_, other.context_);
-        std::swap(handle_, other.handle_);
-        std::swap(data_, other.data_);
-        return *this;
-    }
-    ~Region() {
-        if (handle_ != nullptr) ucp_mem_unmap(context_, handle_);
-    }
-    std::byte* data() const { return data_; }
-    ucp_mem_h handle() const { return handle_; }
-    std::string pack_key() const {
-        void* key = nullptr;
-        size_t size = 0;
-        check(ucp_rkey_pack(context_, handle_, &key, &size), "packing a remote key");
-        std::string text(static_cast<const char*>(key), size);
-        ucp_rkey_buffer_release(key);
-        return text;
-    }
-
-  private:
-    ucp_context_h context_ = nullptr;
-    ucp_mem_h handle_ = nullptr;
-    std::byte* data_ = nullptr;
-};
-
 enum class Path : uint32_t { mapped, put, message };
-
-// A slot's flag: which message it holds, counted from 1, and its size in units. One word, so that
-// it becomes visible whole.
-constexpr uint64_t flag_of(uint32_t sequence, size_t size_bytes) {
-    return static_cast<uint64_t>(sequence) << 32 | size_bytes / kMessageUnit;
-}
-constexpr uint32_t sequence_of(uint64_t flag) {
-    return static_cast<uint32_t>(flag >> 32);
-}
-constexpr size_t size_of(uint64_t flag) {
-    return (flag & 0xffffffffu) * kMessageUnit;
-}
-uint64_t load_flag(std::byte* flag) {
-    return std::atomic_ref(*reinterpret_cast<uint64_t*>(flag)).load(std::memory_order_acquire);
-}
-void store_flag(std::byte* flag, uint64_t value) {
-    std::atomic_ref(*reinterpret_cast<uint64_t*>(flag)).store(value, std::memory_order_release);
-}
-
-// What a rank tells the others at start-up.
-struct SlotAddress {
-    int32_t peer = 0;  // who may send to it
-    int32_t channel = 0;
-    uint64_t capacity_bytes = 0;
-    uint64_t flag_offset = 0;
-    uint64_t data_offset = 0;
-};
-struct Introduction {
-    std::string worker_address;
-    std::string region_key;
-    uint64_t region = 0;
-    std::vector<SlotAddress> slots;
-
-    std::string pack() const {
-        std::string text;
-        const auto add = [&](const void* data, size_t size) {
-            text.append(static_cast<const char*>(data), size);
-        };
-        for (size_t size : {worker_address.size(), region_key.size(), slots.size()})
-            add(&size, sizeof size);
-        add(&region, sizeof region);
-        text += worker_address + region_key;
-        add(slots.data(), slots.size() * sizeof(SlotAddress));
-        return text;
-    }
-    explicit Introduction(const std::string& text) {
-        size_t at = 0;
-        const auto take = [&](void* data, size_t size) {
-            FERRY_CHECK(at + size <= text.size());
-            std::memcpy(data, text.data() + at, size);
-            at += size;
-        };
-        size_t sizes[3];
-        take(sizes, sizeof sizes);
-        take(&region, sizeof region);
-        worker_address.resize(sizes[0]);
-        region_key.resize(sizes[1]);
-        slots.resize(sizes[2]);
-        take(worker_address.data(), sizes[0]);
-        take(region_key.data(), sizes[1]);
-        take(slots.data(), sizes[2] * sizeof(SlotAddress));
-    }
-    Introduction() = default;
-};
 
 constexpr uint64_t tag(int source, int channel) {
     return static_cast<uint64_t>(source) << 16 | static_cast<uint16_t>(channel);
-}
-
-// Whether UCX has a one-sided lane to the peer that is not TCP's emulation.
-bool has_one_sided_lane(ucp_ep_h endpoint) {
-    char* text = nullptr;
-    size_t size = 0;
-    FILE* stream = open_memstream(&text, &size);
-    if (stream == nullptr) return false;
-    ucp_ep_print_info(endpoint, stream);
-    std::fclose(stream);
-    const std::string_view all(text, size);
-    bool found = false;
-    for (size_t at = 0; at < all.size() && !found;) {
-        const size_t end = std::min(all.find('\n', at), all.size());
-        const std::string_view line = all.substr(at, end - at);
-        found = line.find("lane[") != line.npos && line.find("rma") != line.npos &&
-                line.find("tcp/") == line.npos;
-        at = end + 1;
-    }
-    std::free(text);
-    return found;
 }
 
 class UcxTransport final : public Transport {
@@ -181,11 +48,11 @@ class UcxTransport final : public Transport {
         params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS;
         params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_TAG;
         params.estimated_num_eps = static_cast<size_t>(world.size());
-        check(ucp_init(&params, nullptr, &context_), "ucp_init");
+        ucx_check(ucp_init(&params, nullptr, &context_), "ucp_init");
         ucp_worker_params_t worker_params{};
         worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
         worker_params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
-        check(ucp_worker_create(context_, &worker_params, &worker_), "ucp_worker_create");
+        ucx_check(ucp_worker_create(context_, &worker_params, &worker_), "ucp_worker_create");
         for (int p = 0; p < world.size(); ++p) peers_.emplace_back().rank = p;
         set_handler(kHello, [](void* self, const void* header, size_t, void*, size_t,
                                const ucp_am_recv_param_t*) {
@@ -335,7 +202,8 @@ class UcxTransport final : public Transport {
         params.id = id;
         params.cb = callback;
         params.arg = this;
-        check(ucp_worker_set_am_recv_handler(worker_, &params), "ucp_worker_set_am_recv_handler");
+        ucx_check(ucp_worker_set_am_recv_handler(worker_, &params),
+                  "ucp_worker_set_am_recv_handler");
     }
 
     Introduction introduce();
@@ -439,7 +307,7 @@ Introduction UcxTransport::introduce() {
     Introduction introduction;
     ucp_address_t* address = nullptr;
     size_t size = 0;
-    check(ucp_worker_get_address(worker_, &address, &size), "ucp_worker_get_address");
+    ucx_check(ucp_worker_get_address(worker_, &address, &size), "ucp_worker_get_address");
     introduction.worker_address.assign(reinterpret_cast<const char*>(address), size);
     ucp_worker_release_address(worker_, address);
 
@@ -497,8 +365,8 @@ void UcxTransport::meet(Peer& peer, const Introduction& introduction) {
     const char* forced = std::getenv("FERRY_UCX_PATH");
     const std::string_view path = forced != nullptr ? forced : "";
     if (path == "message") return;
-    check(ucp_ep_rkey_unpack(peer.endpoint, introduction.region_key.data(), &peer.key),
-          "unpacking a remote key");
+    ucx_check(ucp_ep_rkey_unpack(peer.endpoint, introduction.region_key.data(), &peer.key),
+              "unpacking a remote key");
     void* mapped = nullptr;
     if (path != "put" && same_node &&
         ucp_rkey_ptr(peer.key, introduction.region, &mapped) == UCS_OK)
@@ -528,8 +396,8 @@ void UcxTransport::place_send_slots(const std::vector<Introduction>& introductio
         if (lane.path == Path::mapped) {
             void* flag = nullptr;
             void* data = nullptr;
-            check(ucp_rkey_ptr(peer.key, lane.remote_flag, &flag), "mapping a slot");
-            check(ucp_rkey_ptr(peer.key, lane.remote_data, &data), "mapping a slot");
+            ucx_check(ucp_rkey_ptr(peer.key, lane.remote_flag, &flag), "mapping a slot");
+            ucx_check(ucp_rkey_ptr(peer.key, lane.remote_data, &data), "mapping a slot");
             lane.flag = static_cast<std::byte*>(flag);
             lane.data = static_cast<std::byte*>(data);
         } else if (lane.path == Path::put) {
@@ -671,7 +539,7 @@ void UcxTransport::send(std::span<const LaneSend> sends) {
     }
     if (!any_put) return;
     // A flag must not overtake its rows.
-    check(ucp_worker_fence(worker_), "ucp_worker_fence");
+    ucx_check(ucp_worker_fence(worker_), "ucp_worker_fence");
     for (const LaneSend& each : sends) {
         Lane& lane = lanes_[each.lane];
         if (lane.self < 0 && lane.path == Path::put)

@@ -9,6 +9,7 @@ namespace ferry {
 void add_bench(CLI::App& app) {
     CLI::App* bench = app.add_subcommand("bench", "Measure what this machine or cluster reaches");
     bench->require_subcommand(1);
+    add_bench_exchange(*bench);
     add_bench_layer(*bench);
 }
 

@@ -6,6 +6,7 @@ class App;
 
 namespace ferry {
 
+void add_bench_exchange(CLI::App& bench);
 void add_bench_layer(CLI::App& bench);
 
 }  // namespace ferry

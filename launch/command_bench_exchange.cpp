@@ -1,0 +1,207 @@
+// `ferry bench exchange`: dispatch and combine between the ranks of this job, without a model.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <memory>
+
+#include "comm/exchange_bench.h"
+#include "launch/bench_report.h"
+#include "launch/command_bench.h"
+#include "launch/end_job.h"
+#include "launch/keeper.h"
+#include "launch/versions.h"
+
+namespace ferry {
+namespace {
+
+const std::map<std::string, DType> kDTypes{
+    {"f32", DType::f32}, {"bf16", DType::bf16}, {"fp8", DType::fp8_e4m3}};
+const std::map<std::string, ExchangeMode> kModes{{"auto", ExchangeMode::automatic},
+                                                 {"bounded", ExchangeMode::bounded},
+                                                 {"sized", ExchangeMode::sized}};
+const std::map<std::string, CombineMode> kCombines{{"exact", CombineMode::exact},
+                                                   {"reduced", CombineMode::reduced}};
+
+struct Arguments {
+    std::vector<std::string> transports{"auto"}, layouts, routings{"uniform"}, dtypes{"bf16"},
+        modes{"auto"};
+    std::string combine = "exact", json, csv;
+    std::vector<int64_t> tokens{1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096}, dims{7168};
+    int64_t topk = 8;
+    int num_experts = 256, warmup = 5, repetitions = 50;
+    double skew = 1.0;
+    bool wait_matrix = false;
+};
+
+const std::vector<BenchColumn> kColumns{
+    {.key = "case", .heading = "case"},
+    {.key = "tokens", .heading = "tokens"},
+    {.key = "dispatch_min_us", .heading = "dispatch min"},
+    {.key = "dispatch_us", .heading = "median"},
+    {.key = "dispatch_p99_us", .heading = "p99"},
+    {.key = "combine_min_us", .heading = "combine min"},
+    {.key = "combine_us", .heading = "median"},
+    {.key = "combine_p99_us", .heading = "p99"},
+    {.key = "both_min_us", .heading = "both min"},
+    {.key = "both_us", .heading = "median"},
+    {.key = "both_p99_us", .heading = "p99"},
+    {.key = "bytes", .heading = "MB", .num_digits = 3, .scale = 1e-6},
+    {.key = "algorithm_GBps", .heading = "alg GB/s", .num_digits = 2},
+    {.key = "bus_GBps", .heading = "bus GB/s", .num_digits = 2},
+    {.key = "wrong", .heading = "#wrong"}};
+
+// "2:4": attention and expert ranks; "colocated".
+LayoutOptions parse_layout(const std::string& text) {
+    if (text == "colocated") return {.mode = LayoutMode::colocated, .tp_size = 1};
+    LayoutOptions layout{.tp_size = 1};
+    char rest = 0;
+    if (std::sscanf(text.c_str(), "%d:%d%c", &layout.attention_ranks, &layout.expert_ranks,
+                    &rest) != 2)
+        throw Error(ErrorKind::usage,
+                    "--layout {}: write attention:expert ranks (2:4), or colocated", text);
+    return layout;
+}
+
+std::vector<double> popularity_of(const std::string& routing, const Arguments& arguments) {
+    if (routing == "uniform") return uniform_popularity(arguments.num_experts);
+    if (routing == "power") return power_popularity(arguments.num_experts, arguments.skew);
+    return hot_popularity(arguments.num_experts);
+}
+
+void bench_exchange_on(World& world, const Arguments& arguments) {
+    std::vector<std::string> layouts = arguments.layouts;
+    if (layouts.empty())
+        layouts = {world.size() == 1
+                       ? "colocated"
+                       : fmt::format("{}:{}", world.size() / 2, world.size() - world.size() / 2)};
+    BenchReport report("exchange", kColumns);
+    report.add_parameter("ranks", int64_t{world.size()});
+    report.add_parameter("nodes", int64_t{world.num_nodes()});
+    report.add_parameter("experts", int64_t{arguments.num_experts});
+    report.add_parameter("top-k", arguments.topk);
+    report.add_parameter("combine", arguments.combine);
+    report.add_parameter("warm-up", int64_t{arguments.warmup});
+    report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    int64_t num_wrong = 0;
+    std::string matrix;
+    const auto run = [&](ExchangeBenchCase bench_case, const std::string& name, int64_t tokens) {
+        const ExchangeBenchResult result = bench_exchange(world, bench_case);
+        num_wrong += result.num_wrong;
+        report.add_row({fmt::format("{} {}", result.transport, name), tokens,
+                        result.dispatch.min_us, result.dispatch.median_us, result.dispatch.p99_us,
+                        result.combine.min_us, result.combine.median_us, result.combine.p99_us,
+                        result.both.min_us, result.both.median_us, result.both.p99_us,
+                        static_cast<double>(result.dispatch_bytes + result.combine_bytes),
+                        result.algorithm_gb_per_s, result.bus_gb_per_s, result.num_wrong});
+        if (!arguments.wait_matrix) return;
+        matrix += fmt::format(
+            "\n{} {}, {} tokens: us that rows of each attention rank came after "
+            "the first\n",
+            result.transport, name, tokens);
+        for (size_t e = 0; e < result.wait_us.size(); ++e) {
+            matrix += fmt::format("  expert rank {:3}:", e);
+            for (const double us : result.wait_us[e]) matrix += fmt::format(" {:8.1f}", us);
+            matrix += '\n';
+        }
+    };
+    for (const std::string& transport : arguments.transports)
+        for (const std::string& layout : layouts)
+            for (const std::string& routing : arguments.routings)
+                for (const std::string& dtype : arguments.dtypes)
+                    for (const std::string& mode : arguments.modes)
+                        for (const int64_t dim : arguments.dims)
+                            for (const int64_t tokens : arguments.tokens)
+                                run({.transport = transport,
+                                     .layout = parse_layout(layout),
+                                     .exchange = {.dim = dim,
+                                                  .topk = arguments.topk,
+                                                  .max_tokens = tokens,
+                                                  .dtype = kDTypes.at(dtype),
+                                                  .mode = kModes.at(mode),
+                                                  .combine = kCombines.at(arguments.combine)},
+                                     .popularity = popularity_of(routing, arguments),
+                                     .num_warmups = arguments.warmup,
+                                     .num_repetitions = arguments.repetitions},
+                                    fmt::format("{} {} {} {} x {}", layout, routing, dtype, mode,
+                                                dim),
+                                    tokens);
+    if (world.rank() == 0) {
+        std::string versions = describe_versions();
+        std::replace(versions.begin(), versions.end(), '\n', ';');
+        report.add_parameter("versions", versions);
+        report.publish(arguments.json, arguments.csv);
+        fmt::print("{}", matrix);
+    }
+    if (num_wrong > 0)
+        throw Error(ErrorKind::communication, "{} elements came back wrong", num_wrong);
+}
+
+void run_bench_exchange(const Arguments& arguments) {
+    go_on_under_keeper();
+    World world(nullptr, nullptr);
+    try {
+        bench_exchange_on(world, arguments);
+    } catch (const Error& error) {
+        if (world.size() == 1) throw;
+        end_job(world, error);
+    }
+}
+
+template <typename Map>
+std::vector<std::string> keys(const Map& map) {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : map) names.push_back(name);
+    return names;
+}
+
+}  // namespace
+
+void add_bench_exchange(CLI::App& bench) {
+    CLI::App* command = bench.add_subcommand(
+        "exchange",
+        "Dispatch and combine between the ranks of this job (mpirun, srun), without a model: us "
+        "from a common start to the last rank, GB/s per attention rank, elements that came back "
+        "wrong. Lists are swept");
+    const auto arguments = std::make_shared<Arguments>();
+    const auto list = [&](const char* name, auto& values, const char* help) {
+        return command->add_option(name, values, help)->delimiter(',')->capture_default_str();
+    };
+    list("--transport", arguments->transports, "auto, mpi, ucx, self");
+    list("--layout", arguments->layouts,
+         "Attention:expert ranks (2:4), or colocated; default: half and half");
+    list("--routing", arguments->routings,
+         "uniform; power: expert e as (e + 1)^-skew; hot: one expert gets all tokens")
+        ->check(CLI::IsMember({"uniform", "power", "hot"}));
+    command->add_option("--skew", arguments->skew, "Of --routing power")
+        ->check(CLI::Range(0.0, 10.0))
+        ->capture_default_str();
+    list("--dtype", arguments->dtypes, "Of rows on the wire")->check(CLI::IsMember(keys(kDTypes)));
+    list("--mode", arguments->modes, "As exchange.mode")->check(CLI::IsMember(keys(kModes)));
+    command->add_option("--combine", arguments->combine, "As exchange.combine")
+        ->check(CLI::IsMember(keys(kCombines)))
+        ->capture_default_str();
+    list("--tokens", arguments->tokens, "Of every attention rank")->check(CLI::Range(0, 1 << 16));
+    list("--dim", arguments->dims, "Hidden size")->check(CLI::Range(1, 1 << 16));
+    command->add_option("--topk", arguments->topk, "Experts of a token")
+        ->check(CLI::Range(1, 64))
+        ->capture_default_str();
+    command->add_option("--experts", arguments->num_experts, "Routed experts")
+        ->check(CLI::Range(1, 1 << 14))
+        ->capture_default_str();
+    command->add_option("--warmup", arguments->warmup, "Exchanges before timing")
+        ->check(CLI::Range(0, 10000))
+        ->capture_default_str();
+    command->add_option("--repetitions", arguments->repetitions, "Exchanges to time")
+        ->check(CLI::Range(1, 1000000))
+        ->capture_default_str();
+    command->add_flag("--wait-matrix", arguments->wait_matrix,
+                      "Also which attention rank made which expert rank wait");
+    command->add_option("--json", arguments->json, "Write JSON to this file; - : to stdout");
+    command->add_option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
+    command->callback([arguments] { run_bench_exchange(*arguments); });
+}
+
+}  // namespace ferry
