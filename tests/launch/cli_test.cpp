@@ -325,6 +325,26 @@ TEST(Bench, LayerMeasuresAndComparesBits) {
                  "16384 positions");
 }
 
+TEST(Bench, ExchangeOfOneRankBringsEveryElementBack) {
+    const TempDir dir;
+    const ProcessResult result =
+        ferry({"bench", "exchange", "--tokens", "0,3", "--dim", "256", "--experts", "5", "--topk",
+               "2", "--dtype", "f32,bf16,fp8", "--routing", "uniform,power,hot", "--repetitions",
+               "2", "--json", dir / "out.json"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const auto json = nlohmann::json::parse(read_file(dir / "out.json"));
+    ASSERT_EQ(json["rows"].size(), 18u);
+    for (const auto& row : json["rows"]) {
+        EXPECT_EQ(row["wrong"], 0) << row;
+        EXPECT_GT(row["bytes"], 0) << row;  // headers travel without tokens too
+        EXPECT_GE(row["both_us"], row["dispatch_us"]) << row;
+    }
+    expect_error(ferry({"bench", "exchange", "--layout", "2:x"}), 2, "attention:expert");
+    expect_error(ferry({"bench", "exchange", "--experts", "2", "--topk", "3"}), 2,
+                 "top-3 of 2 experts");
+    expect_error(ferry({"bench", "exchange", "--layout", "2:1"}), 2, "3 ranks");
+}
+
 TEST(Generate, PromptsGiveReadableText) {
     const ProcessResult result = ferry({"generate", "--model", kDemo, "--prompt", "It is a truth",
                                         "--prompt", "Elizabeth", "--set", "sampling.max_tokens=8"});
