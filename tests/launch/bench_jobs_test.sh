@@ -44,6 +44,15 @@ holds "$work/l.json" '"state": "cold"'
 expect 0 "6 requests in" "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma --set sampling.n=6 \
     --set sampling.temperature=1 --set sampling.max_tokens=5 --set engine.threads=1 --output "$work/out"
 expect 0 "6 of 6 done, 0 running, 0 waiting" "$ferry" top --once "$work/out"
+# A Slurm job by its number: the folder in its comment, or else its working directory.
+mkdir "$work/bin"
+printf '#!/bin/sh\n[ "$4" = 7 ] && echo "JobId=7 Comment=ferry:out WorkDir=%s Power="\n[ "$4" = 8 ] && echo "JobId=8 WorkDir=%s/out"\nexit 0\n' \
+    "$work" "$work" >"$work/bin/scontrol"
+chmod +x "$work/bin/scontrol"
+for job in 7 8; do
+    expect 0 "6 of 6 done" env PATH="$work/bin:$PATH" "$ferry" top --once $job
+done
+expect 2 "does not know this job here; give the job's output folder" env PATH="$work/bin:$PATH" "$ferry" top 9
 
 expect 2 "--rate: needs --arrivals" "$ferry" bench throughput --model "$work/demo" --rate 3
 expect 2 "--layout 2-2: write attention:expert ranks" "$ferry" bench throughput --model "$work/demo" --layout 2-2
