@@ -1,10 +1,12 @@
 // Every kernel, declared once. layers/cpu/ and layers/cuda/ implement them in files of the same
 // names.
 //
-// All kernels: tensors are row-major, activations f32 on the CPU (bf16 where said on CUDA). Shapes
-// are checked on entry (FERRY_CHECK). Zero rows are allowed and do nothing. On the CPU every output
-// element is computed by one fixed sequence of operations: it depends on its inputs only, never on
-// the number of rows, threads or vector width (DESIGN 4.1).
+// All kernels: tensors are row-major, activations f32. They lie in the memory of device(); spans
+// lie in host memory. A GPU does its work in the order of the calls, but later:
+// device().synchronize(), or a copy to the host, waits for it. Shapes are checked on entry
+// (FERRY_CHECK). Zero rows are allowed and do nothing. On the CPU every output element is computed
+// by one fixed sequence of operations: it depends on its inputs only, never on the number of rows,
+// threads or vector width (DESIGN 4.1).
 #pragma once
 #include <memory>
 #include <span>
@@ -83,6 +85,7 @@ struct DecodeAttention {
     Tensor cache;     // one layer: [pages, kPageTokens, kv_lora + rope], f32 or bf16
     Tensor out;       // [rows, heads, kv_lora]
     std::span<const SequenceRows> sequences;  // rows of other forms are simply not listed
+    int64_t first_row = 0;  // row of the batch that row 0 of q_latent, q_rope and out is
     float scale = 1;
 };
 
@@ -101,11 +104,20 @@ struct GateParams {
 // ---- Kernels
 // ----------------------------------------------------------------------------------------------------------
 
+struct StepBatch;  // batch.h
+
 class Kernels {
   public:
     virtual ~Kernels() = default;
     virtual Device& device() = 0;
     virtual ThreadPool& threads() = 0;
+
+    // Host arrays of a step. Kernels may be given any host span at any time. A GPU keeps a copy of
+    // each, found again by where the span begins, and uploads it when it says something new: once
+    // per step, not once per layer. begin_step brings the copies of a batch (or micro-batch) up to
+    // date ahead of its first kernel; a CUDA graph that was captured over the same arrays needs it
+    // before each launch. Does nothing on the CPU.
+    virtual void begin_step(const StepBatch&) {}
 
     // Linear (linear.cpp, gemm.cpp; linear_pack.cpp; quantise.cpp). make_weight allocates; `pack`
     // fills one group, or the output rows [first_out, first_out + w.rows()) of it, from plain [out,
@@ -142,6 +154,9 @@ class Kernels {
     virtual void tree_sum(const Tensor& parts, const Tensor& y) = 0;
 
     // Elementwise and norms (elementwise.cpp, rms_norm.cpp).
+    virtual void fill_zero(const Tensor& y) = 0;  // all bytes; y contiguous
+    // y[i] = x[rows[i]].
+    virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) = 0;
     virtual void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) = 0;
     // y = x / sqrt(mean(x^2) + eps) * weight. Sum of squares in 16 interleaved partial sums, then
     // by halves.
@@ -184,5 +199,9 @@ class Kernels {
 // Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,
 // or NEON).
 std::unique_ptr<Kernels> make_cpu_kernels(int num_threads);
+
+// Kernels of one GPU (base/device_cuda.h). Throws Error(usage) when there is none, or CUDA was not
+// built.
+std::unique_ptr<Kernels> make_cuda_kernels(int ordinal);
 
 }  // namespace ferry

@@ -178,19 +178,12 @@ void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& 
     kernels.head_gemm(q_rows.reshape({tokens, heads * config_.qk_head_dim()}),
                       config_.qk_head_dim(), absorbed_k_, q_latent);
     kernels.copy_head_columns(q_rows, nope, q_rope);
-
-    const Tensor local =
-        workspace.take(DType::u8, {static_cast<int64_t>(sequences.size() * sizeof(SequenceRows))});
-    const std::span<SequenceRows> shifted(local.as<SequenceRows>(), sequences.size());
-    for (size_t i = 0; i < sequences.size(); ++i) {
-        shifted[i] = sequences[i];
-        shifted[i].first_row -= begin;
-    }
     kernels.mla_decode({.q_latent = q_latent,
                         .q_rope = q_rope,
                         .cache = cache,
                         .out = o_latent,
-                        .sequences = shifted,
+                        .sequences = sequences,
+                        .first_row = begin,
                         .scale = static_cast<float>(config_.softmax_scale())});
     kernels.head_gemm(o_latent.reshape({tokens, heads * rank}), rank, absorbed_v_,
                       out.slice_rows(begin, tokens));
@@ -211,9 +204,8 @@ size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t contex
     const int64_t naive =
         context * (c.latent_dim() + std::min(c.n_heads, kHeadsAtOnce) * head_rows + c.kv_lora_rank);
     const int64_t absorbed = tokens * c.n_heads * (2 * c.kv_lora_rank + c.qk_rope_head_dim);
-    constexpr int64_t kSlack = 64 << 10;  // alignment, sequence lists
-    return static_cast<size_t>(4 * (tokens * per_token + std::max(naive, absorbed)) + kSlack +
-                               tokens * static_cast<int64_t>(sizeof(SequenceRows)));
+    constexpr int64_t kSlack = 64 << 10;  // alignment
+    return static_cast<size_t>(4 * (tokens * per_token + std::max(naive, absorbed)) + kSlack);
 }
 
 }  // namespace ferry

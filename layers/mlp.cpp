@@ -1,7 +1,5 @@
 #include "layers/mlp.h"
 
-#include <cstring>
-
 namespace ferry {
 
 std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dtype) {
@@ -46,7 +44,7 @@ void Mlp::partial(Kernels& kernels, Workspace& workspace, const Tensor& x,
     const Workspace::Scope scope(workspace);
     const int64_t inner = w1_.out();
     if (inner == 0) {
-        std::memset(parts.data(), 0, static_cast<size_t>(parts.count()) * sizeof(float));
+        kernels.fill_zero(parts);
         return;
     }
     const Tensor gate_up = workspace.take(DType::f32, {x.rows(), 2 * inner});
@@ -58,7 +56,7 @@ void Mlp::partial(Kernels& kernels, Workspace& workspace, const Tensor& x,
         const Range& slice = slices_[static_cast<size_t>(i)];
         const Tensor part = parts.slice_rows(i, 1).reshape({x.rows(), x.dim(1)});
         if (slice.num == 0) {
-            std::memset(part.data(), 0, static_cast<size_t>(part.count()) * sizeof(float));
+            kernels.fill_zero(part);
             continue;
         }
         w2_[static_cast<size_t>(i)].forward(kernels, workspace,

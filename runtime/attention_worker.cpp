@@ -1,7 +1,6 @@
 #include "runtime/attention_worker.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/trace.h"
 #include "comm/progress_state.h"
@@ -154,9 +153,7 @@ void AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
     const Workspace::Scope scope(workspace_);
     const Tensor h = hidden_.view();
     const Tensor x = workspace_.take(DType::f32, {num_rows, h.dim(1)});
-    for (int64_t i = 0; i < num_rows; ++i)
-        std::memcpy(x.row<float>(i), h.row<float>(first[i]),
-                    static_cast<size_t>(h.dim(1)) * sizeof(float));
+    kernels_.gather_rows(h, {first, last}, x);
     TensorParallel& group = fabric_.tensor_parallel();
     const Tensor all = group.gather_rows(x).rows;
     const int64_t columns =

@@ -32,6 +32,8 @@ class CpuKernels final : public Kernels {
                       const Tensor& scales) override;
     void tree_sum(const Tensor& parts, const Tensor& y) override;
 
+    void fill_zero(const Tensor& y) override;
+    void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) override;
     void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) override;
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;

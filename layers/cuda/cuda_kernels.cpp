@@ -1,0 +1,30 @@
+#include "layers/cuda/cuda_kernels.h"
+
+#include "base/cuda_api.h"
+#include "layers/batch.h"
+
+namespace ferry {
+
+CudaKernels::CudaKernels(CudaDevice& device)
+    : device_(device), info_(device.info()), step_arrays_(device) {}
+CudaKernels::~CudaKernels() = default;
+
+void CudaKernels::begin_step(const StepBatch& batch) {
+    device_.make_current();
+    step_arrays_.on_device(batch.tokens);
+    step_arrays_.on_device(batch.positions);
+    step_arrays_.on_device(batch.slots);
+    step_arrays_.on_device(batch.logit_rows);
+}
+
+void CudaKernels::fill_zero(const Tensor& y) {
+    FERRY_CHECK(y.contiguous(), "y is {}", y.describe());
+    const auto bytes = static_cast<size_t>(y.count() * size_bytes(y.dtype()));
+    if (bytes > 0) check_cuda(cudaMemsetAsync(y.data(), 0, bytes, stream()), "clear memory");
+}
+
+std::unique_ptr<Kernels> make_cuda_kernels(int ordinal) {
+    return std::make_unique<CudaKernels>(cuda_device(ordinal));
+}
+
+}  // namespace ferry
