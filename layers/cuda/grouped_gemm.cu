@@ -108,7 +108,7 @@ __device__ void load_stage(const GroupedGemmParams& p, const Tile& tile, int fir
     for (int i = threadIdx.x; i < kRows * kXChunks; i += kThreads) {
         const int row = i / kXChunks, chunk = i % kXChunks, value = first_value + chunk * 8;
         copy_async(stage + kColumns * kPitch + tile_offset(row, chunk, Shape::kXPitch),
-                   x + row * p.x_stride + value, row < tile.num_rows && value < p.in);
+                   x + row * p.x_stride + value, row < tile.num_rows && value < p.x_stride);
     }
 }
 
