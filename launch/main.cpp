@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
     ferry::add_convert(app);
     ferry::add_generate(app);
     ferry::add_inspect(app);
+    ferry::add_report(app);
     try {
         app.parse(argc, argv);  // also runs the command
         return 0;

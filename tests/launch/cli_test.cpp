@@ -52,6 +52,28 @@ TEST(Cli, VersionNamesEveryLibrary) {
             << line;
 }
 
+TEST(Cli, ReportWritesAPage) {
+    const TempDir dir;
+    write_file(dir / "load.json", "{\"first_layer\": 1, \"rows\": [[3, 1], [2, 2]]}");
+    const ProcessResult result =
+        ferry({"report", dir / "load.json", "-o", dir / "r.html", "--markdown", dir / "r.md"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(read_file(dir / "r.html"), HasSubstr("<figure id=\"expert-load-load\""));
+    EXPECT_THAT(read_file(dir / "r.md"), HasSubstr("## Expert load"));
+    EXPECT_THAT(ferry({"report", dir / "load.json", "--markdown", "-"}).out,
+                StartsWith("# Ferry report"));
+
+    expect_error(ferry({"report"}), 2, "RESULTS");
+    expect_error(ferry({"report", dir / "no.json"}), 4, "no.json");
+    expect_error(ferry({"report", dir / "load.json", "-o", dir / "no/r.html"}), 4, "no/r.html");
+    expect_error(ferry({"report", dir / "load.json", "-o", dir / "load.json"}), 2,
+                 "would be overwritten");
+    expect_error(ferry({"report", dir / "load.json", "--baseline", dir / "load.json"}), 2,
+                 "no result of a benchmark");
+    write_file(dir / "torn.json", "{\"benchmark\": \"exchange\", \"rows\": [");
+    expect_error(ferry({"report", dir / "torn.json"}), 4, "torn.json: not valid JSON");
+}
+
 TEST(Cli, UsageErrors) {
     expect_error(ferry({}), 2, "subcommand");
     expect_error(ferry({"genrate"}), 2, "no command genrate; did you mean generate?");
