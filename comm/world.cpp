@@ -1,6 +1,5 @@
 #include "comm/world.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,9 +7,12 @@
 #include <cstring>
 #include <exception>
 #include <map>
+#include <set>
 #include <utility>
 
+#include "base/cores.h"
 #include "base/error.h"
+#include "comm/launcher.h"
 #if FERRY_HAS_MPI
 #include "comm/mpi_api.h"
 #endif
@@ -24,26 +26,23 @@ std::string own_host() {
     return name;
 }
 
-int available_cores() {
-    cpu_set_t cores;
-    return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+}  // namespace
+
+#if FERRY_HAS_MPI
+
+namespace {
+
+// Every task meets it; one tells.
+[[noreturn]] void refuse_lone_tasks(const GetEnv& get) {
+    if (launcher_rank(get) > 0) std::_Exit(exit_code(ErrorKind::usage));
+    throw Error(ErrorKind::usage,
+                "the launcher started {} tasks, but each of them is an MPI world of its own: ferry "
+                "was built with {}, which does not understand this launcher; use srun --mpi=pmix "
+                "(srun --mpi=list shows what this Slurm has), or that MPI's mpirun",
+                launcher_tasks(get), mpi_version());
 }
 
 }  // namespace
-
-int launcher_tasks(const std::function<const char*(const char*)>& get) {
-    int tasks = 1;
-    // Open MPI's mpirun, MPICH's hydra, Slurm (of the step: SLURM_NTASKS alone is set in the batch
-    // shell too, where one rank is right).
-    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"})
-        if (const char* value = get(name)) tasks = std::max(tasks, std::atoi(value));
-    if (get("SLURM_PROCID") != nullptr && get("SLURM_STEP_ID") != nullptr)
-        if (const char* value = get("SLURM_STEP_NUM_TASKS"))
-            tasks = std::max(tasks, std::atoi(value));
-    return tasks;
-}
-
-#if FERRY_HAS_MPI
 
 struct World::Impl {
     MPI_Comm world = MPI_COMM_NULL;
@@ -51,20 +50,18 @@ struct World::Impl {
 };
 
 World::World(int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
+    const GetEnv get = [](const char* name) { return std::getenv(name); };
+    // Open MPI would abort with twenty lines on every rank.
+    if (lacks_process_manager(get, mpi_version())) refuse_lone_tasks(get);
     int provided = 0;
     mpi_check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
     mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &impl_->world), "MPI_Comm_dup");
     MPI_Comm_set_errhandler(impl_->world, MPI_ERRORS_RETURN);
     MPI_Comm_rank(impl_->world, &rank_);
     MPI_Comm_size(impl_->world, &size_);
-    const int tasks = launcher_tasks([](const char* name) { return std::getenv(name); });
-    if (size_ == 1 && tasks > 1)
-        throw Error(ErrorKind::usage,
-                    "the launcher started {} tasks, but each of them is an MPI world of its own: "
-                    "ferry was built with {}, which does not understand this launcher; use that "
-                    "MPI's mpirun, or srun --mpi=pmix",
-                    tasks, mpi_version());
+    if (size_ == 1 && launcher_tasks(get) > 1) refuse_lone_tasks(get);
     discover_nodes();
+    discover_cores();
 }
 
 void World::discover_nodes() {
@@ -173,6 +170,7 @@ World::World(int*, char***) {
                     "libopenmpi-dev and build again, or start one task",
                     tasks);
     discover_nodes();
+    discover_cores();
 }
 void World::discover_nodes() {
     node_of_rank_ = {0};
@@ -219,32 +217,32 @@ void check_same_everywhere(World& world, const std::string& what, const std::str
                 count > 4 ? fmt::format(" and {} more", count - 4) : "");
 }
 
+void World::discover_cores() {
+    const std::vector<int> own = allowed_cores();
+    cores_of_rank_ = all_gather(core_ranges(own));
+    std::vector<std::vector<int>> of_node;
+    for (int r = 0; r < size_; ++r)
+        if (node_of_rank_[r] == node()) of_node.push_back(parse_core_ranges(cores_of_rank_[r]));
+    own_cores_ = share_of_cores(own, of_node);
+}
+
 std::string oversubscription_warning(World& world, int threads_per_rank) {
-    // Ranks may be bound to different cores of the node: the union is what they have. Cores are
-    // told apart by the affinity mask, gathered as text.
-    cpu_set_t cores;
-    std::string mask;
-    if (sched_getaffinity(0, sizeof cores, &cores) == 0)
-        for (int core = 0; core < CPU_SETSIZE; ++core) mask += CPU_ISSET(core, &cores) ? '1' : '0';
-    const std::vector<std::string> masks = world.all_gather(mask);
     const std::vector<std::string> threads = world.all_gather(std::to_string(threads_per_rank));
-    std::vector<int> needed(world.num_nodes(), 0), available(world.num_nodes(), 0);
-    std::vector<std::string> node_mask(world.num_nodes(), std::string(CPU_SETSIZE, '0'));
+    std::vector<int> needed(world.num_nodes(), 0);
+    // Ranks may be bound to different cores of the node: the union is what they have.
+    std::vector<std::set<int>> cores(world.num_nodes());
     for (int r = 0; r < world.size(); ++r) {
         const int node = world.node_of_rank()[r];
         needed[node] += std::atoi(threads[r].c_str());
-        for (size_t core = 0; core < masks[r].size(); ++core)
-            if (masks[r][core] == '1') node_mask[node][core] = '1';
+        for (const int core : parse_core_ranges(world.cores_of_rank()[r])) cores[node].insert(core);
     }
     for (int node = 0; node < world.num_nodes(); ++node) {
-        available[node] =
-            static_cast<int>(std::count(node_mask[node].begin(), node_mask[node].end(), '1'));
-        if (available[node] == 0) available[node] = available_cores();
-        if (needed[node] > available[node])
+        const int available = static_cast<int>(cores[node].size());
+        if (needed[node] > available)
             return fmt::format(
                 "{} has {} cores for {} threads of its ranks ({} each): expect low speed; start "
                 "fewer ranks per node or set engine.threads lower",
-                world.host_of_node()[node], available[node], needed[node], threads_per_rank);
+                world.host_of_node()[node], available, needed[node], threads_per_rank);
     }
     return "";
 }

@@ -2,7 +2,6 @@
 // Built without MPI, or started without a launcher, it is a world of one rank.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,6 +37,12 @@ class World {
     const std::string& host(int rank) const { return host_of_node_[node_of_rank_[rank]]; }
     const std::string& host() const { return host(rank_); }
 
+    // Cores that each rank may run on ("0-3,8"), and this rank's share of its node's cores when
+    // each is shared evenly by the ranks that may run on it.
+    const std::vector<std::string>& cores_of_rank() const { return cores_of_rank_; }
+    const std::string& cores() const { return cores_of_rank_[rank_]; }
+    int own_cores() const { return own_cores_; }
+
     // Ends every rank of the job at once with this exit code.
     [[noreturn]] void abort(int exit_code);
 
@@ -54,6 +59,7 @@ class World {
 
   private:
     void discover_nodes();
+    void discover_cores();
 
     std::unique_ptr<Impl> impl_;
     int rank_ = 0;
@@ -62,6 +68,8 @@ class World {
     int node_size_ = 1;
     std::vector<int> node_of_rank_;
     std::vector<std::string> host_of_node_;
+    std::vector<std::string> cores_of_rank_;
+    int own_cores_ = 1;
 };
 
 // "Open MPI 4.1.4" or "none (built without MPI)".
@@ -73,8 +81,5 @@ std::string mpi_version();
 void check_same_everywhere(World& world, const std::string& what, const std::string& fingerprint);
 // One line for the log when a node has fewer cores than its ranks' threads need, else empty.
 std::string oversubscription_warning(World& world, int threads_per_rank);
-// Tasks that the launcher says it started: 1 when there is no launcher or it does not say. `get`:
-// reads an environment variable (null: unset).
-int launcher_tasks(const std::function<const char*(const char*)>& get);
 
 }  // namespace ferry

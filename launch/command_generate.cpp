@@ -335,14 +335,16 @@ void check_world(const Config& config, World& world) {
     check_same_everywhere(world, "configuration", effective_yaml(config));
     const Layout layout = layout_of(config, world);
     const std::string warning =
-        oversubscription_warning(world, num_threads(config, world.node_size()));
+        oversubscription_warning(world, threads_of(config, world.own_cores()));
     if (world.rank() != 0 || world.size() == 1) return;
     if (!warning.empty()) log_warn("{}", warning);
-    log_info("layout\n{}", layout.describe(world.host_of_node(), nullptr));
+    std::vector<RankPlace> places;
+    for (const std::string& cores : world.cores_of_rank()) places.push_back({"-", cores});
+    log_info("layout\n{}", layout.describe(world.host_of_node(), nullptr, places));
 }
 
 void generate_on(const Arguments& arguments, World& world) {
-    const Config config = make_config(arguments);
+    const Config config = with_launcher_layout(make_config(arguments));
     start_log(config);
     if (world.size() > 1) set_log_rank(world.rank(), world.host());
     if (!arguments.interactive && config.input.file.empty() && config.input.prompt.empty())

@@ -11,7 +11,7 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "comm/world.h"
+#include "comm/launcher.h"
 
 namespace ferry {
 namespace {

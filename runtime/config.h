@@ -35,7 +35,7 @@ struct Config {
     } numerics;
 
     struct Layout {
-        enum class Mode { colocated, disaggregated } mode = Mode::colocated;
+        enum class Mode { colocated, disaggregated, from_launcher } mode = Mode::colocated;
         int64_t attention_ranks = 0;
         int64_t expert_ranks = 0;
         int64_t tp_size = 1;

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <limits>
-#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "comm/launcher.h"
 #include "comm/progress_state.h"
 #include "runtime/checkpoint.h"
 #include "runtime/placements.h"
@@ -68,7 +69,24 @@ void check_supported(const Config& config) {
     if (config.engine.device == Config::Engine::Device::cuda) refuse("engine.device: cuda");
 }
 
-Layout layout_of(const Config& config, const World& world) {
+Config with_launcher_layout(Config config) {
+    if (config.layout.mode != Config::Layout::Mode::from_launcher) return config;
+    const std::vector<int> components =
+        launcher_components([](const char* name) { return std::getenv(name); });
+    if (components.size() != 2)
+        throw Error(ErrorKind::usage,
+                    "layout.mode: from_launcher takes a job of two components, attention ranks "
+                    "first, and this one has {}; start it with srun --het-group=0,1 in a "
+                    "heterogeneous job, or with mpirun -n A ferry ... : -n E ferry ...",
+                    components.empty() ? "no launcher" : std::to_string(components.size()));
+    config.layout.mode = Config::Layout::Mode::disaggregated;
+    config.layout.attention_ranks = components[0];
+    config.layout.expert_ranks = components[1];
+    return config;
+}
+
+Layout layout_of(const Config& given, const World& world) {
+    const Config config = with_launcher_layout(given);
     const bool colocated = config.layout.mode == Config::Layout::Mode::colocated;
     return make_layout({.mode = colocated ? LayoutMode::colocated : LayoutMode::disaggregated,
                         .attention_ranks = static_cast<int>(config.layout.attention_ranks),
@@ -77,10 +95,8 @@ Layout layout_of(const Config& config, const World& world) {
                        world.node_of_rank());
 }
 
-int num_threads(const Config& config, int node_size) {
-    if (config.engine.threads > 0) return static_cast<int>(config.engine.threads);
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    return std::max(1, cores / std::max(1, node_size));
+int threads_of(const Config& config, int own_cores) {
+    return config.engine.threads > 0 ? static_cast<int>(config.engine.threads) : own_cores;
 }
 
 namespace {
@@ -174,7 +190,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     if (layout.num_attention() > 1 && shape.n_dense_layers == shape.n_layers)
         throw Error(ErrorKind::usage,
                     "layout: a model without MoE layers runs on one attention rank only");
-    const int threads = num_threads(config, world.node_size());
+    const int threads = threads_of(config, world.own_cores());
     const auto* checkpoint = dynamic_cast<const Checkpoint*>(model.source.get());
     if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full)
         verify(*checkpoint, threads, world, on_progress);

@@ -78,7 +78,14 @@ TEST(Layout, PrintsATable) {
     const std::string table =
         layout.describe(std::vector<std::string>{"node1", "node2"}, &placement);
     EXPECT_THAT(table, HasSubstr("disaggregated layout: 1 attention, 2 expert ranks of 3"));
-    EXPECT_THAT(table, HasSubstr("2     node2             -               1       2\n"));
+    EXPECT_THAT(table,
+                HasSubstr("2     node2             -               1       2        -    -\n"));
+    const std::vector<RankPlace> places{{"0", "0-7"}, {"1", "8-15"}, {"-", "0-3,8"}};
+    const std::string placed = layout.describe({}, &placement, places);
+    EXPECT_THAT(placed,
+                HasSubstr("1     0                 -               0       3        1    8-15\n"));
+    EXPECT_THAT(placed,
+                HasSubstr("2     1                 -               1       2        -    0-3,8\n"));
 }
 
 }  // namespace

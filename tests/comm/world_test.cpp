@@ -3,8 +3,8 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
-#include <map>
 
+#include "base/cores.h"
 #include "base/error.h"
 #include "comm/node_memory.h"
 #include "tests/support/mpi_main.h"
@@ -70,20 +70,14 @@ TEST(World, WarnsOfMoreThreadsThanCores) {
     EXPECT_THAT(oversubscription_warning(world, 100000), HasSubstr("expect low speed"));
 }
 
-TEST(LauncherTasks, ReadsTheLaunchersVariables) {
-    const auto tasks = [](std::map<std::string, const char*> env) {
-        return launcher_tasks([env](const char* name) -> const char* {
-            const auto found = env.find(name);
-            return found == env.end() ? nullptr : found->second;
-        });
-    };
-    EXPECT_EQ(tasks({}), 1);
-    EXPECT_EQ(tasks({{"OMPI_COMM_WORLD_SIZE", "4"}}), 4);
-    EXPECT_EQ(tasks({{"PMI_SIZE", "3"}}), 3);
-    // In a batch shell Slurm's variables speak of the job, not of this process.
-    EXPECT_EQ(tasks({{"SLURM_NTASKS", "8"}, {"SLURM_STEP_NUM_TASKS", "8"}}), 1);
-    EXPECT_EQ(tasks({{"SLURM_PROCID", "0"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NUM_TASKS", "8"}}),
-              8);
+TEST(World, RanksOfANodeShareItsCores) {
+    World& world = test_world();
+    EXPECT_GE(world.own_cores(), 1);
+    EXPECT_EQ(world.cores_of_rank().size(), static_cast<size_t>(world.size()));
+    // Tests are not bound to cores: all ranks may use all of them.
+    if (world.all_max(world.cores() == world.cores_of_rank()[0] ? 0 : 1) == 0)
+        EXPECT_EQ(world.own_cores(),
+                  std::max<int>(1, static_cast<int>(allowed_cores().size()) / world.node_size()));
 }
 
 }  // namespace
