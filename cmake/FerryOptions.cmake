@@ -13,10 +13,6 @@ target_compile_options(
                             -Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-ffp-contract=off>)
 target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 
-# Tests and command lines are not worth optimising: what they wait for is in the libraries.
-add_library(ferry_light_options INTERFACE)
-target_compile_options(ferry_light_options INTERFACE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:-O1>)
-
 # Compiler caches and precompiled headers exclude each other; sanitizers and fuzzers have flags of their own.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT CMAKE_CXX_COMPILER_LAUNCHER AND NOT FERRY_SANITIZE AND NOT FERRY_FUZZ)
     set(pch_default ON)
