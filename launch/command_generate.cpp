@@ -25,6 +25,7 @@
 #include "runtime/checksum.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/placements.h"
+#include "runtime/routing_record.h"
 #include "runtime/run_trace.h"
 #include "runtime/stop_signal.h"
 
@@ -145,6 +146,19 @@ void write_expert_load(const std::string& path, RankFabric& fabric, const ModelC
         throw Error(ErrorKind::input, "log.expert_load: {} cannot be written", path);
 }
 
+// Collective.
+void write_routing(const std::string& path, RankFabric& fabric, const ModelConfig& model,
+                   World& world) {
+    const std::vector<std::string> all =
+        world.all_gather(routing_recorder().lines(fabric.attention_rank()));
+    if (world.rank() != 0) return;
+    std::ofstream file(path, std::ios::binary);
+    file << RoutingRecorder::first_line(model.n_routed_experts, model.n_activated_experts);
+    for (const std::string& lines : all) file << lines;
+    if (!(file << std::flush))
+        throw Error(ErrorKind::input, "log.routing: {} cannot be written", path);
+}
+
 // Runs this rank's share of the requests into `sink`, or serves experts. Collective.
 LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* watchdog,
             int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
@@ -159,6 +173,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
                        .total = num_requests,
                        .done_before = done_before});
     const bool traced = !config.log.trace.empty();
+    if (!config.log.routing.empty()) routing_recorder().start();
     std::optional<RunTrace> run_trace;
     if (traced) run_trace.emplace(world, true);
     if (watchdog != nullptr) watchdog->arm(true);
@@ -189,6 +204,8 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     if (run_trace) write_trace(*run_trace, config, loaded.fabric().layout(), world);
     if (!config.log.expert_load.empty())
         write_expert_load(config.log.expert_load, loaded.fabric(), model.source->config(), world);
+    if (!config.log.routing.empty())
+        write_routing(config.log.routing, loaded.fabric(), model.source->config(), world);
     return world.all_max(end == LoopEnd::stopped ? 1 : 0) > 0 ? LoopEnd::stopped
                                                               : LoopEnd::finished;
 }

@@ -130,6 +130,11 @@ void Mla::project(Kernels& kernels, Workspace& workspace, const Tensor& x, const
                  config_.rope_interleave);
 }
 
+// Prompt rows. K and V of all positions so far are rebuilt from the cache for every chunk of a
+// prompt: kept expanded they would take 16 heads x 256 values a token where the cache has 576. A
+// chunk costs 2 x positions x kv_lora x heads x (nope + v) FLOPs for that. Counted for bench-8 and
+// a prompt of 4096 tokens in chunks of 512, it is 10 % of the FLOPs of the whole prefill (2 % in
+// one chunk): a larger engine.max_batch_tokens lessens it.
 void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& cache,
                        const SequenceRows& rows, const Tensor& out) const {
     const Workspace::Scope scope(workspace);

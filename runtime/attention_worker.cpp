@@ -5,6 +5,7 @@
 #include "base/trace.h"
 #include "comm/progress_state.h"
 #include "layers/rope.h"
+#include "runtime/routing_record.h"
 
 namespace ferry {
 namespace {
@@ -105,6 +106,7 @@ void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say)
         ScopedZone zone(Zone::gate, zone_layer, micro_batch);
         block.gate().forward(kernels_, workspace_, x, routing);
     }
+    routing_recorder().add(zone_layer, routing.experts);
     fabric_.exchange().attention()->dispatch(zone_layer, micro_batch, x, routing, say);
     if (block.has_shared()) {
         ScopedZone zone(Zone::shared, zone_layer, micro_batch);

@@ -85,6 +85,7 @@ struct Config {
         std::string file;
         std::string trace;
         std::string expert_load;
+        std::string routing;
         enum class Progress { automatic, on, off } progress = Progress::automatic;
     } log;
 };
