@@ -1,6 +1,7 @@
 #include "comm/node_memory.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "base/error.h"
 #if FERRY_HAS_MPI
@@ -19,6 +20,7 @@ constexpr size_t kAlignment = 64;
 
 struct NodeMemory::Impl {
     MPI_Comm members = MPI_COMM_NULL;
+    std::vector<MPI_Win> windows;
 };
 
 NodeMemory::NodeMemory(World& world, bool member) : impl_(std::make_unique<Impl>()) {
@@ -41,6 +43,7 @@ void NodeMemory::grow(size_t size_bytes) {
                     "cannot allocate {:.2f} GiB that the ranks of a node share; is /dev/shm large "
                     "enough for the attention weights?",
                     static_cast<double>(window_bytes) / (1 << 30));
+    impl_->windows.push_back(window);
     MPI_Aint size = 0;
     int unit = 0;
     void* data = nullptr;
@@ -56,12 +59,21 @@ void NodeMemory::barrier() {
     mpi_check(MPI_Barrier(impl_->members), "MPI_Barrier");
 }
 
+void NodeMemory::release() {
+    for (MPI_Win& window : impl_->windows) mpi_check(MPI_Win_free(&window), "MPI_Win_free");
+    impl_->windows.clear();
+    if (impl_->members != MPI_COMM_NULL) MPI_Comm_free(&impl_->members);
+    free_ = nullptr;
+    num_free_bytes_ = 0;
+}
+
 #else
 
 struct NodeMemory::Impl {};
 NodeMemory::NodeMemory(World&, bool) {}
 void NodeMemory::grow(size_t) {}
 void NodeMemory::barrier() {}
+void NodeMemory::release() {}
 
 #endif
 

@@ -27,6 +27,8 @@ class NodeMemory {
     Buffer take(size_t size_bytes);
     // What members wrote before is seen by all members afterwards.
     void barrier();
+    // Gives all that was taken back to the system; collective over the node's members.
+    void release();
 
   private:
     void grow(size_t size_bytes);

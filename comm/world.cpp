@@ -3,16 +3,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <map>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "base/cores.h"
 #include "base/error.h"
 #include "comm/launcher.h"
+#include "comm/progress_state.h"
 #if FERRY_HAS_MPI
 #include "comm/mpi_api.h"
 #endif
@@ -64,6 +67,23 @@ World::World(int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
     discover_cores();
 }
 
+World::World() : impl_(std::make_unique<Impl>()), owns_mpi_(false) {}
+
+std::unique_ptr<World> World::first_ranks(int num_ranks) {
+    MPI_Comm part = MPI_COMM_NULL;
+    mpi_check(MPI_Comm_split(impl_->world, rank_ < num_ranks ? 0 : MPI_UNDEFINED, rank_, &part),
+              "MPI_Comm_split");
+    if (part == MPI_COMM_NULL) return nullptr;
+    std::unique_ptr<World> world(new World());
+    world->impl_->world = part;
+    MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(part, &world->rank_);
+    MPI_Comm_size(part, &world->size_);
+    world->discover_nodes();
+    world->discover_cores();
+    return world;
+}
+
 void World::discover_nodes() {
     mpi_check(
         MPI_Comm_split_type(impl_->world, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &impl_->node),
@@ -89,7 +109,7 @@ World::~World() {
     if (std::uncaught_exceptions() > 0) return;
     if (impl_->node != MPI_COMM_NULL) MPI_Comm_free(&impl_->node);
     if (impl_->world != MPI_COMM_NULL) MPI_Comm_free(&impl_->world);
-    MPI_Finalize();
+    if (owns_mpi_) MPI_Finalize();
 }
 
 void World::abort(int exit_code) {
@@ -100,6 +120,18 @@ void World::abort(int exit_code) {
 
 void World::barrier() {
     mpi_check(MPI_Barrier(impl_->world), "MPI_Barrier");
+}
+
+void World::wait_quietly() {
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Ibarrier(impl_->world, &request), "MPI_Ibarrier");
+    for (int done = 0;;) {
+        mpi_check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+        if (done != 0) return;
+        if (progress_state().failed.load())
+            throw Error(ErrorKind::communication, "{}", progress_state().failure());
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
 }
 
 void World::broadcast(void* data, size_t size_bytes, int root) {
@@ -182,6 +214,13 @@ void World::abort(int exit_code) {
     std::_Exit(exit_code);
 }
 void World::barrier() {}
+void World::wait_quietly() {}
+World::World() : owns_mpi_(false) {
+    discover_nodes();
+}
+std::unique_ptr<World> World::first_ranks(int num_ranks) {
+    return num_ranks > 0 ? std::unique_ptr<World>(new World()) : nullptr;
+}
 void World::broadcast(void*, size_t, int) {}
 std::string World::broadcast(const std::string& text, int) {
     return text;

@@ -24,6 +24,10 @@ class World {
     World(const World&) = delete;
     World& operator=(const World&) = delete;
 
+    // A world of its first `num_ranks` ranks, which keep their numbers; null on the others.
+    // Collective. This world must outlive it, and all its ranks must end it alike.
+    std::unique_ptr<World> first_ranks(int num_ranks);
+
     int rank() const { return rank_; }
     int size() const { return size_; }
 
@@ -48,6 +52,7 @@ class World {
 
     // Collectives.
     void barrier();
+    void wait_quietly();  // a barrier whose waiting ranks leave their cores to others
     void broadcast(void* data, size_t size_bytes, int root);
     std::string broadcast(const std::string& text, int root);
     std::vector<std::string> all_gather(const std::string& text);  // by rank
@@ -58,10 +63,12 @@ class World {
     const Impl* impl() const { return impl_.get(); }
 
   private:
+    World();  // of first_ranks()
     void discover_nodes();
     void discover_cores();
 
     std::unique_ptr<Impl> impl_;
+    bool owns_mpi_ = true;
     int rank_ = 0;
     int size_ = 1;
     int node_rank_ = 0;

@@ -21,6 +21,7 @@
 #include "launch/load_progress.h"
 #include "launch/progress.h"
 #include "launch/result_sinks.h"
+#include "launch/status_file.h"
 #include "launch/versions.h"
 #include "runtime/checksum.h"
 #include "runtime/loaded_engine.h"
@@ -121,6 +122,16 @@ Totals totals_of(const Watchdog* watchdog) {
     return [watchdog](Tally tally) { return watchdog->total(tally); };
 }
 
+JobDescription describe_job(const Config& config, const OpenedModel& model, World& world,
+                            int64_t num_requests) {
+    const Layout layout = layout_of(config, world);
+    return {.command = "generate",
+            .model = model.name,
+            .layout = layout_text(layout),
+            .num_requests = num_requests,
+            .ranks = describe_ranks(layout, world)};
+}
+
 ProgressCounts counts_of(const Totals& total, int64_t done_before) {
     return {.done = done_before + total(Tally::done),
             .failed = total(Tally::failed),
@@ -164,6 +175,9 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
             int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
     const bool shows = world.rank() == 0 && shows_progress(config);
     const Totals total = totals_of(watchdog);
+    StatusFile status(world.rank() == 0 ? config.output.dir : "",
+                      describe_job(config, model, world, num_requests),
+                      [&] { return take_snapshot(world.size(), watchdog); });
     LoadProgress load_progress(shows, total);
     LoadedEngine loaded(config, model, world, load_progress.callback());
     load_progress.finish(world.all_sum(progress_state().get(Tally::loaded_bytes)));
@@ -187,8 +201,8 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
             ProgressState& state = progress_state();
             state.set(Tally::done, counts.done - done_before);
             state.set(Tally::failed, counts.failed);
-            state.set(Tally::running, engine.num_unfinished());
-            state.set(Tally::tokens, engine.num_generated_tokens());
+            note_engine(engine, state);
+            status.update();
             if (shows) progress.update(counts_of(total, done_before));
         };
         const LoopHooks hooks{.stop_requested = stop_requested, .after_step = after_step};
@@ -201,6 +215,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     if (watchdog != nullptr) watchdog->arm(false);
     const auto sum = [&](Tally tally) { return world.all_sum(progress_state().get(tally)); };
     progress.finish(counts_of(sum, done_before));
+    status.finish(end == LoopEnd::stopped ? JobState::stopped : JobState::finished);
     if (run_trace) write_trace(*run_trace, config, loaded.fabric().layout(), world);
     if (!config.log.expert_load.empty())
         write_expert_load(config.log.expert_load, loaded.fabric(), model.source->config(), world);

@@ -44,6 +44,7 @@ int main(int argc, char** argv) {
     ferry::add_generate(app);
     ferry::add_inspect(app);
     ferry::add_report(app);
+    ferry::add_top(app);
     try {
         app.parse(argc, argv);  // also runs the command
         return 0;

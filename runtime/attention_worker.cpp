@@ -51,7 +51,10 @@ Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) cons
 
 AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, Agreement say) {
     progress_state().step.fetch_add(1, std::memory_order_relaxed);
-    micro_batches_.split(batch);
+    {
+        ScopedZone zone(Zone::schedule);
+        micro_batches_.split(batch);
+    }
     const Tensor h = hidden_.view().slice_rows(0, batch.num_tokens());
     {
         ScopedZone zone(Zone::embed);
@@ -81,6 +84,13 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, Agreement 
     return {logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size())), agreed};
 }
 
+int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
+    int64_t tokens = 0;
+    for (const std::span<const SequenceRows> sequences : {batch.prompt, batch.generated})
+        for (const SequenceRows& rows : sequences) tokens += rows.first_position + rows.num_rows;
+    return tokens * model_.config().latent_dim() * size_bytes(model_.numerics().cache_dtype);
+}
+
 // Attention, then all of the feed-forward part that needs no other rank's answer.
 void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say) {
     const Block& block = model_.block(layer);
@@ -88,14 +98,19 @@ void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say)
     const Tensor h = rows_of(hidden_, micro_batch), y = rows_of(ffn_out_, micro_batch);
     if (h.rows() > 0) {
         ScopedZone zone(Zone::attention, zone_layer, micro_batch);
-        block.attend(kernels_, workspace_, h, micro_batches_.batch(micro_batch), rope_table_,
-                     cache_.layer(layer), form_);
+        const StepBatch& batch = micro_batches_.batch(micro_batch);
+        zone.bytes = block.mla().weight_bytes() + cache_bytes_read(batch);
+        block.attend(kernels_, workspace_, h, batch, rope_table_, cache_.layer(layer), form_);
     }
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
-    block.norm_ffn(kernels_, h, x);
+    {
+        ScopedZone zone(Zone::norm, zone_layer, micro_batch);
+        block.norm_ffn(kernels_, h, x);
+    }
     if (!block.is_moe()) {
         ScopedZone zone(Zone::dense, zone_layer, micro_batch);
+        zone.bytes = block.mlp().weight_bytes();
         run_mlp(block.mlp(), x, y);
         return;
     }
@@ -104,12 +119,14 @@ void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say)
                           .weights = workspace_.take(DType::f32, {h.rows(), topk})};
     {
         ScopedZone zone(Zone::gate, zone_layer, micro_batch);
+        zone.bytes = 4 * model_.config().dim * model_.config().n_routed_experts;
         block.gate().forward(kernels_, workspace_, x, routing);
     }
     routing_recorder().add(zone_layer, routing.experts);
     fabric_.exchange().attention()->dispatch(zone_layer, micro_batch, x, routing, say);
     if (block.has_shared()) {
         ScopedZone zone(Zone::shared, zone_layer, micro_batch);
+        zone.bytes = block.mlp().weight_bytes();
         run_mlp(block.mlp(), x, y);
     }
 }
@@ -124,12 +141,16 @@ Agreement AttentionWorker::finish_layer(int64_t layer, int micro_batch) {
         agreed = fabric_.exchange().combine(
             static_cast<int>(layer), micro_batch, routed,
             [this](const ExpertBatch& batch) -> const Tensor& { return experts_->compute(batch); });
+        ScopedZone zone(Zone::norm, static_cast<int>(layer), micro_batch);
         if (!block.has_shared()) {
             kernels_.add(routed, h);
             return agreed;
         }
         kernels_.add(routed, y);
+        kernels_.add(y, h);
+        return agreed;
     }
+    ScopedZone zone(Zone::norm, static_cast<int>(layer), micro_batch);
     kernels_.add(y, h);
     return agreed;
 }
@@ -147,6 +168,7 @@ void AttentionWorker::run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y) 
 // Logits of those rows of the step that lie in the micro-batch.
 void AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
     ScopedZone zone(Zone::head, -1, micro_batch);
+    zone.bytes = model_.head_bytes();
     const int64_t begin = micro_batches_.first_row(micro_batch);
     const int64_t end = begin + micro_batches_.batch(micro_batch).num_tokens();
     const auto first = std::lower_bound(rows.begin(), rows.end(), begin);

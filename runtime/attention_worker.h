@@ -41,6 +41,7 @@ class AttentionWorker {
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
     void run_head(std::span<const int32_t> rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
+    int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
 
     Kernels& kernels_;
     const Transformer& model_;

@@ -125,6 +125,7 @@ bool Engine::step(bool more_coming) {
         ScopedZone zone(Zone::schedule);
         plan = &scheduler_.plan();
     }
+    last_step_ = {};
     const bool alone = fabric_.layout().num_attention() == 1;
     if (plan->empty() && alone) return num_unfinished() > 0 || more_coming;
     for (; num_started_ < active_.size() && !active_[num_started_]->pages.empty(); ++num_started_) {
@@ -132,13 +133,15 @@ bool Engine::step(bool more_coming) {
         active.started = true;
         active.timings.queue_s = seconds_since(active.submitted);
     }
+    for (const SequenceRows& rows : plan->prompt) last_step_.prompt += rows.num_rows;
+    last_step_.generated = static_cast<int64_t>(plan->tokens.size()) - last_step_.prompt;
     num_computed_tokens_ += static_cast<int64_t>(plan->tokens.size());
     const bool busy = num_unfinished() > 0 || more_coming;
     const auto [logits, agreed] =
         worker_.step(plan->batch(), {.any = (busy ? kBusy : 0u) | (stopping_ ? kStopping : 0u)});
     stop_announced_ = (agreed.any & kStopping) != 0;
-    scheduler_.complete();
     ScopedZone zone(Zone::sample);
+    scheduler_.complete();
     for (size_t i = 0; i < plan->logit_sequences.size(); ++i)
         choose_token(static_cast<Active&>(*plan->logit_sequences[i]),
                      logits.row<float>(static_cast<int64_t>(i)));
@@ -170,6 +173,7 @@ void Engine::choose_token(Active& active, const float* logits) {
     }
     active.tokens.push_back(sampled.token);
     ++num_generated_tokens_;
+    if (on_choice_) on_choice_(active.request, sampled.token);
     if (append_token(active, sampled.token))
         finish(active, FinishReason::stop);
     else if (active.num_generated() >= sampling.max_tokens)
@@ -229,6 +233,11 @@ void Engine::finish(Active& active, FinishReason reason, std::string error) {
 
 std::vector<Completion> Engine::take_finished() {
     return std::exchange(finished_, {});
+}
+
+void Engine::forget_prefixes() {
+    FERRY_CHECK(active_.empty(), "{} requests are unfinished", active_.size());
+    pages_ = PageAllocator(options_.num_pages, options_.share_prefixes);
 }
 
 void Engine::cancel_all() {

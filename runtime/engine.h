@@ -56,13 +56,28 @@ class Engine {
         std::function<void(const Request& request, int32_t token, std::string_view text)>;
     void set_token_callback(TokenCallback callback) { on_token_ = std::move(callback); }
 
+    // Called for each token as soon as it is chosen, whether or not there is a text.
+    using TokenHook = std::function<void(const Request& request, int32_t token)>;
+    void set_token_hook(TokenHook hook) { on_choice_ = std::move(hook); }
+
+    // Rows of the last step: of prompts (and what is computed again), and of generated tokens.
+    struct StepRows {
+        int64_t prompt = 0;
+        int64_t generated = 0;
+    };
+    StepRows last_step() const { return last_step_; }
+    // Nothing that was computed before is found again. No request may be unfinished.
+    void forget_prefixes();
+
     int64_t num_unfinished() const { return static_cast<int64_t>(active_.size()); }
     int64_t num_running() const { return scheduler_.num_running(); }
+    int64_t num_waiting() const { return scheduler_.num_waiting(); }
     int64_t num_generated_tokens() const { return num_generated_tokens_; }
     int64_t num_computed_tokens() const { return num_computed_tokens_; }
     int64_t num_preemptions() const { return scheduler_.num_preemptions(); }
     int64_t num_prefix_hits() const { return pages_.num_found(); }
     const PageAllocator& pages() const { return pages_; }
+    int64_t cache_bytes() { return static_cast<int64_t>(worker_.cache().size_bytes()); }
 
   private:
     struct Active;
@@ -86,6 +101,8 @@ class Engine {
     bool stopping_ = false;
     bool stop_announced_ = false;
     TokenCallback on_token_;
+    TokenHook on_choice_;
+    StepRows last_step_;
     int64_t next_arrival_ = 0;
     int64_t num_generated_tokens_ = 0;
     int64_t num_computed_tokens_ = 0;

@@ -163,7 +163,7 @@ int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const Wo
     return static_cast<int64_t>(bytes);
 }
 
-const char* transport_name(Config::Exchange::Transport transport) {
+const char* name_of(Config::Exchange::Transport transport) {
     switch (transport) {
         case Config::Exchange::Transport::automatic:
             return "auto";
@@ -182,7 +182,8 @@ const char* transport_name(Config::Exchange::Transport transport) {
 }  // namespace
 
 LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& world,
-                           const OnProgress& on_progress) {
+                           const OnProgress& on_progress)
+    : world_(world) {
     check_supported(config);
     const ModelConfig& shape = model.source->config();
     const EngineOptions options = engine_options(config, shape, model.numerics);
@@ -196,7 +197,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
         verify(*checkpoint, threads, world, on_progress);
     progress_state().enter(Activity::loading);
     std::string why;
-    transport_ = make_transport(transport_name(config.exchange.transport), world, &why,
+    transport_ = make_transport(name_of(config.exchange.transport), world, &why,
                                 {.progress_thread = config.exchange.progress_thread});
     if (world.rank() == 0 && !why.empty()) log_info("{}", why);
     kernels_ = make_cpu_kernels(threads);
@@ -226,6 +227,30 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
 
 void LoadedEngine::close() {
     if (rank_->fabric().has_exchange()) rank_->fabric().exchange().attention()->close();
+}
+
+void LoadedEngine::reopen() {
+    if (rank_->fabric().has_exchange()) {
+        if (ExpertSide* experts = rank_->fabric().exchange().experts()) {
+            // On a colocated rank nobody has read the farewells.
+            while (!experts->closed()) experts->receive();
+            experts->reopen();
+        }
+    }
+    world_.barrier();
+    if (claims_ && rank_->fabric().attention_rank() == 0) claims_->restart();
+    world_.barrier();
+}
+
+void LoadedEngine::unload() {
+    world_.barrier();
+    engine_.reset();
+    rank_.reset();
+    claims_.reset();
+    kernels_.reset();
+    transport_.reset();
+    share_->release();
+    world_.barrier();
 }
 
 }  // namespace ferry

@@ -31,6 +31,26 @@ TEST(World, GathersAndBroadcasts) {
     EXPECT_EQ(world.all_max(world.rank()), world.size() - 1);
 }
 
+TEST(World, FirstRanksAreAWorldOfTheirOwn) {
+    World& world = test_world();
+    for (int num = 1; num <= world.size(); ++num) {
+        const std::unique_ptr<World> part = world.first_ranks(num);
+        EXPECT_EQ(part != nullptr, world.rank() < num);
+        if (part != nullptr) {
+            EXPECT_EQ(part->rank(), world.rank());
+            EXPECT_EQ(part->size(), num);
+            EXPECT_EQ(part->all_sum(1), num);
+            EXPECT_EQ(part->node_of_rank()[0], 0);
+            NodeMemory memory(*part, true);
+            Buffer shared = memory.take(1 << 20);
+            memory.barrier();
+            shared = Buffer();
+            memory.release();
+        }
+        world.wait_quietly();
+    }
+}
+
 TEST(NodeMemory, MembersSeeWhatEachWrote) {
     World& world = test_world();
     const bool member = world.rank() != world.size() - 1 || world.size() == 1;
