@@ -3,14 +3,15 @@ if(NOT CMAKE_BUILD_TYPE)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
 
+# nvcc may not fuse either; fmt 9 would take its front end for an old one.
+set(FERRY_CUDA_OPTIONS -DFMT_USE_CONSTEXPR=1 --fmad=false --expt-relaxed-constexpr)
+
 add_library(ferry_options INTERFACE)
 target_compile_options(
     ferry_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Werror
                             # the compiler may not fuse a*b+c on its own: kernels say where (DESIGN 4.1)
                             -ffp-contract=off>
-                        # and neither may nvcc (fmt 9 would take its front end for an old one)
-                        $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_USE_CONSTEXPR=1 --fmad=false --expt-relaxed-constexpr --Werror=all-warnings
-                            -Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-ffp-contract=off>)
+                        "$<$<COMPILE_LANGUAGE:CUDA>:${FERRY_CUDA_OPTIONS};--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-ffp-contract=off>")
 target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 
 # Saves a third to a half of the compiling of a whole build. Off: compiler caches (ccache) do not get on with it.

@@ -127,13 +127,16 @@ class Kernels {
     virtual int64_t packed_bytes(const WeightSpec& spec) const = 0;
     virtual void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
                       const Tensor* scales) = 0;
-    // The packed values back as plain f32 [out, in] (tests, and deriving absorbed weights).
+    // The packed values back as plain f32 [out, in] in host memory (tests).
     virtual void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) = 0;
 
+    // On a GPU, products with bf16 weights round x to bf16; those with fp8 weights are fp8 by fp8
+    // on Hopper and else widen both sides to bf16; sums are f32 in an order that may depend on m.
+    //
     // y[m, out] = x[m, in] W^T. One accumulation over k per element: acc = fma(x_k, w_k, acc), k
     // ascending from 0. fp8: one such accumulation per 128-block of k, then y = fma(block sum,
     // scale, y) block after block. x may be a column range (row stride). With x_scales [m,
-    // ceil(in/128)] x holds fp8 values (as f32) and the scale of a block is x_scale * w_scale.
+    // ceil(in/128)] x holds what quantise_fp8 makes and the scale of a block is x_scale * w_scale.
     virtual void gemm(const Tensor& x, const Weight& w, const Tensor& y,
                       const Tensor* x_scales = nullptr) = 0;
     // Rows [offsets[g], offsets[g+1]) of x use group g: y = x W_g^T. offsets: groups + 1 entries.
@@ -146,7 +149,9 @@ class Kernels {
     // y[m, h, :] = x[m, h, first_column : first_column + y.dim(2)]; x [m, heads, head_dim].
     virtual void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) = 0;
     // fp8 activations (MODEL.md "Quantisation"): per row and 128 columns, scale = max(|x|,
-    // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale) as f32. q may be x.
+    // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale), of
+    // quantised_dtype(): values as f32 on the CPU, where q may be x, codes on a GPU.
+    virtual DType quantised_dtype() const { return DType::f32; }
     virtual void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
                               const Tensor& scales) = 0;
     // y = parts[0] + ... + parts[n-1] by halves: sum[0, n) = sum[0, n/2) + sum[n/2, n). parts: [n,
@@ -162,8 +167,17 @@ class Kernels {
     // by halves.
     virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) = 0;
     virtual void add(const Tensor& x, const Tensor& y) = 0;  // y += x
+    // h += x; y = rms_norm(h). The bits of add and rms_norm.
+    virtual void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
+                              const Tensor& y) = 0;
     // y[m, i] = silu(gate_up[m, i]) * gate_up[m, inter + i].
     virtual void silu_mul(const Tensor& gate_up, const Tensor& y) = 0;
+    // rms_norm and silu_mul whose result is quantised as quantise_fp8 does, without being stored.
+    virtual void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
+                                   bool power_of_two_scales, const Tensor& q,
+                                   const Tensor& scales) = 0;
+    virtual void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
+                                   const Tensor& scales) = 0;
 
     // RoPE (rope.cpp). table: [positions, r] f32, cos and sin interleaved (rope.h). Rotates the
     // last r columns of each head in place: x [m, heads, head_dim].
@@ -200,8 +214,8 @@ class Kernels {
 // or NEON).
 std::unique_ptr<Kernels> make_cpu_kernels(int num_threads);
 
-// Kernels of one GPU (base/device_cuda.h). Throws Error(usage) when there is none, or CUDA was not
-// built.
-std::unique_ptr<Kernels> make_cuda_kernels(int ordinal);
+// Kernels of one GPU (base/device_cuda.h); the threads help to load weights. Throws Error(usage)
+// when there is none, or CUDA was not built.
+std::unique_ptr<Kernels> make_cuda_kernels(int ordinal, int num_threads = 1);
 
 }  // namespace ferry

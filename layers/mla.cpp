@@ -112,18 +112,22 @@ void Mla::project(Kernels& kernels, Workspace& workspace, const Tensor& x, const
     const int64_t tokens = x.rows();
     const Tensor q_flat = q.reshape({tokens, config_.n_heads * config_.qk_head_dim()});
     const float eps = static_cast<float>(config_.norm_eps);
-    if (config_.q_lora_rank == 0) {
-        wq_.forward(kernels, workspace, x, q_flat);
-    } else {
-        const Workspace::Scope scope(workspace);
+    const bool compressed = config_.q_lora_rank > 0;
+    const Workspace::Scope scope(workspace);
+    const LinearInput input(kernels, workspace, x,
+                            {compressed ? wq_a_.dtype() : wq_.dtype(), wkv_a_.dtype()});
+    if (compressed) {
         const Tensor q_a = workspace.take(DType::f32, {tokens, config_.q_lora_rank});
-        wq_a_.forward(kernels, workspace, x, q_a);
-        kernels.rms_norm(q_a, q_norm_, eps, q_a);
-        wq_b_.forward(kernels, workspace, q_a, q_flat);
+        wq_a_.forward(kernels, input, q_a);
+        wq_b_.forward(kernels,
+                      LinearInput::rms_norm(kernels, workspace, q_a, q_norm_, eps, wq_b_.dtype()),
+                      q_flat);
+    } else {
+        wq_.forward(kernels, input, q_flat);
     }
     kernels.rope(q, batch.positions, rope_table, config_.rope_interleave);
 
-    wkv_a_.forward(kernels, workspace, x, latent);
+    wkv_a_.forward(kernels, input, latent);
     const Tensor c = latent.slice_columns(0, config_.kv_lora_rank);
     kernels.rms_norm(c, kv_norm_, eps, c);
     kernels.rope(latent.reshape({tokens, 1, config_.latent_dim()}), batch.positions, rope_table,

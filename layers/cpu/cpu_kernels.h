@@ -38,6 +38,13 @@ class CpuKernels final : public Kernels {
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
     void silu_mul(const Tensor& gate_up, const Tensor& y) override;
+    void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
+                      const Tensor& y) override;
+    void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
+                           bool power_of_two_scales, const Tensor& q,
+                           const Tensor& scales) override;
+    void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
+                           const Tensor& scales) override;
 
     void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
               bool interleave) override;

@@ -4,7 +4,7 @@
 
 namespace ferry {
 
-std::unique_ptr<Kernels> make_cuda_kernels(int ordinal) {
+std::unique_ptr<Kernels> make_cuda_kernels(int ordinal, int) {
     cuda_device(ordinal);  // throws: there is none
     return nullptr;
 }

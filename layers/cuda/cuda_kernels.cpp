@@ -5,8 +5,13 @@
 
 namespace ferry {
 
-CudaKernels::CudaKernels(CudaDevice& device)
-    : device_(device), info_(device.info()), step_arrays_(device) {}
+CudaKernels::CudaKernels(CudaDevice& device, int num_threads)
+    : device_(device),
+      info_(device.info()),
+      threads_(num_threads),
+      step_arrays_(device),
+      upload_(device),
+      cublas_(device) {}
 CudaKernels::~CudaKernels() = default;
 
 void CudaKernels::begin_step(const StepBatch& batch) {
@@ -23,8 +28,8 @@ void CudaKernels::fill_zero(const Tensor& y) {
     if (bytes > 0) check_cuda(cudaMemsetAsync(y.data(), 0, bytes, stream()), "clear memory");
 }
 
-std::unique_ptr<Kernels> make_cuda_kernels(int ordinal) {
-    return std::make_unique<CudaKernels>(cuda_device(ordinal));
+std::unique_ptr<Kernels> make_cuda_kernels(int ordinal, int num_threads) {
+    return std::make_unique<CudaKernels>(cuda_device(ordinal), num_threads);
 }
 
 }  // namespace ferry

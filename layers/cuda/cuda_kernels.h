@@ -5,7 +5,13 @@
 // (log_sum_exp). Sums have a fixed order, which depends on the shape of a row and not on the number
 // of rows: results are the same from run to run.
 #pragma once
+#include <array>
+#include <string>
+#include <vector>
+
 #include "base/device_cuda.h"
+#include "layers/cuda/cublas_lt.h"
+#include "layers/cuda/staged_upload.h"
 #include "layers/cuda/step_arrays.h"
 #include "layers/kernels.h"
 
@@ -13,13 +19,14 @@ namespace ferry {
 
 class CudaKernels final : public Kernels {
   public:
-    explicit CudaKernels(CudaDevice& device);
+    CudaKernels(CudaDevice& device, int num_threads);
     ~CudaKernels() override;
 
     Device& device() override { return device_; }
     ThreadPool& threads() override { return threads_; }
 
     void begin_step(const StepBatch& batch) override;
+    DType quantised_dtype() const override { return DType::fp8_e4m3; }
 
     Weight make_weight(const WeightSpec& spec) override;
     int64_t packed_bytes(const WeightSpec& spec) const override;
@@ -42,6 +49,13 @@ class CudaKernels final : public Kernels {
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
     void silu_mul(const Tensor& gate_up, const Tensor& y) override;
+    void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
+                      const Tensor& y) override;
+    void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
+                           bool power_of_two_scales, const Tensor& q,
+                           const Tensor& scales) override;
+    void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
+                           const Tensor& scales) override;
 
     void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
               bool interleave) override;
@@ -65,11 +79,36 @@ class CudaKernels final : public Kernels {
         return device_.stream();
     }
 
+    // y = x W_g^T with one matrix of w.
+    void gemm_group(const Tensor& x, const Weight& w, int64_t group, const Tensor& y,
+                    const Tensor* x_scales);
+    // Memory that a kernel may use until the next one asks for the same. Grows; contents are lost.
+    enum class Scratch { x, w, scales, argmax, num };
+    void* scratch(Scratch use, size_t size_bytes);
+
+    // How each product that was seen is computed, one line each.
+    std::vector<std::string> describe_plans() const;
+    // What pack has brought to the GPU, and how fast.
+    StagedUpload::Totals upload_totals() const { return upload_.totals(); }
+
   private:
+    void multiply(const GemmShape& shape, const GemmOperands& operands);
+    bool multiply_fp8(const Tensor& x, const Tensor& x_scales, const Weight& w, int64_t group,
+                      const Tensor& y);
+    template <bool kSilu>
+    void quantise_rows(const Tensor& x, bool power_of_two_scales, const Tensor& q,
+                       const Tensor& scales);
+    const uint16_t* narrowed(const Tensor& x, int64_t heads, int64_t head_stride, int64_t columns);
+    const uint16_t* widened(const Tensor& x, const Tensor& x_scales);
+    const uint16_t* widened(const Weight& w, int64_t group);
+
     CudaDevice& device_;
     CudaDeviceInfo info_;
-    ThreadPool threads_{1};
+    ThreadPool threads_;  // of loading
     StepArrays step_arrays_;
+    StagedUpload upload_;
+    CublasLt cublas_;
+    std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
 };
 
 }  // namespace ferry

@@ -33,6 +33,14 @@ inline LaunchShape row_shape(int64_t rows, int64_t dim) {
             .shared_bytes = static_cast<size_t>(dim) * sizeof(float)};
 }
 
+// One warp per row and block of 128 columns.
+inline LaunchShape quantise_shape(int64_t rows, int64_t columns) {
+    constexpr int64_t kWarps = 8;
+    const int64_t blocks = rows * ((columns + 127) / 128);
+    return {.grid = {.x = static_cast<unsigned>((blocks + kWarps - 1) / kWarps)},
+            .block = {.x = static_cast<unsigned>(kWarps * kWarpThreads)}};
+}
+
 // The gate: one warp per row, as many rows to a block as leave every multiprocessor some blocks,
 // and as fit into the shared memory that every GPU has.
 inline LaunchShape gate_shape(int64_t rows, int64_t num_experts, int64_t num_groups) {

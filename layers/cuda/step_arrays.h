@@ -17,7 +17,7 @@ namespace ferry {
 // stream.
 class StepArrays {
   public:
-    explicit StepArrays(CudaDevice& device, size_t capacity_bytes = size_t{32} << 20);
+    explicit StepArrays(CudaDevice& device, size_t capacity_bytes = size_t{8} << 20);
 
     template <typename T>
     const T* on_device(std::span<const T> array) {
@@ -26,7 +26,7 @@ class StepArrays {
     // `key`: what identifies the array when it is made anew each time. 16-byte aligned.
     const void* on_device(const void* key, std::span<const std::byte> content);
 
-    // One more when arrays may have moved: a new, longer or 16 MiB of them.
+    // One more when arrays may have moved: a new or a longer one, or too many of them.
     uint64_t generation() const { return generation_; }
     int64_t num_uploads() const { return num_uploads_; }
 

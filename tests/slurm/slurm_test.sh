@@ -40,7 +40,7 @@ wait_for() { # SECONDS CONDITION...
 }
 in_state() { [[ $(field JobState) =~ ^($1)$ ]]; }
 ended() { # STATE EXIT_CODE
-    wait_for 60 in_state "COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL"
+    wait_for 120 in_state "COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL"
     [ "$(field JobState) $(field ExitCode)" = "$1 $2:0" ] || fail "job $job: $(field JobState) $(field ExitCode), not $1 $2"
 }
 says() { grep -qF -- "$2" "$work/$1" || fail "$1 does not say: $2"; }
@@ -54,7 +54,7 @@ requests() { # HOW_MANY TOKENS
     done
 }
 requests 10 10 >input.jsonl
-requests 60 70 >long.jsonl # some seconds, so that there is something to interrupt
+requests 40 70 >long.jsonl # some seconds, so that there is something to interrupt
 cat >run.yaml <<YAML
 model: {path: demo}
 input: {file: input.jsonl}

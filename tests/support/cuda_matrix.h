@@ -10,7 +10,7 @@ namespace ferry {
 
 // One per process: a context and its scratch memory are not made anew for each test.
 inline Kernels& cuda_kernels() {
-    static const std::unique_ptr<Kernels> kernels = make_cuda_kernels(0);
+    static Kernels* const kernels = make_cuda_kernels(0).release();  // CUDA ends before statics do
     return *kernels;
 }
 

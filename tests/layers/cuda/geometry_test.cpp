@@ -25,5 +25,19 @@ TEST(CudaGeometry, ARowsThreadsDependOnItsLengthOnly) {
     }
 }
 
+TEST(CudaGeometry, QuantiseGivesEveryBlockAWarp) {
+    EXPECT_EQ(quantise_shape(1, 7168), (LaunchShape{.grid = {7, 1, 1}, .block = {256, 1, 1}}));
+    EXPECT_EQ(quantise_shape(3, 129), (LaunchShape{.grid = {1, 1, 1}, .block = {256, 1, 1}}));
+    EXPECT_EQ(quantise_shape(4096, 7168).grid.x, 4096u * 56 / 8);
+}
+
+TEST(CudaGeometry, TheGateSpreadsFewRowsOverMultiprocessors) {
+    EXPECT_EQ(gate_shape(8, 256, 8),
+              (LaunchShape{.grid = {8, 1, 1}, .block = {32, 1, 1}, .shared_bytes = 2080}));
+    EXPECT_EQ(gate_shape(513, 256, 8),
+              (LaunchShape{.grid = {129, 1, 1}, .block = {128, 1, 1}, .shared_bytes = 8320}));
+    EXPECT_LE(gate_shape(600, 5000, 1).shared_bytes, size_t{48} << 10);  // fewer rows to a block
+}
+
 }  // namespace
 }  // namespace ferry

@@ -44,5 +44,20 @@ TEST(CudaRmsNorm, ARowDoesNotDependOnTheOthers) {
     expect_same_bits(one.values(), {rows.begin() + 4 * 300, rows.begin() + 5 * 300});
 }
 
+TEST(CudaRmsNorm, AfterAddingHasTheBitsOfBoth) {
+    for (int64_t rows : {0, 1, 5})
+        for (int64_t dim : {7, 512}) {
+            const CudaTensor x(Matrix(rows, dim, 1)), h(Matrix(rows, dim, 2));
+            const CudaTensor fused_h(Matrix(rows, dim, 2));
+            const CudaTensor weight(Matrix(1, dim, 3).view.reshape({dim}));
+            const CudaTensor y(DType::f32, {rows, dim}), fused_y(DType::f32, {rows, dim});
+            cuda_kernels().add(x, h);
+            cuda_kernels().rms_norm(h, weight, 1e-6f, y);
+            cuda_kernels().add_rms_norm(x, fused_h, weight, 1e-6f, fused_y);
+            expect_same_bits(fused_h.values(), h.values());
+            expect_same_bits(fused_y.values(), y.values());
+        }
+}
+
 }  // namespace
 }  // namespace ferry

@@ -53,6 +53,7 @@ class DeviceMemory {
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (data == MAP_FAILED) fail("cannot reserve device memory");
         begin_ = static_cast<std::byte*>(data);
+        madvise(data, size_, MADV_HUGEPAGE);  // closing and opening it is quick
     }
 
     void* allocate(int device, size_t size) {
@@ -113,7 +114,10 @@ class DeviceMemory {
         int device;
     };
     void protect(int protection) {
-        if (end_ > 0) mprotect(begin_, (end_ + 4095) / 4096 * 4096, protection);
+        constexpr size_t kHugePage = size_t{2} << 20;
+        if (end_ > 0)
+            mprotect(begin_, std::min(size_, (end_ + kHugePage - 1) / kHugePage * kHugePage),
+                     protection);
     }
 
     std::byte* begin_;
@@ -164,7 +168,9 @@ struct CUstream_st {
         memory().close();
     }
     void drain() {
+        memory().open();
         while (!queue.empty()) step();
+        memory().close();
     }
 };
 
