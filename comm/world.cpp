@@ -9,19 +9,13 @@
 #include <exception>
 #include <map>
 #include <set>
-<<<<<<< HEAD
 #include <thread>
-=======
->>>>>>> slurm
 #include <utility>
 
 #include "base/cores.h"
 #include "base/error.h"
 #include "comm/launcher.h"
-<<<<<<< HEAD
 #include "comm/progress_state.h"
-=======
->>>>>>> slurm
 #if FERRY_HAS_MPI
 #include "comm/mpi_api.h"
 #endif
@@ -71,7 +65,6 @@ World::World(int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
     if (size_ == 1 && launcher_tasks(get) > 1) refuse_lone_tasks(get);
     discover_nodes();
     discover_cores();
-<<<<<<< HEAD
 }
 
 World::World() : impl_(std::make_unique<Impl>()), owns_mpi_(false) {}
@@ -89,8 +82,6 @@ std::unique_ptr<World> World::first_ranks(int num_ranks) {
     world->discover_nodes();
     world->discover_cores();
     return world;
-=======
->>>>>>> slurm
 }
 
 void World::discover_nodes() {

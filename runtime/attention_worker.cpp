@@ -100,22 +100,10 @@ void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say)
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
     if (h.rows() > 0) {
         ScopedZone zone(Zone::attention, zone_layer, micro_batch);
-<<<<<<< HEAD
         const StepBatch& batch = micro_batches_.batch(micro_batch);
         zone.bytes = block.mla().weight_bytes() + cache_bytes_read(batch);
-        block.attend(kernels_, workspace_, h, batch, rope_table_, cache_.layer(layer), form_);
+        block.attend(kernels_, workspace_, h, batch, rope_table_, cache_.layer(layer), x, form_);
     }
-    const Workspace::Scope scope(workspace_);
-    const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
-    {
-        ScopedZone zone(Zone::norm, zone_layer, micro_batch);
-        block.norm_ffn(kernels_, h, x);
-    }
-=======
-        block.attend(kernels_, workspace_, h, micro_batches_.batch(micro_batch), rope_table_,
-                     cache_.layer(layer), x, form_);
-    }
->>>>>>> slurm
     if (!block.is_moe()) {
         ScopedZone zone(Zone::dense, zone_layer, micro_batch);
         zone.bytes = block.mlp().weight_bytes();

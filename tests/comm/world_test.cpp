@@ -95,15 +95,9 @@ TEST(World, RanksOfANodeShareItsCores) {
     EXPECT_GE(world.own_cores(), 1);
     EXPECT_EQ(world.cores_of_rank().size(), static_cast<size_t>(world.size()));
     // Tests are not bound to cores: all ranks may use all of them.
-<<<<<<< HEAD
-    if (world.all_max(world.cores() == world.cores_of_rank()[0] ? 0 : 1) == 0)
-        EXPECT_EQ(world.own_cores(),
-                  std::max<int>(1, static_cast<int>(allowed_cores().size()) / world.node_size()));
-=======
     if (world.all_max(world.cores() == world.cores_of_rank()[0] ? 0 : 1) > 0) return;
     const int cores = static_cast<int>(allowed_cores().size());
     EXPECT_EQ(world.own_cores(), std::max(1, cores / world.node_size()));
->>>>>>> slurm
 }
 
 }  // namespace
