@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <sstream>
 
 #include "runtime/report/compare.h"
 #include "runtime/report/pages.h"
@@ -61,7 +63,7 @@ TEST_F(ReportResults, FilesAreToldByTheirContent) {
     ASSERT_EQ(results.benches.size(), 1u);
     EXPECT_EQ(results.benches[0].rows().size(), 4u);
     ASSERT_EQ(results.loads.size(), 1u);
-    EXPECT_EQ(results.loads[0].load.first_layer, 3);
+    EXPECT_EQ(results.loads[0].first_layer, 3);
     ASSERT_EQ(results.traces.size(), 1u);
     EXPECT_EQ(results.traces[0].trace.spans.size(), 2u);
     EXPECT_EQ(results.traces[0].trace.spans[1].bytes, 5);
