@@ -270,7 +270,8 @@ void LoadedEngine::unload() {
     claims_.reset();
     kernels_.reset();
     transport_.reset();
-    share_->release();
+    attention_share_->release();
+    slice_share_->release();
     world_.barrier();
 }
 
