@@ -22,7 +22,7 @@ constexpr size_t kAlignment = 64;
 struct NodeMemory::Impl {
     const World& world;
     MPI_Comm members = MPI_COMM_NULL;
-    std::vector<MPI_Win> windows;
+    std::vector<MPI_Win> windows = {};
 };
 
 NodeMemory::NodeMemory(World& world, int group) : impl_(new Impl{world}) {
