@@ -25,7 +25,7 @@ struct NodeMemory::Impl {
     std::vector<MPI_Win> windows = {};
 };
 
-NodeMemory::NodeMemory(World& world, int group) : impl_(new Impl{world}) {
+NodeMemory::NodeMemory(World& world, int group) : impl_(new Impl{world, MPI_COMM_NULL, {}}) {
     meet(world, world_communicator(world), "MPI_Comm_split");
     // A colour for each group of each node. Groups are numbered below the size of the world.
     FERRY_CHECK(group < world.size());

@@ -201,8 +201,8 @@ void AttentionWorker::start_exchange(int64_t layer, int micro_batch, const Tenso
     const Block& block = model_.block(layer);
     const int zone_layer = static_cast<int>(layer);
     const int64_t topk = model_.config().n_activated_experts;
-    const Routing routing{.experts = workspace_.take(DType::i32, {h.rows(), topk}),
-                          .weights = workspace_.take(DType::f32, {h.rows(), topk})};
+    const Routing routing{.experts = workspace_.take(DType::i32, {x.rows(), topk}),
+                          .weights = workspace_.take(DType::f32, {x.rows(), topk})};
     {
         ScopedZone zone(Zone::gate, zone_layer, micro_batch);
         zone.bytes = 4 * model_.config().dim * model_.config().n_routed_experts;
