@@ -12,6 +12,8 @@ std::string_view to_string(Zone zone) {
             return "attention";
         case Zone::gate:
             return "gate";
+        case Zone::norm:
+            return "norm";
         case Zone::pack:
             return "pack";
         case Zone::dispatch_wait:
@@ -51,10 +53,13 @@ void Trace::record_events(size_t capacity) {
     events_.reserve(capacity);
 }
 
-void Trace::add(const TraceEvent& event, int64_t flops) {
+void Trace::add(const TraceEvent& event, int64_t flops, int64_t inside_ns) {
+    const int64_t time_ns = event.end_ns - event.begin_ns;
+    inside_ns_ += time_ns;
     ZoneTotals& total = totals_[static_cast<size_t>(event.zone)];
     ++total.count;
-    total.time_ns += event.end_ns - event.begin_ns;
+    total.time_ns += time_ns;
+    total.self_ns += time_ns - inside_ns;
     total.bytes += event.bytes;
     total.flops += flops;
     if (events_.size() < capacity_)

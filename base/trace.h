@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace ferry {
@@ -14,6 +15,7 @@ enum class Zone : uint8_t {
     embed,
     attention,
     gate,
+    norm,
     pack,
     dispatch_wait,
     experts,
@@ -36,6 +38,7 @@ std::string_view to_string(Zone zone);
 struct ZoneTotals {
     int64_t count = 0;
     int64_t time_ns = 0;
+    int64_t self_ns = 0;  // without the zones inside: these add up over all zones
     int64_t bytes = 0;
     int64_t flops = 0;
 };
@@ -55,7 +58,8 @@ class Trace {
   public:
     // Keeps up to `capacity` events (allocated here); later ones are counted in `dropped_events`.
     void record_events(size_t capacity);
-    void add(const TraceEvent& event, int64_t flops);
+    // `inside_ns`: of it spent in zones that lay inside.
+    void add(const TraceEvent& event, int64_t flops, int64_t inside_ns = 0);
     void reset_totals() { totals_ = {}; }
 
     const std::array<ZoneTotals, kNumZones>& totals() const { return totals_; }
@@ -63,7 +67,9 @@ class Trace {
     int64_t dropped_events() const { return dropped_events_; }
 
   private:
+    friend class ScopedZone;
     std::array<ZoneTotals, kNumZones> totals_{};
+    int64_t inside_ns_ = 0;  // of zones that ended inside the one that is open
     std::vector<TraceEvent> events_;
     size_t capacity_ = 0;
     int64_t dropped_events_ = 0;
@@ -76,11 +82,16 @@ int64_t trace_now_ns();
 class ScopedZone {
   public:
     explicit ScopedZone(Zone zone, int layer = -1, int micro_batch = -1)
-        : zone_(zone), layer_(layer), micro_batch_(micro_batch), begin_ns_(trace_now_ns()) {}
+        : zone_(zone),
+          layer_(layer),
+          micro_batch_(micro_batch),
+          inside_before_ns_(std::exchange(trace().inside_ns_, 0)),
+          begin_ns_(trace_now_ns()) {}
     ~ScopedZone() {
+        const int64_t inside_ns = std::exchange(trace().inside_ns_, inside_before_ns_);
         trace().add({zone_, static_cast<int16_t>(layer_), static_cast<int16_t>(micro_batch_),
                      begin_ns_, trace_now_ns(), bytes},
-                    flops);
+                    flops, inside_ns);
     }
     ScopedZone(const ScopedZone&) = delete;
     ScopedZone& operator=(const ScopedZone&) = delete;
@@ -92,6 +103,7 @@ class ScopedZone {
     Zone zone_;
     int layer_;
     int micro_batch_;
+    int64_t inside_before_ns_;
     int64_t begin_ns_;
 };
 

@@ -76,6 +76,9 @@ class ExchangeImpl final : public Exchange {
         FERRY_CHECK(experts_.has_value());
         return experts_->load(layer);
     }
+    ExchangeTimes times() const override {
+        return attention_ ? attention_->times() : ExchangeTimes{};
+    }
     void wait_a_little(int layer, int micro_batch) override {
         if (!waiting_) {
             waiting_ = true;

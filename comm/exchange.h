@@ -111,6 +111,15 @@ class ExpertSide {
     // y: [n, dim] f32, row i is the output for row i of the batch. May be the batch's rows,
     // computed in place. y may change afterwards.
     virtual void reply(const Tensor& y) = 0;
+    // After closed(): dispatches may come again. Attention ranks dispatch only once they know that
+    // every expert rank has reopened (a barrier of the caller).
+    virtual void reopen() = 0;
+};
+
+// How long exchanges took that this attention rank began.
+struct ExchangeTimes {
+    int64_t num = 0;
+    int64_t in_flight_ns = 0;  // from the end of dispatch() until all replies were seen to be here
 };
 
 // What the rank's role needs. Rows received so far, for `log.expert_load`.
@@ -122,6 +131,8 @@ class Exchange {
 
     // Rows that each slot of this rank received in `layer` since the start (log.expert_load).
     virtual std::span<const int64_t> expert_load(int layer) const = 0;
+    // Since the start; zero on a rank that is expert only.
+    virtual ExchangeTimes times() const = 0;
 
     // Waits until replies of the micro-batch are here and combines, serving this rank's own experts
     // meanwhile: serve(batch) computes and returns y (see reply()). Ranks without the expert role

@@ -51,6 +51,7 @@ void AttentionSideImpl::dispatch(int layer, int micro_batch, const Tensor& x,
     pack_rows(batch, x);
     for (const LaneSend& send : sends_) zone.bytes += static_cast<int64_t>(send.size_bytes);
     shared_.transport.send(sends_);
+    batch.dispatched_ns = trace_now_ns();
 }
 
 // Headers of all messages, and room for their rows.
@@ -182,6 +183,8 @@ Agreement AttentionSideImpl::combine(int layer, int micro_batch, const Tensor& o
             shared_.waiter.poll([&](auto add) { missing(micro_batch, add); });
         shared_.waiter.end();
     }
+    ++times_.num;
+    times_.in_flight_ns += trace_now_ns() - batch.dispatched_ns;
     ScopedZone zone(Zone::combine, layer, micro_batch);
     if (batch.plan.num_tokens() > 0) {
         check_shape(out, "out", DType::f32, {batch.plan.num_tokens(), shared_.setup.options.dim});

@@ -281,6 +281,16 @@ void ExpertSideImpl::reply(const Tensor& y) {
     outstanding_ = false;
 }
 
+void ExpertSideImpl::reopen() {
+    FERRY_CHECK(closed() && !outstanding_, "reopened before all attention ranks have closed");
+    // They said so on the first micro-batch's lanes.
+    for (Source& source : batches_[0].sources) {
+        source.state = State::header;
+        shared_.transport.expect(source.in.slot, shared_.dispatch_slot_bytes(expert_rank_));
+    }
+    num_closed_ = 0;
+}
+
 void ExpertSideImpl::pack_reply(const WireMessage& reply, const WireMessage& request, int source,
                                 const Tensor& y) {
     const ExchangeOptions& options = shared_.setup.options;

@@ -70,6 +70,7 @@ class AttentionSideImpl final : public AttentionSide {
     bool combine_ready(int micro_batch) override;
     Agreement combine(int layer, int micro_batch, const Tensor& out) override;
     void close() override;
+    ExchangeTimes times() const { return times_; }
 
     template <typename Fn>
     void missing(int micro_batch, Fn&& add) const {
@@ -90,6 +91,7 @@ class AttentionSideImpl final : public AttentionSide {
         std::vector<Peer> peers;  // by expert rank
         int layer = -1;
         int num_waiting = 0;
+        int64_t dispatched_ns = 0;
         bool in_flight = false;
         uint32_t sequence = 0;
     };
@@ -104,6 +106,7 @@ class AttentionSideImpl final : public AttentionSide {
     int attention_rank_;
     std::vector<MicroBatch> batches_;
     std::vector<LaneSend> sends_;
+    ExchangeTimes times_;
 };
 
 class ExpertSideImpl final : public ExpertSide {
@@ -114,6 +117,7 @@ class ExpertSideImpl final : public ExpertSide {
     const ExpertBatch* receive() override;
     bool closed() const override { return num_closed_ == shared_.setup.layout.num_attention(); }
     void reply(const Tensor& y) override;
+    void reopen() override;
     std::span<const int64_t> load(int layer) const;
 
     // Calls add(world rank) for attention ranks whose rows have not come; returns how many.

@@ -6,6 +6,19 @@
 
 namespace ferry {
 
+void ProgressState::publish(const Trace& trace) {
+    for (size_t z = 0; z < kNumZones; ++z)
+        zone_ns[z].store(trace.totals()[z].self_ns, std::memory_order_relaxed);
+}
+
+RankStatus ProgressState::status() const {
+    RankStatus status;
+    for (size_t i = 0; i < kNumTallies; ++i) status.tallies[i] = get(static_cast<Tally>(i));
+    for (size_t z = 0; z < kNumZones; ++z)
+        status.zone_ns[z] = zone_ns[z].load(std::memory_order_relaxed);
+    return status;
+}
+
 const char* to_string(Activity activity) {
     switch (activity) {
         case Activity::starting:

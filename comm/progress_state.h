@@ -7,11 +7,29 @@
 #include <mutex>
 #include <string>
 
+#include "base/trace.h"
+
 namespace ferry {
 
 // Amounts that a job's watchdog adds up over all ranks, for the progress that rank 0 shows.
-enum class Tally : uint8_t { loaded_bytes, verified_bytes, done, failed, running, tokens };
-constexpr size_t kNumTallies = 6;
+enum class Tally : uint8_t {
+    loaded_bytes,
+    verified_bytes,
+    done,
+    failed,
+    running,  // unfinished requests, those that wait for room included
+    tokens,
+    waiting,  // of the unfinished ones
+    cache_pages,
+    cache_pages_used
+};
+constexpr size_t kNumTallies = 9;
+
+// What a rank tells of itself with every heartbeat.
+struct RankStatus {
+    std::array<int64_t, kNumTallies> tallies{};
+    std::array<int64_t, kNumZones> zone_ns{};  // without zones inside
+};
 
 enum class Activity : uint8_t {
     starting,
@@ -39,6 +57,11 @@ struct ProgressState {
     int64_t get(Tally tally) const {
         return tallies[static_cast<size_t>(tally)].load(std::memory_order_relaxed);
     }
+
+    // Time in zones as of the last publish(), by the main thread.
+    std::array<std::atomic<int64_t>, kNumZones> zone_ns{};
+    void publish(const Trace& trace);
+    RankStatus status() const;
 
     // World ranks that the current wait is for; the first kMaxWaiting of them.
     static constexpr int kMaxWaiting = 16;

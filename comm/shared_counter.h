@@ -31,6 +31,8 @@ class SharedCounter {
     bool requested() const { return requested_; }
     // The answer, once; moves messages, never blocks.
     std::optional<Claim> poll();
+    // Hands out everything again. Owner only, while no member has a claim under way.
+    void restart() { next_ = 0; }
     // Nothing more is handed out, by no rank (stop claiming). Owner only; others see empty claims.
     void close() { limit_ = next_; }
 

@@ -19,7 +19,7 @@ struct News {
     int32_t rank = -1;  // whom it is about
     uint32_t key = 0;   // of the job, so that strangers are refused
     char why[48] = {};
-    std::array<int64_t, kNumTallies> tallies{};  // of the sender, in a heartbeat
+    RankStatus status{};  // of the sender, in a heartbeat
 };
 
 // One end of a connection; closes itself.

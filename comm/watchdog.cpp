@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <mutex>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -29,7 +30,6 @@ double seconds_since(Clock::time_point begin) {
 }  // namespace
 
 struct Watchdog::Impl {
-    using RankTallies = std::array<std::atomic<int64_t>, kNumTallies>;
     struct Peer {
         TcpLink link;
         int rank = -1;  // unknown until its hello
@@ -39,7 +39,7 @@ struct Watchdog::Impl {
 
     Impl(World& w, const WatchdogOptions& o) : options(o), rank(w.rank()), size(w.size()) {
         for (int r = 0; r < size; ++r) hosts.push_back(w.host(r));
-        tallies = std::vector<RankTallies>(static_cast<size_t>(size));
+        statuses.resize(static_cast<size_t>(size));
         if (!options.report)
             options.report = [](const std::string& text) { log_error("{}", text); };
         if (!options.give_up)
@@ -92,8 +92,7 @@ struct Watchdog::Impl {
     News news(NewsKind kind, int about, const std::string& why) const {
         News message{.kind = kind, .rank = about, .key = key};
         std::strncpy(message.why, why.c_str(), sizeof message.why - 1);
-        for (size_t i = 0; i < kNumTallies; ++i)
-            message.tallies[i] = progress_state().get(static_cast<Tally>(i));
+        message.status = progress_state().status();
         return message;
     }
 
@@ -143,9 +142,10 @@ struct Watchdog::Impl {
                     if (message->rank >= 0 && message->rank < size) peer.rank = message->rank;
                     break;
                 case NewsKind::heartbeat:
-                    if (rank == 0 && peer.rank > 0)
-                        for (size_t i = 0; i < kNumTallies; ++i)
-                            tallies[static_cast<size_t>(peer.rank)][i] = message->tallies[i];
+                    if (rank == 0 && peer.rank > 0) {
+                        const std::lock_guard lock(statuses_mutex);
+                        statuses[static_cast<size_t>(peer.rank)] = message->status;
+                    }
                     break;
                 case NewsKind::farewell:
                     peer.left = true;
@@ -204,7 +204,8 @@ struct Watchdog::Impl {
     int size;
     uint32_t key = 0;
     std::vector<std::string> hosts;
-    std::vector<RankTallies> tallies;       // rank 0: of the others, by rank
+    mutable std::mutex statuses_mutex;
+    std::vector<RankStatus> statuses;       // rank 0: of the others, by rank
     std::unique_ptr<TcpListener> listener;  // rank 0
     std::vector<Peer> peers;                // rank 0: all others; others: rank 0
     int wake[2] = {-1, -1};
@@ -240,8 +241,15 @@ void Watchdog::arm(bool armed) {
 
 int64_t Watchdog::total(Tally tally) const {
     int64_t sum = progress_state().get(tally);
-    for (const Impl::RankTallies& rank : impl_->tallies) sum += rank[static_cast<size_t>(tally)];
+    const std::lock_guard lock(impl_->statuses_mutex);
+    for (const RankStatus& rank : impl_->statuses) sum += rank.tallies[static_cast<size_t>(tally)];
     return sum;
+}
+
+RankStatus Watchdog::status_of(int rank) const {
+    if (rank == impl_->rank) return progress_state().status();
+    const std::lock_guard lock(impl_->statuses_mutex);
+    return impl_->statuses[static_cast<size_t>(rank)];
 }
 
 bool Watchdog::failed() const {

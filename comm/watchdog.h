@@ -43,6 +43,8 @@ class Watchdog {
     // Over all ranks as of their last heartbeats, on rank 0; elsewhere, and of ranks that cannot be
     // reached, this rank's own.
     int64_t total(Tally tally) const;
+    // Of one rank, likewise.
+    RankStatus status_of(int rank) const;
     // "rank 2 on host3 is gone (connection closed)"; empty while all is well.
     std::string failure() const;
 

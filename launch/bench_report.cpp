@@ -64,6 +64,15 @@ void BenchReport::add_row(std::vector<BenchValue> values) {
     FERRY_CHECK(values.size() == columns_.size(), "{} values for {} columns", values.size(),
                 columns_.size());
     rows_.push_back(std::move(values));
+    details_.emplace_back();
+}
+
+void BenchReport::add_detail(const std::string& key, const std::string& json) {
+    details_.back().emplace_back(key, json);
+}
+
+void BenchReport::add_section(const std::string& key, const std::string& json) {
+    sections_.emplace_back(key, json);
 }
 
 std::string BenchReport::to_text() const {
@@ -71,19 +80,22 @@ std::string BenchReport::to_text() const {
     for (const auto& [name, value] : parameters_)
         text += fmt::format("# {}: {}\n", name, for_people(value, {}));
     std::vector<std::vector<std::string>> cells{{}};
-    for (const BenchColumn& column : columns_) cells[0].push_back(column.heading);
+    std::vector<size_t> shown;
+    for (size_t i = 0; i < columns_.size(); ++i)
+        if (!columns_[i].heading.empty()) shown.push_back(i);
+    for (const size_t i : shown) cells[0].push_back(columns_[i].heading);
     for (const auto& row : rows_) {
         std::vector<std::string>& line = cells.emplace_back();
-        for (size_t i = 0; i < row.size(); ++i) line.push_back(for_people(row[i], columns_[i]));
+        for (const size_t i : shown) line.push_back(for_people(row[i], columns_[i]));
     }
-    std::vector<size_t> widths(columns_.size(), 0);
+    std::vector<size_t> widths(shown.size(), 0);
     for (const auto& line : cells)
         for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
     for (size_t row = 0; row < cells.size(); ++row) {
         if (row > 1 && cells[row][0] != cells[row - 1][0]) text += "\n";
         std::string line;
         for (size_t i = 0; i < cells[row].size(); ++i) {
-            const bool is_text = !rows_.empty() && rows_[0][i].index() == 0;
+            const bool is_text = !rows_.empty() && rows_[0][shown[i]].index() == 0;
             line += is_text ? fmt::format("{:<{}}  ", cells[row][i], widths[i])
                             : fmt::format("{:>{}}  ", cells[row][i], widths[i]);
         }
@@ -97,12 +109,14 @@ std::string BenchReport::to_text() const {
 std::string BenchReport::to_json() const {
     Json json;
     json["benchmark"] = benchmark_;
+    for (const auto& [key, text] : sections_) json[key] = Json::parse(text);
     json["parameters"] = Json::object();
     for (const auto& [name, value] : parameters_) json["parameters"][name] = json_of(value);
     json["rows"] = Json::array();
-    for (const auto& row : rows_) {
+    for (size_t r = 0; r < rows_.size(); ++r) {
         Json object;
-        for (size_t i = 0; i < row.size(); ++i) object[columns_[i].key] = json_of(row[i]);
+        for (size_t i = 0; i < columns_.size(); ++i) object[columns_[i].key] = json_of(rows_[r][i]);
+        for (const auto& [key, text] : details_[r]) object[key] = Json::parse(text);
         json["rows"].push_back(std::move(object));
     }
     return json.dump(2) + "\n";

@@ -11,6 +11,9 @@ void add_bench(CLI::App& app) {
     bench->require_subcommand(1);
     add_bench_exchange(*bench);
     add_bench_layer(*bench);
+    add_bench_load(*bench);
+    add_bench_scaling(*bench);
+    add_bench_throughput(*bench);
 }
 
 }  // namespace ferry

@@ -8,5 +8,8 @@ namespace ferry {
 
 void add_bench_exchange(CLI::App& bench);
 void add_bench_layer(CLI::App& bench);
+void add_bench_load(CLI::App& bench);
+void add_bench_scaling(CLI::App& bench);
+void add_bench_throughput(CLI::App& bench);
 
 }  // namespace ferry

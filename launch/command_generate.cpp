@@ -21,10 +21,12 @@
 #include "launch/load_progress.h"
 #include "launch/progress.h"
 #include "launch/result_sinks.h"
+#include "launch/status_file.h"
 #include "launch/versions.h"
 #include "runtime/checksum.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/placements.h"
+#include "runtime/routing_record.h"
 #include "runtime/run_trace.h"
 #include "runtime/stop_signal.h"
 
@@ -120,6 +122,16 @@ Totals totals_of(const Watchdog* watchdog) {
     return [watchdog](Tally tally) { return watchdog->total(tally); };
 }
 
+JobDescription describe_job(const Config& config, const OpenedModel& model, World& world,
+                            int64_t num_requests) {
+    const Layout layout = layout_of(config, world);
+    return {.command = "generate",
+            .model = model.name,
+            .layout = layout_text(layout),
+            .num_requests = num_requests,
+            .ranks = describe_ranks(layout, world)};
+}
+
 ProgressCounts counts_of(const Totals& total, int64_t done_before) {
     return {.done = done_before + total(Tally::done),
             .failed = total(Tally::failed),
@@ -145,11 +157,27 @@ void write_expert_load(const std::string& path, RankFabric& fabric, const ModelC
         throw Error(ErrorKind::input, "log.expert_load: {} cannot be written", path);
 }
 
+// Collective.
+void write_routing(const std::string& path, RankFabric& fabric, const ModelConfig& model,
+                   World& world) {
+    const std::vector<std::string> all =
+        world.all_gather(routing_recorder().lines(fabric.attention_rank()));
+    if (world.rank() != 0) return;
+    std::ofstream file(path, std::ios::binary);
+    file << RoutingRecorder::first_line(model.n_routed_experts, model.n_activated_experts);
+    for (const std::string& lines : all) file << lines;
+    if (!(file << std::flush))
+        throw Error(ErrorKind::input, "log.routing: {} cannot be written", path);
+}
+
 // Runs this rank's share of the requests into `sink`, or serves experts. Collective.
 LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* watchdog,
             int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
     const bool shows = world.rank() == 0 && shows_progress(config);
     const Totals total = totals_of(watchdog);
+    StatusFile status(world.rank() == 0 ? config.output.dir : "",
+                      describe_job(config, model, world, num_requests),
+                      [&] { return take_snapshot(world.size(), watchdog); });
     LoadProgress load_progress(shows, total);
     LoadedEngine loaded(config, model, world, load_progress.callback());
     load_progress.finish(world.all_sum(progress_state().get(Tally::loaded_bytes)));
@@ -159,6 +187,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
                        .total = num_requests,
                        .done_before = done_before});
     const bool traced = !config.log.trace.empty();
+    if (!config.log.routing.empty()) routing_recorder().start();
     std::optional<RunTrace> run_trace;
     if (traced) run_trace.emplace(world, true);
     if (watchdog != nullptr) watchdog->arm(true);
@@ -172,8 +201,8 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
             ProgressState& state = progress_state();
             state.set(Tally::done, counts.done - done_before);
             state.set(Tally::failed, counts.failed);
-            state.set(Tally::running, engine.num_unfinished());
-            state.set(Tally::tokens, engine.num_generated_tokens());
+            note_engine(engine, state);
+            status.update();
             if (shows) progress.update(counts_of(total, done_before));
         };
         const LoopHooks hooks{.stop_requested = stop_requested, .after_step = after_step};
@@ -186,9 +215,12 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     if (watchdog != nullptr) watchdog->arm(false);
     const auto sum = [&](Tally tally) { return world.all_sum(progress_state().get(tally)); };
     progress.finish(counts_of(sum, done_before));
+    status.finish(end == LoopEnd::stopped ? JobState::stopped : JobState::finished);
     if (run_trace) write_trace(*run_trace, config, loaded.fabric().layout(), world);
     if (!config.log.expert_load.empty())
         write_expert_load(config.log.expert_load, loaded.fabric(), model.source->config(), world);
+    if (!config.log.routing.empty())
+        write_routing(config.log.routing, loaded.fabric(), model.source->config(), world);
     return world.all_max(end == LoopEnd::stopped ? 1 : 0) > 0 ? LoopEnd::stopped
                                                               : LoopEnd::finished;
 }
@@ -329,18 +361,14 @@ void talk(const Config& config, OpenedModel& model, World& world) {
     chat({.read_line = read_person, .write = write}, chat_model);
 }
 
-// What every rank must agree on before anything is loaded; rank 0 says who does what.
+// What every rank must agree on before anything is loaded.
 void check_world(const Config& config, World& world) {
     check_same_everywhere(world, "build", describe_versions());
     check_same_everywhere(world, "configuration", effective_yaml(config));
-    const Layout layout = layout_of(config, world);
+    layout_of(config, world);  // throws when it does not fit
     const std::string warning =
         oversubscription_warning(world, threads_of(config, world.own_cores()));
-    if (world.rank() != 0 || world.size() == 1) return;
-    if (!warning.empty()) log_warn("{}", warning);
-    std::vector<RankPlace> places;
-    for (const std::string& cores : world.cores_of_rank()) places.push_back({"-", cores});
-    log_info("layout\n{}", layout.describe(world.host_of_node(), nullptr, places));
+    if (world.rank() == 0 && world.size() > 1 && !warning.empty()) log_warn("{}", warning);
 }
 
 void generate_on(const Arguments& arguments, World& world) {
@@ -375,6 +403,7 @@ void generate(const Arguments& arguments) {
     bool stopped_quietly = false;  // rank 0 tells
     {
         World world(nullptr, nullptr);
+        tell_keeper_started();
         try {
             generate_on(arguments, world);
         } catch (const Error& error) {

@@ -12,5 +12,7 @@ void add_convert(CLI::App& app);
 void add_doctor(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_inspect(CLI::App& app);
+void add_report(CLI::App& app);
+void add_top(CLI::App& app);
 
 }  // namespace ferry

@@ -43,6 +43,8 @@ int main(int argc, char** argv) {
     ferry::add_doctor(app);
     ferry::add_generate(app);
     ferry::add_inspect(app);
+    ferry::add_report(app);
+    ferry::add_top(app);
     try {
         app.parse(argc, argv);  // also runs the command
         return 0;

@@ -1,6 +1,11 @@
 #include "launch/versions.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string_view>
+#include <vector>
 
 #include "comm/world.h"
 #include "launch/version_config.h"
@@ -14,10 +19,8 @@ struct Library {
     const char* use;
 };
 
-}  // namespace
-
-std::string describe_versions() {
-    const Library libraries[] = {
+std::vector<Library> libraries() {
+    return {
         {"MPI", FERRY_VERSION_HAS_MPI ? mpi_version() : "", "ranks, transport mpi"},
         {"UCX", FERRY_VERSION_UCX, "transport ucx"},
         {"CUDA", FERRY_VERSION_CUDA, "engine.device cuda"},
@@ -33,14 +36,46 @@ std::string describe_versions() {
         {"fmt", FERRY_VERSION_FMT, "messages"},
         {"spdlog", FERRY_VERSION_SPDLOG, "log"},
     };
-    std::string text =
-        fmt::format("ferry {} ({}, {})\n", FERRY_VERSION, FERRY_BUILD_TYPE, FERRY_COMPILER);
-    for (const Library& library : libraries)
-        text +=
-            fmt::format("  {:<14} {:<16} {}\n", library.name,
-                        library.version.empty() ? "not built in" : library.version, library.use);
+}
+
+std::string version_of(const Library& library) {
+    return library.version.empty() ? "not built in" : library.version;
+}
+
+std::string own_version() {
+    return fmt::format("{} ({}, {})", FERRY_VERSION, FERRY_BUILD_TYPE, FERRY_COMPILER);
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> list_versions() {
+    std::vector<std::pair<std::string, std::string>> list{{"ferry", own_version()}};
+    for (const Library& library : libraries()) list.emplace_back(library.name, version_of(library));
+    return list;
+}
+
+std::string describe_versions() {
+    std::string text = "ferry " + own_version() + "\n";
+    for (const Library& library : libraries())
+        text += fmt::format("  {:<14} {:<16} {}\n", library.name, version_of(library), library.use);
     text.pop_back();  // whoever prints it ends the line
     return text;
+}
+
+std::string describe_environment() {
+    // What launchers set for each process says nothing about how it runs.
+    constexpr std::string_view kOfLaunchers[] = {"OMPI_MCA_orte_", "OMPI_MCA_ess_", "OMPI_MCA_pmix",
+                                                 "OMPI_MCA_initial_wdir"};
+    constexpr std::string_view kShown[] = {"UCX_", "OMPI_MCA_", "NCCL_", "FERRY_"};
+    std::vector<std::string> found;
+    for (char** entry = environ; *entry != nullptr; ++entry) {
+        const std::string_view text(*entry);
+        const auto begins = [&](std::string_view prefix) { return text.starts_with(prefix); };
+        if (std::ranges::any_of(kShown, begins) && std::ranges::none_of(kOfLaunchers, begins))
+            found.emplace_back(text);
+    }
+    std::ranges::sort(found);
+    return fmt::format("{}", fmt::join(found, " "));
 }
 
 }  // namespace ferry

@@ -56,17 +56,34 @@ class Engine {
         std::function<void(const Request& request, int32_t token, std::string_view text)>;
     void set_token_callback(TokenCallback callback) { on_token_ = std::move(callback); }
 
+    // Called for each token as soon as it is chosen, whether or not there is a text.
+    using TokenHook = std::function<void(const Request& request, int32_t token)>;
+    void set_token_hook(TokenHook hook) { on_choice_ = std::move(hook); }
+
+    // Rows of the last step: of prompts (and what is computed again), and of generated tokens.
+    struct StepRows {
+        int64_t prompt = 0;
+        int64_t generated = 0;
+    };
+    StepRows last_step() const { return last_step_; }
+    // Nothing that was computed before is found again. No request may be unfinished.
+    void forget_prefixes();
+
     int64_t num_unfinished() const { return static_cast<int64_t>(active_.size()); }
     int64_t num_running() const { return scheduler_.num_running(); }
+    int64_t num_waiting() const { return scheduler_.num_waiting(); }
     int64_t num_generated_tokens() const { return num_generated_tokens_; }
     int64_t num_computed_tokens() const { return num_computed_tokens_; }
     int64_t num_preemptions() const { return scheduler_.num_preemptions(); }
     int64_t num_prefix_hits() const { return pages_.num_found(); }
     const PageAllocator& pages() const { return pages_; }
+    int64_t cache_bytes() { return static_cast<int64_t>(worker_.cache().size_bytes()); }
 
   private:
     struct Active;
     std::string refusal(const Request& request) const;
+    AttentionWorker::StepOptions step_options(bool busy);
+    void choose_tokens(const Tensor& logits, int64_t begin, int64_t end);
     void choose_token(Active& active, const float* logits);
     bool append_token(Active& active, int32_t token);
     void finish(Active& active, FinishReason reason, std::string error = {});
@@ -79,6 +96,8 @@ class Engine {
     PageAllocator pages_;
     Scheduler scheduler_;
     AttentionWorker worker_;
+    const StepPlan* plan_ = nullptr;  // of the step under way
+    int64_t num_chosen_ = 0;          // leading logit rows of it whose tokens are chosen
     Sampler sampler_;
     std::vector<std::unique_ptr<Active>> active_;  // by arrival
     size_t num_started_ = 0;                       // leading ones of active_ that had pages once
@@ -86,6 +105,8 @@ class Engine {
     bool stopping_ = false;
     bool stop_announced_ = false;
     TokenCallback on_token_;
+    TokenHook on_choice_;
+    StepRows last_step_;
     int64_t next_arrival_ = 0;
     int64_t num_generated_tokens_ = 0;
     int64_t num_computed_tokens_ = 0;

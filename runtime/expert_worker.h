@@ -15,13 +15,21 @@ class ExpertWorker {
     // An expert rank's whole life: serves batches in order of readiness until every attention rank
     // has closed.
     void run();
+    // By attention rank: how much later than the first its rows came, since the start, in all; over
+    // so many batches.
+    std::span<const int64_t> lateness_ns() const { return lateness_ns_; }
+    int64_t num_batches() const { return num_batches_; }
 
   private:
+    void note(const ExpertBatch& batch);
+
     Kernels& kernels_;
     const Transformer& model_;
     RankFabric& fabric_;
     Workspace workspace_;
     Tensor output_;
+    std::vector<int64_t> lateness_ns_;
+    int64_t num_batches_ = 0;
 };
 
 }  // namespace ferry

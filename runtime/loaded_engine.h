@@ -52,12 +52,22 @@ class LoadedEngine {
     void serve_experts() { rank_->experts()->run(); }
     // Attention ranks, when all agreed that no step follows.
     void close();
+    // After close() on attention ranks and the end of serve_experts() on others: all may begin
+    // again. Collective.
+    void reopen();
+    // Frees everything; the end of an engine after which the job goes on with another. Collective.
+    void unload();
+    const RankModel& model() const { return *rank_; }
+    ExpertWorker* experts() { return rank_->experts(); }
+    std::string_view transport_name() const { return transport_->name(); }
+    int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:
+    World& world_;
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<SharedCounter> claims_;
-    std::unique_ptr<NodeMemory> share_;
+    std::unique_ptr<NodeMemory> attention_share_, slice_share_;
     std::unique_ptr<RankModel> rank_;
     std::unique_ptr<Engine> engine_;
 };

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "base/trace.h"
+#include "comm/progress_state.h"
 #include "runtime/request_reader.h"
 
 namespace ferry {
@@ -29,6 +31,8 @@ struct LoopHooks {
     // running are dropped, to be done again by a later run.
     std::function<bool()> stop_requested = [] { return false; };
     std::function<void()> after_step = [] {};
+    // Called instead of a step when there is nothing to do until the reader is ready.
+    std::function<void()> wait_for_arrival = [] {};
 };
 
 // Takes one line of the input into the engine.
@@ -40,6 +44,16 @@ void take_line(Engine& engine, RequestLine& line, ResultSink& sink) {
         if (!sink.is_done(request.index, request.sample)) engine.submit(std::move(request));
 }
 
+// What a step left behind.
+template <typename Engine>
+void give_out(Engine& engine, ResultSink& sink, const LoopHooks& hooks) {
+    ScopedZone zone(Zone::output);
+    for (Completion& completion : engine.take_finished()) sink.accept(std::move(completion));
+    sink.tick();
+    hooks.after_step();
+    progress_state().publish(trace());
+}
+
 // `Engine` is runtime/engine.h's, or a test's with the same submit, has_room, step, take_finished
 // and num_unfinished. `reader` gives lines in order; each is parsed when there is room for it.
 template <typename Engine>
@@ -49,17 +63,20 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
     RequestLine line;
     while (more_lines || engine.num_unfinished() > 0) {
         if (hooks.stop_requested()) return LoopEnd::stopped;
-        while (more_lines && engine.has_room()) {
+        while (more_lines && engine.has_room() && reader.ready()) {
+            ScopedZone zone(Zone::schedule);
             line = {};
             more_lines = reader.next(line);
             if (!more_lines) break;
             take_line(engine, line, sink);
             if (hooks.stop_requested()) return LoopEnd::stopped;
         }
+        if (more_lines && engine.num_unfinished() == 0 && !reader.ready()) {
+            hooks.wait_for_arrival();
+            continue;
+        }
         engine.step();
-        for (Completion& completion : engine.take_finished()) sink.accept(std::move(completion));
-        sink.tick();
-        hooks.after_step();
+        give_out(engine, sink, hooks);
     }
     return LoopEnd::finished;
 }
@@ -71,6 +88,7 @@ template <typename Engine, typename Claims>
 LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
                              Claims& claims, const LoopHooks& hooks) {
     bool more_lines = true, stopped = false, more_steps = true;
+    bool claimed = false;  // the reader's next line, which may not have arrived
     int64_t num_read = 0;
     RequestLine line;
     while (more_steps || claims.requested()) {
@@ -80,18 +98,25 @@ LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& 
             more_lines = false;
             engine.cancel_all();
         }
-        if (more_lines && !claims.requested() && engine.has_room()) claims.request(1);
-        if (const auto claim = claims.poll(); claim && more_lines) {
-            for (; more_lines && num_read < claim->begin; ++num_read) more_lines = reader.skip();
-            line = {};
-            more_lines = more_lines && reader.next(line);
-            ++num_read;
-            if (more_lines) take_line(engine, line, sink);
+        {
+            ScopedZone zone(Zone::schedule);
+            if (more_lines && !claimed && !claims.requested() && engine.has_room())
+                claims.request(1);
+            if (const auto claim = claims.poll(); claim && more_lines) {
+                for (; more_lines && num_read < claim->begin; ++num_read)
+                    more_lines = reader.skip();
+                claimed = more_lines;
+            }
+            if (claimed && more_lines && reader.ready()) {
+                claimed = false;
+                line = {};
+                more_lines = reader.next(line);
+                ++num_read;
+                if (more_lines) take_line(engine, line, sink);
+            }
         }
         more_steps = engine.step(more_lines || claims.requested());
-        for (Completion& completion : engine.take_finished()) sink.accept(std::move(completion));
-        sink.tick();
-        hooks.after_step();
+        give_out(engine, sink, hooks);
     }
     return stopped ? LoopEnd::stopped : LoopEnd::finished;
 }

@@ -77,6 +77,8 @@ class RequestReader {
     virtual bool next(RequestLine& line) = 0;
     // Passes over one line without looking into it; false when there are no more.
     virtual bool skip() = 0;
+    // The next line has arrived already (in a benchmark it may lie in the future).
+    virtual bool ready() { return true; }
 };
 
 // Throws Error(input) when the file cannot be read, then and in next().

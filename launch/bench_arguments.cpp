@@ -1,0 +1,184 @@
+#include "launch/bench_arguments.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "launch/end_job.h"
+#include "launch/keeper.h"
+#include "launch/versions.h"
+#include "runtime/stop_signal.h"
+
+namespace ferry {
+using Json = nlohmann::ordered_json;
+
+void add_model_options(CLI::App& command, BenchArguments& arguments) {
+    command.add_option("CONFIG", arguments.config_file, "YAML (see ferry config --help)");
+    command.add_option("--model", arguments.model, "Checkpoint");
+    command.add_option("--shape", arguments.shape,
+                       "configs/models/*.yaml, with dummy weights instead of a checkpoint");
+    command.add_option("--json", arguments.json, "Write JSON to this file; - : to stdout");
+    command.add_option("--csv", arguments.csv, "Write CSV to this file; - : to stdout");
+    command.add_option("--set", arguments.overrides, "section.key=value, after the file")
+        ->take_all()
+        ->expected(1);
+}
+
+void add_workload_options(CLI::App& command, BenchArguments& arguments) {
+    command
+        .add_option("--requests", arguments.num_requests,
+                    "How many; default: 32, or the lines of --lengths")
+        ->check(CLI::PositiveNumber);
+    command
+        .add_option("--input", arguments.input,
+                    "Prompt tokens: 128, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA:MAX")
+        ->capture_default_str();
+    command.add_option("--output", arguments.output, "Generated tokens, likewise")
+        ->capture_default_str();
+    command.add_option("--lengths", arguments.lengths_file,
+                       "JSONL with prompt_tokens (a number or a list) and max_tokens, or input "
+                       "and output, instead of --input and --output");
+    command
+        .add_option("--prefix-share", arguments.prefix_share,
+                    "Share of every prompt that all prompts have in common")
+        ->check(CLI::Range(0.0, 1.0))
+        ->capture_default_str();
+    command
+        .add_option("--arrivals", arguments.arrivals,
+                    "offline: all at the start; poisson, fixed: at --rate, whether or not "
+                    "earlier ones are done")
+        ->check(CLI::IsMember({"offline", "poisson", "fixed"}))
+        ->capture_default_str();
+    command.add_option("--rate", arguments.rate, "Requests per second")->check(CLI::PositiveNumber);
+    command
+        .add_option("--slo-ttft-ms", arguments.targets.ttft_ms,
+                    "A request is good when its first token came within this time")
+        ->check(CLI::PositiveNumber);
+    command
+        .add_option("--slo-tpot-ms", arguments.targets.tpot_ms,
+                    "and later ones took no more than this on average")
+        ->check(CLI::PositiveNumber);
+    command.add_option("--seed", arguments.seed, "Of lengths, tokens and arrivals")
+        ->capture_default_str();
+    command.add_option("--warmup", arguments.warmup,
+                       "Requests before timing; default: as many as run at once");
+    command.add_option("--repetitions", arguments.repetitions, "Of the whole workload")
+        ->check(CLI::Range(1, 1000))
+        ->capture_default_str();
+    command.add_option("--status-dir", arguments.status_dir,
+                       "Existing folder for the status file that ferry top shows");
+}
+
+Config config_of(const BenchArguments& arguments) {
+    std::vector<std::string> overrides = arguments.overrides;
+    if (!arguments.shape.empty())
+        overrides.insert(overrides.begin(), "model.dummy=" + arguments.shape);
+    Config config = load_config(arguments.config_file, overrides);
+    if (!arguments.model.empty()) {
+        config.model.path = arguments.model;
+        config.model.dummy.clear();
+    }
+    if (!arguments.shape.empty()) config.model.path.clear();
+    check_config(config, {}, "command line");
+    return config;
+}
+
+WorkloadOptions workload_options(const BenchArguments& arguments, int64_t vocab_size) {
+    WorkloadOptions options{.num_requests = arguments.num_requests,
+                            .prefix_share = arguments.prefix_share,
+                            .vocab_size = vocab_size,
+                            .rate = arguments.rate,
+                            .seed = arguments.seed};
+    if (!arguments.lengths_file.empty())
+        options.lengths = read_lengths(arguments.lengths_file);
+    else if (options.num_requests == 0)
+        options.num_requests = 32;
+    options.input = parse_length(arguments.input, "--input");
+    options.output = parse_length(arguments.output, "--output");
+    const bool open_loop = arguments.arrivals != "offline";
+    if (open_loop && arguments.rate <= 0)
+        throw Error(ErrorKind::usage, "--arrivals {}: needs --rate", arguments.arrivals);
+    if (!open_loop && arguments.rate > 0)
+        throw Error(ErrorKind::usage, "--rate: needs --arrivals poisson or fixed");
+    if (open_loop)
+        options.arrivals = arguments.arrivals == "poisson" ? WorkloadOptions::Arrivals::poisson
+                                                           : WorkloadOptions::Arrivals::fixed;
+    return options;
+}
+
+BenchJob::BenchJob(World& all, const BenchArguments& arguments)
+    : world(all), config(config_of(arguments)) {
+    init_log({.level = static_cast<LogLevel>(config.log.level), .file = config.log.file});
+    if (world.size() > 1) set_log_rank(world.rank(), world.host());
+    check_supported(config);
+    check_same_everywhere(world, "build", describe_versions());
+    check_same_everywhere(world, "configuration", effective_yaml(config));
+    if (world.size() > 1) {
+        WatchdogOptions options;
+        options.stall_timeout_s = config.engine.stall_timeout_s;
+        watchdog.emplace(world, options);
+    }
+    model = open_model(config);
+}
+
+void run_bench_job(const std::function<void(World& world)>& body) {
+    go_on_under_keeper();
+    install_stop_signals();
+    bool stopped = false, tells = true;
+    {
+        World world(nullptr, nullptr);
+        try {
+            body(world);
+            stopped = world.all_max(stop_requested() ? 1 : 0) > 0;
+            tells = world.rank() == 0;
+        } catch (const Error& error) {
+            if (world.size() == 1) throw;
+            end_job(world, error);
+        }
+    }
+    if (stopped && !tells) std::exit(exit_code(ErrorKind::requeue));
+    if (stopped) throw Error(ErrorKind::requeue, "stopped; what was finished before is reported");
+}
+
+void describe_bench(const BenchArguments& arguments, BenchJob& job, const WorkloadOptions& options,
+                    size_t num_requests, BenchReport& report) {
+    const bool from_file = !options.lengths.empty();
+    const Json workload{{"requests", num_requests},
+                        {"input", from_file ? arguments.lengths_file : to_string(options.input)},
+                        {"output", from_file ? arguments.lengths_file : to_string(options.output)},
+                        {"arrivals", arguments.arrivals},
+                        {"rate", arguments.rate},
+                        {"prefix_share", arguments.prefix_share},
+                        {"seed", arguments.seed},
+                        {"warmup_requests", arguments.warmup},
+                        {"repetitions", arguments.repetitions},
+                        {"slo_ttft_ms", arguments.targets.ttft_ms},
+                        {"slo_tpot_ms", arguments.targets.tpot_ms}};
+    report.add_section("format", "1");
+    report.add_section("time", Json(time_text()).dump());
+    report.add_section("versions", versions_json());
+    report.add_section("hosts", hosts_json(job.world));
+    report.add_section("config", config_json(job.config));
+    report.add_section("workload", workload.dump());
+    report.add_parameter("model", job.model.name);
+    report.add_parameter("layers", job.model.source->config().n_layers);
+    report.add_parameter("weights MB", static_cast<double>(job.model.weight_bytes) * 1e-6);
+    report.add_parameter("ranks of the job", int64_t{job.world.size()});
+    report.add_parameter("requests", static_cast<int64_t>(num_requests));
+    report.add_parameter("input tokens", workload["input"].get<std::string>());
+    report.add_parameter("output tokens", workload["output"].get<std::string>());
+    report.add_parameter("arrivals",
+                         arguments.rate > 0
+                             ? fmt::format("{} at {}/s", arguments.arrivals, arguments.rate)
+                             : "all at the start");
+    report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    report.add_parameter("ferry", list_versions()[0].second);
+    const MachineInfo machine = machine_info();
+    report.add_parameter("machine", fmt::format("{} with {} cores of {}, {}", job.world.host(),
+                                                machine.cores, machine.cpu, machine.kernel));
+}
+
+}  // namespace ferry

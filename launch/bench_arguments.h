@@ -1,0 +1,52 @@
+// Options that the benchmarks of whole runs share: model, workload, output.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "launch/throughput_run.h"
+
+namespace CLI {
+class App;
+}
+
+namespace ferry {
+
+struct BenchArguments {
+    std::string config_file, model, shape, json, csv, status_dir;
+    std::vector<std::string> overrides;
+    int64_t num_requests = 0;
+    std::string input = "128", output = "32", lengths_file, arrivals = "offline";
+    double prefix_share = 0, rate = 0;
+    uint64_t seed = 1;
+    int64_t warmup = -1;
+    int repetitions = 3;
+    ServiceTargets targets;
+};
+
+// CONFIG, --model, --shape, --set, --json, --csv.
+void add_model_options(CLI::App& command, BenchArguments& arguments);
+// Requests, lengths, arrivals, targets, repetitions, --status-dir.
+void add_workload_options(CLI::App& command, BenchArguments& arguments);
+
+// Throws Error(usage).
+Config config_of(const BenchArguments& arguments);
+WorkloadOptions workload_options(const BenchArguments& arguments, int64_t vocab_size);
+
+// A job of one or more ranks with its log, checks and watchdog.
+struct BenchJob {
+    BenchJob(World& world, const BenchArguments& arguments);
+
+    World& world;
+    Config config;
+    std::optional<Watchdog> watchdog;
+    OpenedModel model;
+};
+// Runs `body` on every rank; an error ends the whole job as `ferry generate` does, and after a
+// signal the end is Error(requeue).
+void run_bench_job(const std::function<void(World& world)>& body);
+
+// Sections and parameters that say what was measured, with what, where. Collective.
+void describe_bench(const BenchArguments& arguments, BenchJob& job, const WorkloadOptions& options,
+                    size_t num_requests, BenchReport& report);
+
+}  // namespace ferry

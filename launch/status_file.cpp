@@ -1,0 +1,277 @@
+#include "launch/status_file.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "launch/progress.h"
+
+namespace ferry {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr auto kInterval = std::chrono::seconds(1);
+constexpr double kStaleS = 10;
+
+// Waiting for other ranks, or for requests.
+bool is_wait(Zone zone) {
+    return zone == Zone::dispatch_wait || zone == Zone::combine_wait || zone == Zone::idle;
+}
+
+double unix_time_s() {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// Totals may have begun anew in between.
+int64_t grown(int64_t before, int64_t now) {
+    return now >= before ? now - before : now;
+}
+
+Json parse(const std::string& text, const std::string& where) {
+    Json json = Json::parse(text, nullptr, false);
+    if (!json.is_object() || !json.contains("requests") || !json.contains("state"))
+        throw Error(ErrorKind::input, "{}: is no status file of a job", where);
+    return json;
+}
+
+std::string bar(double share, size_t width) {
+    const auto filled =
+        static_cast<size_t>(std::clamp(share, 0.0, 1.0) * static_cast<double>(width) + 0.5);
+    return std::string(filled, '#') + std::string(width - filled, '.');
+}
+
+}  // namespace
+
+int64_t JobSnapshot::sum(Tally tally) const {
+    int64_t total = 0;
+    for (const RankStatus& rank : ranks) total += rank.tallies[static_cast<size_t>(tally)];
+    return total;
+}
+
+JobRates rates_between(const JobSnapshot& before, const JobSnapshot& now) {
+    JobRates rates;
+    const double seconds = now.time_s - before.time_s;
+    rates.phase_shares.assign(kNumZones, 0.0);
+    rates.busy_shares.assign(now.ranks.size(), 0.0);
+    if (seconds <= 0 || before.ranks.size() != now.ranks.size()) return rates;
+    rates.tokens_per_s =
+        static_cast<double>(grown(before.sum(Tally::tokens), now.sum(Tally::tokens))) / seconds;
+    bool any_wait = false;
+    for (size_t rank = 0; rank < now.ranks.size(); ++rank) {
+        double total_s = 0, wait_s = 0;
+        for (size_t z = 0; z < kNumZones; ++z) {
+            const double zone_s = static_cast<double>(grown(before.ranks[rank].zone_ns[z],
+                                                            now.ranks[rank].zone_ns[z])) *
+                                  1e-9;
+            total_s += zone_s;
+            rates.phase_shares[z] += zone_s / seconds / static_cast<double>(now.ranks.size());
+            if (is_wait(static_cast<Zone>(z))) wait_s += zone_s;
+        }
+        if (total_s > 0) rates.busy_shares[rank] = 1 - wait_s / total_s;
+        any_wait |= wait_s > 0;
+    }
+    for (size_t z = 0; z < kNumZones; ++z) {
+        if (is_wait(static_cast<Zone>(z)) || rates.phase_shares[z] <= 0) continue;
+        if (rates.slowest_phase < 0 ||
+            rates.phase_shares[z] > rates.phase_shares[static_cast<size_t>(rates.slowest_phase)])
+            rates.slowest_phase = static_cast<int>(z);
+    }
+    if (now.ranks.size() > 1 && any_wait)
+        rates.slowest_rank =
+            static_cast<int>(std::max_element(rates.busy_shares.begin(), rates.busy_shares.end()) -
+                             rates.busy_shares.begin());
+    return rates;
+}
+
+std::string_view to_string(JobState state) {
+    switch (state) {
+        case JobState::loading:
+            return "loading";
+        case JobState::running:
+            return "running";
+        case JobState::finished:
+            return "finished";
+        case JobState::stopped:
+            return "stopped";
+    }
+    return "?";
+}
+
+std::string status_json(const JobDescription& job, JobState state, const JobSnapshot& now,
+                        const JobRates& rates, double elapsed_s) {
+    // Unfinished requests are running or waiting.
+    const int64_t waiting = now.sum(Tally::waiting);
+    Json json{{"format", 1},
+              {"state", to_string(state)},
+              {"command", job.command},
+              {"model", job.model},
+              {"layout", job.layout},
+              {"ranks", job.ranks.size()},
+              {"updated_unix_s", unix_time_s()},
+              {"elapsed_s", elapsed_s}};
+    json["requests"] = {{"total", job.num_requests},
+                        {"done", now.sum(Tally::done)},
+                        {"failed", now.sum(Tally::failed)},
+                        {"running", now.sum(Tally::running) - waiting},
+                        {"waiting", waiting}};
+    json["tokens"] = {{"generated", now.sum(Tally::tokens)}, {"per_s", rates.tokens_per_s}};
+    json["cache"] = {{"pages", now.sum(Tally::cache_pages)},
+                     {"used", now.sum(Tally::cache_pages_used)}};
+    json["loaded_bytes"] = now.sum(Tally::loaded_bytes);
+    json["phases"] = Json::object();
+    for (size_t z = 0; z < rates.phase_shares.size(); ++z)
+        if (rates.phase_shares[z] > 0)
+            json["phases"][std::string(to_string(static_cast<Zone>(z)))] = rates.phase_shares[z];
+    json["slowest_phase"] = nullptr;
+    if (rates.slowest_phase >= 0)
+        json["slowest_phase"] = {
+            {"name", to_string(static_cast<Zone>(rates.slowest_phase))},
+            {"share", rates.phase_shares[static_cast<size_t>(rates.slowest_phase)]}};
+    json["slowest_rank"] = nullptr;
+    if (rates.slowest_rank >= 0) {
+        const auto rank = static_cast<size_t>(rates.slowest_rank);
+        json["slowest_rank"] = {{"rank", rank},
+                                {"host", job.ranks.at(rank).host},
+                                {"role", job.ranks.at(rank).role},
+                                {"busy_share", rates.busy_shares[rank]}};
+    }
+    json["busy_shares"] = rates.busy_shares;
+    return json.dump(1) + "\n";
+}
+
+std::string layout_text(const Layout& layout) {
+    std::string text =
+        layout.mode() == LayoutMode::colocated
+            ? fmt::format("{} colocated", layout.num_ranks())
+            : fmt::format("{} attention + {} expert", layout.num_attention(), layout.num_expert());
+    text += layout.num_ranks() == 1 ? " rank" : " ranks";
+    if (layout.tp_size() > 1) text += fmt::format(", TP {}", layout.tp_size());
+    return text;
+}
+
+std::vector<JobDescription::Rank> describe_ranks(const Layout& layout, const World& world) {
+    std::vector<JobDescription::Rank> ranks;
+    for (int rank = 0; rank < world.size(); ++rank)
+        ranks.push_back({world.host(rank), layout.mode() == LayoutMode::colocated ? "colocated"
+                                           : layout.attention_rank(rank) >= 0     ? "attention"
+                                                                                  : "expert"});
+    return ranks;
+}
+
+JobSnapshot take_snapshot(int num_ranks, const Watchdog* watchdog) {
+    JobSnapshot snapshot;
+    for (int rank = 0; rank < num_ranks; ++rank)
+        snapshot.ranks.push_back(watchdog != nullptr ? watchdog->status_of(rank)
+                                                     : progress_state().status());
+    return snapshot;
+}
+
+void note_engine(const Engine& engine, ProgressState& state) {
+    state.set(Tally::running, engine.num_unfinished());
+    state.set(Tally::waiting, engine.num_waiting());
+    state.set(Tally::tokens, engine.num_generated_tokens());
+    state.set(Tally::cache_pages, engine.pages().num_pages());
+    state.set(Tally::cache_pages_used, engine.pages().num_held());
+}
+
+StatusFile::StatusFile(std::string dir, JobDescription job, Take take)
+    : dir_(std::move(dir)), job_(std::move(job)), take_(std::move(take)) {
+    if (!dir_.empty()) write();
+}
+
+void StatusFile::update() {
+    if (dir_.empty() || Clock::now() - last_write_ < kInterval) return;
+    state_ = JobState::running;
+    write();
+}
+
+void StatusFile::finish(JobState state) {
+    state_ = state;
+    if (!dir_.empty()) write();
+    dir_.clear();
+}
+
+StatusFile::~StatusFile() {
+    finish(JobState::stopped);
+}
+
+// A status that cannot be written is no reason to end a job.
+void StatusFile::write() {
+    last_write_ = Clock::now();
+    JobSnapshot now = take_();
+    now.time_s = std::chrono::duration<double>(last_write_ - start_).count();
+    if (state_ == JobState::running || before_.ranks.empty()) rates_ = rates_between(before_, now);
+    const std::string text = status_json(job_, state_, now, rates_, now.time_s);
+    before_ = std::move(now);
+    const std::string path = dir_ + "/" + kStatusFileName, temporary = path + ".new";
+    std::FILE* file = std::fopen(temporary.c_str(), "w");
+    const bool written =
+        file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    const bool closed = file != nullptr && std::fclose(file) == 0;
+    if (written && closed && std::rename(temporary.c_str(), path.c_str()) == 0) return;
+    if (!std::exchange(failed_, true)) log_warn("{} cannot be written", path);
+}
+
+bool has_ended(const std::string& json) {
+    const Json parsed = parse(json, kStatusFileName);
+    return parsed["state"] == "finished" || parsed["state"] == "stopped";
+}
+
+std::string status_text(const std::string& text, const std::string& where, double age_s) {
+    const Json json = parse(text, where);
+    try {
+        const Json &requests = json["requests"], &tokens = json["tokens"], &cache = json["cache"];
+        const std::string state = json["state"];
+        const bool ended = state == "finished" || state == "stopped";
+        std::string out = fmt::format("ferry {}: {} after {}", json["command"].get<std::string>(),
+                                      state, format_duration(json["elapsed_s"].get<double>()));
+        if (!ended && age_s > kStaleS)
+            out += fmt::format(" (no news for {}: the job may hang or be gone)",
+                               format_duration(age_s));
+        out += fmt::format("\nmodel     {}\nlayout    {}\n", json["model"].get<std::string>(),
+                           json["layout"].get<std::string>());
+        const auto total = requests["total"].get<int64_t>();
+        out += fmt::format("requests  {}{} done, {} running, {} waiting",
+                           requests["done"].get<int64_t>(),
+                           total > 0 ? fmt::format(" of {}", total) : "",
+                           requests["running"].get<int64_t>(), requests["waiting"].get<int64_t>());
+        if (requests["failed"].get<int64_t>() > 0)
+            out += fmt::format(", {} failed", requests["failed"].get<int64_t>());
+        out += fmt::format("\ntokens    {:.1f}/s now, {} generated\n",
+                           tokens["per_s"].get<double>(), tokens["generated"].get<int64_t>());
+        const auto pages = cache["pages"].get<int64_t>(), used = cache["used"].get<int64_t>();
+        if (pages > 0) {
+            const double share = static_cast<double>(used) / static_cast<double>(pages);
+            out += fmt::format("cache     [{}] {} of {} pages\n", bar(share, 20), used, pages);
+        }
+        if (json["slowest_phase"].is_object())
+            out += fmt::format("slowest   phase {} ({:.0f} % of all ranks' time)",
+                               json["slowest_phase"]["name"].get<std::string>(),
+                               json["slowest_phase"]["share"].get<double>() * 100);
+        if (json["slowest_rank"].is_object())
+            out += fmt::format("; rank {} on {} ({}, busy {:.0f} %)",
+                               json["slowest_rank"]["rank"].get<int64_t>(),
+                               json["slowest_rank"]["host"].get<std::string>(),
+                               json["slowest_rank"]["role"].get<std::string>(),
+                               json["slowest_rank"]["busy_share"].get<double>() * 100);
+        if (json["slowest_phase"].is_object()) out += '\n';
+        for (const auto& [name, share] : json["phases"].items())
+            out += fmt::format("  {:<16} [{}] {:>3.0f} %\n", name, bar(share.get<double>(), 20),
+                               share.get<double>() * 100);
+        return out;
+    } catch (const Json::exception&) {
+        throw Error(ErrorKind::input, "{}: is a status file of another version", where);
+    }
+}
+
+}  // namespace ferry
