@@ -100,7 +100,8 @@ TEST_F(ReportResults, WhatIsWrongIsSaidInOneLine) {
     refuse("{\"benchmark\": \"exchange\", \"rows\": [4]}", "rows: must be a list of objects");
     refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": \"x\"}]}",
            "rows[0]: tokens: is missing");
-    refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": 3}]}", "case: must be a text");
+    refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": 3, \"tokens\": 1}]}",
+           "case: must be a text");
     refuse("{\"first_layer\": 0, \"rows\": [[1, 2], [3]]}", "different numbers of experts");
     refuse("{\"traceEvents\": [{\"ph\": \"X\"}]}", "traceEvents[0]: ts: must be a number");
     refuse("{\"traceEvents\": [{\"ph\": \"X\", \"ts\": 1", "not a valid trace");
