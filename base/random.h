@@ -7,7 +7,20 @@
 namespace ferry {
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11).
-std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
+constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter,
+                                             std::array<uint32_t, 2> key) {
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t product0 = uint64_t{0xD2511F53u} * counter[0];
+        const uint64_t product1 = uint64_t{0xCD9E8D57u} * counter[2];
+        counter = {static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key[0],
+                   static_cast<uint32_t>(product1),
+                   static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key[1],
+                   static_cast<uint32_t>(product0)};
+        key[0] += 0x9E3779B9u;
+        key[1] += 0xBB67AE85u;
+    }
+    return counter;
+}
 
 // Uniform in [0, 1), 24 bits.
 constexpr float uniform_f32(uint32_t bits) {

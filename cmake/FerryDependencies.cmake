@@ -43,6 +43,7 @@ if(NOT FERRY_CUDA STREQUAL "OFF")
         endif()
         enable_language(CUDA)
         set(CMAKE_CUDA_STANDARD 20)
+        set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")  # CMake 3.25 does not know it
         find_package(CUDAToolkit REQUIRED)
         set(FERRY_HAS_CUDA 1)
         find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})

@@ -3,12 +3,20 @@ if(NOT CMAKE_BUILD_TYPE)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
 
+# nvcc may not fuse either; fmt 9 would take its front end for an old one.
+set(FERRY_CUDA_OPTIONS -DFMT_USE_CONSTEXPR=1 --fmad=false --expt-relaxed-constexpr)
+
 add_library(ferry_options INTERFACE)
 target_compile_options(
     ferry_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Werror
                             # the compiler may not fuse a*b+c on its own: kernels say where (DESIGN 4.1)
-                            -ffp-contract=off>)
+                            -ffp-contract=off>
+                        "$<$<COMPILE_LANGUAGE:CUDA>:${FERRY_CUDA_OPTIONS};--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-ffp-contract=off>")
 target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+
+# Saves up to half of the compiling of a file (tests/bench/RESULTS.md). Off: compiler caches do not get on with it, and g++ 12
+# warns of more in what it inlines from them.
+option(FERRY_PCH "Precompile the headers of fmt, nlohmann/json, GoogleTest and CLI11" OFF)
 
 if(FERRY_SANITIZE)
     add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-omit-frame-pointer)

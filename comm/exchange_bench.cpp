@@ -5,6 +5,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/check.h"
 #include "base/error.h"
 #include "base/random.h"
 #include "base/trace.h"
@@ -65,7 +66,14 @@ class Bench {
         x_ = exact_rows(random, num_, setup_.options.dim);
         experts_.resize(static_cast<size_t>(num_ * setup_.options.topk));
         weights_.assign(experts_.size(), 1.0f);
-        for (int64_t t = 0; t < num_; ++t)
+        if (!bench_case.replay.empty()) {
+            replay_ = &case_.replay[static_cast<size_t>(setup_.layout.attention_rank(world.rank()) %
+                                                        static_cast<int>(case_.replay.size()))];
+            FERRY_CHECK(!replay_->empty() &&
+                            static_cast<int64_t>(replay_->size()) % setup_.options.topk == 0,
+                        "{} recorded choices by top-{}", replay_->size(), setup_.options.topk);
+        }
+        for (int64_t t = 0; t < num_ && replay_ == nullptr; ++t)
             choose(random, bench_case.popularity, setup_.options.topk,
                    experts_.data() + t * setup_.options.topk);
         out_.resize(x_.size());
@@ -127,7 +135,15 @@ class Bench {
                 totals[static_cast<size_t>(Zone::reply)].bytes};
     }
 
+    void take_recorded() {
+        for (int32_t& expert : experts_) {
+            expert = (*replay_)[next_recorded_];
+            next_recorded_ = (next_recorded_ + 1) % replay_->size();
+        }
+    }
+
     void round() {
+        if (replay_ != nullptr) take_recorded();
         world_.barrier();
         begin_ns_ = trace_now_ns();
         dispatch_us_ = both_us_ = 0;
@@ -202,6 +218,8 @@ class Bench {
     int64_t num_ = 0;
     std::vector<float> x_, weights_, out_;
     std::vector<int32_t> experts_;
+    const std::vector<int32_t>* replay_ = nullptr;
+    size_t next_recorded_ = 0;
     bool checking_ = false;
     int64_t begin_ns_ = 0;
     double dispatch_us_ = 0, both_us_ = 0;  // of the last round; 0 without the role

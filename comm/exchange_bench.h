@@ -15,6 +15,10 @@ struct ExchangeBenchCase {
     ExchangeOptions exchange{};  // max_tokens: tokens of every attention rank
     // How often each expert is chosen, relative to the others; its length is the number of experts.
     std::vector<double> popularity{};
+    // Instead of choices by popularity: recorded ones, a list [rows, topk] for each of some
+    // attention ranks; rank a takes list a modulo their number, each exchange its next rows, over
+    // and over. popularity then only says how many experts there are.
+    std::vector<std::vector<int32_t>> replay{};
     int num_warmups = 5;
     int num_repetitions = 50;
     uint64_t seed = 1;

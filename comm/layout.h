@@ -19,6 +19,12 @@ struct LayoutOptions {
                               // largest divisor below it
 };
 
+// Where a rank runs, for the table that is printed at the start.
+struct RankPlace {
+    std::string gpu;    // "0", or "-"
+    std::string cores;  // "0-7"
+};
+
 // World ranks: disaggregated layouts number attention ranks first, then expert ranks; colocated
 // ranks are both. Attention rank a is world rank a in either mode.
 class Layout {
@@ -49,9 +55,11 @@ class Layout {
     // World ranks of the group of `attention_rank`, in order.
     std::vector<int> tp_members(int attention_rank) const;
 
-    // A table for people: one line per rank with its node and roles. `hosts`: names by node, may be
-    // empty. `placement`: may be null.
-    std::string describe(std::span<const std::string> hosts, const Placement* placement) const;
+    // A table for people, the role map: one line per rank with its node, roles, place and experts.
+    // `hosts`: names by node, may be empty. `placements`: one for all MoE layers or one for each,
+    // may be empty. `places`: by rank, may be empty.
+    std::string describe(std::span<const std::string> hosts, std::span<const Placement> placements,
+                         std::span<const RankPlace> places = {}) const;
 
     friend Layout make_layout(const LayoutOptions& options, std::span<const int> node_of_rank);
 

@@ -1,6 +1,5 @@
 #include "comm/world.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,11 +7,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <map>
-#include <thread>
+#include <set>
 #include <utility>
 
+#include "base/cores.h"
 #include "base/error.h"
+#include "comm/idle.h"
+#include "comm/launcher.h"
 #include "comm/progress_state.h"
 #if FERRY_HAS_MPI
 #include "comm/mpi_api.h"
@@ -27,26 +30,23 @@ std::string own_host() {
     return name;
 }
 
-int available_cores() {
-    cpu_set_t cores;
-    return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+}  // namespace
+
+#if FERRY_HAS_MPI
+
+namespace {
+
+// Every task meets it; one tells.
+[[noreturn]] void refuse_lone_tasks(const GetEnv& get) {
+    if (launcher_rank(get) > 0) std::_Exit(exit_code(ErrorKind::usage));
+    throw Error(ErrorKind::usage,
+                "the launcher started {} tasks, but each of them is an MPI world of its own: ferry "
+                "was built with {}, which does not understand this launcher; use srun --mpi=pmix "
+                "(srun --mpi=list shows what this Slurm has), or that MPI's mpirun",
+                launcher_tasks(get), mpi_version());
 }
 
 }  // namespace
-
-int launcher_tasks(const std::function<const char*(const char*)>& get) {
-    int tasks = 1;
-    // Open MPI's mpirun, MPICH's hydra, Slurm (of the step: SLURM_NTASKS alone is set in the batch
-    // shell too, where one rank is right).
-    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"})
-        if (const char* value = get(name)) tasks = std::max(tasks, std::atoi(value));
-    if (get("SLURM_PROCID") != nullptr && get("SLURM_STEP_ID") != nullptr)
-        if (const char* value = get("SLURM_STEP_NUM_TASKS"))
-            tasks = std::max(tasks, std::atoi(value));
-    return tasks;
-}
-
-#if FERRY_HAS_MPI
 
 struct World::Impl {
     MPI_Comm world = MPI_COMM_NULL;
@@ -54,49 +54,56 @@ struct World::Impl {
 };
 
 World::World(int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
+    const GetEnv get = [](const char* name) { return std::getenv(name); };
+    // Open MPI would abort with twenty lines on every rank.
+    if (lacks_process_manager(get, mpi_version())) refuse_lone_tasks(get);
     int provided = 0;
     mpi_check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
+    MPI_Comm_size(MPI_COMM_WORLD, &size_);
+    meet(*this, MPI_COMM_WORLD, "MPI_Comm_dup");
     mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &impl_->world), "MPI_Comm_dup");
     MPI_Comm_set_errhandler(impl_->world, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(impl_->world, &rank_);
-    MPI_Comm_size(impl_->world, &size_);
-    const int tasks = launcher_tasks([](const char* name) { return std::getenv(name); });
-    if (size_ == 1 && tasks > 1)
-        throw Error(ErrorKind::usage,
-                    "the launcher started {} tasks, but each of them is an MPI world of its own: "
-                    "ferry was built with {}, which does not understand this launcher; use that "
-                    "MPI's mpirun, or srun --mpi=pmix",
-                    tasks, mpi_version());
+    if (size_ == 1 && launcher_tasks(get) > 1) refuse_lone_tasks(get);
     discover_nodes();
+    discover_cores();
 }
 
 World::World() : impl_(std::make_unique<Impl>()), owns_mpi_(false) {}
 
 std::unique_ptr<World> World::first_ranks(int num_ranks) {
     MPI_Comm part = MPI_COMM_NULL;
+    meet(*this, impl_->world, "MPI_Comm_split");
     mpi_check(MPI_Comm_split(impl_->world, rank_ < num_ranks ? 0 : MPI_UNDEFINED, rank_, &part),
               "MPI_Comm_split");
     if (part == MPI_COMM_NULL) return nullptr;
     std::unique_ptr<World> world(new World());
     world->impl_->world = part;
+    world->set_deadline(deadline_s_, phase_);
     MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN);
     MPI_Comm_rank(part, &world->rank_);
     MPI_Comm_size(part, &world->size_);
     world->discover_nodes();
+    world->discover_cores();
     return world;
 }
 
 void World::discover_nodes() {
+    meet(*this, impl_->world, "MPI_Comm_split_type");
     mpi_check(
         MPI_Comm_split_type(impl_->world, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &impl_->node),
         "MPI_Comm_split_type");
     MPI_Comm_rank(impl_->node, &node_rank_);
     MPI_Comm_size(impl_->node, &node_size_);
     int leader = rank_;
-    MPI_Bcast(&leader, 1, MPI_INT, 0, impl_->node);
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Ibcast(&leader, 1, MPI_INT, 0, impl_->node, &request), "MPI_Ibcast");
+    wait_for_all(*this, request, "MPI_Ibcast");
     std::vector<int> leader_of_rank(size_);
-    mpi_check(MPI_Allgather(&leader, 1, MPI_INT, leader_of_rank.data(), 1, MPI_INT, impl_->world),
-              "MPI_Allgather");
+    mpi_check(MPI_Iallgather(&leader, 1, MPI_INT, leader_of_rank.data(), 1, MPI_INT, impl_->world,
+                             &request),
+              "MPI_Iallgather");
+    wait_for_all(*this, request, "MPI_Iallgather");
     const std::vector<std::string> host_of_rank = all_gather(own_host());
     std::map<int, int> node_of_leader;  // leaders in order of rank
     for (int leader_rank : leader_of_rank) node_of_leader.try_emplace(leader_rank, 0);
@@ -120,29 +127,51 @@ void World::abort(int exit_code) {
     std::_Exit(exit_code);
 }
 
+void wait_for_all(const World& world, MPI_Request request, const char* what) {
+    Idle idle;
+    for (int done = 0;;) {
+        mpi_check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
+        if (done != 0) return;
+        if (!idle.pause()) continue;
+        const ProgressState& state = progress_state();
+        if (state.failed.load(std::memory_order_relaxed))
+            throw Error(ErrorKind::communication,
+                        "rank {} stops {}, waiting for all ranks ({}): {}", world.rank(),
+                        world.phase(), what, state.failure());
+        if (idle.seconds() > world.deadline_s())
+            throw Error(ErrorKind::communication,
+                        "rank {} waited {:.0f} s {} for all ranks to take part in {}; are all of "
+                        "them alive, and their network up?",
+                        world.rank(), idle.seconds(), world.phase(), what);
+    }
+}
+
+void meet(const World& world, MPI_Comm communicator, const char* what) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Ibarrier(communicator, &request), what);
+    wait_for_all(world, request, what);
+}
+
 void World::barrier() {
-    mpi_check(MPI_Barrier(impl_->world), "MPI_Barrier");
+    meet(*this, impl_->world, "a barrier");
 }
 
 void World::wait_quietly() {
-    MPI_Request request = MPI_REQUEST_NULL;
-    mpi_check(MPI_Ibarrier(impl_->world, &request), "MPI_Ibarrier");
-    for (int done = 0;;) {
-        mpi_check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-        if (done != 0) return;
-        if (progress_state().failed.load())
-            throw Error(ErrorKind::communication, "{}", progress_state().failure());
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    const double deadline_s = std::exchange(deadline_s_, std::numeric_limits<double>::infinity());
+    barrier();
+    deadline_s_ = deadline_s;
 }
 
 void World::broadcast(void* data, size_t size_bytes, int root) {
     constexpr size_t kPiece = size_t{1} << 30;  // counts are ints
-    for (size_t done = 0; done < size_bytes; done += kPiece)
-        mpi_check(MPI_Bcast(static_cast<std::byte*>(data) + done,
-                            static_cast<int>(std::min(kPiece, size_bytes - done)), MPI_BYTE, root,
-                            impl_->world),
-                  "MPI_Bcast");
+    for (size_t done = 0; done < size_bytes; done += kPiece) {
+        MPI_Request request = MPI_REQUEST_NULL;
+        mpi_check(MPI_Ibcast(static_cast<std::byte*>(data) + done,
+                             static_cast<int>(std::min(kPiece, size_bytes - done)), MPI_BYTE, root,
+                             impl_->world, &request),
+                  "MPI_Ibcast");
+        wait_for_all(*this, request, "a broadcast");
+    }
 }
 
 std::string World::broadcast(const std::string& text, int root) {
@@ -156,28 +185,41 @@ std::string World::broadcast(const std::string& text, int root) {
 std::vector<std::string> World::all_gather(const std::string& text) {
     const int size = static_cast<int>(text.size());
     std::vector<int> sizes(size_), offsets(size_ + 1, 0);
-    mpi_check(MPI_Allgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, impl_->world),
-              "MPI_Allgather");
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Iallgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, impl_->world, &request),
+              "MPI_Iallgather");
+    wait_for_all(*this, request, "a gather of sizes");
     for (int r = 0; r < size_; ++r) offsets[r + 1] = offsets[r] + sizes[r];
     std::string all(offsets[size_], '\0');
-    mpi_check(MPI_Allgatherv(text.data(), size, MPI_CHAR, all.data(), sizes.data(), offsets.data(),
-                             MPI_CHAR, impl_->world),
-              "MPI_Allgatherv");
+    mpi_check(MPI_Iallgatherv(text.data(), size, MPI_CHAR, all.data(), sizes.data(), offsets.data(),
+                              MPI_CHAR, impl_->world, &request),
+              "MPI_Iallgatherv");
+    wait_for_all(*this, request, "a gather");
     std::vector<std::string> texts;
     for (int r = 0; r < size_; ++r) texts.push_back(all.substr(offsets[r], sizes[r]));
     return texts;
 }
 
+namespace {
+
+int64_t all_reduce(const World& world, int64_t value, MPI_Op operation, const char* what) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    int64_t result = 0;
+    mpi_check(MPI_Iallreduce(&value, &result, 1, MPI_INT64_T, operation, world_communicator(world),
+                             &request),
+              "MPI_Iallreduce");
+    wait_for_all(world, request, what);
+    return result;
+}
+
+}  // namespace
+
 int64_t World::all_sum(int64_t value) {
-    mpi_check(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_SUM, impl_->world),
-              "MPI_Allreduce");
-    return value;
+    return all_reduce(*this, value, MPI_SUM, "a sum");
 }
 
 int64_t World::all_max(int64_t value) {
-    mpi_check(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_MAX, impl_->world),
-              "MPI_Allreduce");
-    return value;
+    return all_reduce(*this, value, MPI_MAX, "a maximum");
 }
 
 MPI_Comm world_communicator(const World& world) {
@@ -204,6 +246,7 @@ World::World(int*, char***) {
                     "libopenmpi-dev and build again, or start one task",
                     tasks);
     discover_nodes();
+    discover_cores();
 }
 void World::discover_nodes() {
     node_of_rank_ = {0};
@@ -241,6 +284,11 @@ std::string mpi_version() {
 
 #endif
 
+void World::set_deadline(double seconds, std::string phase) {
+    deadline_s_ = seconds;
+    phase_ = std::move(phase);
+}
+
 void check_same_everywhere(World& world, const std::string& what, const std::string& fingerprint) {
     const std::vector<std::string> all = world.all_gather(fingerprint);
     std::string others;
@@ -257,32 +305,32 @@ void check_same_everywhere(World& world, const std::string& what, const std::str
                 count > 4 ? fmt::format(" and {} more", count - 4) : "");
 }
 
+void World::discover_cores() {
+    const std::vector<int> own = allowed_cores();
+    cores_of_rank_ = all_gather(core_ranges(own));
+    std::vector<std::vector<int>> of_node;
+    for (int r = 0; r < size_; ++r)
+        if (node_of_rank_[r] == node()) of_node.push_back(parse_core_ranges(cores_of_rank_[r]));
+    own_cores_ = share_of_cores(own, of_node);
+}
+
 std::string oversubscription_warning(World& world, int threads_per_rank) {
-    // Ranks may be bound to different cores of the node: the union is what they have. Cores are
-    // told apart by the affinity mask, gathered as text.
-    cpu_set_t cores;
-    std::string mask;
-    if (sched_getaffinity(0, sizeof cores, &cores) == 0)
-        for (int core = 0; core < CPU_SETSIZE; ++core) mask += CPU_ISSET(core, &cores) ? '1' : '0';
-    const std::vector<std::string> masks = world.all_gather(mask);
     const std::vector<std::string> threads = world.all_gather(std::to_string(threads_per_rank));
-    std::vector<int> needed(world.num_nodes(), 0), available(world.num_nodes(), 0);
-    std::vector<std::string> node_mask(world.num_nodes(), std::string(CPU_SETSIZE, '0'));
+    std::vector<int> needed(world.num_nodes(), 0);
+    // Ranks may be bound to different cores of the node: the union is what they have.
+    std::vector<std::set<int>> cores(world.num_nodes());
     for (int r = 0; r < world.size(); ++r) {
         const int node = world.node_of_rank()[r];
         needed[node] += std::atoi(threads[r].c_str());
-        for (size_t core = 0; core < masks[r].size(); ++core)
-            if (masks[r][core] == '1') node_mask[node][core] = '1';
+        for (const int core : parse_core_ranges(world.cores_of_rank()[r])) cores[node].insert(core);
     }
     for (int node = 0; node < world.num_nodes(); ++node) {
-        available[node] =
-            static_cast<int>(std::count(node_mask[node].begin(), node_mask[node].end(), '1'));
-        if (available[node] == 0) available[node] = available_cores();
-        if (needed[node] > available[node])
+        const int available = static_cast<int>(cores[node].size());
+        if (needed[node] > available)
             return fmt::format(
                 "{} has {} cores for {} threads of its ranks ({} each): expect low speed; start "
                 "fewer ranks per node or set engine.threads lower",
-                world.host_of_node()[node], available[node], needed[node], threads_per_rank);
+                world.host_of_node()[node], available, needed[node], threads_per_rank);
     }
     return "";
 }

@@ -2,7 +2,6 @@
 // Built without MPI, or started without a launcher, it is a world of one rank.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,34 +40,54 @@ class World {
     const std::vector<std::string>& host_of_node() const { return host_of_node_; }
     const std::string& host(int rank) const { return host_of_node_[node_of_rank_[rank]]; }
     const std::string& host() const { return host(rank_); }
+    // What set_deadline() said.
+    double deadline_s() const { return deadline_s_; }
+    const std::string& phase() const { return phase_; }
+
+    // Cores that each rank may run on ("0-3,8"), and this rank's share of its node's cores when
+    // each is shared evenly by the ranks that may run on it.
+    const std::vector<std::string>& cores_of_rank() const { return cores_of_rank_; }
+    const std::string& cores() const { return cores_of_rank_[rank_]; }
+    int own_cores() const { return own_cores_; }
 
     // Ends every rank of the job at once with this exit code.
     [[noreturn]] void abort(int exit_code);
 
-    // Collectives.
+    // Until the next call, a collective that waits for longer ends in Error(communication), naming
+    // `phase` ("while the model is loaded"); a rank that the watchdog finds lost ends it at once.
+    // At first: "at start-up", 300 s.
+    void set_deadline(double seconds, std::string phase);
+
+    // Collectives. A rank that waits in one leaves its core to others. All throw
+    // Error(communication).
     void barrier();
-    void wait_quietly();  // a barrier whose waiting ranks leave their cores to others
+    void wait_quietly();  // a barrier without a deadline: others may be at work for long
     void broadcast(void* data, size_t size_bytes, int root);
     std::string broadcast(const std::string& text, int root);
     std::vector<std::string> all_gather(const std::string& text);  // by rank
     int64_t all_sum(int64_t value);
     int64_t all_max(int64_t value);
 
-    struct Impl;
+    struct Impl;  // MPI's handles, for mpi_api.h
     const Impl* impl() const { return impl_.get(); }
 
   private:
     World();  // of first_ranks()
     void discover_nodes();
+    void discover_cores();
 
     std::unique_ptr<Impl> impl_;
     bool owns_mpi_ = true;
+    double deadline_s_ = 300;
+    std::string phase_ = "at start-up";
     int rank_ = 0;
     int size_ = 1;
     int node_rank_ = 0;
     int node_size_ = 1;
     std::vector<int> node_of_rank_;
     std::vector<std::string> host_of_node_;
+    std::vector<std::string> cores_of_rank_;
+    int own_cores_ = 1;
 };
 
 // "Open MPI 4.1.4" or "none (built without MPI)".
@@ -80,8 +99,5 @@ std::string mpi_version();
 void check_same_everywhere(World& world, const std::string& what, const std::string& fingerprint);
 // One line for the log when a node has fewer cores than its ranks' threads need, else empty.
 std::string oversubscription_warning(World& world, int threads_per_rank);
-// Tasks that the launcher says it started: 1 when there is no launcher or it does not say. `get`:
-// reads an environment variable (null: unset).
-int launcher_tasks(const std::function<const char*(const char*)>& get);
 
 }  // namespace ferry

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <memory>
 
@@ -13,6 +14,9 @@
 #include "launch/end_job.h"
 #include "launch/keeper.h"
 #include "launch/versions.h"
+#include "runtime/input_file.h"
+#include "runtime/placements.h"
+#include "runtime/routing_record.h"
 
 namespace ferry {
 namespace {
@@ -65,10 +69,46 @@ LayoutOptions parse_layout(const std::string& text) {
     return layout;
 }
 
-std::vector<double> popularity_of(const std::string& routing, const Arguments& arguments) {
-    if (routing == "uniform") return uniform_popularity(arguments.num_experts);
-    if (routing == "power") return power_popularity(arguments.num_experts, arguments.skew);
-    return hot_popularity(arguments.num_experts);
+struct BenchRouting {
+    std::vector<double> popularity;
+    std::vector<std::vector<int32_t>> replay;
+    int64_t topk = 0;
+};
+
+// uniform, power, hot, or a file of an earlier run. Collective.
+BenchRouting make_routing(const std::string& name, const Arguments& arguments, World& world) {
+    const int num = arguments.num_experts;
+    if (name == "uniform") return {uniform_popularity(num), {}, arguments.topk};
+    if (name == "power") return {power_popularity(num, arguments.skew), {}, arguments.topk};
+    if (name == "hot") return {hot_popularity(num), {}, arguments.topk};
+    constexpr int64_t kMaxBytes = int64_t{1} << 30;
+    if (world.rank() == 0 && !std::filesystem::exists(name))
+        throw Error(ErrorKind::usage,
+                    "--routing {}: neither uniform, power or hot, nor a file that log.routing or "
+                    "log.expert_load wrote",
+                    name);
+    const std::string text =
+        world.broadcast(world.rank() == 0 ? read_text_file(name, kMaxBytes) : std::string(), 0);
+    if (text.starts_with("{\"first_layer\"")) {
+        std::vector<double> popularity;
+        for (const std::vector<int64_t>& layer : parse_expert_load(text, name).rows) {
+            popularity.resize(std::max(popularity.size(), layer.size()));
+            for (size_t e = 0; e < layer.size(); ++e)
+                popularity[e] += static_cast<double>(layer[e]);
+        }
+        return {std::move(popularity), {}, arguments.topk};
+    }
+    RoutingRecord record = parse_routing_record(text, name);
+    return {uniform_popularity(static_cast<int>(record.num_experts)), std::move(record.choices),
+            record.topk};
+}
+
+std::string host_names(const World& world) {
+    std::vector<std::string> names;
+    for (int rank = 0; rank < world.size(); ++rank)
+        if (std::ranges::find(names, world.host(rank)) == names.end())
+            names.push_back(world.host(rank));
+    return fmt::format("{}", fmt::join(names, " "));
 }
 
 void bench_exchange_on(World& world, const Arguments& arguments) {
@@ -80,6 +120,7 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
     BenchReport report("exchange", kColumns);
     report.add_parameter("ranks", int64_t{world.size()});
     report.add_parameter("nodes", int64_t{world.num_nodes()});
+    report.add_parameter("hosts", host_names(world));
     report.add_parameter("experts", int64_t{arguments.num_experts});
     report.add_parameter("top-k", arguments.topk);
     report.add_parameter("combine", arguments.combine);
@@ -109,7 +150,8 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
     };
     for (const std::string& transport : arguments.transports)
         for (const std::string& layout : layouts)
-            for (const std::string& routing : arguments.routings)
+            for (const std::string& routing : arguments.routings) {
+                const BenchRouting choices = make_routing(routing, arguments, world);
                 for (const std::string& dtype : arguments.dtypes)
                     for (const std::string& mode : arguments.modes)
                         for (const int64_t dim : arguments.dims)
@@ -117,21 +159,24 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
                                 run({.transport = transport,
                                      .layout = parse_layout(layout),
                                      .exchange = {.dim = dim,
-                                                  .topk = arguments.topk,
+                                                  .topk = choices.topk,
                                                   .max_tokens = tokens,
                                                   .dtype = kDTypes.at(dtype),
                                                   .mode = kModes.at(mode),
                                                   .combine = kCombines.at(arguments.combine)},
-                                     .popularity = popularity_of(routing, arguments),
+                                     .popularity = choices.popularity,
+                                     .replay = choices.replay,
                                      .num_warmups = arguments.warmup,
                                      .num_repetitions = arguments.repetitions},
                                     fmt::format("{} {} {} {} x {}", layout, routing, dtype, mode,
                                                 dim),
                                     tokens);
+            }
     if (world.rank() == 0) {
         std::string versions = describe_versions();
         std::replace(versions.begin(), versions.end(), '\n', ';');
         report.add_parameter("versions", versions);
+        report.add_parameter("environment", describe_environment());
         report.publish(arguments.json, arguments.csv);
         fmt::print("{}", matrix);
     }
@@ -173,8 +218,9 @@ void add_bench_exchange(CLI::App& bench) {
     list("--layout", arguments->layouts,
          "Attention:expert ranks (2:4), or colocated; default: half and half");
     list("--routing", arguments->routings,
-         "uniform; power: expert e as (e + 1)^-skew; hot: one expert gets all tokens")
-        ->check(CLI::IsMember({"uniform", "power", "hot"}));
+         "uniform; power: expert e as (e + 1)^-skew; hot: one expert gets all tokens; a FILE: "
+         "the choices that log.routing recorded, in order, or random ones as often as "
+         "log.expert_load counted");
     command->add_option("--skew", arguments->skew, "Of --routing power")
         ->check(CLI::Range(0.0, 10.0))
         ->capture_default_str();

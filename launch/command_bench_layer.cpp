@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "base/cores.h"
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
 #include "launch/versions.h"
@@ -99,7 +100,7 @@ void bench_layer(const Arguments& arguments) {
         if (workload.last_position() >= model.source->config().max_positions)
             throw Error(ErrorKind::usage, "{}: the model has {} positions", name_of(workload),
                         model.source->config().max_positions);
-    const int threads = num_threads(config, 1);
+    const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     StepBench bench(*model.source, model.numerics, threads, workloads);
 
     BenchReport report("layer", kColumns);

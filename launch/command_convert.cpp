@@ -6,9 +6,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <thread>
 
+#include "base/cores.h"
 #include "base/log.h"
+#include "comm/launcher.h"
 #include "launch/commands.h"
 #include "launch/end_job.h"
 #include "launch/keeper.h"
@@ -67,12 +68,15 @@ class ProgressLine {
 
 // `world`: null for one process alone.
 void convert_on(const Arguments& arguments, World* world) {
-    if (world != nullptr) set_log_rank(world->rank(), world->host());
-    const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    if (world != nullptr) {
+        set_log_rank(world->rank(), world->host());
+        // Shards are shared out by size, and disks may be slow: nobody is late within a day.
+        world->set_deadline(24 * 3600, "while shards are written");
+    }
     ConvertOptions options{.dtype = {}, .expert_shards = arguments.expert_shards};
-    options.threads = arguments.threads > 0
-                          ? arguments.threads
-                          : std::max(1, cores / (world == nullptr ? 1 : world->node_size()));
+    const int cores =
+        world != nullptr ? world->own_cores() : static_cast<int>(allowed_cores().size());
+    options.threads = arguments.threads > 0 ? arguments.threads : cores;
     if (arguments.dtype != "keep")
         options.dtype = parse_dtype(arguments.dtype == "fp8" ? "fp8_e4m3" : arguments.dtype);
     ProgressLine line(world == nullptr ? 1 : world->num_nodes());

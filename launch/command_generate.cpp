@@ -26,6 +26,7 @@
 #include "runtime/checksum.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/placements.h"
+#include "runtime/routing_record.h"
 #include "runtime/run_trace.h"
 #include "runtime/stop_signal.h"
 
@@ -156,6 +157,19 @@ void write_expert_load(const std::string& path, RankFabric& fabric, const ModelC
         throw Error(ErrorKind::input, "log.expert_load: {} cannot be written", path);
 }
 
+// Collective.
+void write_routing(const std::string& path, RankFabric& fabric, const ModelConfig& model,
+                   World& world) {
+    const std::vector<std::string> all =
+        world.all_gather(routing_recorder().lines(fabric.attention_rank()));
+    if (world.rank() != 0) return;
+    std::ofstream file(path, std::ios::binary);
+    file << RoutingRecorder::first_line(model.n_routed_experts, model.n_activated_experts);
+    for (const std::string& lines : all) file << lines;
+    if (!(file << std::flush))
+        throw Error(ErrorKind::input, "log.routing: {} cannot be written", path);
+}
+
 // Runs this rank's share of the requests into `sink`, or serves experts. Collective.
 LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* watchdog,
             int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
@@ -173,6 +187,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
                        .total = num_requests,
                        .done_before = done_before});
     const bool traced = !config.log.trace.empty();
+    if (!config.log.routing.empty()) routing_recorder().start();
     std::optional<RunTrace> run_trace;
     if (traced) run_trace.emplace(world, true);
     if (watchdog != nullptr) watchdog->arm(true);
@@ -204,6 +219,8 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     if (run_trace) write_trace(*run_trace, config, loaded.fabric().layout(), world);
     if (!config.log.expert_load.empty())
         write_expert_load(config.log.expert_load, loaded.fabric(), model.source->config(), world);
+    if (!config.log.routing.empty())
+        write_routing(config.log.routing, loaded.fabric(), model.source->config(), world);
     return world.all_max(end == LoopEnd::stopped ? 1 : 0) > 0 ? LoopEnd::stopped
                                                               : LoopEnd::finished;
 }
@@ -344,20 +361,18 @@ void talk(const Config& config, OpenedModel& model, World& world) {
     chat({.read_line = read_person, .write = write}, chat_model);
 }
 
-// What every rank must agree on before anything is loaded; rank 0 says who does what.
+// What every rank must agree on before anything is loaded.
 void check_world(const Config& config, World& world) {
     check_same_everywhere(world, "build", describe_versions());
     check_same_everywhere(world, "configuration", effective_yaml(config));
-    const Layout layout = layout_of(config, world);
+    layout_of(config, world);  // throws when it does not fit
     const std::string warning =
-        oversubscription_warning(world, num_threads(config, world.node_size()));
-    if (world.rank() != 0 || world.size() == 1) return;
-    if (!warning.empty()) log_warn("{}", warning);
-    log_info("layout\n{}", layout.describe(world.host_of_node(), nullptr));
+        oversubscription_warning(world, threads_of(config, world.own_cores()));
+    if (world.rank() == 0 && world.size() > 1 && !warning.empty()) log_warn("{}", warning);
 }
 
 void generate_on(const Arguments& arguments, World& world) {
-    const Config config = make_config(arguments);
+    const Config config = with_launcher_layout(make_config(arguments));
     start_log(config);
     if (world.size() > 1) set_log_rank(world.rank(), world.host());
     if (!arguments.interactive && config.input.file.empty() && config.input.prompt.empty())
@@ -388,6 +403,7 @@ void generate(const Arguments& arguments) {
     bool stopped_quietly = false;  // rank 0 tells
     {
         World world(nullptr, nullptr);
+        tell_keeper_started();
         try {
             generate_on(arguments, world);
         } catch (const Error& error) {

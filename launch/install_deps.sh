@@ -8,7 +8,8 @@ build=(g++ cmake ninja-build pkg-config
     libhdf5-dev libyaml-cpp-dev libhwy-dev libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
     libonig-dev libxxhash-dev libutf8proc-dev)
 tests=(libgtest-dev libgmock-dev libbenchmark-dev libopenblas-dev hdf5-tools python3-h5py
-    clang clang-format libclang-rt-14-dev iproute2)
+    clang clang-format libclang-rt-14-dev iproute2 patchelf chromium
+    munge slurm-wlm slurm-wlm-basic-plugins slurmctld slurmd slurm-client)
 
 wanted=("${build[@]}")
 [ "${1:-}" = "--tests" ] && wanted+=("${tests[@]}")

@@ -40,8 +40,10 @@ int main(int argc, char** argv) {
     ferry::add_bench(app);
     ferry::add_config(app);
     ferry::add_convert(app);
+    ferry::add_doctor(app);
     ferry::add_generate(app);
     ferry::add_inspect(app);
+    ferry::add_report(app);
     ferry::add_top(app);
     try {
         app.parse(argc, argv);  // also runs the command

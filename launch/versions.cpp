@@ -1,6 +1,11 @@
 #include "launch/versions.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string_view>
+#include <vector>
 
 #include "comm/world.h"
 #include "launch/version_config.h"
@@ -55,6 +60,22 @@ std::string describe_versions() {
         text += fmt::format("  {:<14} {:<16} {}\n", library.name, version_of(library), library.use);
     text.pop_back();  // whoever prints it ends the line
     return text;
+}
+
+std::string describe_environment() {
+    // What launchers set for each process says nothing about how it runs.
+    constexpr std::string_view kOfLaunchers[] = {"OMPI_MCA_orte_", "OMPI_MCA_ess_", "OMPI_MCA_pmix",
+                                                 "OMPI_MCA_initial_wdir"};
+    constexpr std::string_view kShown[] = {"UCX_", "OMPI_MCA_", "NCCL_", "FERRY_"};
+    std::vector<std::string> found;
+    for (char** entry = environ; *entry != nullptr; ++entry) {
+        const std::string_view text(*entry);
+        const auto begins = [&](std::string_view prefix) { return text.starts_with(prefix); };
+        if (std::ranges::any_of(kShown, begins) && std::ranges::none_of(kOfLaunchers, begins))
+            found.emplace_back(text);
+    }
+    std::ranges::sort(found);
+    return fmt::format("{}", fmt::join(found, " "));
 }
 
 }  // namespace ferry

@@ -19,13 +19,13 @@ Block::Block(WeightLoader& loader, int64_t layer, const ModelPart& part, const N
 }
 
 void Block::attend(Kernels& kernels, Workspace& workspace, const Tensor& h, const StepBatch& batch,
-                   const Tensor& rope_table, const Tensor& cache, MlaForm form) const {
+                   const Tensor& rope_table, const Tensor& cache, const Tensor& x,
+                   MlaForm form) const {
     const Workspace::Scope scope(workspace);
-    const Tensor x = workspace.take(DType::f32, {h.rows(), h.dim(1)});
     const Tensor y = workspace.take(DType::f32, {h.rows(), h.dim(1)});
     kernels.rms_norm(h, attn_norm_, eps_, x);
     mla_.forward(kernels, workspace, x, batch, rope_table, cache, y, form);
-    kernels.add(y, h);
+    kernels.add_rms_norm(y, h, ffn_norm_, eps_, x);
 }
 
 void Block::norm_ffn(Kernels& kernels, const Tensor& h, const Tensor& x) const {

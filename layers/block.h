@@ -17,11 +17,12 @@ class Block {
     bool is_moe() const { return gate_.has_value(); }
     bool has_shared() const { return is_moe() && mlp_.has_value(); }
 
-    // h += attention(norm(h)), h [tokens, dim].
+    // h += attention(norm(h)); x = norm(h), what the MLP, the gate and the experts read. h, x
+    // [tokens, dim].
     void attend(Kernels& kernels, Workspace& workspace, const Tensor& h, const StepBatch& batch,
-                const Tensor& rope_table, const Tensor& cache,
+                const Tensor& rope_table, const Tensor& cache, const Tensor& x,
                 MlaForm form = MlaForm::by_row) const;
-    // x = norm(h), what the MLP, the gate and the experts read.
+    // x = norm(h) alone, of rows that were attended to before: the same bits.
     void norm_ffn(Kernels& kernels, const Tensor& h, const Tensor& x) const;
     const Gate& gate() const { return *gate_; }
     // The dense MLP or the shared experts.

@@ -17,11 +17,11 @@ void Experts::forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
     const Workspace::Scope scope(workspace);
     const int64_t inter = w1_.out();
     const Tensor gate_up = workspace.take(DType::f32, {x.rows(), 2 * inter});
-    const Tensor hidden = workspace.take(DType::f32, {x.rows(), inter});
-    w1_.forward_grouped(kernels, workspace, x, offsets, gate_up.slice_columns(0, inter));
-    w3_.forward_grouped(kernels, workspace, x, offsets, gate_up.slice_columns(inter, inter));
-    kernels.silu_mul(gate_up, hidden);
-    w2_.forward_grouped(kernels, workspace, hidden, offsets, y);
+    const LinearInput input(kernels, workspace, x, {w1_.dtype(), w3_.dtype()});
+    w1_.forward_grouped(kernels, input, offsets, gate_up.slice_columns(0, inter));
+    w3_.forward_grouped(kernels, input, offsets, gate_up.slice_columns(inter, inter));
+    const LinearInput hidden = LinearInput::silu_mul(kernels, workspace, gate_up, w2_.dtype());
+    w2_.forward_grouped(kernels, hidden, offsets, y);
 }
 
 int64_t Experts::weight_bytes_per_expert() const {

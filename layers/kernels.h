@@ -1,10 +1,12 @@
 // Every kernel, declared once. layers/cpu/ and layers/cuda/ implement them in files of the same
 // names.
 //
-// All kernels: tensors are row-major, activations f32 on the CPU (bf16 where said on CUDA). Shapes
-// are checked on entry (FERRY_CHECK). Zero rows are allowed and do nothing. On the CPU every output
-// element is computed by one fixed sequence of operations: it depends on its inputs only, never on
-// the number of rows, threads or vector width (DESIGN 4.1).
+// All kernels: tensors are row-major, activations f32. They lie in the memory of device(); spans
+// lie in host memory. A GPU does its work in the order of the calls, but later:
+// device().synchronize(), or a copy to the host, waits for it. Shapes are checked on entry
+// (FERRY_CHECK). Zero rows are allowed and do nothing. On the CPU every output element is computed
+// by one fixed sequence of operations: it depends on its inputs only, never on the number of rows,
+// threads or vector width (DESIGN 4.1).
 #pragma once
 #include <memory>
 #include <span>
@@ -83,6 +85,7 @@ struct DecodeAttention {
     Tensor cache;     // one layer: [pages, kPageTokens, kv_lora + rope], f32 or bf16
     Tensor out;       // [rows, heads, kv_lora]
     std::span<const SequenceRows> sequences;  // rows of other forms are simply not listed
+    int64_t first_row = 0;  // row of the batch that row 0 of q_latent, q_rope and out is
     float scale = 1;
 };
 
@@ -101,11 +104,20 @@ struct GateParams {
 // ---- Kernels
 // ----------------------------------------------------------------------------------------------------------
 
+struct StepBatch;  // batch.h
+
 class Kernels {
   public:
     virtual ~Kernels() = default;
     virtual Device& device() = 0;
     virtual ThreadPool& threads() = 0;
+
+    // Host arrays of a step. Kernels may be given any host span at any time. A GPU keeps a copy of
+    // each, found again by where the span begins, and uploads it when it says something new: once
+    // per step, not once per layer. begin_step brings the copies of a batch (or micro-batch) up to
+    // date ahead of its first kernel; a CUDA graph that was captured over the same arrays needs it
+    // before each launch. Does nothing on the CPU.
+    virtual void begin_step(const StepBatch&) {}
 
     // Linear (linear.cpp, gemm.cpp; linear_pack.cpp; quantise.cpp). make_weight allocates; `pack`
     // fills one group, or the output rows [first_out, first_out + w.rows()) of it, from plain [out,
@@ -115,13 +127,16 @@ class Kernels {
     virtual int64_t packed_bytes(const WeightSpec& spec) const = 0;
     virtual void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
                       const Tensor* scales) = 0;
-    // The packed values back as plain f32 [out, in] (tests, and deriving absorbed weights).
+    // The packed values back as plain f32 [out, in] in host memory (tests).
     virtual void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) = 0;
 
+    // On a GPU, products with bf16 weights round x to bf16; those with fp8 weights are fp8 by fp8
+    // on Hopper and else widen both sides to bf16; sums are f32 in an order that may depend on m.
+    //
     // y[m, out] = x[m, in] W^T. One accumulation over k per element: acc = fma(x_k, w_k, acc), k
     // ascending from 0. fp8: one such accumulation per 128-block of k, then y = fma(block sum,
     // scale, y) block after block. x may be a column range (row stride). With x_scales [m,
-    // ceil(in/128)] x holds fp8 values (as f32) and the scale of a block is x_scale * w_scale.
+    // ceil(in/128)] x holds what quantise_fp8 makes and the scale of a block is x_scale * w_scale.
     virtual void gemm(const Tensor& x, const Weight& w, const Tensor& y,
                       const Tensor* x_scales = nullptr) = 0;
     // Rows [offsets[g], offsets[g+1]) of x use group g: y = x W_g^T. offsets: groups + 1 entries.
@@ -134,7 +149,9 @@ class Kernels {
     // y[m, h, :] = x[m, h, first_column : first_column + y.dim(2)]; x [m, heads, head_dim].
     virtual void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) = 0;
     // fp8 activations (MODEL.md "Quantisation"): per row and 128 columns, scale = max(|x|,
-    // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale) as f32. q may be x.
+    // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale), of
+    // quantised_dtype(): values as f32 on the CPU, where q may be x, codes on a GPU.
+    virtual DType quantised_dtype() const { return DType::f32; }
     virtual void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
                               const Tensor& scales) = 0;
     // y = parts[0] + ... + parts[n-1] by halves: sum[0, n) = sum[0, n/2) + sum[n/2, n). parts: [n,
@@ -142,13 +159,25 @@ class Kernels {
     virtual void tree_sum(const Tensor& parts, const Tensor& y) = 0;
 
     // Elementwise and norms (elementwise.cpp, rms_norm.cpp).
+    virtual void fill_zero(const Tensor& y) = 0;  // all bytes; y contiguous
+    // y[i] = x[rows[i]].
+    virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) = 0;
     virtual void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) = 0;
     // y = x / sqrt(mean(x^2) + eps) * weight. Sum of squares in 16 interleaved partial sums, then
     // by halves.
     virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) = 0;
     virtual void add(const Tensor& x, const Tensor& y) = 0;  // y += x
+    // h += x; y = rms_norm(h). The bits of add and rms_norm.
+    virtual void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
+                              const Tensor& y) = 0;
     // y[m, i] = silu(gate_up[m, i]) * gate_up[m, inter + i].
     virtual void silu_mul(const Tensor& gate_up, const Tensor& y) = 0;
+    // rms_norm and silu_mul whose result is quantised as quantise_fp8 does, without being stored.
+    virtual void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
+                                   bool power_of_two_scales, const Tensor& q,
+                                   const Tensor& scales) = 0;
+    virtual void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
+                                   const Tensor& scales) = 0;
 
     // RoPE (rope.cpp). table: [positions, r] f32, cos and sin interleaved (rope.h). Rotates the
     // last r columns of each head in place: x [m, heads, head_dim].
@@ -184,5 +213,9 @@ class Kernels {
 // Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,
 // or NEON).
 std::unique_ptr<Kernels> make_cpu_kernels(int num_threads);
+
+// Kernels of one GPU (base/device_cuda.h); the threads help to load weights. Throws Error(usage)
+// when there is none, or CUDA was not built.
+std::unique_ptr<Kernels> make_cuda_kernels(int ordinal, int num_threads = 1);
 
 }  // namespace ferry

@@ -2,26 +2,75 @@
 
 namespace ferry {
 
-void Linear::forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                     const Tensor& y) const {
-    const int64_t offsets[] = {0, x.rows()};
-    if (weight_.spec.groups == 1 && !workspace.quantises(weight_.spec.dtype))
-        kernels.gemm(x, weight_, y);
-    else
-        forward_grouped(kernels, workspace, x, offsets, y);
+void LinearInput::take_quantised(Kernels& kernels, Workspace& workspace, int64_t rows,
+                                 int64_t columns) {
+    has_quantised_ = true;
+    quantised_ = workspace.take(kernels.quantised_dtype(), {rows, columns});
+    scales_ = workspace.take(DType::f32, {rows, ceil_div(columns, kScaleBlock)});
 }
 
-void Linear::forward_grouped(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                             std::span<const int64_t> offsets, const Tensor& y) const {
-    if (!workspace.quantises(weight_.spec.dtype)) {
-        kernels.grouped_gemm(x, offsets, weight_, y);
-        return;
+LinearInput::LinearInput(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                         std::initializer_list<DType> weights)
+    : rows_(x) {
+    bool wanted = false;
+    for (DType dtype : weights) wanted |= workspace.quantises(dtype);
+    if (!wanted) return;
+    take_quantised(kernels, workspace, x.rows(), x.dim(1));
+    kernels.quantise_fp8(x, workspace.numerics().power_of_two_scales, quantised_, scales_);
+}
+
+LinearInput LinearInput::rms_norm(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                                  const Tensor& weight, float eps, DType weights) {
+    LinearInput input;
+    if (workspace.quantises(weights)) {
+        input.take_quantised(kernels, workspace, x.rows(), x.dim(1));
+        kernels.rms_norm_quantise(x, weight, eps, workspace.numerics().power_of_two_scales,
+                                  input.quantised_, input.scales_);
+    } else {
+        input.rows_ = workspace.take(DType::f32, {x.rows(), x.dim(1)});
+        kernels.rms_norm(x, weight, eps, input.rows_);
     }
+    return input;
+}
+
+LinearInput LinearInput::silu_mul(Kernels& kernels, Workspace& workspace, const Tensor& gate_up,
+                                  DType weights) {
+    const int64_t rows = gate_up.rows(), inter = gate_up.dim(1) / 2;
+    LinearInput input;
+    if (workspace.quantises(weights)) {
+        input.take_quantised(kernels, workspace, rows, inter);
+        kernels.silu_mul_quantise(gate_up, workspace.numerics().power_of_two_scales,
+                                  input.quantised_, input.scales_);
+    } else {
+        input.rows_ = workspace.take(DType::f32, {rows, inter});
+        kernels.silu_mul(gate_up, input.rows_);
+    }
+    return input;
+}
+
+LinearInput LinearInput::slice_columns(int64_t begin, int64_t num) const {
+    LinearInput part = *this;
+    if (rows_.rank() > 0) part.rows_ = rows_.slice_columns(begin, num);
+    if (!has_quantised_) return part;
+    FERRY_CHECK(begin % kScaleBlock == 0, "columns {}+{} of quantised rows", begin, num);
+    part.quantised_ = quantised_.slice_columns(begin, num);
+    part.scales_ = scales_.slice_columns(begin / kScaleBlock, ceil_div(num, kScaleBlock));
+    return part;
+}
+
+void Linear::forward(Kernels& kernels, const LinearInput& x, const Tensor& y) const {
+    kernels.gemm(x.values(dtype()), weight_, y, x.scales(dtype()));
+}
+
+void Linear::forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                     const Tensor& y) const {
     const Workspace::Scope scope(workspace);
-    const Tensor q = workspace.take(DType::f32, {x.rows(), x.dim(1)});
-    const Tensor scales = workspace.take(DType::f32, {x.rows(), ceil_div(x.dim(1), kScaleBlock)});
-    kernels.quantise_fp8(x, workspace.numerics().power_of_two_scales, q, scales);
-    kernels.grouped_gemm(q, offsets, weight_, y, &scales);
+    forward(kernels, LinearInput(kernels, workspace, x, {dtype()}), y);
+}
+
+void Linear::forward_grouped(Kernels& kernels, const LinearInput& x,
+                             std::span<const int64_t> offsets, const Tensor& y) const {
+    kernels.grouped_gemm(x.values(dtype()), offsets, weight_, y, x.scales(dtype()));
 }
 
 }  // namespace ferry

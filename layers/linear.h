@@ -1,5 +1,7 @@
 // y = x W^T, with fp8 activations when the numerics ask for them.
 #pragma once
+#include <initializer_list>
+
 #include "layers/kernels.h"
 #include "layers/numerics.h"
 #include "layers/weight_loader.h"
@@ -7,18 +9,49 @@
 
 namespace ferry {
 
+// Rows that linear layers read: f32, or quantised once for all fp8 layers that share them. Lives as
+// long as the workspace's scope that it was made in.
+class LinearInput {
+  public:
+    // x, for layers with weights of these types: quantised as well if one of them asks for it.
+    LinearInput(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                std::initializer_list<DType> weights);
+    // rms_norm(x, weight), and silu(gate) * up of gate_up [rows, 2 inter], for one type of weights.
+    static LinearInput rms_norm(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                                const Tensor& weight, float eps, DType weights);
+    static LinearInput silu_mul(Kernels& kernels, Workspace& workspace, const Tensor& gate_up,
+                                DType weights);
+
+    // Quantised: of whole blocks of 128.
+    LinearInput slice_columns(int64_t begin, int64_t num) const;
+
+    // What a layer with such weights takes: [rows, in], and scales or null.
+    const Tensor& values(DType weights) const { return is_quantised(weights) ? quantised_ : rows_; }
+    const Tensor* scales(DType weights) const { return is_quantised(weights) ? &scales_ : nullptr; }
+
+  private:
+    LinearInput() = default;
+    bool is_quantised(DType weights) const { return has_quantised_ && weights == DType::fp8_e4m3; }
+    void take_quantised(Kernels& kernels, Workspace& workspace, int64_t rows, int64_t columns);
+
+    bool has_quantised_ = false;
+    Tensor rows_, quantised_, scales_;
+};
+
 class Linear {
   public:
     Linear() = default;
     explicit Linear(Weight weight) : weight_(std::move(weight)) {}
 
-    // x: [rows, in] f32 (a column range is fine), y: [rows, out] f32.
+    // x: [rows, in] (a column range is fine), y: [rows, out] f32.
+    void forward(Kernels& kernels, const LinearInput& x, const Tensor& y) const;
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const Tensor& y) const;
     // Rows [offsets[g], offsets[g+1]) use matrix g.
-    void forward_grouped(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                         std::span<const int64_t> offsets, const Tensor& y) const;
+    void forward_grouped(Kernels& kernels, const LinearInput& x, std::span<const int64_t> offsets,
+                         const Tensor& y) const;
 
     const Weight& weight() const { return weight_; }
+    DType dtype() const { return weight_.spec.dtype; }
     int64_t in() const { return weight_.spec.in; }
     int64_t out() const { return weight_.spec.out; }
 

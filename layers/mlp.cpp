@@ -1,7 +1,5 @@
 #include "layers/mlp.h"
 
-#include <cstring>
-
 namespace ferry {
 
 std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dtype) {
@@ -18,6 +16,7 @@ std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dty
 
 Mlp::Mlp(WeightLoader& loader, const std::string& prefix, int64_t inter_dim, const ModelPart& part,
          const Numerics& numerics) {
+    const WeightLoader::HeldAlike held_alike(loader, loader.shares().slice);
     FERRY_CHECK(numerics.tp_slices % part.tp_size == 0, "{} slices over TP size {}",
                 numerics.tp_slices, part.tp_size);
     const std::vector<Range> all =
@@ -40,29 +39,35 @@ Mlp::Mlp(WeightLoader& loader, const std::string& prefix, int64_t inter_dim, con
                 loader.linear(prefix + "w2", {0, dim}, {begin + slices_[i].begin, slices_[i].num}));
 }
 
+DType Mlp::w2_dtype() const {
+    for (size_t i = 0; i < w2_.size(); ++i)
+        if (slices_[i].num > 0) return w2_[i].dtype();
+    return DType::f32;
+}
+
 void Mlp::partial(Kernels& kernels, Workspace& workspace, const Tensor& x,
                   const Tensor& parts) const {
     check_shape(parts, "parts", DType::f32, {num_slices(), x.rows(), x.dim(1)});
     const Workspace::Scope scope(workspace);
     const int64_t inner = w1_.out();
     if (inner == 0) {
-        std::memset(parts.data(), 0, static_cast<size_t>(parts.count()) * sizeof(float));
+        kernels.fill_zero(parts);
         return;
     }
     const Tensor gate_up = workspace.take(DType::f32, {x.rows(), 2 * inner});
-    const Tensor hidden = workspace.take(DType::f32, {x.rows(), inner});
-    w1_.forward(kernels, workspace, x, gate_up.slice_columns(0, inner));
-    w3_.forward(kernels, workspace, x, gate_up.slice_columns(inner, inner));
-    kernels.silu_mul(gate_up, hidden);
+    const LinearInput input(kernels, workspace, x, {w1_.dtype(), w3_.dtype()});
+    w1_.forward(kernels, input, gate_up.slice_columns(0, inner));
+    w3_.forward(kernels, input, gate_up.slice_columns(inner, inner));
+    const LinearInput hidden = LinearInput::silu_mul(kernels, workspace, gate_up, w2_dtype());
     for (int64_t i = 0; i < num_slices(); ++i) {
         const Range& slice = slices_[static_cast<size_t>(i)];
         const Tensor part = parts.slice_rows(i, 1).reshape({x.rows(), x.dim(1)});
         if (slice.num == 0) {
-            std::memset(part.data(), 0, static_cast<size_t>(part.count()) * sizeof(float));
+            kernels.fill_zero(part);
             continue;
         }
-        w2_[static_cast<size_t>(i)].forward(kernels, workspace,
-                                            hidden.slice_columns(slice.begin, slice.num), part);
+        w2_[static_cast<size_t>(i)].forward(kernels, hidden.slice_columns(slice.begin, slice.num),
+                                            part);
     }
 }
 

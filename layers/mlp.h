@@ -30,6 +30,8 @@ class Mlp {
                                   int64_t inter_dim, int64_t tokens);
 
   private:
+    DType w2_dtype() const;
+
     Linear w1_, w3_;             // [inner held, dim]
     std::vector<Linear> w2_;     // [dim, inner of one slice]
     std::vector<Range> slices_;  // within the inner dimension held

@@ -75,7 +75,7 @@ std::vector<Field> config_fields(Config& config) {
         {"numerics.cache_dtype", choice(c.numerics.cache_dtype, {"f32", "bf16"}), {}, kResults, "of the latent cache"},
         {"numerics.tp_slices", &c.numerics.tp_slices, {1, 1024}, kResults, "row-parallel sums are taken over this many slices; a multiple of layout.tp_size"},
 
-        {"layout.mode", choice(c.layout.mode, {"colocated", "disaggregated"}), {}, kNothing, "every rank does attention and experts, or each rank one of them"},
+        {"layout.mode", choice(c.layout.mode, {"colocated", "disaggregated", "from_launcher"}), {}, kNothing, "every rank does attention and experts, or each rank one of them; from_launcher: as the job's two components say"},
         {"layout.attention_ranks", &c.layout.attention_ranks, {0, 1e6}, kNothing, "0: what expert_ranks leaves (disaggregated), all (colocated)"},
         {"layout.expert_ranks", &c.layout.expert_ranks, {0, 1e6}, kNothing, "0: what attention_ranks leaves (disaggregated), all (colocated)"},
         {"layout.tp_size", &c.layout.tp_size, {0, 1e6}, kNothing, "attention ranks that share dense layers, shared experts, embedding and head; 0: those of a node"},
@@ -91,7 +91,7 @@ std::vector<Field> config_fields(Config& config) {
         {"exchange.combine", choice(c.exchange.combine, {"exact", "reduced"}), {}, kResults, "one row per (token, expert) comes back, or one sum per rank (fewer bytes, bits depend on the layout)"},
 
         {"engine.device", choice(c.engine.device, {"cpu", "cuda"}), {}, kResults, "what computes"},
-        {"engine.threads", &c.engine.threads, {0, 4096}, kNothing, "of each rank; 0: the cores of its node, shared by the node's ranks"},
+        {"engine.threads", &c.engine.threads, {0, 4096}, kNothing, "of each rank; 0: the cores that it may run on, shared with the node's other ranks"},
         {"engine.max_batch", &c.engine.max_batch, {1, 65536}, kNothing, "requests that run at once on a rank"},
         {"engine.max_batch_tokens", &c.engine.max_batch_tokens, {1, 1 << 20}, kNothing, "tokens of a step, prompt chunks included; at least max_batch"},
         {"engine.max_prefill_chunk", &c.engine.max_prefill_chunk, {1, 1 << 20}, kNothing, "tokens of one prompt in a step"},
@@ -116,6 +116,7 @@ std::vector<Field> config_fields(Config& config) {
         {"log.file", &c.log.file, {}, kNothing, "instead of standard error"},
         {"log.trace", &c.log.trace, {}, kNothing, "file for a Chrome/Perfetto trace of the run"},
         {"log.expert_load", &c.log.expert_load, {}, kNothing, "file for the number of rows that each expert received"},
+        {"log.routing", &c.log.routing, {}, kNothing, "file for what every token chose at every MoE layer, for ferry bench exchange --routing"},
         {"log.progress", choice(c.log.progress, {"auto", "on", "off"}), {}, kNothing, "requests done, tokens/s, ETA; auto: on"},
     };
     // clang-format on
@@ -147,6 +148,10 @@ void check_config(const Config& config, const FieldOrigins& origins, const std::
         if (layout.attention_ranks == 0 && layout.expert_ranks == 0)
             fail("layout.mode",
                  "disaggregated needs layout.attention_ranks or layout.expert_ranks, or both");
+    } else if (layout.mode == Config::Layout::Mode::from_launcher) {
+        const char* told = "the launcher says how many there are (layout.mode: from_launcher)";
+        if (layout.attention_ranks > 0) fail("layout.attention_ranks", told);
+        if (layout.expert_ranks > 0) fail("layout.expert_ranks", told);
     } else if (layout.attention_ranks > 0 && layout.expert_ranks > 0 &&
                layout.attention_ranks != layout.expert_ranks) {
         fail("layout.expert_ranks",
@@ -178,7 +183,7 @@ void check_config(const Config& config, const FieldOrigins& origins, const std::
         fail("exchange.transport", "nccl needs engine.device: cuda");
     if (c.exchange.transport == Config::Exchange::Transport::self &&
         (layout.attention_ranks > 1 || layout.expert_ranks > 1 ||
-         layout.mode == Config::Layout::Mode::disaggregated))
+         layout.mode != Config::Layout::Mode::colocated))
         fail("exchange.transport", "self is for one rank; this layout has more");
     if (c.exchange.mode == Config::Exchange::Mode::sized && c.exchange.bounded_tokens > 0)
         fail("exchange.bounded_tokens", "means nothing with exchange.mode: sized");

@@ -35,10 +35,10 @@ struct Config {
     } numerics;
 
     struct Layout {
-        enum class Mode { colocated, disaggregated } mode = Mode::colocated;
+        enum class Mode { colocated, disaggregated, from_launcher } mode = Mode::colocated;
         int64_t attention_ranks = 0;
         int64_t expert_ranks = 0;
-        int64_t tp_size = 1;
+        int64_t tp_size = 0;
         std::string placement = "contiguous";  // or balanced, or the path of a .json
         std::string expert_load;
         int64_t redundant_experts = 0;
@@ -85,6 +85,7 @@ struct Config {
         std::string file;
         std::string trace;
         std::string expert_load;
+        std::string routing;
         enum class Progress { automatic, on, off } progress = Progress::automatic;
     } log;
 };

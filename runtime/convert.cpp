@@ -72,8 +72,18 @@ std::string scale_name(const std::string& name) {
     return name + "_scale";
 }
 
-// The shard's datasets without their bytes; every attribute has its place already, so that nothing
-// grows later. Gives their offsets.
+// Runs fn; its errors say which tensor it was about.
+template <typename Fn>
+void naming_tensor(const std::string& name, Fn&& fn) {
+    try {
+        fn();
+    } catch (const Error& error) {
+        throw Error(error.kind(), "{} (tensor {})", error.what(), name);
+    }
+}
+
+// The shard's datasets without their bytes, but with their space taken where the file system can;
+// every attribute has its place already, so that nothing grows later. Gives their offsets.
 std::map<std::string, int64_t> create_structure(const PlannedShard& shard,
                                                 const std::string& fingerprint,
                                                 const std::string& path) {
@@ -92,7 +102,12 @@ std::map<std::string, int64_t> create_structure(const PlannedShard& shard,
     file.set_attribute("", kVersionAttribute, kVersion);
     file.set_attribute("", kFingerprintAttribute, fingerprint);
     std::map<std::string, int64_t> offsets;
-    for (const Hdf5Dataset& dataset : file.datasets()) offsets[dataset.name] = dataset.offset_bytes;
+    OutputFile space(path);
+    for (const Hdf5Dataset& dataset : file.datasets()) {
+        offsets[dataset.name] = dataset.offset_bytes;
+        naming_tensor(dataset.name,
+                      [&] { space.reserve(dataset.offset_bytes, size_bytes(dataset.info)); });
+    }
     file.close();
     return offsets;
 }
@@ -192,7 +207,7 @@ class Team {
             *static_cast<int64_t*>(buffer.data()) = 0;
             return buffer;
         }
-        return memory_.emplace(*world_, true).take(sizeof(int64_t));
+        return memory_.emplace(*world_, 0).take(sizeof(int64_t));
     }
 
   private:
@@ -271,18 +286,20 @@ void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shar
     std::mutex mutex;
     {
         OutputFile file(partial.path());
-        file.reserve();
         parallel_tasks(pool, static_cast<int64_t>(shard.tensors.size()), [&](int64_t task) {
             const PlannedTensor& tensor = shard.tensors[static_cast<size_t>(task)];
             const bool is_fp8 = tensor.info.dtype == DType::fp8_e4m3;
             const bool was_fp8 = model.stored(tensor.name).info.dtype == DType::fp8_e4m3;
             DatasetWriter weight(file, offsets.at(tensor.name), written);
             DatasetWriter scales(file, is_fp8 ? offsets.at(scale_name(tensor.name)) : 0, written);
-            requantise(model.stored(tensor.name),
-                       was_fp8 ? &model.stored(scale_name(tensor.name)) : nullptr, tensor.first_row,
-                       tensor.info.shape[0], tensor.info.dtype,
-                       {.weight = [&](const void* data, size_t num) { weight.add(data, num); },
-                        .scales = [&](const void* data, size_t num) { scales.add(data, num); }});
+            naming_tensor(tensor.name, [&] {
+                requantise(
+                    model.stored(tensor.name),
+                    was_fp8 ? &model.stored(scale_name(tensor.name)) : nullptr, tensor.first_row,
+                    tensor.info.shape[0], tensor.info.dtype,
+                    {.weight = [&](const void* data, size_t num) { weight.add(data, num); },
+                     .scales = [&](const void* data, size_t num) { scales.add(data, num); }});
+            });
             const std::lock_guard lock(mutex);
             checksums[tensor.name] = weight.checksum_text();
             if (is_fp8) checksums[scale_name(tensor.name)] = scales.checksum_text();

@@ -26,12 +26,17 @@ class FileSet {
             Problems& problems)
         : directory_(directory), files_(files), problems_(problems) {
         const std::string index = directory + "/model.safetensors.index.json";
-        if (std::filesystem::exists(index))
+        if (std::filesystem::exists(index)) {
+            listed_in_ = index;
             open_indexed(index);
-        else
+        } else {
+            listed_in_ = directory + "/model.safetensors";
             open("model.safetensors", /*keep_all=*/true);
+        }
     }
     Tensors take() { return std::move(tensors_); }
+    // The file that names every tensor.
+    const std::string& listed_in() const { return listed_in_; }
 
   private:
     void open_indexed(const std::string& index) {
@@ -50,8 +55,8 @@ class FileSet {
             const auto& content = contents[file_name];
             const auto it = content.find(name);
             if (it == content.end())
-                problems_.add("{}: tensor {} is missing (the index says it is there)", file_name,
-                              in_quotes(name));
+                problems_.add("{}/{}: tensor {} is missing (the index says it is there)",
+                              directory_, file_name, name);
             else
                 tensors_.emplace(name, Found{it->second, &opened[file_name]->file()});
         }
@@ -73,14 +78,17 @@ class FileSet {
     const std::string& directory_;
     std::vector<std::unique_ptr<SafetensorsFile>>& files_;
     Problems& problems_;
+    std::string listed_in_;
     Tensors tensors_;
 };
 
 // Finds Ferry's tensors among the files' tensors.
 class Mapper {
   public:
-    Mapper(const Tensors& tensors, int64_t n_layers, Problems& problems)
-        : tensors_(tensors), n_layers_(n_layers), problems_(problems) {}
+    // `listed_in`: the file that names every tensor.
+    Mapper(const Tensors& tensors, const std::string& listed_in, int64_t n_layers,
+           Problems& problems)
+        : tensors_(tensors), listed_in_(listed_in), n_layers_(n_layers), problems_(problems) {}
 
     bool has(const std::string& name) const {
         const HfPlace place = hf_place(name, n_layers_);
@@ -100,13 +108,17 @@ class Mapper {
             const HfPlace scale_place = hf_scale_place(place);
             if (tensors_.contains(scale_place.fused_name) && place.fused_num > 1 &&
                 spec.shape[1] % 128 != 0) {
-                problems_.add("{}: scale blocks go over two weights", scale_place.fused_name);
+                problems_.add("{}: tensor {}: scale blocks go over two weights",
+                              path_of(scale_place.fused_name), scale_place.fused_name);
                 return;
             }
             std::optional<StoredTensor> scales = gather(scale, scale_place);
             if (!scales) return;
             if (scales->info.dtype != DType::f32) {
-                problems_.add("{}: scales are not F32", scale_place.of_expert(0));
+                const std::string name = tensors_.contains(scale_place.fused_name)
+                                             ? scale_place.fused_name
+                                             : scale_place.of_expert(0);
+                problems_.add("{}: tensor {}: scales are not F32", path_of(name), name);
                 return;
             }
             result.emplace(scale.name, std::move(*scales));
@@ -154,7 +166,7 @@ class Mapper {
                        const std::vector<int64_t>& shape, DType& dtype, bool is_first) {
         const auto it = tensors_.find(name);
         if (it == tensors_.end()) {
-            problems_.add("tensor {} is missing", name);
+            problems_.add("{}: tensor {} is missing", listed_in_, name);
             return nullptr;
         }
         const SafeTensor& tensor = *it->second.tensor;
@@ -180,7 +192,12 @@ class Mapper {
         return &it->second;
     }
 
+    const std::string& path_of(const std::string& name) const {
+        return tensors_.at(name).file->path();
+    }
+
     const Tensors& tensors_;
+    const std::string& listed_in_;
     int64_t n_layers_;
     Problems& problems_;
 };
@@ -194,9 +211,10 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     ModelConfig& model = description_.model;
 
     Problems problems;
-    const Tensors found = FileSet(directory_, files_, problems).take();
+    FileSet file_set(directory_, files_, problems);
     problems.throw_if_any(directory_);  // a broken file would make all of its tensors missing
-    Mapper mapper(found, model.n_layers, problems);
+    const Tensors found = file_set.take();
+    Mapper mapper(found, file_set.listed_in(), model.n_layers, problems);
     if (model.n_dense_layers < model.n_layers)
         model.has_gate_bias =
             mapper.has(fmt::format("layers/{}/ffn/gate/bias", model.n_dense_layers));

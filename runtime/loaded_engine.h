@@ -22,11 +22,16 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
 // Throws Error(usage) naming the first setting that this version does not carry out.
 void check_supported(const Config& config);
 
+// With layout.mode from_launcher: disaggregated, attention ranks are the job's first component and
+// expert ranks its second. Otherwise the same. Throws Error(usage) when the job has not two of
+// them.
+Config with_launcher_layout(Config config);
+
 // Who does what. Throws Error(usage) that says what does not fit and what would.
 Layout layout_of(const Config& config, const World& world);
 
-// Threads of a rank: engine.threads, or what the machine has for it, shared by `node_size` ranks.
-int num_threads(const Config& config, int node_size);
+// Threads of a rank: engine.threads, or one for each core that it has (World::own_cores).
+int threads_of(const Config& config, int own_cores);
 
 class LoadedEngine {
   public:
@@ -62,7 +67,7 @@ class LoadedEngine {
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<SharedCounter> claims_;
-    std::unique_ptr<NodeMemory> share_;
+    std::unique_ptr<NodeMemory> attention_share_, slice_share_;
     std::unique_ptr<RankModel> rank_;
     std::unique_ptr<Engine> engine_;
 };

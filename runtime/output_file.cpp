@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -45,10 +44,8 @@ OutputFile::~OutputFile() {
     if (fd_ >= 0) ::close(fd_);
 }
 
-void OutputFile::reserve() {
-    struct stat status {};
-    if (::fstat(fd_, &status) != 0) fail(path_, "cannot be measured");
-    if (status.st_size == 0 || ::fallocate(fd_, 0, 0, status.st_size) == 0) return;
+void OutputFile::reserve(int64_t offset_bytes, int64_t num_bytes) {
+    if (num_bytes == 0 || ::fallocate(fd_, 0, offset_bytes, num_bytes) == 0) return;
     if (errno != EOPNOTSUPP && errno != ENOSYS) fail(path_, "cannot take its space");
 }
 

@@ -15,9 +15,9 @@ class OutputFile {
     OutputFile(const OutputFile&) = delete;
     OutputFile& operator=(const OutputFile&) = delete;
 
-    // Takes the space of the whole file now, where the file system can: a full disk is found before
+    // Takes the space of these bytes now, where the file system can: a full disk is found before
     // the work, not after it.
-    void reserve();
+    void reserve(int64_t offset_bytes, int64_t num_bytes);
     void write_at(int64_t offset_bytes, size_t num_bytes, const void* data);  // thread-safe
     void sync();
 

@@ -66,8 +66,10 @@ class EntryReader {
         if (offsets.size() != 2 || offsets[0] > offsets[1])
             fail("data_offsets are not a begin and an end");
         if (offsets[1] > data_bytes)
-            fail(fmt::format("ends at byte {} of the {} that follow the header (truncated file?)",
-                             offsets[1], data_bytes));
+            fail(
+                fmt::format("ends at byte {} of the {} that follow the header (truncated file, or "
+                            "wrong header length?)",
+                            offsets[1], data_bytes));
         tensor.size_bytes = offsets[1] - offsets[0];
         tensor.offset_bytes = data_begin + offsets[0];
         if (tensor.size_bytes != *count * known->size_bytes)
@@ -102,12 +104,48 @@ class EntryReader {
     const std::string& name_;
 };
 
+// Bytes up to the end of the JSON object that `text` begins with; nothing when it does not end.
+std::optional<size_t> object_bytes(std::string_view text) {
+    int depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (in_string) {
+            if (c == '\\')
+                ++i;
+            else if (c == '"')
+                in_string = false;
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{') {
+            ++depth;
+        } else if (c == '}' && --depth == 0) {
+            return i + 1;
+        }
+    }
+    return std::nullopt;
+}
+
+// A header is one JSON object, filled up with spaces: anything else comes of a wrong length.
+void check_header_length(std::string_view header, const std::string& where) {
+    const std::optional<size_t> used = object_bytes(header);
+    if (!used)
+        throw Error(ErrorKind::checkpoint,
+                    "{}: wrong header length {} (or damaged header): its JSON does not end there",
+                    where, header.size());
+    if (header.find_first_not_of(" \t\r\n", *used) != std::string_view::npos)
+        throw Error(ErrorKind::checkpoint,
+                    "{}: wrong header length {} (or damaged header): its JSON ends after {} bytes",
+                    where, header.size(), *used);
+}
+
 }  // namespace
 
 std::vector<SafeTensor> parse_safetensors_header(std::string_view header, int64_t data_begin,
                                                  int64_t data_bytes, const std::string& where) {
     if (header.empty() || header[0] != '{')
         throw Error(ErrorKind::checkpoint, "{}: header does not begin with '{{'", where);
+    check_header_length(header, where);
     std::vector<SafeTensor> tensors;
     const std::string header_name = fmt::format("{}: header of {} bytes", where, header.size());
     const Json rest =
@@ -122,18 +160,23 @@ std::vector<SafeTensor> parse_safetensors_header(std::string_view header, int64_
     std::ranges::stable_sort(
         tensors, {}, [](const SafeTensor& t) { return std::pair(t.offset_bytes, t.size_bytes); });
     int64_t end = data_begin;
+    std::string before;
     for (const SafeTensor& tensor : tensors) {
         if (tensor.offset_bytes < end)
-            throw Error(ErrorKind::checkpoint, "{}: tensor {} overlaps the one before it", where,
-                        in_quotes(tensor.name));
+            throw Error(ErrorKind::checkpoint, "{}: tensor {} overlaps tensor {}", where,
+                        in_quotes(tensor.name), in_quotes(before));
         if (tensor.offset_bytes > end)
             throw Error(ErrorKind::checkpoint, "{}: {} bytes before tensor {} belong to no tensor",
                         where, tensor.offset_bytes - end, in_quotes(tensor.name));
         end = tensor.offset_bytes + tensor.size_bytes;
+        before = tensor.name;
     }
     if (end != data_begin + data_bytes)
-        throw Error(ErrorKind::checkpoint, "{}: {} bytes after the last tensor belong to no tensor",
-                    where, data_begin + data_bytes - end);
+        throw Error(ErrorKind::checkpoint,
+                    "{}: {} bytes after the last tensor{} belong to no tensor (wrong header "
+                    "length?)",
+                    where, data_begin + data_bytes - end,
+                    tensors.empty() ? "" : ", " + in_quotes(before) + ",");
     return tensors;
 }
 

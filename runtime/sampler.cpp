@@ -1,12 +1,12 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 
 #include "base/check.h"
 #include "base/random.h"
+#include "layers/sampling_math.h"
 
 namespace ferry {
 namespace {
@@ -15,32 +15,13 @@ constexpr int64_t kBlock = 64;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr double kGreedyBelow = 1e-5;
 
-// exp(x) for x <= 0, to about 1 ulp; 0 below -87. Only additions and multiplications, so the same
-// on every machine, and the compiler can vectorise it. Cody-Waite reduction, then the polynomial of
-// Cephes' expf.
-inline float exp_not_positive(float x) {
-    const float shift = 0x1.8p23f;  // adding it rounds to an integer
-    const float clamped = x < -87.0f ? -87.0f : x;
-    const float n = (clamped * 1.44269504088896341f + shift) - shift;
-    const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    const float y = p * (r * r) + r + 1.0f;
-    const int32_t exponent = (static_cast<int32_t>(n) + 127) * (1 << 23);
-    return x < -87.0f ? 0.0f : y * std::bit_cast<float>(exponent);
-}
-
-// w = exp((l - max) / temperature) for all, and their sum in order of id.
-double weigh(std::span<const float> logits, float max_logit, float per_temperature,
-             float* weights) {
+// w = exp((l - max) / temperature) for all, and their sum.
+uint64_t weigh(std::span<const float> logits, float max_logit, float per_temperature,
+               float* weights) {
     for (size_t i = 0; i < logits.size(); ++i)
-        weights[i] = exp_not_positive((logits[i] - max_logit) * per_temperature);
-    double sum = 0;
-    for (size_t i = 0; i < logits.size(); ++i) sum += weights[i];
+        weights[i] = token_weight(logits[i], max_logit, per_temperature);
+    uint64_t sum = 0;
+    for (size_t i = 0; i < logits.size(); ++i) sum += weight_units(weights[i]);
     return sum;
 }
 
@@ -74,14 +55,14 @@ Best find_best(std::span<const float> logits) {
     return best;
 }
 
-double uniform_f64(const SampleInput& input) {
+double uniform_of(const SampleInput& input) {
     const uint64_t seed = input.params.seed;
     const uint64_t position = input.tokens.size() - static_cast<uint64_t>(input.num_prompt_tokens);
     const auto bits = philox4x32(
         {static_cast<uint32_t>(position), static_cast<uint32_t>(input.sample),
          static_cast<uint32_t>(input.id_hash), static_cast<uint32_t>(input.id_hash >> 32)},
         {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-    return static_cast<double>((uint64_t{bits[0]} << 21) | (bits[1] >> 11)) * 0x1p-53;
+    return uniform_f64(bits[0], bits[1]);
 }
 
 }  // namespace
@@ -134,30 +115,25 @@ std::span<const float> Sampler::adjusted_logits(const SampleInput& input) {
 
 int32_t Sampler::draw(const SampleInput& input, std::span<const float> logits, float max_logit) {
     const SamplingParams& params = input.params;
-    const double u = uniform_f64(input);
-    double running = 0;
-    int32_t last = 0;
+    const double u = uniform_of(input);
+    uint64_t running = 0;
     if ((params.top_k <= 0 || params.top_k >= vocab_size_) && params.top_p >= 1 &&
         params.min_p <= 0) {
         const float per_temperature = 1.0f / static_cast<float>(params.temperature);
-        const double target = u * weigh(logits, max_logit, per_temperature, weights_.data());
-        for (int64_t id = 0; id < vocab_size_; ++id) {
-            running += weights_[static_cast<size_t>(id)];
-            if (running > target) return static_cast<int32_t>(id);
-            if (weights_[static_cast<size_t>(id)] > 0) last = static_cast<int32_t>(id);
-        }
-        return last;
+        const uint64_t target =
+            units_to_draw(u, weigh(logits, max_logit, per_temperature, weights_.data()));
+        int32_t id = -1;
+        while (running <= target) running += weight_units(weights_[static_cast<size_t>(++id)]);
+        return id;
     }
     keep_by_rank(input, logits, max_logit);
     std::sort(kept_.begin(), kept_.end(), [](const Kept& a, const Kept& b) { return a.id < b.id; });
-    double total = 0;
-    for (const Kept& kept : kept_) total += kept.weight;
-    for (const Kept& kept : kept_) {
-        running += kept.weight;
-        if (running > u * total) return kept.id;
-        if (kept.weight > 0) last = kept.id;
-    }
-    return last;
+    uint64_t total = 0;
+    for (const Kept& kept : kept_) total += kept.units;
+    const uint64_t target = units_to_draw(u, total);
+    size_t i = 0;
+    while ((running += kept_[i].units) <= target) ++i;
+    return kept_[i].id;
 }
 
 // Fills kept_, best first.
@@ -171,33 +147,34 @@ void Sampler::keep_by_rank(const SampleInput& input, std::span<const float> logi
     const auto rank_next = [&] {
         const int32_t id = next_ranked();
         const float logit = logits[static_cast<size_t>(id)];
-        return Kept{id, exp_not_positive((logit - max_logit) * per_temperature)};
+        const float weight = token_weight(logit, max_logit, per_temperature);
+        return Kept{id, weight, weight_units(weight)};
     };
-    double total = 0;  // what top_p is a share of
+    uint64_t total = 0;  // what top_p is a share of
     if (has_top_k)
         for (int64_t i = 0; i < params.top_k; ++i) {
             kept_.push_back(rank_next());
-            total += kept_.back().weight;
+            total += kept_.back().units;
         }
     else if (params.top_p < 1)
         total = weigh(logits, max_logit, per_temperature, weights_.data());
-    const double enough =
-        params.top_p < 1 ? params.top_p * total : std::numeric_limits<double>::infinity();
+    const uint64_t enough =
+        params.top_p < 1 ? units_enough(params.top_p, total) : std::numeric_limits<uint64_t>::max();
 
     const size_t limit = has_top_k ? kept_.size() : logits.size();
     size_t num_kept = 0;
-    for (double better = 0; num_kept < limit; ++num_kept) {
+    for (uint64_t better = 0; num_kept < limit; ++num_kept) {
         // Without top_k the ranking is not made further than top_p and min_p ask for.
         if (num_kept == kept_.size()) kept_.push_back(rank_next());
-        const float weight = kept_[num_kept].weight;
-        if (num_kept > 0 && (better >= enough || weight < params.min_p)) break;
-        better += weight;
+        const Kept& next = kept_[num_kept];
+        if (num_kept > 0 && (better >= enough || next.weight < params.min_p)) break;
+        better += next.units;
     }
     kept_.resize(num_kept);
 }
 
 void Sampler::add_logprobs(const SampleInput& input, float max_logit, SampledToken& result) {
-    const double log_sum = std::log(weigh(input.logits, max_logit, 1.0f, weights_.data()));
+    const double log_sum = log_of_units(weigh(input.logits, max_logit, 1.0f, weights_.data()));
     const auto logprob = [&](int32_t id) {
         const float logit = input.logits[static_cast<size_t>(id)];
         return static_cast<float>(static_cast<double>(logit - max_logit) - log_sum);

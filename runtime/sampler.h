@@ -11,8 +11,10 @@
 //      better ranks sum to less than top_p of all (of the top_k, when that is set too). The best
 //      token is always kept.
 //   5. drawn from the kept tokens in proportion to w: the first in order of id where the sum
-//      of w (f64) exceeds u * total. u has 53 bits, of Philox4x32-10 with key = seed and counter =
+//      of w exceeds u * total. u has 53 bits, of Philox4x32-10 with key = seed and counter =
 //      (number of generated tokens before, sample, hash_request_id(id)).
+// Sums of w are exact, in whole units of 2^-40 (layers/sampling_math.h), so that a GPU which adds
+// in another order (layers/cuda/sampling.h) chooses the same tokens.
 // So a filter that removes nothing changes nothing. Ties, everywhere, go to the lower id.
 //
 // Log-probabilities are the model's own: l - max l - log(sum exp(l - max l)) of the logits as they
@@ -57,6 +59,7 @@ class Sampler {
     struct Kept {
         int32_t id;
         float weight;
+        uint64_t units;
     };
     std::span<const float> adjusted_logits(const SampleInput& input);
     int32_t draw(const SampleInput& input, std::span<const float> logits, float max_logit);

@@ -32,10 +32,19 @@ class CpuKernels final : public Kernels {
                       const Tensor& scales) override;
     void tree_sum(const Tensor& parts, const Tensor& y) override;
 
+    void fill_zero(const Tensor& y) override;
+    void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) override;
     void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) override;
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
     void silu_mul(const Tensor& gate_up, const Tensor& y) override;
+    void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
+                      const Tensor& y) override;
+    void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
+                           bool power_of_two_scales, const Tensor& q,
+                           const Tensor& scales) override;
+    void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
+                           const Tensor& scales) override;
 
     void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
               bool interleave) override;

@@ -81,6 +81,26 @@ void CpuKernels::embed(std::span<const int32_t> tokens, const Tensor& table, con
     });
 }
 
+void CpuKernels::fill_zero(const Tensor& y) {
+    FERRY_CHECK(y.contiguous(), "y is {}", y.describe());
+    if (!y.empty())
+        std::memset(y.data(), 0, static_cast<size_t>(y.count() * size_bytes(y.dtype())));
+}
+
+void CpuKernels::gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) {
+    const auto num_rows = static_cast<int64_t>(rows.size());
+    FERRY_CHECK(x.dtype() == DType::f32 && y.dtype() == DType::f32 && y.rows() == num_rows &&
+                    x.row_size() == y.row_size(),
+                "{} rows of x {} to y {}", num_rows, x.describe(), y.describe());
+    for_row_ranges(threads_, num_rows, y.row_size(), [&](int64_t first, int64_t num) {
+        for (int64_t i = first; i < first + num; ++i) {
+            const int32_t row = rows[static_cast<size_t>(i)];
+            FERRY_CHECK(row >= 0 && row < x.rows(), "row {} of {}", row, x.rows());
+            std::copy_n(x.row<float>(row), y.row_size(), y.row<float>(i));
+        }
+    });
+}
+
 void CpuKernels::add(const Tensor& x, const Tensor& y) {
     FERRY_CHECK(x.dtype() == DType::f32 && y.dtype() == DType::f32 && x.rows() == y.rows() &&
                     x.row_size() == y.row_size(),

@@ -114,7 +114,7 @@ void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const Deco
     float* queries = scratch + sizes.queries_offset();
     for (int64_t i = 0; i < task.num_panels; ++i) {
         const int64_t panel = task.first_panel + i;
-        const int64_t row = rows.first_row + panel / sizes.row_panels;
+        const int64_t row = rows.first_row - a.first_row + panel / sizes.row_panels;
         const int64_t head = panel % sizes.row_panels * kPanelHeads;
         const int64_t lanes = std::min(kPanelHeads, sizes.heads - head);
         float* q = queries + i * sizes.panel_queries;
@@ -307,7 +307,7 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
                     merge(sizes, slot(2 + index - (task.split - split)) + i * sizes.panel_state,
                           state);
                 if (complete)
-                    finish_panel(a, sizes, task.sequence->first_row + row,
+                    finish_panel(a, sizes, task.sequence->first_row - a.first_row + row,
                                  panel % sizes.row_panels * kPanelHeads, state);
                 else
                     std::copy_n(state, sizes.panel_state, carry + i * sizes.panel_state);

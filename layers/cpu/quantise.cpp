@@ -114,6 +114,19 @@ void CpuKernels::quantise_fp8(const Tensor& x, bool power_of_two_scales, const T
     });
 }
 
+void CpuKernels::rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
+                                   bool power_of_two_scales, const Tensor& q,
+                                   const Tensor& scales) {
+    rms_norm(x, weight, eps, q);
+    quantise_fp8(q, power_of_two_scales, q, scales);
+}
+
+void CpuKernels::silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
+                                   const Tensor& scales) {
+    silu_mul(gate_up, q);
+    quantise_fp8(q, power_of_two_scales, q, scales);
+}
+
 void CpuKernels::tree_sum(const Tensor& parts, const Tensor& y) {
     constexpr int kLevels = 16;
     const int64_t num_parts = parts.dim(0), columns = y.row_size();

@@ -69,5 +69,11 @@ void CpuKernels::rms_norm(const Tensor& x, const Tensor& weight, float eps, cons
     });
 }
 
+void CpuKernels::add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
+                              const Tensor& y) {
+    add(x, h);
+    rms_norm(h, weight, eps, y);
+}
+
 }  // namespace ferry
 #endif  // HWY_ONCE

@@ -52,6 +52,28 @@ TEST(Cli, VersionNamesEveryLibrary) {
             << line;
 }
 
+TEST(Cli, ReportWritesAPage) {
+    const TempDir dir;
+    write_file(dir / "load.json", "{\"first_layer\": 1, \"rows\": [[3, 1], [2, 2]]}");
+    const ProcessResult result =
+        ferry({"report", dir / "load.json", "-o", dir / "r.html", "--markdown", dir / "r.md"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(read_file(dir / "r.html"), HasSubstr("<figure id=\"expert-load-load\""));
+    EXPECT_THAT(read_file(dir / "r.md"), HasSubstr("## Expert load"));
+    EXPECT_THAT(ferry({"report", dir / "load.json", "--markdown", "-"}).out,
+                StartsWith("# Ferry report"));
+
+    expect_error(ferry({"report"}), 2, "RESULTS");
+    expect_error(ferry({"report", dir / "no.json"}), 4, "no.json");
+    expect_error(ferry({"report", dir / "load.json", "-o", dir / "no/r.html"}), 4, "no/r.html");
+    expect_error(ferry({"report", dir / "load.json", "-o", dir / "load.json"}), 2,
+                 "would be overwritten");
+    expect_error(ferry({"report", dir / "load.json", "--baseline", dir / "load.json"}), 2,
+                 "no result of a benchmark");
+    write_file(dir / "torn.json", "{\"benchmark\": \"exchange\", \"rows\": [");
+    expect_error(ferry({"report", dir / "torn.json"}), 4, "torn.json: not valid JSON");
+}
+
 TEST(Cli, UsageErrors) {
     expect_error(ferry({}), 2, "subcommand");
     expect_error(ferry({"genrate"}), 2, "no command genrate; did you mean generate?");
@@ -129,24 +151,29 @@ TEST_F(ConvertTest, BrokenInputEndsWith3AndLeavesNothing) {
     copy_demo();
     const std::string file = hf_ + "/model-00002-of-00002.safetensors";
     const std::string whole = read_file(file);
-    const auto refused = [&](const std::string& bytes, const std::string& part) {
+    // Every refusal names the file and, where there is one, the tensor.
+    const auto refused = [&](const std::string& bytes, const std::string& part,
+                             const std::string& tensor = "tensor \"model.layers.") {
         write_file(file, bytes);
         const ProcessResult result = convert();
         expect_error(result, 3, part);
         EXPECT_THAT(result.err, HasSubstr("model-00002-of-00002.safetensors"));
+        EXPECT_THAT(result.err, HasSubstr(tensor));
         EXPECT_TRUE(contents(out_).empty());
     };
-    refused(whole.substr(0, 1'000'000), "truncated file?");
-    refused("\xff\xff\xff\xff\xff\xff\xff\x7f" + whole.substr(8), "wrong header length");
+    refused(whole.substr(0, 1'000'000), "truncated file");
+    refused(whole.substr(0, 500), "truncated", "");
+    refused("\xff\xff\xff\xff\xff\xff\xff\x7f" + whole.substr(8), "wrong header length", "");
+    for (const char length : {'\x08', '\xff'})  // too short, too long
+        refused(std::string(1, length) + whole.substr(1), "wrong header length", "");
     const auto edited = [&](const std::string& from, const std::string& to) {
         std::string bytes = whole;
         return bytes.replace(bytes.find(from), from.size(), to);
     };
     refused(edited("\"BF16\"", "\"BF15\""), "unknown dtype \"BF15\"");
-    refused(edited("\"shape\":[", "\"shape\":[9"), "does not fit its");
-    refused(edited("model.layers.", "model.layerz."), "is missing");
-    const size_t offsets = whole.find("\"data_offsets\":[0,");
-    ASSERT_NE(offsets, std::string::npos);
+    refused(edited("\"shape\":[32]", "\"shape\":[31]"), "does not fit its");
+    refused(edited("model.layers.", "model.layerz."), "is missing", "tensor model.layers.");
+    refused(edited("[128,256]", "[64,192] "), "overlaps tensor");
     refused(edited("\"data_offsets\":[0,", "\"data_offsets\":[4,"), "does not fit its");
     write_file(file, whole);
     EXPECT_EQ(convert().exit_code, 0);
@@ -185,6 +212,7 @@ TEST_F(ConvertTest, FullDiskEndsWith3AndTheNextRunGoesOn) {
          FERRY_BINARY, kDemo, out_});
     expect_error(full, 3, "disk full");
     EXPECT_THAT(full.err, HasSubstr(".h5"));
+    EXPECT_THAT(full.err, HasSubstr("(tensor "));
     for (const auto& [name, bytes] : contents(out_)) EXPECT_NE(name, "model.h5");
     expect_error(ferry({"inspect", out_}), 3, out_);
     EXPECT_EQ(convert().exit_code, 0);
@@ -339,10 +367,39 @@ TEST(Bench, ExchangeOfOneRankBringsEveryElementBack) {
         EXPECT_GT(row["bytes"], 0) << row;  // headers travel without tokens too
         EXPECT_GE(row["both_us"], row["dispatch_us"]) << row;
     }
+    EXPECT_EQ(json["parameters"]["ranks"], 1);
+    for (const char* name : {"hosts", "versions", "environment"})
+        EXPECT_TRUE(json["parameters"].contains(name)) << name;
     expect_error(ferry({"bench", "exchange", "--layout", "2:x"}), 2, "attention:expert");
+    expect_error(ferry({"bench", "exchange", "--routing", "cold"}), 2, "--routing cold: neither");
     expect_error(ferry({"bench", "exchange", "--experts", "2", "--topk", "3"}), 2,
                  "top-3 of 2 experts");
     expect_error(ferry({"bench", "exchange", "--layout", "2:1"}), 2, "3 ranks");
+}
+
+TEST(Bench, ExchangeReplaysARecordedRouting) {
+    const TempDir dir;
+    ASSERT_EQ(ferry({"generate", "--model", kDemo, "--prompt", "It is", "--set",
+                     "sampling.max_tokens=4", "--set", "log.routing=" + (dir / "routing.jsonl"),
+                     "--set", "log.expert_load=" + (dir / "load.json")})
+                  .exit_code,
+              0);
+    std::istringstream lines(read_file(dir / "routing.jsonl"));
+    std::string first, second;
+    std::getline(lines, first);
+    std::getline(lines, second);
+    const auto model = nlohmann::json::parse(first);
+    const auto dispatch = nlohmann::json::parse(second);
+    EXPECT_EQ(dispatch["attention_rank"], 0);
+    EXPECT_EQ(dispatch["experts"][0].size(), model["top_k"].get<size_t>());
+    const std::string topk = std::to_string(model["top_k"].get<int>());
+    const ProcessResult result =
+        ferry({"bench", "exchange", "--tokens", "3", "--dim", "256", "--topk", topk, "--routing",
+               dir / "routing.jsonl" + std::string(",") + (dir / "load.json"), "--repetitions", "2",
+               "--csv", "-"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.out, HasSubstr("routing.jsonl bf16"));
+    EXPECT_THAT(result.out, HasSubstr("load.json bf16"));
 }
 
 TEST(Generate, PromptsGiveReadableText) {

@@ -40,6 +40,16 @@ expect 2 "configuration differs between ranks: rank 0 on" \
     "${run[@]}" 1 "${job[@]}" : -n 1 "${job[@]}" --set engine.max_batch=7
 expect 0 "cores for 40 threads of its ranks (20 each): expect low speed" \
     "${run[@]}" 2 "${job[@]}" --set engine.threads=20
+# Roles from the launcher: the first program of the job holds the attention ranks.
+expect 0 "disaggregated layout: 2 attention, 1 expert ranks of 3" \
+    "${run[@]}" 2 "${job[@]}" --set layout.mode=from_launcher : -n 1 "${job[@]}" --set layout.mode=from_launcher
+rm -rf "$work/out"
+expect 2 "from_launcher takes a job of two components, attention ranks first, and this one has 1" \
+    "${run[@]}" 2 "${job[@]}" --set layout.mode=from_launcher
+expect 2 "and this one has no launcher" "${job[@]}" --set layout.mode=from_launcher
+# A rank that never calls MPI: Open MPI itself would wait for ever.
+expect 5 "MPI did not start within 3 s: some rank has not come" \
+    env FERRY_START_TIMEOUT_S=3 "${run[@]}" 1 "${job[@]}" : -n 1 sleep 50
 # Errors of one rank alone, and of all: one line each, the job ends.
 expect 2 "output.dir: 2 ranks need a folder for their results" \
     "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma

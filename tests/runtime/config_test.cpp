@@ -100,6 +100,8 @@ TEST(Config, ImpossibleCombinationsNameTheLineThatMadeThem) {
         {"model:\n  path: a\n  dummy: b\n", "demo.yaml:3: model.dummy: model.path is set too"},
         {"model:\n  path: a\n  layers: 4\n", "demo.yaml:3: model.layers: is for a dummy model"},
         {"layout: {mode: disaggregated}\n", "demo.yaml:1: layout.mode: disaggregated needs"},
+        {"layout: {mode: from_launcher, expert_ranks: 2}\n",
+         "demo.yaml:1: layout.expert_ranks: the launcher says how many there are"},
         {"layout:\n  attention_ranks: 2\n  expert_ranks: 4\n",
          "demo.yaml:3: layout.expert_ranks: colocated ranks do both"},
         {"layout:\n  attention_ranks: 4\n  tp_size: 3\n",

@@ -44,13 +44,26 @@ TEST(SafetensorsHeader, TensorsByOffset) {
 TEST(SafetensorsHeader, RefusesWhatIsNoHeader) {
     refused("", 0, "does not begin with '{'");
     refused("[]", 0, "does not begin with '{'");
-    refused("{\"a\": ", 0, "not valid JSON");
-    refused("{} x", 0, "not valid JSON");
+    refused("{\"a\" 1}", 0, "not valid JSON");
     refused("{\"a\": 3}", 0, "tensor \"a\": its entry is not an object");
     refused("{\"a\": {\"shape\": [1], \"data_offsets\": [0, 4]}}", 4, "dtype is missing");
     refused("{\"a\": {\"dtype\": \"F32\", \"data_offsets\": [0, 4]}}", 4, "shape is missing");
     refused("{\"a\": {\"dtype\": \"F32\", \"shape\": [1]}}", 4, "data_offsets is missing");
     refused("{\"\": 3}", 0, "its entry is not an object");
+}
+
+TEST(SafetensorsHeader, NamesAWrongLength) {
+    const std::string whole =
+        R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "\"}": {"dtype": "U8",)"
+        R"( "shape": [0], "data_offsets": [4, 4]}})";
+    EXPECT_EQ(parse(whole + "  \n", 4).size(), 2u);
+    for (size_t length = 1; length < whole.size(); ++length)
+        refused(whole.substr(0, length), 4, "wrong header length " + std::to_string(length));
+    refused(whole + "x", 3, "its JSON ends after " + std::to_string(whole.size()) + " bytes");
+    refused(whole + std::string(1, '\0'), 3, "wrong header length");
+    // Only the padding was cut: the tensors no longer reach the end.
+    refused(whole, 5, "wrong header length?");
+    refused(whole + "    ", 0, "tensor \"a\": ends at byte 4 of the 0");
 }
 
 TEST(SafetensorsHeader, RefusesWrongEntries) {
@@ -78,10 +91,10 @@ TEST(SafetensorsHeader, TensorsCoverTheFileExactly) {
                "}, \"b\": {\"dtype\": \"U8\", \"shape\": [4], \"data_offsets\": " + second + "}}";
     };
     EXPECT_EQ(parse(two("[4, 8]", "[0, 4]"), 8).size(), 2u);
-    refused(two("[0, 4]", "[2, 6]"), 8, "tensor \"b\" overlaps");
+    refused(two("[0, 4]", "[2, 6]"), 8, "tensor \"b\" overlaps tensor \"a\"");
     refused(two("[0, 4]", "[0, 4]"), 8, "overlaps");
     refused(two("[0, 4]", "[5, 9]"), 9, "1 bytes before tensor \"b\" belong to no tensor");
-    refused(two("[0, 4]", "[4, 8]"), 9, "1 bytes after the last tensor");
+    refused(two("[0, 4]", "[4, 8]"), 9, "1 bytes after the last tensor, \"b\",");
     EXPECT_TRUE(parse("{}", 0).empty());
 }
 

@@ -86,6 +86,28 @@ TEST(Elementwise, EmbedTakesRowsOfTheTable) {
     });
 }
 
+TEST(Elementwise, GatherRows) {
+    const Matrix x(6, 2 * 5, 3);
+    const std::vector<int32_t> rows{5, 0, 5};
+    Matrix y(3, 2 * 5);
+    make_cpu_kernels(2)->gather_rows(x.view.reshape({6, 2, 5}), rows, y.view.reshape({3, 2, 5}));
+    for (int64_t i = 0; i < 3; ++i)
+        for (int64_t j = 0; j < 10; ++j)
+            EXPECT_EQ(y.view.row<float>(i)[j], x.view.row<float>(rows[static_cast<size_t>(i)])[j]);
+    make_cpu_kernels(1)->gather_rows(x.view, {}, y.view.slice_rows(0, 0));
+    const std::vector<int32_t> beyond{6};
+    EXPECT_DEATH(make_cpu_kernels(1)->gather_rows(x.view, beyond, y.view.slice_rows(0, 1)),
+                 "row 6 of 6");
+}
+
+TEST(Elementwise, FillZero) {
+    Matrix y(3, 5, 1);
+    const Matrix before(3, 5, 1);
+    make_cpu_kernels(1)->fill_zero(y.view.slice_rows(1, 1));
+    for (size_t i = 0; i < y.values.size(); ++i)
+        EXPECT_EQ(y.values[i], i / 5 == 1 ? 0 : before.values[i]) << i;
+}
+
 TEST(Elementwise, CopyHeadColumns) {
     const Matrix x(3, 2 * 10, 6);
     Matrix y(3, 2 * 4);

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <numeric>
 
 #include "tests/layers/cpu/attention_support.h"
@@ -235,6 +236,23 @@ TEST(MlaDecode, AgreesWithTheExpandedForm) {
             const float value = std::inner_product(o, o + kRank, matrix(head, kNope + i), 0.0f);
             EXPECT_NEAR(value, expanded.view().row<float>(kKeys - 1)[head * kValue + i], 2e-5f);
         }
+}
+
+// The rows of a call may be the last ones of a batch.
+TEST(MlaDecode, RowsFromTheMiddleOfABatch) {
+    const Batch batch(kSmall, {{70, 1}, {3, 2}}, DType::f32);
+    const OwnedTensor expected = batch.run(1);
+    const Tensor& o = batch.out;
+    const OwnedTensor result = zeros({o.dim(0), o.dim(1), o.dim(2)});
+    std::vector<SequenceRows> moved = batch.sequences;
+    for (SequenceRows& rows : moved) rows.first_row += 40;
+    DecodeAttention attention = batch.attention(result);
+    attention.sequences = moved;
+    attention.first_row = 40;
+    make_cpu_kernels(1)->mla_decode(attention);
+    EXPECT_EQ(std::memcmp(result.view().data(), expected.view().data(),
+                          static_cast<size_t>(o.count()) * sizeof(float)),
+              0);
 }
 
 TEST(MlaDecode, NoSequences) {

@@ -48,6 +48,18 @@ TEST(RmsNorm, InPlaceOnARangeOfColumns) {
     EXPECT_EQ(num_different(x, expected), 0);
 }
 
+TEST(RmsNorm, AfterAddingHasTheBitsOfBoth) {
+    const auto kernels = make_cpu_kernels(1);
+    const Matrix x(3, 50, 1), weight(1, 50, 3);
+    Matrix h(3, 50, 2), fused_h(3, 50, 2), y(3, 50), fused_y(3, 50);
+    const Tensor factors = weight.view.reshape({50});
+    kernels->add(x.view, h.view);
+    kernels->rms_norm(h.view, factors, 1e-6f, y.view);
+    kernels->add_rms_norm(x.view, fused_h.view, factors, 1e-6f, fused_y.view);
+    EXPECT_EQ(num_different(fused_h, h), 0);
+    EXPECT_EQ(num_different(fused_y, y), 0);
+}
+
 TEST(RmsNorm, Golden) {
     const GoldenUnits golden("rms_norm");
     ASSERT_GE(golden.cases().size(), 4u);

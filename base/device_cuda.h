@@ -1,0 +1,86 @@
+// NVIDIA GPUs. The functions are there in every build: without CUDA there are no devices, and
+// asking for one says so.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "base/buffer.h"
+#include "base/device.h"
+
+struct CUstream_st;  // CUDA's cudaStream_t and cudaEvent_t are pointers to these
+struct CUevent_st;
+
+namespace ferry {
+
+struct CudaDeviceInfo {
+    std::string name;
+    std::string pci_bus_id;  // "0000:17:00.0"
+    int capability = 0;      // 90 for compute capability 9.0
+    int num_multiprocessors = 0;
+    size_t free_bytes = 0, total_bytes = 0;
+};
+
+// One GPU and the stream on which all its kernels and copies run in order.
+class CudaDevice : public Device {
+  public:
+    DeviceType type() const override { return DeviceType::cuda; }
+    virtual int ordinal() const = 0;
+    virtual CUstream_st* stream() const = 0;
+    // CUDA keeps a current device per thread: every thread that launches kernels calls this first.
+    virtual void make_current() const = 0;
+    virtual CudaDeviceInfo info() const = 0;
+};
+
+// GPUs that this process may use; 0 without a driver, a GPU, or CUDA in the build.
+int num_cuda_devices();
+// Lives as long as the process. Its copies wait for all work that was given to stream() before.
+// Throws Error(usage) when there is no such device, and says why.
+CudaDevice& cuda_device(int ordinal);
+
+// Host memory that the GPU reads and writes on its own. Throws Error(memory).
+Buffer pinned_host_memory(size_t size_bytes);
+
+// A further stream of the device, next to CudaDevice::stream(). `urgent`: goes first where both
+// have work.
+class Stream {
+  public:
+    explicit Stream(const CudaDevice& device, bool urgent = false);
+    Stream(Stream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
+    Stream& operator=(Stream&& other) noexcept {
+        std::swap(stream_, other.stream_);
+        return *this;
+    }
+    ~Stream();
+
+    CUstream_st* get() const { return stream_; }
+    void synchronize() const;
+
+  private:
+    CUstream_st* stream_ = nullptr;
+};
+
+// A point in a stream that the host or another stream can wait for.
+class Event {
+  public:
+    explicit Event(const CudaDevice& device, bool timed = false);
+    Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+    Event& operator=(Event&& other) noexcept {
+        std::swap(event_, other.event_);
+        return *this;
+    }
+    ~Event();
+
+    void record(CUstream_st* stream);
+    bool done() const;                        // true when never recorded
+    void synchronize() const;                 // the host waits
+    void hold_up(CUstream_st* stream) const;  // what comes next in `stream` waits
+    // Both timed and done.
+    double seconds_since(const Event& begin) const;
+    CUevent_st* get() const { return event_; }
+
+  private:
+    CUevent_st* event_ = nullptr;
+};
+
+}  // namespace ferry

@@ -1,0 +1,80 @@
+// `ferry report`: one page from the results of benchmarks and runs.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "base/error.h"
+#include "launch/commands.h"
+#include "runtime/report/pages.h"
+#include "runtime/report/sections.h"
+
+namespace ferry {
+namespace {
+
+struct Arguments {
+    std::vector<std::string> results;
+    std::string baseline, html, markdown, title = "Ferry report";
+};
+
+void write(const std::string& path, const std::string& text) {
+    if (path == "-") {
+        fmt::print("{}", text);
+        return;
+    }
+    std::FILE* file = std::fopen(path.c_str(), "w");
+    const bool written =
+        file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    const bool closed = file != nullptr && std::fclose(file) == 0;
+    if (!written || !closed)
+        throw Error(ErrorKind::input, "{}: cannot be written: {}", path, std::strerror(errno));
+}
+
+// A result that took hours is not overwritten by a slip of the shell's completion.
+void keep_inputs(const Arguments& arguments) {
+    std::vector<std::string> inputs = arguments.results;
+    if (!arguments.baseline.empty()) inputs.push_back(arguments.baseline);
+    for (const std::string& output : {arguments.html, arguments.markdown})
+        for (const std::string& input : inputs) {
+            std::error_code ignored;
+            if (!output.empty() && std::filesystem::equivalent(output, input, ignored))
+                throw Error(ErrorKind::usage, "{}: is a result and would be overwritten", output);
+        }
+    if (!arguments.html.empty() && arguments.html == arguments.markdown)
+        throw Error(ErrorKind::usage, "-o and --markdown: both are {}", arguments.html);
+}
+
+void write_report(Arguments arguments) {
+    if (arguments.html.empty() && arguments.markdown.empty()) arguments.html = "report.html";
+    keep_inputs(arguments);
+    const report::Results results = report::read_results(arguments.results, arguments.baseline);
+    const report::Document document = report::make_document(results, arguments.title);
+    if (!arguments.html.empty()) write(arguments.html, report::to_html(document));
+    if (!arguments.markdown.empty()) write(arguments.markdown, report::to_markdown(document));
+}
+
+}  // namespace
+
+void add_report(CLI::App& app) {
+    CLI::App* command = app.add_subcommand(
+        "report",
+        "Write one self-contained HTML page about results of ferry bench --json, traces "
+        "(log.trace) and expert loads (log.expert_load)");
+    const auto arguments = std::make_shared<Arguments>();
+    command->add_option("RESULTS", arguments->results, "Files; each is told by its content")
+        ->required();
+    command->add_option("--baseline", arguments->baseline,
+                        "Result of the same benchmark to compare with: differences, and whether "
+                        "they exceed the noise");
+    command->add_option("-o,--output", arguments->html, "HTML file (report.html); - : stdout");
+    command->add_option("--markdown", arguments->markdown,
+                        "The same as Markdown; alone: no HTML; - : stdout");
+    command->add_option("--title", arguments->title, "Heading of the page")->capture_default_str();
+    command->callback([arguments] { write_report(*arguments); });
+}
+
+}  // namespace ferry

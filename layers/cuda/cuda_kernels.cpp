@@ -1,0 +1,41 @@
+#include "layers/cuda/cuda_kernels.h"
+
+#include "base/cuda_api.h"
+#include "layers/batch.h"
+
+namespace ferry {
+
+CudaKernels::CudaKernels(CudaDevice& device, int num_threads)
+    : device_(device),
+      info_(device.info()),
+      threads_(num_threads),
+      step_arrays_(device),
+      upload_(device),
+      cublas_(device) {
+    int bytes = 0;
+    check_cuda(
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.ordinal()),
+        "ask for the size of shared memory");
+    max_shared_bytes_ = bytes;
+}
+CudaKernels::~CudaKernels() = default;
+
+void CudaKernels::begin_step(const StepBatch& batch) {
+    device_.make_current();
+    step_arrays_.on_device(batch.tokens);
+    step_arrays_.on_device(batch.positions);
+    step_arrays_.on_device(batch.slots);
+    step_arrays_.on_device(batch.logit_rows);
+}
+
+void CudaKernels::fill_zero(const Tensor& y) {
+    FERRY_CHECK(y.contiguous(), "y is {}", y.describe());
+    const auto bytes = static_cast<size_t>(y.count() * size_bytes(y.dtype()));
+    if (bytes > 0) check_cuda(cudaMemsetAsync(y.data(), 0, bytes, stream()), "clear memory");
+}
+
+std::unique_ptr<Kernels> make_cuda_kernels(int ordinal, int num_threads) {
+    return std::make_unique<CudaKernels>(cuda_device(ordinal), num_threads);
+}
+
+}  // namespace ferry

@@ -1,0 +1,31 @@
+#include "layers/cuda/gemm_plan.h"
+
+#include <fmt/format.h>
+
+#include "layers/cuda/cublas_lt.h"
+
+namespace ferry {
+
+std::string GemmShape::describe() const {
+    const char* name = inputs == Inputs::f32 ? "f32" : inputs == Inputs::bf16 ? "bf16" : "fp8";
+    return fmt::format("{} [{} x {}] x [{} x {}]{}", name, rows, in, out, in,
+                       batch > 1 ? fmt::format(", {} of them", batch) : "");
+}
+
+std::string GemmPlan::describe() const {
+    return shape.describe() + ": " + (possible ? algorithm : "not offered by the library");
+}
+
+const GemmPlan& CublasLt::plan(const GemmShape& shape) {
+    const auto found = plans_.find(shape);
+    if (found != plans_.end()) return found->second;
+    return plans_.emplace(shape, choose(shape)).first->second;
+}
+
+std::vector<const GemmPlan*> CublasLt::plans() const {
+    std::vector<const GemmPlan*> all;
+    for (const auto& [shape, plan] : plans_) all.push_back(&plan);
+    return all;
+}
+
+}  // namespace ferry

@@ -1,0 +1,48 @@
+// A matrix product as cuBLASLt is asked for it: what it is (GemmShape), how it will be done
+// (GemmPlan), both plain values that print themselves.
+#pragma once
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace ferry {
+
+// y[b][m, out] = x[b][m, in] W[b]^T for b < batch, all row-major; y is f32, sums are f32.
+struct GemmShape {
+    enum class Inputs : uint8_t {
+        f32,   // no TF32
+        bf16,  // x and W
+        fp8,   // e4m3; x scaled by 1 x 128, W by 128 x 128 (scales of x: [ceil(in/128)][m])
+    };
+    Inputs inputs = Inputs::bf16;
+    int64_t rows = 0, out = 0, in = 0;
+    int64_t x_stride = 0, w_stride = 0, y_stride = 0;  // elements from row to row
+    int64_t batch = 1;
+    int64_t x_batch_stride = 0, w_batch_stride = 0, y_batch_stride = 0;  // elements
+    int64_t alignment = 16;  // bytes that x, W and y are multiples of: 16 or 4
+
+    auto operator<=>(const GemmShape&) const = default;
+    std::string describe() const;  // "bf16 [8 x 7168] x [2048 x 7168]"
+};
+
+struct GemmPlan {
+    GemmShape shape;
+    bool possible = false;  // the library knows a way
+    std::string algorithm;  // "algorithm 66, tile 128x128, stages 4, split-k 1, workspace 0 KiB"
+    size_t workspace_bytes = 0;
+    std::shared_ptr<void> library_data;  // the library's descriptors and algorithm
+
+    std::string describe() const;
+};
+
+struct GemmOperands {
+    const void* x = nullptr;
+    const void* w = nullptr;
+    float* y = nullptr;
+    const float* x_scales = nullptr;  // fp8
+    const float* w_scales = nullptr;
+};
+
+}  // namespace ferry

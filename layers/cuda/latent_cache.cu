@@ -1,0 +1,71 @@
+#include "base/cuda_launch.h"
+#include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/vector.h"
+
+namespace ferry {
+namespace {
+
+template <typename T, int kWidth>
+__global__ void write_cache_kernel(const float* latent, int64_t stride, const int64_t* slots,
+                                   T* cache, int64_t num_rows, int64_t width) {
+    const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
+    if (column >= width) return;
+    for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y)
+        store(load<kWidth>(latent + row * stride + column), cache + slots[row] * width + column);
+}
+
+template <typename T, int kWidth>
+__global__ void read_cache_kernel(const T* cache, const int32_t* pages, float* out, int64_t stride,
+                                  int64_t num_rows, int64_t width) {
+    const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
+    if (column >= width) return;
+    for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
+        const int64_t slot = pages[row / kPageTokens] * kPageTokens + row % kPageTokens;
+        store(load<kWidth>(cache + slot * width + column), out + row * stride + column);
+    }
+}
+
+void check_cache(const Tensor& cache, int64_t width) {
+    FERRY_CHECK(cache.dtype() == DType::f32 || cache.dtype() == DType::bf16, "cache is {}",
+                cache.describe());
+    check_shape(cache, "cache", cache.dtype(), {cache.dim(0), kPageTokens, width});
+}
+
+}  // namespace
+
+void CudaKernels::write_cache(const Tensor& latent, std::span<const int64_t> slots,
+                              const Tensor& cache) {
+    const auto rows = static_cast<int64_t>(slots.size());
+    const int64_t width = cache.dim(2);
+    check_shape(latent, "latent", DType::f32, {rows, width});
+    check_cache(cache, width);
+    if (latent.empty()) return;
+    const int64_t* on_device = step_arrays_.on_device(slots);
+    with_width(takes_vectors(width, {latent, cache}), [&](auto vector) {
+        const auto write = [&]<typename T>(T* to) {
+            launch(write_cache_kernel<T, vector>, elementwise_shape(rows, width / vector), stream(),
+                   latent.as<float>(), latent.row_stride(), on_device, to, rows, width);
+        };
+        cache.dtype() == DType::f32 ? write(cache.as<float>()) : write(cache.as<uint16_t>());
+    });
+}
+
+void CudaKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages,
+                             const Tensor& out) {
+    const int64_t rows = out.rows(), width = cache.dim(2);
+    check_shape(out, "out", DType::f32, {rows, width});
+    check_cache(cache, width);
+    FERRY_CHECK(static_cast<int64_t>(pages.size()) * kPageTokens >= rows,
+                "{} pages for {} positions", pages.size(), rows);
+    if (out.empty()) return;
+    const int32_t* on_device = step_arrays_.on_device(pages);
+    with_width(takes_vectors(width, {out, cache}), [&](auto vector) {
+        const auto read = [&]<typename T>(const T* from) {
+            launch(read_cache_kernel<T, vector>, elementwise_shape(rows, width / vector), stream(),
+                   from, on_device, out.as<float>(), out.row_stride(), rows, width);
+        };
+        cache.dtype() == DType::f32 ? read(cache.as<float>()) : read(cache.as<uint16_t>());
+    });
+}
+
+}  // namespace ferry

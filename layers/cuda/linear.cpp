@@ -1,0 +1,317 @@
+// Weights on the GPU and the products with them. cuBLASLt multiplies; what it cannot take is
+// converted first, into scratch memory.
+#include "base/error.h"
+#include "layers/cuda/convert.h"
+#include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/weight_layout.h"
+
+namespace ferry {
+namespace {
+
+int64_t alignment_of(const void* data, int64_t stride_bytes) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride_bytes % 16 == 0 ? 16 : 4;
+}
+
+// bf16 rows of scratch memory begin on 16 bytes.
+int64_t bf16_stride(int64_t columns) {
+    return ceil_div(columns, 8) * 8;
+}
+
+const std::byte* matrix(const Weight& weight, int64_t group) {
+    return weight.data.as<std::byte>() +
+           group * weight_group_stride(weight.spec) * size_bytes(weight.spec.dtype);
+}
+const float* matrix_scales(const Weight& weight, int64_t group) {
+    return weight.scales.as<float>() + group * weight_scale_group_stride(weight.spec);
+}
+
+void refuse_nan(const Tensor& w, int64_t first_out) {
+    for (int64_t row = 0; row < w.rows(); ++row) {
+        const uint8_t* codes = w.row<uint8_t>(row);
+        bool found = false;
+        for (int64_t k = 0; k < w.dim(1); ++k) found |= (codes[k] & 0x7fu) == 0x7fu;
+        if (found)
+            throw Error(ErrorKind::checkpoint,
+                        "an fp8 weight of row {} is NaN; the checkpoint is damaged or was "
+                        "quantised badly",
+                        first_out + row);
+    }
+}
+
+}  // namespace
+
+int64_t CudaKernels::packed_bytes(const WeightSpec& spec) const {
+    return spec.groups * weight_group_stride(spec) * size_bytes(spec.dtype);
+}
+
+Weight CudaKernels::make_weight(const WeightSpec& spec) {
+    FERRY_CHECK(
+        spec.dtype == DType::f32 || spec.dtype == DType::bf16 || spec.dtype == DType::fp8_e4m3,
+        "weights of {}", to_string(spec.dtype));
+    Weight weight{.spec = spec,
+                  .data = Buffer(device_, static_cast<size_t>(packed_bytes(spec))),
+                  .scales = {}};
+    if (spec.dtype == DType::fp8_e4m3)
+        weight.scales =
+            Buffer(device_, static_cast<size_t>(4 * spec.groups * weight_scale_group_stride(spec)));
+    return weight;
+}
+
+void CudaKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
+                       const Tensor* scales) {
+    const WeightSpec& spec = weight.spec;
+    check_shape(w, "w", spec.dtype, {w.rows(), spec.in});
+    FERRY_CHECK(group >= 0 && group < spec.groups && first_out % kScaleBlock == 0 &&
+                    first_out + w.rows() <= spec.out &&
+                    (w.rows() % kScaleBlock == 0 || first_out + w.rows() == spec.out),
+                "rows {}+{} of group {} into {} groups of {}", first_out, w.rows(), group,
+                spec.groups, spec.out);
+    if (spec.dtype == DType::fp8_e4m3) refuse_nan(w, first_out);
+    const auto element = static_cast<size_t>(size_bytes(spec.dtype));
+    const size_t pitch = static_cast<size_t>(weight_row_stride(spec)) * element;
+    auto* to =
+        weight.data.as<std::byte>() + static_cast<size_t>(group * spec.out + first_out) * pitch;
+    upload_.copy(to, pitch, w.data(), static_cast<size_t>(w.row_stride()) * element,
+                 static_cast<size_t>(spec.in) * element, static_cast<size_t>(w.rows()));
+    if (spec.dtype != DType::fp8_e4m3) return;
+    FERRY_CHECK(scales != nullptr, "fp8 weights without scales");
+    const int64_t blocks = ceil_div(spec.in, kScaleBlock);
+    check_shape(*scales, "scales", DType::f32, {ceil_div(w.rows(), kScaleBlock), blocks});
+    float* scales_to = weight.scales.as<float>() + group * weight_scale_group_stride(spec) +
+                       first_out / kScaleBlock * weight_scale_stride(spec);
+    upload_.copy(scales_to, static_cast<size_t>(weight_scale_stride(spec)) * sizeof(float),
+                 scales->data(), static_cast<size_t>(scales->row_stride()) * sizeof(float),
+                 static_cast<size_t>(blocks) * sizeof(float), static_cast<size_t>(scales->rows()));
+}
+
+void CudaKernels::unpack(const Weight& weight, int64_t group, const Tensor& w_f32) {
+    const WeightSpec& spec = weight.spec;
+    check_shape(w_f32, "w_f32", DType::f32, {spec.out, spec.in});
+    const int64_t stride = weight_row_stride(spec);
+    std::vector<std::byte> host(
+        static_cast<size_t>(weight_group_stride(spec) * size_bytes(spec.dtype)));
+    device_.copy_to_host(host.data(), matrix(weight, group), host.size());
+    std::vector<float> scales;
+    if (spec.dtype == DType::fp8_e4m3) {
+        scales.resize(static_cast<size_t>(weight_scale_group_stride(spec)));
+        device_.copy_to_host(scales.data(), matrix_scales(weight, group), scales.size() * 4);
+    }
+    for (int64_t i = 0; i < spec.out; ++i)
+        for (int64_t k = 0; k < spec.in; ++k) {
+            const int64_t at = i * stride + k;
+            float value = 0;
+            if (spec.dtype == DType::f32)
+                value = reinterpret_cast<const float*>(host.data())[at];
+            else if (spec.dtype == DType::bf16)
+                value = bf16_to_f32(reinterpret_cast<const uint16_t*>(host.data())[at]);
+            else
+                value = fp8_e4m3_to_f32(static_cast<uint8_t>(host[static_cast<size_t>(at)])) *
+                        scales[static_cast<size_t>(i / kScaleBlock * weight_scale_stride(spec) +
+                                                   k / kScaleBlock)];
+            w_f32.row<float>(i)[k] = value;
+        }
+}
+
+void* CudaKernels::scratch(Scratch use, size_t size_bytes) {
+    Buffer& buffer = scratch_[static_cast<size_t>(use)];
+    // Freeing waits for the kernels that use it. Sizes settle in the first steps.
+    if (buffer.size_bytes() < size_bytes) {
+        buffer = Buffer();
+        buffer = Buffer(device_, std::max(size_bytes, size_t{1} << 20));
+    }
+    return buffer.data();
+}
+
+void CudaKernels::multiply(const GemmShape& shape, const GemmOperands& operands) {
+    const GemmPlan& plan = cublas_.plan(shape);
+    if (!plan.possible) throw Error(ErrorKind::usage, "cuBLASLt cannot do {}", shape.describe());
+    cublas_.run(plan, operands);
+}
+
+const uint16_t* CudaKernels::narrowed(const Tensor& x, int64_t heads, int64_t head_stride,
+                                      int64_t columns) {
+    const int64_t stride = bf16_stride(columns);
+    auto* y = static_cast<uint16_t*>(
+        scratch(Scratch::x, static_cast<size_t>(2 * x.rows() * heads * stride)));
+    narrow_to_bf16({.x = x.as<float>(),
+                    .y = y,
+                    .rows = x.rows(),
+                    .heads = heads,
+                    .columns = columns,
+                    .x_row_stride = x.row_stride(),
+                    .x_head_stride = head_stride,
+                    .y_stride = stride},
+                   stream());
+    return y;
+}
+
+const uint16_t* CudaKernels::widened(const Tensor& x, const Tensor& x_scales) {
+    const int64_t stride = bf16_stride(x.dim(1));
+    auto* y =
+        static_cast<uint16_t*>(scratch(Scratch::x, static_cast<size_t>(2 * x.rows() * stride)));
+    widen_fp8({.x = x.as<uint8_t>(),
+               .scales = x_scales.as<float>(),
+               .y = y,
+               .rows = x.rows(),
+               .columns = x.dim(1),
+               .x_stride = x.row_stride(),
+               .scales_stride = x_scales.row_stride(),
+               .y_stride = stride,
+               .rows_per_scale = 1},
+              stream());
+    return y;
+}
+
+const uint16_t* CudaKernels::widened(const Weight& w, int64_t group) {
+    const int64_t stride = bf16_stride(w.spec.in);
+    auto* y =
+        static_cast<uint16_t*>(scratch(Scratch::w, static_cast<size_t>(2 * w.spec.out * stride)));
+    widen_fp8({.x = reinterpret_cast<const uint8_t*>(matrix(w, group)),
+               .scales = matrix_scales(w, group),
+               .y = y,
+               .rows = w.spec.out,
+               .columns = w.spec.in,
+               .x_stride = weight_row_stride(w.spec),
+               .scales_stride = weight_scale_stride(w.spec),
+               .y_stride = stride,
+               .rows_per_scale = kScaleBlock},
+              stream());
+    return y;
+}
+
+// fp8 by fp8 where the GPU and the shape allow it. False when they do not.
+bool CudaKernels::multiply_fp8(const Tensor& x, const Tensor& x_scales, const Weight& w,
+                               int64_t group, const Tensor& y) {
+    if (info_.capability != 90) return false;
+    const GemmShape shape{.inputs = GemmShape::Inputs::fp8,
+                          .rows = x.rows(),
+                          .out = w.spec.out,
+                          .in = w.spec.in,
+                          .x_stride = x.row_stride(),
+                          .w_stride = weight_row_stride(w.spec),
+                          .y_stride = y.row_stride(),
+                          .alignment = std::min(alignment_of(x.data(), x.row_stride()),
+                                                alignment_of(y.data(), 4 * y.row_stride()))};
+    const GemmPlan& plan = cublas_.plan(shape);
+    if (!plan.possible) return false;
+    auto* scales = static_cast<float*>(
+        scratch(Scratch::scales, static_cast<size_t>(4 * x.rows() * x_scales.dim(1))));
+    transpose(x_scales, scales, stream());
+    cublas_.run(plan, {.x = x.data(),
+                       .w = matrix(w, group),
+                       .y = y.as<float>(),
+                       .x_scales = scales,
+                       .w_scales = matrix_scales(w, group)});
+    return true;
+}
+
+void CudaKernels::gemm_group(const Tensor& x, const Weight& w, int64_t group, const Tensor& y,
+                             const Tensor* x_scales) {
+    const WeightSpec& spec = w.spec;
+    const int64_t rows = x.rows();
+    check_shape(x, "x", x_scales ? DType::fp8_e4m3 : DType::f32, {rows, spec.in});
+    check_shape(y, "y", DType::f32, {rows, spec.out});
+    if (x_scales)
+        check_shape(*x_scales, "x_scales", DType::f32, {rows, ceil_div(spec.in, kScaleBlock)});
+    FERRY_CHECK(!x_scales || spec.dtype == DType::fp8_e4m3, "fp8 activations and {} weights",
+                to_string(spec.dtype));
+    if (y.empty()) return;
+    if (x_scales && multiply_fp8(x, *x_scales, w, group, y)) return;
+
+    GemmShape shape{.inputs = GemmShape::Inputs::bf16,
+                    .rows = rows,
+                    .out = spec.out,
+                    .in = spec.in,
+                    .x_stride = bf16_stride(spec.in),
+                    .w_stride = weight_row_stride(spec),
+                    .y_stride = y.row_stride(),
+                    .alignment = alignment_of(y.data(), 4 * y.row_stride())};
+    GemmOperands operands{.w = matrix(w, group), .y = y.as<float>()};
+    if (spec.dtype == DType::f32) {
+        shape.inputs = GemmShape::Inputs::f32;
+        shape.x_stride = x.row_stride();
+        shape.alignment = std::min(shape.alignment, alignment_of(x.data(), 4 * x.row_stride()));
+        operands.x = x.data();
+    } else {
+        operands.x = x_scales ? widened(x, *x_scales) : narrowed(x, 1, 0, spec.in);
+    }
+    if (spec.dtype == DType::fp8_e4m3) {
+        operands.w = widened(w, group);
+        shape.w_stride = bf16_stride(spec.in);
+    }
+    multiply(shape, operands);
+}
+
+void CudaKernels::gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) {
+    FERRY_CHECK(w.spec.groups == 1, "{} groups", w.spec.groups);
+    gemm_group(x, w, 0, y, x_scales);
+}
+
+// Group by group.
+void CudaKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
+                               const Tensor& y, const Tensor* x_scales) {
+    const int64_t groups = w.spec.groups;
+    FERRY_CHECK(static_cast<int64_t>(offsets.size()) == groups + 1, "{} offsets of {} groups",
+                offsets.size(), groups);
+    for (int64_t group = 0; group < groups; ++group) {
+        const int64_t first = offsets[static_cast<size_t>(group)];
+        const int64_t rows = offsets[static_cast<size_t>(group) + 1] - first;
+        if (rows == 0) continue;
+        const Tensor scales = x_scales ? x_scales->slice_rows(first, rows) : Tensor();
+        gemm_group(x.slice_rows(first, rows), w, group, y.slice_rows(first, rows),
+                   x_scales ? &scales : nullptr);
+    }
+}
+
+void CudaKernels::head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
+                            const Tensor& y) {
+    const WeightSpec& spec = w.spec;
+    const int64_t rows = x.rows(), heads = spec.groups;
+    FERRY_CHECK(x.dtype() == DType::f32 && y.dtype() == DType::f32 && y.rows() == rows &&
+                    y.row_size() == heads * spec.out &&
+                    x.row_size() >= (heads - 1) * x_head_stride + spec.in,
+                "x {}, heads {} apart, y {}, weights [{}, {}, {}]", x.describe(), x_head_stride,
+                y.describe(), heads, spec.out, spec.in);
+    if (y.empty()) return;
+    if (spec.dtype == DType::fp8_e4m3) {  // no batch of widened matrices: head by head
+        for (int64_t head = 0; head < heads; ++head)
+            gemm_group(x.reshape({rows, x.row_size()}).slice_columns(head * x_head_stride, spec.in),
+                       w, head,
+                       y.reshape({rows, y.row_size()}).slice_columns(head * spec.out, spec.out),
+                       nullptr);
+        return;
+    }
+    GemmShape shape{.inputs = GemmShape::Inputs::bf16,
+                    .rows = rows,
+                    .out = spec.out,
+                    .in = spec.in,
+                    .x_stride = heads * bf16_stride(spec.in),
+                    .w_stride = weight_row_stride(spec),
+                    .y_stride = y.row_stride(),
+                    .batch = heads,
+                    .x_batch_stride = bf16_stride(spec.in),
+                    .w_batch_stride = weight_group_stride(spec),
+                    .y_batch_stride = spec.out,
+                    .alignment = std::min(alignment_of(y.data(), 4 * y.row_stride()),
+                                          alignment_of(nullptr, 4 * spec.out))};
+    GemmOperands operands{.w = w.data.data(), .y = y.as<float>()};
+    if (spec.dtype == DType::f32) {
+        shape.inputs = GemmShape::Inputs::f32;
+        shape.x_stride = x.row_stride();
+        shape.x_batch_stride = x_head_stride;
+        shape.alignment = std::min({shape.alignment, alignment_of(x.data(), 4 * x.row_stride()),
+                                    alignment_of(nullptr, 4 * x_head_stride)});
+        operands.x = x.data();
+    } else {
+        operands.x = narrowed(x, heads, x_head_stride, spec.in);
+    }
+    multiply(shape, operands);
+}
+
+std::vector<std::string> CudaKernels::describe_plans() const {
+    std::vector<std::string> lines;
+    for (const GemmPlan* plan : cublas_.plans()) lines.push_back(plan->describe());
+    return lines;
+}
+
+}  // namespace ferry

@@ -1,0 +1,31 @@
+# The CUDA backend, compiled by nvcc (layers/CMakeLists.txt) and, for tests on the CPU, by the C++
+# compiler (tests/support/cuda_emulation/CMakeLists.txt). Paths from the project's root.
+set(FERRY_CUDA_SOURCES
+    layers/cuda/cublas_lt.cpp
+    layers/cuda/cuda_kernels.cpp
+    layers/cuda/elementwise.cu
+    layers/cuda/gate.cu
+    layers/cuda/gemm_plan.cpp
+    layers/cuda/grouped_gemm.cpp
+    layers/cuda/grouped_gemm.cu
+    layers/cuda/latent_cache.cu
+    layers/cuda/linear.cpp
+    layers/cuda/logits.cu
+    layers/cuda/mla_decode.cpp
+    layers/cuda/mla_decode.cu
+    layers/cuda/mla_plan.cpp
+    layers/cuda/mla_prefill.cpp
+    layers/cuda/mla_prefill.cu
+    layers/cuda/quantise.cu
+    layers/cuda/rms_norm.cu
+    layers/cuda/rope.cu
+    layers/cuda/sampling.cpp
+    layers/cuda/sampling.cu
+    layers/cuda/staged_upload.cpp
+    layers/cuda/step_arrays.cpp)
+
+# Kernels that must not spill registers (tests/layers/cuda/ptxas_report.sh).
+set(FERRY_CUDA_UNSPILLED
+    layers/cuda/gate.cu
+    layers/cuda/quantise.cu
+    layers/cuda/rms_norm.cu)

@@ -1,0 +1,82 @@
+#include "layers/cuda/step_arrays.h"
+
+#include <algorithm>
+
+#include "base/cuda_api.h"
+
+namespace ferry {
+namespace {
+
+constexpr size_t round_up(size_t size) {
+    return (size + 255) / 256 * 256;
+}
+
+}  // namespace
+
+StepArrays::StepArrays(CudaDevice& device, size_t capacity_bytes)
+    : device_(device),
+      memory_(device, capacity_bytes),
+      ring_(pinned_host_memory(kSegments * kSegmentBytes)) {
+    for (int i = 0; i < kSegments; ++i) segment_done_.emplace_back(device);
+}
+
+const void* StepArrays::on_device(const void* key, std::span<const std::byte> content) {
+    if (content.empty()) return nullptr;
+    Copy& found = copies_[key];
+    if (found.capacity < content.size()) {
+        Copy placed;  // `found` goes when a half is full
+        place(placed, content.size());
+        copies_[key] = std::move(placed);
+    }
+    Copy& copy = copies_[key];
+    std::byte* to = memory_.as<std::byte>() + copy.offset;
+    if (copy.content.size() != content.size() ||
+        std::memcmp(copy.content.data(), content.data(), content.size()) != 0) {
+        upload(content, to);
+        copy.content.assign(content.begin(), content.end());
+    }
+    return to;
+}
+
+void StepArrays::place(Copy& copy, size_t size_bytes) {
+    const size_t half_bytes = memory_.size_bytes() / kHalves;
+    // Arrays grow with their batches: room for twice as much, and pages of it.
+    const size_t capacity = std::max<size_t>(4096, round_up(2 * size_bytes));
+    FERRY_CHECK(capacity <= half_bytes, "a step array of {} bytes", size_bytes);
+    if (used_ + capacity > half_bytes) {
+        copies_.clear();
+        half_ = 1 - half_;
+        used_ = 0;
+    }
+    copy.offset = static_cast<size_t>(half_) * half_bytes + used_;
+    copy.capacity = capacity;
+    used_ += capacity;
+    ++generation_;
+}
+
+void StepArrays::upload(std::span<const std::byte> content, std::byte* to) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_cuda(cudaStreamIsCapturing(device_.stream(), &status), "ask for a capture");
+    FERRY_CHECK(status == cudaStreamCaptureStatusNone,
+                "a step array changed while a CUDA graph is captured: begin_step comes first");
+    ++num_uploads_;
+    while (!content.empty()) {
+        size_t segment = ring_used_ / kSegmentBytes;
+        const size_t left = (segment + 1) * kSegmentBytes - ring_used_;
+        const size_t size = std::min(content.size(), left);
+        std::byte* pinned = ring_.as<std::byte>() + ring_used_;
+        std::memcpy(pinned, content.data(), size);
+        check_cuda(cudaMemcpyAsync(to, pinned, size, cudaMemcpyHostToDevice, device_.stream()),
+                   "upload a step's arrays");
+        content = content.subspan(size);
+        to += size;
+        ring_used_ += std::min(left, (size + 15) / 16 * 16);
+        if (ring_used_ < (segment + 1) * kSegmentBytes) continue;
+        segment_done_[segment].record(device_.stream());
+        segment = (segment + 1) % kSegments;
+        segment_done_[segment].synchronize();  // its copies of the last round
+        ring_used_ = segment * kSegmentBytes;
+    }
+}
+
+}  // namespace ferry

@@ -1,0 +1,140 @@
+#include "runtime/report/compare.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "base/check.h"
+#include "runtime/report/text.h"
+
+namespace ferry::report {
+namespace {
+
+struct Metric {
+    const char* key;
+    const char* name;
+    const char* unit;
+    bool higher_is_better = false;
+    const char* best_key = nullptr;  // best repetition, beside the median in `key`
+};
+
+struct Benchmark {
+    const char* name;
+    std::vector<const char*> keys;  // what identifies a measurement
+    std::vector<Metric> metrics;
+};
+
+const std::vector<Benchmark>& benchmarks() {
+    static const std::vector<Benchmark> list{
+        {"exchange",
+         {"case", "tokens"},
+         {{"both_us", "time of an exchange", "\xC2\xB5s", false, "both_min_us"}}},
+        {"layer",
+         {"workload", "stage"},
+         {{"median_us", "time of a stage", "\xC2\xB5s", false, "best_us"}}},
+        {"load", {"case"}, {{"seconds", "time to load", "s", false}}},
+        {"scaling", {"case"}, {{"output_tokens_per_s", "output", "tokens/s", true}}},
+        {"throughput",
+         {"case"},
+         {{"output_tokens_per_s", "output", "tokens/s", true},
+          {"prefill_tokens_per_s", "prefill", "tokens/s", true},
+          {"ttft_p50_ms", "time to first token (p50)", "ms"},
+          {"tpot_p50_ms", "time per output token (p50)", "ms"}}}};
+    return list;
+}
+
+const Benchmark& benchmark_of(const std::string& name) {
+    return *std::ranges::find(benchmarks(), name, &Benchmark::name);
+}
+
+std::string identity(const Row& row, const Benchmark& benchmark) {
+    std::string text;
+    for (const char* key : benchmark.keys) {
+        if (!row.has(key)) continue;
+        text += (text.empty() ? "" : ", ") + row.words(key);
+        if (std::string_view(key) == "tokens") text += " tokens";
+    }
+    return text;
+}
+
+double row_spread(const Row& row, const Metric& metric, double median) {
+    std::vector<double> repetitions;
+    for (const Row& repetition : row.list("repetitions"))
+        if (const auto value = repetition.find_number(metric.key)) repetitions.push_back(*value);
+    if (repetitions.size() > 1) return spread_of(repetitions);
+    if (metric.best_key != nullptr && median > 0)
+        if (const auto best = row.find_number(metric.best_key))
+            return std::abs(median - *best) / median;
+    return row.find_number("spread").value_or(0);
+}
+
+bool was_measured(const Row& row) {
+    return row.find_text("skipped").value_or("").empty();
+}
+
+void compare_rows(const Row& old, const Row& now, const Benchmark& benchmark,
+                  std::vector<Comparison>& all) {
+    for (const Metric& metric : benchmark.metrics) {
+        const auto before = old.find_number(metric.key), after = now.find_number(metric.key);
+        if (!before || !after || !(*before > 0) || !(*after > 0)) continue;
+        Comparison comparison{.name = identity(now, benchmark),
+                              .metric = metric.name,
+                              .unit = metric.unit,
+                              .old_value = *before,
+                              .new_value = *after};
+        comparison.change = *after / *before - 1;
+        comparison.noise = std::max(
+            kLeastNoise, row_spread(old, metric, *before) + row_spread(now, metric, *after));
+        comparison.verdict = judge(comparison.change, comparison.noise, metric.higher_is_better);
+        all.push_back(std::move(comparison));
+    }
+}
+
+}  // namespace
+
+const char* const kNoiseRule =
+    "A difference counts when it exceeds the noise: the sum of both results' spreads, at least 2 "
+    "%. The spread of a measurement is half the distance between its smallest and largest "
+    "repetition, over its median; where only the best and the median repetition are known, their "
+    "distance over the median.";
+
+double spread_of(const std::vector<double>& repetitions) {
+    if (repetitions.size() < 2) return 0;
+    std::vector<double> sorted = repetitions;
+    std::ranges::sort(sorted);
+    const size_t middle = sorted.size() / 2;
+    const double median =
+        sorted.size() % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+    return median > 0 ? (sorted.back() - sorted.front()) / 2 / median : 0;
+}
+
+Verdict judge(double change, double noise, bool higher_is_better) {
+    if (!(std::abs(change) > noise)) return Verdict::within_noise;
+    return (change > 0) == higher_is_better ? Verdict::better : Verdict::worse;
+}
+
+std::vector<Comparison> compare(const BenchResult& old, const BenchResult& now,
+                                std::vector<std::string>* missing) {
+    FERRY_CHECK(old.benchmark == now.benchmark);
+    const Benchmark& benchmark = benchmark_of(now.benchmark);
+    const std::vector<Row> old_rows = old.rows();
+    std::map<std::string, const Row*> by_name;
+    for (const Row& row : old_rows)
+        if (was_measured(row)) by_name.emplace(identity(row, benchmark), &row);
+    std::vector<Comparison> all;
+    for (const Row& row : now.rows()) {
+        if (!was_measured(row)) continue;
+        const auto found = by_name.find(identity(row, benchmark));
+        if (found == by_name.end()) {
+            if (missing != nullptr) missing->push_back(identity(row, benchmark) + " (new only)");
+            continue;
+        }
+        compare_rows(*found->second, row, benchmark, all);
+        by_name.erase(found);
+    }
+    if (missing != nullptr)
+        for (const auto& [name, row] : by_name) missing->push_back(name + " (baseline only)");
+    return all;
+}
+
+}  // namespace ferry::report

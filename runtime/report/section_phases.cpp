@@ -1,0 +1,284 @@
+// Where the time of a run went, how the experts were loaded, and who waited for whom.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "base/trace.h"
+#include "runtime/report/charts.h"
+#include "runtime/report/sections.h"
+#include "runtime/report/text.h"
+
+namespace ferry::report {
+namespace {
+
+struct RolePhases {
+    std::string label;
+    std::map<std::string, double> seconds;  // a rank's, on average over ranks of the role
+};
+
+std::vector<RolePhases> phases_of(const std::vector<NamedRow>& rows) {
+    std::vector<RolePhases> all;
+    for (const NamedRow& named : rows) {
+        std::map<std::string, std::vector<Row>> by_role;
+        for (const Row& rank : named.row.list("ranks_detail"))
+            by_role[rank.find_text("role").value_or("rank")].push_back(rank.inside("phases"));
+        for (const auto& [role, ranks] : by_role) {
+            RolePhases& entry = all.emplace_back();
+            entry.label = named.name + (by_role.size() > 1 ? ", " + role : "");
+            for (const Row& phases : ranks)
+                for (const std::string& phase : phases.keys())
+                    entry.seconds[phase] +=
+                        phases.inside(phase.c_str()).find_number("time_s").value_or(0) /
+                        static_cast<double>(ranks.size());
+        }
+    }
+    return all;
+}
+
+// In the order of base/trace.h, then others.
+std::vector<std::string> phase_names(const std::vector<RolePhases>& all) {
+    std::vector<std::string> names;
+    for (int zone = 0; zone < kNumZones; ++zone)
+        names.emplace_back(to_string(static_cast<Zone>(zone)));
+    for (const RolePhases& entry : all)
+        for (const auto& [phase, seconds] : entry.seconds)
+            if (std::ranges::find(names, phase) == names.end()) names.push_back(phase);
+    std::erase_if(names, [&](const std::string& name) {
+        return std::ranges::none_of(all, [&](const RolePhases& entry) {
+            const auto found = entry.seconds.find(name);
+            return found != entry.seconds.end() && found->second > 0;
+        });
+    });
+    return names;
+}
+
+std::string for_people(std::string phase) {
+    std::ranges::replace(phase, '_', ' ');
+    return phase;
+}
+
+Figure phases_figure(const std::vector<RolePhases>& all) {
+    StackedBars bars{.text = {.title = "Time by phase",
+                              .description = "Share of each phase in the time of a rank, by case "
+                                             "and role",
+                              .x_label = "% of the time of a rank",
+                              .y_label = {}},
+                     .unit = "%",
+                     .with_totals = false,
+                     .parts = {},
+                     .rows = {}};
+    Table data{.columns = {{.name = "Case"}}};
+    const std::vector<std::string> names = phase_names(all);
+    for (const std::string& name : names) {
+        bars.parts.push_back({for_people(name), phase_style(name)});
+        data.columns.push_back({.name = for_people(name), .unit = "s", .is_number = true});
+    }
+    for (const RolePhases& entry : all) {
+        StackedBars::Row& row = bars.rows.emplace_back();
+        row.label = entry.label;
+        std::vector<Cell>& cells = data.rows.emplace_back();
+        cells.push_back({.text = entry.label});
+        double sum = 0;
+        for (const auto& [phase, seconds] : entry.seconds) sum += seconds;
+        for (const std::string& name : names) {
+            const auto found = entry.seconds.find(name);
+            const double seconds = found == entry.seconds.end() ? 0 : found->second;
+            row.values.push_back(sum > 0 ? seconds / sum * 100 : 0);
+            cells.push_back(number_cell(seconds));
+        }
+    }
+    return {.id = "phases-plot",
+            .title = "Time by phase",
+            .caption =
+                "A rank's time, on average over the ranks of a role. Hatched: waiting, or a "
+                "phase beside its plain namesake.",
+            .full_width = true,
+            .draw = [bars](std::string_view id, double width) { return draw(bars, id, width); },
+            .data = std::move(data)};
+}
+
+Table exchange_table(const std::vector<NamedRow>& rows) {
+    std::vector<NamedRow> exchanges;
+    for (const NamedRow& named : rows)
+        if (const Row exchange = named.row.inside("exchange"); !exchange.keys().empty())
+            exchanges.push_back({named.bench, exchange, named.name});
+    Table table = table_of(exchanges, "Case",
+                           {{"in_flight_s", "In flight", "s"},
+                            {"exposed_s", "Waited for", "s"},
+                            {"hidden_share", "Hidden", "%", 100},
+                            {"dispatch_bytes", "Dispatched", "MB", 1e-6},
+                            {"combine_bytes", "Combined", "MB", 1e-6}});
+    table.caption = "Exchange: how much of it was hidden behind computing";
+    return table;
+}
+
+// Rows by layer and expert, relative to an even share.
+Figure load_figure(const std::string& id, const std::string& name,
+                   const std::vector<double>& layers,
+                   const std::vector<std::vector<double>>& rows) {
+    HeatMap map{.text = {.title = "Expert load: " + name,
+                         .description = "Rows that each expert of each layer received, relative to "
+                                        "the mean of the layer",
+                         .x_label = "expert",
+                         .y_label = "layer"},
+                .unit = "\xC3\x97 mean",
+                .row_labels = {},
+                .column_labels = {},
+                .values = {},
+                .digits = 2};
+    Table data{.columns = {{.name = "Layer", .is_number = true},
+                           {.name = "Rows", .is_number = true},
+                           {.name = "Busiest expert", .is_number = true},
+                           {.name = "Its rows", .is_number = true},
+                           {.name = "Max/mean", .is_number = true},
+                           {.name = "Idle experts", .is_number = true}}};
+    double worst = 0;
+    for (size_t l = 0; l < rows.size(); ++l) {
+        const double total = std::accumulate(rows[l].begin(), rows[l].end(), 0.0);
+        const double mean = total / static_cast<double>(std::max<size_t>(1, rows[l].size()));
+        const auto most = std::ranges::max_element(rows[l]);
+        const auto idle = std::ranges::count(rows[l], 0.0);
+        map.row_labels.push_back(format_number(layers[l], 7));
+        std::vector<double>& values = map.values.emplace_back();
+        for (const double value : rows[l]) values.push_back(mean > 0 ? value / mean : 0);
+        const double ratio = mean > 0 ? *most / mean : 0;
+        worst = std::max(worst, ratio);
+        data.rows.push_back({number_cell(layers[l], 7), number_cell(total, 15),
+                             number_cell(static_cast<double>(most - rows[l].begin()), 7),
+                             number_cell(*most, 15), number_cell(ratio, 3),
+                             number_cell(static_cast<double>(idle), 7)});
+    }
+    for (size_t e = 0; !rows.empty() && e < rows[0].size(); ++e)
+        map.column_labels.push_back(std::to_string(e));
+    return {
+        .id = id,
+        .title = "Expert load: " + name,
+        .caption = fmt::format("Rows of each expert over the mean of its layer. The busiest "
+                               "expert has {}\xC3\x97 the mean.",
+                               format_number(worst, 3)),
+        .full_width = true,
+        .draw = [map](std::string_view name_id, double width) { return draw(map, name_id, width); },
+        .data = std::move(data)};
+}
+
+// Of the case with the most output of each result.
+std::vector<NamedRow> fastest_rows(const std::vector<NamedRow>& rows) {
+    std::vector<NamedRow> fastest;
+    for (const NamedRow& named : rows) {
+        auto found = std::ranges::find(fastest, named.bench, &NamedRow::bench);
+        if (found == fastest.end())
+            fastest.push_back(named);
+        else if (found->row.number("output_tokens_per_s") < named.row.number("output_tokens_per_s"))
+            *found = named;
+    }
+    return fastest;
+}
+
+Figure wait_figure(const std::string& id, const std::string& name,
+                   std::vector<std::vector<double>> waits) {
+    HeatMap map{.text = {.title = "Waits: " + name,
+                         .description = "How much later than the first the rows of each attention "
+                                        "rank reached each expert rank",
+                         .x_label = "attention rank",
+                         .y_label = "expert rank"},
+                .unit = "\xC2\xB5s",
+                .row_labels = {},
+                .column_labels = {},
+                .values = std::move(waits)};
+    Table data{.columns = {{.name = "Expert rank"}}};
+    for (size_t e = 0; e < map.values.size(); ++e) {
+        map.row_labels.push_back(fmt::format("expert {}", e));
+        std::vector<Cell>& cells = data.rows.emplace_back();
+        cells.push_back({.text = map.row_labels.back()});
+        for (const double us : map.values[e]) cells.push_back(number_cell(us));
+    }
+    for (size_t a = 0; !map.values.empty() && a < map.values[0].size(); ++a) {
+        map.column_labels.push_back(std::to_string(a));
+        data.columns.push_back(
+            {.name = fmt::format("attention {}", a), .unit = "\xC2\xB5s", .is_number = true});
+    }
+    return {
+        .id = id,
+        .title = "Waits: " + name,
+        .caption =
+            "Microseconds that the rows of each attention rank (across) came after the "
+            "first, at each expert rank (down), on average. A dark column: a rank that "
+            "others wait for.",
+        .draw = [map](std::string_view name_id, double width) { return draw(map, name_id, width); },
+        .data = std::move(data)};
+}
+
+}  // namespace
+
+Section phases_section(const Results& results) {
+    Section section{.id = "phases", .title = "Where the time went"};
+    const std::vector<NamedRow> rows = measured_rows(results);
+    const std::vector<RolePhases> all = phases_of(rows);
+    if (phase_names(all).empty()) {
+        section.absent = "No result with phases (ferry bench throughput) was given.";
+        return section;
+    }
+    section.blocks.push_back(phases_figure(all));
+    if (Table table = exchange_table(rows); !table.rows.empty())
+        section.blocks.push_back(std::move(table));
+    return section;
+}
+
+Section expert_load_section(const Results& results) {
+    Section section{.id = "expert-load", .title = "Expert load"};
+    for (const LoadResult& result : results.loads) {
+        if (result.rows.empty()) continue;
+        std::vector<double> layers;
+        std::vector<std::vector<double>> rows;
+        for (size_t l = 0; l < result.rows.size(); ++l) {
+            layers.push_back(static_cast<double>(result.first_layer) + static_cast<double>(l));
+            rows.emplace_back(result.rows[l].begin(), result.rows[l].end());
+        }
+        section.blocks.push_back(
+            load_figure("expert-load-" + slug(result.name), result.name, layers, rows));
+    }
+    for (const NamedRow& named : fastest_rows(measured_rows(results))) {
+        std::vector<double> layers;
+        std::vector<std::vector<double>> rows;
+        for (const Row& layer : named.row.list("expert_load")) {
+            layers.push_back(layer.number("layer"));
+            rows.push_back(layer.numbers("rows"));
+            if (rows.back().size() != rows[0].size())
+                layer.refuse("rows", "layers have different numbers of experts");
+        }
+        if (!rows.empty())
+            section.blocks.push_back(
+                load_figure("expert-load-" + slug(named.name), named.name, layers, rows));
+    }
+    if (section.blocks.empty())
+        section.absent = "No expert load (log.expert_load, or ferry bench throughput) was given.";
+    return section;
+}
+
+Section wait_section(const Results& results) {
+    Section section{.id = "waits", .title = "Who waits for whom"};
+    std::vector<NamedRow> rows = fastest_rows(measured_rows(results));
+    for (const BenchResult* bench : results.of("exchange"))
+        for (const Row& row : bench->rows())
+            rows.push_back({bench, row,
+                            prefix_of(*bench, results) + row.text("case") + ", " +
+                                format_number(row.number("tokens"), 7) + " tokens"});
+    size_t idx = 0;
+    for (const NamedRow& named : rows) {
+        auto waits = named.row.matrix("wait_us");
+        if (waits.empty() || waits[0].size() < 2) continue;
+        if (++idx > 8) break;
+        section.blocks.push_back(
+            wait_figure(fmt::format("waits-{}", idx), named.name, std::move(waits)));
+    }
+    if (section.blocks.empty())
+        section.absent =
+            "No waits between several attention ranks (ferry bench throughput, or "
+            "ferry bench exchange --wait-matrix) were given.";
+    return section;
+}
+
+}  // namespace ferry::report

@@ -1,0 +1,39 @@
+#include "tests/support/cuda_matrix.h"
+
+namespace ferry {
+namespace {
+
+// Writes rows to pages in no order, reads a sequence back, for both cache types.
+void write_and_read(Kernels& kernels, const Tensor& latent, const Tensor& cache,
+                    const std::vector<int64_t>& slots, const std::vector<int32_t>& pages,
+                    const Tensor& out) {
+    kernels.fill_zero(cache);
+    kernels.write_cache(latent, slots, cache);
+    kernels.read_cache(cache, pages, out);
+}
+
+TEST(CudaLatentCache, WritesAndReadsTheBitsOfTheCpu) {
+    const auto cpu = make_cpu_kernels(1);
+    const std::vector<int32_t> pages{3, 0, 2};
+    for (DType dtype : {DType::f32, DType::bf16})
+        for (int64_t width : {5, 24, 576})
+            for (int64_t rows : {0, 1, 150}) {
+                SCOPED_TRACE(fmt::format("{} rows of {} {}", rows, width, to_string(dtype)));
+                std::vector<int64_t> slots;
+                for (int64_t i = 0; i < rows; ++i)
+                    slots.push_back(pages[static_cast<size_t>(i / kPageTokens)] * kPageTokens +
+                                    i % kPageTokens);
+                const Matrix latent(rows, width, 1);
+                Matrix out(rows, width);
+                OwnedTensor cache(cpu_device(), dtype, {4, kPageTokens, width});
+                write_and_read(*cpu, latent.view, cache, slots, pages, out.view);
+                const CudaTensor latent_device(latent), out_device(DType::f32, {rows, width});
+                const CudaTensor cache_device(dtype, {4, kPageTokens, width});
+                write_and_read(cuda_kernels(), latent_device, cache_device, slots, pages,
+                               out_device);
+                expect_same_bits(out_device.values(), out.values);
+            }
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,183 @@
+#include "layers/cuda/cuda_kernels.h"
+#include "tests/support/cuda_matrix.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/reference_linear.h"
+
+namespace ferry {
+namespace {
+
+constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::fp8_e4m3};
+
+// bf16 inputs of the GPU: what the reference gets is rounded first, so that only sums differ.
+void round_to_bf16(Matrix& x) {
+    for (float& value : x.values) value = bf16_to_f32(f32_to_bf16(value));
+}
+
+// Of a sum of `in` products with values about 1 by random ones: f32 sums in another order; fp8
+// weights times their scales are rounded to bf16, by up to 2^-9 of each.
+float tolerance(const PlainWeight& w) {
+    const float terms = std::sqrt(static_cast<float>(w.spec.in));
+    if (w.spec.dtype != DType::fp8_e4m3) return 2e-5f * terms;
+    float largest = 0;
+    for (int64_t out = 0; out < w.spec.out; ++out)
+        for (int64_t k = 0; k < w.spec.in; ++k)
+            largest = std::max(largest,
+                               std::abs(w.value(0, out, k) * w.scale_row(0, out)[k / kScaleBlock]));
+    return 4 * 0x1p-9f * largest * terms;
+}
+
+struct Shape {
+    int64_t rows, out, in;
+};
+constexpr Shape kShapes[] = {{0, 5, 7},     {1, 1, 1},      {3, 5, 7},    {2, 64, 48},
+                             {5, 200, 130}, {17, 129, 257}, {4, 256, 512}};
+
+TEST(CudaLinear, PackedValuesComeBack) {
+    for (DType dtype : kTypes)
+        for (const Shape& s : kShapes) {
+            const PlainWeight plain =
+                PlainWeight::random({.dtype = dtype, .groups = 3, .out = s.out, .in = s.in}, 1);
+            const Weight weight = plain.packed(cuda_kernels());
+            Matrix values(s.out, s.in);
+            cuda_kernels().unpack(weight, 2, values.view);
+            for (int64_t i = 0; i < s.out; ++i)
+                for (int64_t k = 0; k < s.in; ++k) {
+                    const float scale =
+                        dtype == DType::fp8_e4m3 ? plain.scale_row(2, i)[k / kScaleBlock] : 1;
+                    ASSERT_EQ(values.view.row<float>(i)[k], plain.value(2, i, k) * scale);
+                }
+        }
+}
+
+TEST(CudaLinear, GemmAgreesWithTheReference) {
+    for (DType dtype : kTypes)
+        for (const Shape& s : kShapes) {
+            SCOPED_TRACE(fmt::format("{}: {} x {} x {}", to_string(dtype), s.rows, s.out, s.in));
+            const PlainWeight plain =
+                PlainWeight::random({.dtype = dtype, .groups = 1, .out = s.out, .in = s.in}, 1);
+            const Matrix exact(s.rows, s.in, 2);
+            Matrix x(s.rows, s.in, 2);
+            if (dtype != DType::f32) round_to_bf16(x);
+            Matrix expected(s.rows, s.out);
+            const int64_t offsets[] = {0, s.rows};
+            reference_grouped_gemm(x.view, offsets, plain, expected.view);
+            const Weight weight = plain.packed(cuda_kernels());
+            const CudaTensor x_device(exact), y(DType::f32, {s.rows, s.out});
+            cuda_kernels().gemm(x_device, weight, y);
+            expect_close(y.values(), expected.values, 1e-5f, tolerance(plain));
+        }
+}
+
+TEST(CudaLinear, GemmOfARangeOfColumnsIntoOne) {
+    for (DType dtype : kTypes)
+        for (int64_t first : {16, 3}) {
+            SCOPED_TRACE(fmt::format("{} from column {}", to_string(dtype), first));
+            const PlainWeight plain =
+                PlainWeight::random({.dtype = dtype, .groups = 1, .out = 24, .in = 64}, 1);
+            Matrix wide(5, 100, 2);
+            round_to_bf16(wide);
+            Matrix expected(5, 24);
+            const int64_t offsets[] = {0, 5};
+            reference_grouped_gemm(wide.view.slice_columns(first, 64), offsets, plain,
+                                   expected.view);
+            const Weight weight = plain.packed(cuda_kernels());
+            const CudaTensor x(wide), y(DType::f32, {5, 60});
+            cuda_kernels().gemm(x.view().slice_columns(first, 64), weight,
+                                y.view().slice_columns(first, 24));
+            const std::vector<float> all = y.values();
+            for (int64_t row = 0; row < 5; ++row)
+                for (int64_t i = 0; i < 60; ++i) {
+                    const float got = all[static_cast<size_t>(row * 60 + i)];
+                    if (i < first || i >= first + 24)
+                        ASSERT_TRUE(std::isnan(got)) << "written outside its columns";
+                    else
+                        ASSERT_NEAR(got, expected.view.row<float>(row)[i - first],
+                                    tolerance(plain));
+                }
+        }
+}
+
+TEST(CudaLinear, Fp8ActivationsOnEveryGpu) {
+    for (const Shape& s : kShapes) {
+        SCOPED_TRACE(fmt::format("{} x {} x {}", s.rows, s.out, s.in));
+        const PlainWeight plain = PlainWeight::random(
+            {.dtype = DType::fp8_e4m3, .groups = 1, .out = s.out, .in = s.in}, 1);
+        const int64_t blocks = ceil_div(s.in, kScaleBlock);
+        const Matrix x(s.rows, s.in, 2);
+        Matrix q(s.rows, s.in), scales(s.rows, blocks), expected(s.rows, s.out);
+        reference_quantise_fp8(x.view, false, q.view, scales.view);
+        const int64_t offsets[] = {0, s.rows};
+        reference_grouped_gemm(q.view, offsets, plain, expected.view, &scales.view);
+
+        const Weight weight = plain.packed(cuda_kernels());
+        const CudaTensor x_device(x), q_device(DType::fp8_e4m3, {s.rows, s.in});
+        const CudaTensor scales_device(DType::f32, {s.rows, blocks});
+        const CudaTensor y(DType::f32, {s.rows, s.out});
+        cuda_kernels().quantise_fp8(x_device, false, q_device, scales_device);
+        cuda_kernels().gemm(q_device, weight, y, &scales_device.view());
+        // Widened activations are rounded to bf16 as well.
+        expect_close(y.values(), expected.values, 1e-5f, 2 * tolerance(plain));
+    }
+}
+
+TEST(CudaLinear, HeadGemm) {
+    for (DType dtype : kTypes)
+        for (int64_t rows : {0, 1, 6})
+            for (int64_t head_stride : {40, 47}) {
+                SCOPED_TRACE(fmt::format("{}, {} rows, heads {} apart", to_string(dtype), rows,
+                                         head_stride));
+                const PlainWeight plain =
+                    PlainWeight::random({.dtype = dtype, .groups = 3, .out = 21, .in = 40}, 1);
+                Matrix x(rows, 3 * head_stride, 2);
+                round_to_bf16(x);
+                Matrix expected(rows, 3 * 21);
+                reference_head_gemm(x.view, head_stride, plain,
+                                    expected.view.reshape({rows, 3, 21}));
+                const Weight weight = plain.packed(cuda_kernels());
+                const CudaTensor x_device(x), y(DType::f32, {rows, 3, 21});
+                cuda_kernels().head_gemm(x_device, head_stride, weight, y);
+                expect_close(y.values(), expected.values, 1e-5f, tolerance(plain));
+            }
+}
+
+TEST(CudaLinear, RunsGiveTheSameBits) {
+    const PlainWeight plain =
+        PlainWeight::random({.dtype = DType::bf16, .groups = 1, .out = 512, .in = 2048}, 1);
+    const Weight weight = plain.packed(cuda_kernels());
+    const CudaTensor x(Matrix(9, 2048, 2)), first(DType::f32, {9, 512}),
+        again(DType::f32, {9, 512});
+    cuda_kernels().gemm(x, weight, first);
+    cuda_kernels().gemm(x, weight, again);
+    expect_same_bits(again.values(), first.values());
+}
+
+TEST(CudaLinear, TellsHowProductsAreComputedAndWhatWasUploaded) {
+    CudaKernels kernels(cuda_device(0), 1);
+    EXPECT_TRUE(kernels.describe_plans().empty());
+    const PlainWeight plain =
+        PlainWeight::random({.dtype = DType::bf16, .groups = 1, .out = 32, .in = 64}, 1);
+    const Weight weight = plain.packed(kernels);
+    EXPECT_EQ(kernels.upload_totals().bytes, 32 * 64 * 2);
+    EXPECT_GT(kernels.upload_totals().bytes_per_s(), 0);
+    const CudaTensor x(Matrix(9, 64, 2)), y(DType::f32, {9, 32});
+    for (int round = 0; round < 2; ++round) kernels.gemm(x, weight, y, nullptr);
+    kernels.gemm(x.view().slice_rows(0, 1), weight, y.view().slice_rows(0, 1), nullptr);
+    EXPECT_THAT(kernels.describe_plans(),
+                ::testing::ElementsAre(::testing::StartsWith("bf16 [1 x 64] x [32 x 64]: "),
+                                       ::testing::StartsWith("bf16 [9 x 64] x [32 x 64]: ")));
+}
+
+TEST(CudaLinear, RefusesFp8NaN) {
+    std::vector<uint8_t> codes(20 * 200, 0x30);
+    codes[19 * 200 + 7] = 0xff;
+    const std::vector<float> scale(2, 1.0f);
+    const Tensor scales(scale.data(), DType::f32, {1, 2});
+    Weight weight =
+        cuda_kernels().make_weight({.dtype = DType::fp8_e4m3, .groups = 1, .out = 20, .in = 200});
+    EXPECT_ERROR(cuda_kernels().pack(weight, 0, 0, Tensor(codes.data(), DType::fp8_e4m3, {20, 200}),
+                                     &scales),
+                 ErrorKind::checkpoint, "NaN");
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,66 @@
+#include "layers/cuda/step_arrays.h"
+
+#include <numeric>
+
+#include "tests/support/cuda_matrix.h"
+
+namespace ferry {
+namespace {
+
+std::vector<int32_t> read_back(const int32_t* on_device, size_t count) {
+    std::vector<int32_t> host(count);
+    cuda_device(0).copy_to_host(host.data(), on_device, count * sizeof(int32_t));
+    return host;
+}
+
+TEST(StepArrays, UploadsAnArrayOncePerContentToOneAddress) {
+    StepArrays arrays(cuda_device(0));
+    std::vector<int32_t> positions{1, 2, 3};
+    const int32_t* first = arrays.on_device<int32_t>(positions);
+    EXPECT_EQ(read_back(first, 3), positions);
+    EXPECT_EQ(arrays.on_device<int32_t>(positions), first);
+    EXPECT_EQ(arrays.num_uploads(), 1);
+    const uint64_t generation = arrays.generation();
+
+    positions[1] = 7;
+    EXPECT_EQ(arrays.on_device<int32_t>(positions), first);
+    EXPECT_EQ(arrays.num_uploads(), 2);
+    EXPECT_EQ(read_back(first, 3), positions);
+    EXPECT_EQ(arrays.generation(), generation);
+
+    // Part of an array is an array of its own when it begins elsewhere.
+    const int32_t* rest = arrays.on_device(std::span<const int32_t>(positions).subspan(1));
+    EXPECT_EQ(read_back(rest, 2), (std::vector<int32_t>{7, 3}));
+    EXPECT_GT(arrays.generation(), generation);
+    EXPECT_EQ(arrays.on_device(std::span<const int32_t>()), nullptr);
+}
+
+TEST(StepArrays, EveryUploadArrivesThoughTheRingIsSmall) {
+    StepArrays arrays(cuda_device(0), size_t{16} << 20);
+    std::vector<std::vector<int32_t>> many(40);
+    std::vector<const int32_t*> on_device;
+    for (size_t i = 0; i < many.size(); ++i) {
+        many[i].resize(20000 + 777 * i);
+        std::iota(many[i].begin(), many[i].end(), static_cast<int32_t>(1000000 * i));
+        on_device.push_back(arrays.on_device<int32_t>(many[i]));
+        // What the call in progress got before stays, even when room ran out in between.
+        if (i > 0) {
+            ASSERT_EQ(read_back(on_device[i - 1], many[i - 1].size()), many[i - 1]) << i;
+        }
+        ASSERT_EQ(read_back(on_device[i], many[i].size()), many[i]) << i;
+    }
+}
+
+TEST(StepArrays, AnArrayThatGrows) {
+    StepArrays arrays(cuda_device(0));
+    std::vector<int32_t> tokens;
+    tokens.reserve(100000);
+    for (size_t count : {1, 5, 3000, 100000, 2}) {
+        tokens.resize(count);
+        std::iota(tokens.begin(), tokens.end(), static_cast<int32_t>(count));
+        EXPECT_EQ(read_back(arrays.on_device<int32_t>(tokens), count), tokens);
+    }
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,213 @@
+#include "runtime/report/results.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <sstream>
+
+#include "runtime/report/compare.h"
+#include "runtime/report/pages.h"
+#include "runtime/report/sections.h"
+#include "tests/runtime/report/markup.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_dir.h"
+
+namespace ferry::report {
+namespace {
+
+using ferry::testing::TempDir;
+using ferry::testing::write_file;
+
+// Two cases of two sizes; `scale` makes another machine of it.
+std::string exchange_json(double scale, double spread) {
+    std::string rows;
+    for (const char* name : {"ucx 2:2 <b>&amp;", "ucx 1:3 | x"})
+        for (const int tokens : {16, 256}) {
+            const double us = scale * (10 + tokens);
+            rows += fmt::format(
+                "{}{{\"case\": \"{}\", \"tokens\": {}, \"dispatch_min_us\": 5, \"dispatch_us\": "
+                "{}, \"dispatch_p99_us\": 30, \"combine_us\": 9, \"combine_p99_us\": 11, "
+                "\"both_min_us\": {}, \"both_us\": {}, \"both_p99_us\": {}, \"bytes\": 1234567, "
+                "\"algorithm_GBps\": {}, \"bus_GBps\": 0.7, \"wrong\": 0, \"wait_us\": [[0, 4.5], "
+                "[1.25, 0]]}}",
+                rows.empty() ? "" : ", ", name, tokens, us / 2, us * (1 - spread), us, us * 1.4,
+                1 / scale);
+        }
+    return "{\"benchmark\": \"exchange\", \"parameters\": {\"ranks\": 4, \"versions\": \"ferry 0.1 "
+           "(x);  MPI            Open MPI v4      ranks, transport mpi\"}, \"rows\": [" +
+           rows + "]}";
+}
+
+const char* const kLoad = "{\"first_layer\": 3, \"rows\": [[10, 0, 30, 0], [5, 5, 5, 5]]}";
+const char* const kTrace = R"({"traceEvents":[
+{"name":"process_name","ph":"M","pid":0,"args":{"name":"rank 0 (attention) on node1"}},
+{"name":"attention","ph":"X","pid":0,"tid":0,"ts":0,"dur":10,"args":{"layer":0}},
+{"name":"experts","ph":"X","pid":1,"tid":0,"ts":12,"dur":8,"args":{"layer":1,"bytes":5}},
+{"name":"rows","ph":"s","pid":0,"tid":0,"ts":5,"id":1},
+{"name":"rows","ph":"f","bp":"e","pid":1,"tid":0,"ts":13,"id":1}]})";
+
+class ReportResults : public ::testing::Test {
+  protected:
+    std::string file(const std::string& name, const std::string& text) {
+        write_file(dir_ / name, text);
+        return dir_ / name;
+    }
+    TempDir dir_;
+};
+
+TEST_F(ReportResults, FilesAreToldByTheirContent) {
+    const Results results = read_results(
+        {file("a.json", exchange_json(1, 0.01)), file("load.json", kLoad), file("t.json", kTrace)},
+        "");
+    ASSERT_EQ(results.benches.size(), 1u);
+    EXPECT_EQ(results.benches[0].rows().size(), 4u);
+    ASSERT_EQ(results.loads.size(), 1u);
+    EXPECT_EQ(results.loads[0].first_layer, 3);
+    ASSERT_EQ(results.traces.size(), 1u);
+    EXPECT_EQ(results.traces[0].trace.spans.size(), 2u);
+    EXPECT_EQ(results.traces[0].trace.spans[1].bytes, 5);
+    EXPECT_EQ(results.traces[0].trace.flows.size(), 2u);
+    EXPECT_EQ(results.traces[0].trace.rank_names.at(0), "rank 0 (attention) on node1");
+}
+
+TEST_F(ReportResults, NamesAreShortAndDifferent) {
+    std::filesystem::create_directories(dir_ / "x");
+    std::filesystem::create_directories(dir_ / "y");
+    const std::string json = exchange_json(1, 0);
+    const Results results =
+        read_results({file("x/a.json", json), file("y/a.json", json), file("x/a.json", json)}, "");
+    EXPECT_EQ(results.benches[0].name, "a");
+    EXPECT_EQ(results.benches[1].name, "y/a");
+    EXPECT_NE(results.benches[2].name, results.benches[0].name);
+}
+
+TEST_F(ReportResults, WhatIsWrongIsSaidInOneLine) {
+    const auto refuse = [&](const std::string& text, const std::string& part) {
+        const std::string path = file("bad.json", text);
+        EXPECT_ERROR(make_document(read_results({path}, ""), "t"), ErrorKind::input, "bad.json",
+                     part);
+    };
+    EXPECT_ERROR(read_results({dir_ / "none.json"}, ""), ErrorKind::input, "none.json");
+    refuse("", "not valid JSON");
+    refuse("{\"benchmark\": ", "not valid JSON");
+    refuse("[1, 2]", "neither");
+    refuse("{\"a\": 1}", "neither");
+    refuse("{\"benchmark\": 7}", "benchmark: must be a text");
+    refuse("{\"benchmark\": \"sprint\", \"rows\": []}", "this version knows exchange");
+    refuse("{\"benchmark\": \"exchange\"}", "rows: is missing");
+    refuse("{\"benchmark\": \"exchange\", \"rows\": []}", "nothing was measured");
+    refuse("{\"benchmark\": \"exchange\", \"rows\": [4]}", "rows: must be a list of objects");
+    refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": \"x\"}]}",
+           "rows[0]: tokens: is missing");
+    refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": 3, \"tokens\": 1}]}",
+           "case: must be a text");
+    refuse("{\"first_layer\": 0, \"rows\": [[1, 2], [3]]}", "different numbers of experts");
+    refuse("{\"traceEvents\": [{\"ph\": \"X\"}]}", "traceEvents[0]: ts: must be a number");
+    refuse("{\"traceEvents\": [{\"ph\": \"X\", \"ts\": 1", "not a valid trace");
+    EXPECT_ERROR(read_results({file("a.json", exchange_json(1, 0))}, file("l.json", kLoad)),
+                 ErrorKind::usage, "l.json", "no result of a benchmark");
+}
+
+TEST_F(ReportResults, PageIsWellFormedAndHoldsEveryPlot) {
+    const Results results = read_results({file("new.json", exchange_json(1.5, 0.01)),
+                                          file("load.json", kLoad), file("t.json", kTrace)},
+                                         file("old.json", exchange_json(1, 0.01)));
+    const Document document = make_document(results, "A <title> & more");
+    const std::string html = to_html(document);
+    const Markup markup = read_markup(html);
+    ASSERT_EQ(markup.error, "");
+    size_t num_figures = 0;
+    for (const Section& section : document.sections)
+        for (const Block& block : section.blocks)
+            num_figures += std::holds_alternative<Figure>(block) ? 1 : 0;
+    // Exchange: two; waits of four rows; load; timeline; one difference.
+    EXPECT_EQ(num_figures, 2u + 4u + 1u + 1u + 1u);
+    EXPECT_EQ(markup.with_class("plot").size(), 2 * num_figures);
+    for (const char* id : {"exchange-time", "exchange-bandwidth", "expert-load-load", "waits-1",
+                           "timeline-t", "difference-1"})
+        EXPECT_NE(html.find(fmt::format("<figure id=\"{}\"", id)), std::string::npos) << id;
+    for (const char* absent : {"throughput", "scaling", "layer"})
+        EXPECT_NE(html.find(fmt::format("<section id=\"{}\"", absent)), std::string::npos)
+            << absent;
+    // Nothing is fetched, and nothing runs.
+    for (const char* part : {"http:", "https:", "src=", "<script", "@import", "url(//"})
+        EXPECT_EQ(html.find(part), std::string::npos) << part;
+    EXPECT_EQ(html.find("<b>&amp;amp;"), std::string::npos);  // the case's own markup
+    EXPECT_NE(html.find("2:2 &lt;b&gt;&amp;amp;"), std::string::npos);
+}
+
+TEST_F(ReportResults, CellsCarryTheExactValues) {
+    const Results results = read_results({file("a.json", exchange_json(1.2345678, 0.01))}, "");
+    const Markup markup = read_markup(to_html(make_document(results, "t")));
+    const auto has = [&](double value) {
+        for (const Element& element : markup.elements)
+            if (const auto found = element.attributes.find("data-value");
+                found != element.attributes.end() && std::stod(found->second) == value)
+                return true;
+        return false;
+    };
+    for (const Row& row : results.benches[0].rows())
+        for (const char* key : {"tokens", "dispatch_us", "both_us", "both_p99_us", "bytes"})
+            EXPECT_TRUE(has(row.number(key))) << key;
+}
+
+TEST_F(ReportResults, MarkdownHasTheSameTables) {
+    const Results results =
+        read_results({file("new.json", exchange_json(1.5, 0.01)), file("load.json", kLoad)},
+                     file("old.json", exchange_json(1, 0.01)));
+    const std::string text = to_markdown(make_document(results, "T"));
+    EXPECT_NE(text.find("## Exchange\n"), std::string::npos);
+    EXPECT_NE(text.find("### Time of one exchange"), std::string::npos);
+    EXPECT_NE(text.find("ucx 1:3 \\| x"), std::string::npos);
+    EXPECT_NE(text.find("*No result of ferry bench throughput was given.*"), std::string::npos);
+    size_t columns = 0;  // every line of a table has as many cells as its head
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        if (line.empty() || line[0] != '|') {
+            columns = 0;
+            continue;
+        }
+        size_t bars = 0;
+        for (size_t i = 0; i < line.size(); ++i)
+            bars += line[i] == '|' && (i == 0 || line[i - 1] != '\\') ? 1 : 0;
+        if (columns == 0) columns = bars;
+        EXPECT_EQ(bars, columns) << line;
+    }
+}
+
+TEST_F(ReportResults, DifferencesBeyondTheNoiseCount) {
+    const auto verdict = [&](double scale, double spread) {
+        const Results results = read_results({file("new.json", exchange_json(scale, spread))},
+                                             file("old.json", exchange_json(1, spread)));
+        const std::vector<Comparison> all = compare(*results.baseline, results.benches[0], nullptr);
+        EXPECT_EQ(all.size(), 4u);
+        EXPECT_NEAR(all[0].change, scale - 1, 1e-12);
+        EXPECT_NEAR(all[0].noise, std::max(0.02, 2 * spread), 1e-12);
+        return all[0].verdict;
+    };
+    EXPECT_EQ(verdict(1.5, 0.01), Verdict::worse);
+    EXPECT_EQ(verdict(0.5, 0.01), Verdict::better);
+    EXPECT_EQ(verdict(1.015, 0.0), Verdict::within_noise);
+    EXPECT_EQ(verdict(1.15, 0.10), Verdict::within_noise);
+    EXPECT_EQ(judge(0.1, 0.02, true), Verdict::better);
+    EXPECT_EQ(judge(-0.1, 0.02, true), Verdict::worse);
+    EXPECT_DOUBLE_EQ(spread_of({90, 100, 120}), 0.15);
+    EXPECT_DOUBLE_EQ(spread_of({100}), 0);
+}
+
+TEST_F(ReportResults, MeasurementsOfOneSideAreNamed) {
+    std::string other = exchange_json(1, 0.01);
+    other.replace(other.find("ucx 1:3"), 7, "ucx 9:9");
+    const Results results =
+        read_results({file("new.json", exchange_json(1, 0.01))}, file("old.json", other));
+    std::vector<std::string> missing;
+    const std::vector<Comparison> all = compare(*results.baseline, results.benches[0], &missing);
+    EXPECT_EQ(all.size(), 3u);
+    ASSERT_EQ(missing.size(), 2u);
+    EXPECT_EQ(missing[0], "ucx 1:3 | x, 16 tokens (new only)");
+    EXPECT_EQ(missing[1], "ucx 9:9 | x, 16 tokens (baseline only)");
+}
+
+}  // namespace
+}  // namespace ferry::report
