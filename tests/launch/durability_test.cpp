@@ -21,6 +21,7 @@
 namespace ferry {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using testing::ProcessOptions;
 using testing::ProcessResult;
@@ -109,7 +110,7 @@ class Durability : public ::testing::Test {
         EXPECT_EQ(read_file(out + "/completions.jsonl"), shared_->expected);
         for (const auto& entry : std::filesystem::directory_iterator(out)) {
             const std::string name = entry.path().filename();
-            EXPECT_TRUE(name == "completions.jsonl" || name == "run.yaml") << name;
+            EXPECT_THAT(name, AnyOf("completions.jsonl", "run.yaml", "status.json"));
         }
     }
     static void resume_and_expect_as_undisturbed(const std::string& out) {

@@ -41,6 +41,7 @@ expect 2 "configuration differs between ranks: rank 0 on" \
 expect 0 "cores for 40 threads of its ranks (20 each): expect low speed" \
     "${run[@]}" 2 "${job[@]}" --set engine.threads=20
 # Roles from the launcher: the first program of the job holds the attention ranks.
+rm -rf "$work/out"
 expect 0 "disaggregated layout: 2 attention, 1 expert ranks of 3" \
     "${run[@]}" 2 "${job[@]}" --set layout.mode=from_launcher : -n 1 "${job[@]}" --set layout.mode=from_launcher
 rm -rf "$work/out"

@@ -42,12 +42,12 @@ JobDescription job_of(size_t num_ranks) {
 // Two seconds in which rank 1 computes most of the time and rank 0 waits for it.
 const JobSnapshot kBefore{.time_s = 10, .ranks = {rank_status(100, 0, 0), rank_status(50, 500, 0)}};
 const JobSnapshot kNow{.time_s = 12,
-                       .ranks = {rank_status(200, 500, 1400), rank_status(110, 2300, 200)}};
+                       .ranks = {rank_status(200, 520, 1400), rank_status(110, 2300, 200)}};
 
 TEST(StatusFile, RatesAreOfTheTimeBetween) {
     const JobRates rates = rates_between(kBefore, kNow);
     EXPECT_EQ(rates.tokens_per_s, 80);
-    EXPECT_DOUBLE_EQ(rates.phase_shares[static_cast<size_t>(Zone::attention)], 2.3 / 4);
+    EXPECT_DOUBLE_EQ(rates.phase_shares[static_cast<size_t>(Zone::attention)], 2.32 / 4);
     EXPECT_EQ(rates.slowest_phase, static_cast<int>(Zone::attention));
     EXPECT_EQ(rates.slowest_rank, 1);
     EXPECT_DOUBLE_EQ(rates.busy_shares[1], 0.9);
