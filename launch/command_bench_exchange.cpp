@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "comm/exchange_bench.h"
 #include "launch/bench_report.h"
@@ -137,6 +138,7 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
                         result.both.min_us, result.both.median_us, result.both.p99_us,
                         static_cast<double>(result.dispatch_bytes + result.combine_bytes),
                         result.algorithm_gb_per_s, result.bus_gb_per_s, result.num_wrong});
+        report.add_detail("wait_us", nlohmann::json(result.wait_us).dump());
         if (!arguments.wait_matrix) return;
         matrix += fmt::format(
             "\n{} {}, {} tokens: us that rows of each attention rank came after "
@@ -243,8 +245,9 @@ void add_bench_exchange(CLI::App& bench) {
     command->add_option("--repetitions", arguments->repetitions, "Exchanges to time")
         ->check(CLI::Range(1, 1000000))
         ->capture_default_str();
-    command->add_flag("--wait-matrix", arguments->wait_matrix,
-                      "Also which attention rank made which expert rank wait");
+    command->add_flag(
+        "--wait-matrix", arguments->wait_matrix,
+        "Also print which attention rank made which expert rank wait (JSON always tells)");
     command->add_option("--json", arguments->json, "Write JSON to this file; - : to stdout");
     command->add_option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
     command->callback([arguments] { run_bench_exchange(*arguments); });

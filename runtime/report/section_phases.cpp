@@ -277,7 +277,7 @@ Section wait_section(const Results& results) {
     if (section.blocks.empty())
         section.absent =
             "No waits between several attention ranks (ferry bench throughput, or "
-            "ferry bench exchange --wait-matrix) were given.";
+            "ferry bench exchange) were given.";
     return section;
 }
 

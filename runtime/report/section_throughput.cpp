@@ -261,8 +261,11 @@ Section scaling_section(const Results& results) {
     Section section{.id = "scaling", .title = "Scaling"};
     const std::vector<NamedRow> rows = measured_rows(results);
     const std::vector<Scale> scales = scales_of(rows);
+    add_scaling_results(results, section);
     if (scales.empty()) {
-        section.absent = "Needs results of ferry bench throughput with different numbers of ranks.";
+        section.absent =
+            "Needs a result of ferry bench scaling, or results of ferry bench "
+            "throughput with different numbers of ranks.";
         return section;
     }
     std::vector<Series> output, efficiency;

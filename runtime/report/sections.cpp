@@ -64,7 +64,7 @@ Document make_document(const Results& results, const std::string& title) {
     for (const auto make :
          {overview_section, runs_section, comparison_section, throughput_section, latency_section,
           scaling_section, frontier_section, phases_section, expert_load_section, wait_section,
-          exchange_section, layer_section, timeline_section})
+          exchange_section, layer_section, loading_section, timeline_section})
         document.sections.push_back(make(results));
     std::erase_if(document.sections, [](const Section& section) {
         return section.blocks.empty() && section.absent.empty();

@@ -20,10 +20,14 @@ Section expert_load_section(const Results& results);
 Section wait_section(const Results& results);
 Section exchange_section(const Results& results);
 Section layer_section(const Results& results);
+Section loading_section(const Results& results);
 Section timeline_section(const Results& results);
 Section comparison_section(const Results& results);
 
 // For .cpp files of sections.
+
+// Results of ferry bench scaling: a part of scaling_section.
+void add_scaling_results(const Results& results, Section& section);
 
 // "exchange-a: " when a report has several results of the benchmark, else empty.
 std::string prefix_of(const BenchResult& bench, const Results& results);

@@ -176,6 +176,45 @@ TEST_F(ReportResults, MarkdownHasTheSameTables) {
     }
 }
 
+// As ferry bench load and ferry bench scaling write them.
+std::string loading_json(double load_s) {
+    return fmt::format(
+        "{{\"benchmark\": \"load\", \"parameters\": {{}}, \"rows\": ["
+        "{{\"layout\": \"2:2\", \"ranks\": 4, \"state\": \"cold\", \"cached_share\": 0.25, "
+        "\"skipped\": \"\", \"load_s\": {}, \"load_bytes\": 4000000, \"load_GBps\": 0.125, "
+        "\"load_GBps_per_rank\": 0.03125, \"raw_s\": 0.5, \"raw_bytes\": 3000000, "
+        "\"raw_GBps\": 0.25, \"of_raw\": 0.5}}, "
+        "{{\"layout\": \"8:8\", \"ranks\": 16, \"state\": \"cold\", \"skipped\": \"needs 16 "
+        "ranks\"}}]}}",
+        load_s);
+}
+const char* const kScaling = R"({"benchmark": "scaling", "parameters": {}, "rows": [
+{"kind": "strong", "layout": "colocated:1", "ranks": 1, "nodes": 1, "requests": 8, "skipped": "",
+ "wall_s": 4, "spread": 0.01, "output_tokens_per_s": 100, "output_tokens_per_s_per_rank": 100,
+ "speedup": 1, "efficiency": 1, "valid": "yes"},
+{"kind": "strong", "layout": "colocated:2", "ranks": 2, "nodes": 1, "requests": 8, "skipped": "",
+ "wall_s": 2.5, "spread": 0.01, "output_tokens_per_s": 160, "output_tokens_per_s_per_rank": 80,
+ "speedup": 1.6, "efficiency": 0.8125, "valid": "yes"}]})";
+
+TEST_F(ReportResults, LoadingAndScalingHaveSectionsOfTheirOwn) {
+    const Results results =
+        read_results({file("new.json", loading_json(2)), file("scaling.json", kScaling)},
+                     file("old.json", loading_json(1)));
+    const std::string html = to_html(make_document(results, "t"));
+    ASSERT_EQ(read_markup(html).error, "");
+    for (const char* id :
+         {"loading-speed", "scaling-speedup", "scaling-measured-efficiency", "difference-1"})
+        EXPECT_NE(html.find(fmt::format("<figure id=\"{}\"", id)), std::string::npos) << id;
+    for (const char* value : {"\"0.03125\"", "\"0.25\"", "\"1.6\"", "\"0.8125\""})
+        EXPECT_NE(html.find(fmt::format("data-value={}", value)), std::string::npos) << value;
+    EXPECT_EQ(html.find("8:8 cold"), std::string::npos);  // was skipped
+    const std::vector<Comparison> all = compare(*results.baseline, results.benches[0], nullptr);
+    ASSERT_EQ(all.size(), 1u);
+    EXPECT_EQ(all[0].name, "2:2, cold");
+    EXPECT_DOUBLE_EQ(all[0].change, 1);
+    EXPECT_EQ(all[0].verdict, Verdict::worse);
+}
+
 TEST_F(ReportResults, DifferencesBeyondTheNoiseCount) {
     const auto verdict = [&](double scale, double spread) {
         const Results results = read_results({file("new.json", exchange_json(scale, spread))},
