@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/trace_marks.h"
 #include "comm/exchange_sides.h"
 #include "comm/row_codec.h"
 
@@ -46,12 +47,14 @@ void AttentionSideImpl::dispatch(int layer, int micro_batch, const Tensor& x,
         check_shape(x, "x", DType::f32, {x.rows(), shared_.setup.options.dim});
     batch.layer = layer;
     batch.in_flight = true;
+    trace_marks().add(Station::dispatch, layer, micro_batch, batch.sequence + 1);
     expect_replies(batch);
     start_messages(batch, micro_batch, say);
     pack_rows(batch, x);
     for (const LaneSend& send : sends_) zone.bytes += static_cast<int64_t>(send.size_bytes);
     shared_.transport.send(sends_);
     batch.dispatched_ns = trace_now_ns();
+    trace_marks().add(Station::dispatched, layer, micro_batch, batch.sequence);
 }
 
 // Headers of all messages, and room for their rows.
@@ -186,6 +189,7 @@ Agreement AttentionSideImpl::combine(int layer, int micro_batch, const Tensor& o
     ++times_.num;
     times_.in_flight_ns += trace_now_ns() - batch.dispatched_ns;
     ScopedZone zone(Zone::combine, layer, micro_batch);
+    trace_marks().add(Station::combine, layer, micro_batch, batch.sequence);
     if (batch.plan.num_tokens() > 0) {
         check_shape(out, "out", DType::f32, {batch.plan.num_tokens(), shared_.setup.options.dim});
         if (shared_.setup.options.combine == CombineMode::exact)

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/trace_marks.h"
 #include "comm/exchange_sides.h"
 #include "comm/row_codec.h"
 
@@ -155,6 +156,7 @@ void ExpertSideImpl::start_batch(int micro_batch) {
         batch_.agreed.max = std::max(batch_.agreed.max, header.agree_max);
     }
     ScopedZone zone(Zone::pack, layer, micro_batch);
+    trace_marks().add(Station::received, layer, micro_batch, batch.sequence);
     batch_.layer = layer;
     batch_.micro_batch = micro_batch;
     batch_.arrived_ns = batch.arrived_ns;
@@ -277,6 +279,7 @@ void ExpertSideImpl::reply(const Tensor& y) {
         transport.send({&send, 1});
         zone.bytes += static_cast<int64_t>(size);
     }
+    trace_marks().add(Station::replied, batch_.layer, batch_.micro_batch, batch.sequence);
     batch.num_complete = 0;
     outstanding_ = false;
 }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "base/trace.h"
+#include "base/trace_marks.h"
 #include "runtime/stop_strings.h"
 
 namespace ferry {
@@ -141,6 +141,7 @@ bool Engine::step(bool more_coming) {
     stop_announced_ = (agreed.any & kStopping) != 0;
     choose_tokens(logits, num_chosen_, static_cast<int64_t>(plan_->logit_sequences.size()));
     scheduler_.complete();
+    trace_marks().sample(num_running(), num_generated_tokens_);
     return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "runtime/trace_json.h"
 
 namespace ferry {
 namespace {
@@ -34,16 +35,6 @@ std::string role_of(const Layout& layout, int rank) {
     return layout.attention_rank(rank) >= 0 ? "attention" : "expert";
 }
 
-void append_event(const TraceEvent& event, int rank, int64_t begin_ns, std::string& text) {
-    fmt::format_to(std::back_inserter(text),
-                   ",\n{{\"name\":\"{}\",\"ph\":\"X\",\"pid\":{},\"tid\":0,\"ts\":{:.3f},\"dur\":{"
-                   ":.3f},\"args\":{{\"layer\":{},\"micro_batch\":{},\"bytes\":{}}}}}",
-                   to_string(event.zone), rank,
-                   static_cast<double>(event.begin_ns - begin_ns) * 1e-3,
-                   static_cast<double>(event.end_ns - event.begin_ns) * 1e-3, event.layer,
-                   event.micro_batch, event.bytes);
-}
-
 void append_to(const std::string& path, const char* mode, const std::string& text) {
     std::FILE* file = std::fopen(path.c_str(), mode);
     const bool written =
@@ -52,6 +43,20 @@ void append_to(const std::string& path, const char* mode, const std::string& tex
     if (!written || !closed)
         throw Error(ErrorKind::input, "log.trace: {} cannot be written: {}", path,
                     std::strerror(errno));
+}
+
+// What every rank recorded from begin to end.
+WholeExchanges whole_on_all_ranks(World& world, const RankTrace& own) {
+    // Where a rank's events ran full, later marks would point at no span.
+    const bool full = trace().dropped_events() > 0;
+    const int64_t end_ns = full ? own.events.back().end_ns : INT64_MAX;
+    WholeExchanges whole = whole_exchanges(own.marks, own.attention_rank >= 0, own.expert_rank >= 0,
+                                           own.begin_ns, end_ns);
+    for (size_t m = 0; m < whole.first.size(); ++m) {
+        whole.first[m] = world.all_max(whole.first[m]);
+        whole.last[m] = -world.all_max(-whole.last[m]);
+    }
+    return whole;
 }
 
 struct Column {
@@ -81,24 +86,50 @@ Column column(const std::vector<Totals>& ranks, Zone zone) {
 }  // namespace
 
 RunTrace::RunTrace(World& world, bool record) {
-    if (record) trace().record_events(kMaxEvents);
-    // Clocks of hosts differ; all take the end of this barrier for zero.
+    if (record) {
+        trace().record_events(kMaxEvents);
+        trace_marks().record(kMaxEvents / 2);
+        begin_offset_ = measure_clock_offset(world, trace_now_ns);
+    }
     world.barrier();
     trace().reset_totals();
     begin_ns_ = end_ns_ = trace_now_ns();
 }
 
 void RunTrace::write(World& world, const Layout& layout, const std::string& path) const {
-    for (int rank = 0; rank < world.size(); ++rank) {
+    const ClockMap clock(begin_offset_, measure_clock_offset(world, trace_now_ns));
+    // Zero is when the first rank began.
+    const int64_t zero_ns = -world.all_max(-clock.to_rank_0(begin_ns_));
+    const int rank = world.rank();
+    RankTrace own{
+        .rank = rank,
+        .name = fmt::format("rank {} ({}) on {}", rank, role_of(layout, rank), world.host()),
+        .attention_rank = layout.attention_rank(rank),
+        .expert_rank = layout.expert_rank(rank),
+        .num_attention = layout.num_attention(),
+        .num_expert = layout.num_expert(),
+        .events = trace().events(),
+        .marks = trace_marks().marks(),
+        .samples = trace_marks().samples(),
+        .begin_ns = begin_ns_,
+        .whole = {},
+        .to_us = [&](int64_t ns) {
+            return static_cast<double>(clock.to_rank_0(ns) - zero_ns) * 1e-3;
+        }};
+    own.whole = whole_on_all_ranks(world, own);
+    const std::vector<std::string> clocks = world.all_gather(fmt::format(
+        R"({{"rank":{},"host":"{}","clock_drift_ppm":{:.3f},"clock_error_us":{:.3f},"dropped_events":{}}})",
+        rank, world.host(), clock.drift() * 1e6, static_cast<double>(clock.error_ns()) * 1e-3,
+        trace().dropped_events()));
+    for (int writer = 0; writer < world.size(); ++writer) {
         world.barrier();
-        if (rank != world.rank()) continue;
-        std::string text = fmt::format(
-            "{}{{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":{},\"args\":{{\"name\":\"rank {} "
-            "({}) on {}\"}}}}",
-            rank == 0 ? "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n" : ",\n", rank, rank,
-            role_of(layout, rank), world.host());
-        for (const TraceEvent& event : trace().events())
-            if (event.begin_ns >= begin_ns_) append_event(event, rank, begin_ns_, text);
+        if (writer != rank) continue;
+        std::string text =
+            rank == 0 ? fmt::format(R"({{"displayTimeUnit":"ms","otherData":{{"ranks":[{}]}},)"
+                                    "\n\"traceEvents\":[\n",
+                                    fmt::join(clocks, ",\n"))
+                      : ",\n";
+        text += trace_events_json(own);
         if (rank == world.size() - 1) text += "\n]}\n";
         append_to(path, rank == 0 ? "w" : "a", text);
     }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/trace.h"
+#include "comm/clock_sync.h"
 #include "comm/layout.h"
 #include "comm/world.h"
 
@@ -13,14 +14,16 @@ namespace ferry {
 class RunTrace {
   public:
     // Collective: from here on every rank keeps its events, and totals begin at zero. `record`:
-    // false keeps totals only.
+    // false keeps totals only. Measures how far clocks are apart, and so does write(): between
+    // these two, clocks are taken to drift evenly.
     RunTrace(World& world, bool record);
     // Collective, at the end of what is traced.
     void finish() { end_ns_ = trace_now_ns(); }
 
-    // All ranks' events in one file that chrome://tracing and ui.perfetto.dev open: one process per
-    // rank, times since the constructor. Collective: ranks write one after the other. Throws
-    // Error(input).
+    // All ranks' events in one file that chrome://tracing and ui.perfetto.dev open
+    // (runtime/trace_json.h): one process per rank, times since the constructor on rank 0's clock.
+    // "otherData" tells how well clocks are known. Collective: ranks write one after the other.
+    // Throws Error(input).
     void write(World& world, const Layout& layout, const std::string& path) const;
     // Milliseconds in each zone on attention and expert ranks, on average and at most; on rank 0.
     // Collective.
@@ -29,6 +32,7 @@ class RunTrace {
   private:
     int64_t begin_ns_ = 0;
     int64_t end_ns_ = 0;
+    ClockOffset begin_offset_;
 };
 
 }  // namespace ferry
