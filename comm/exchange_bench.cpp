@@ -59,6 +59,8 @@ class Bench {
             throw Error(ErrorKind::usage, "top-{} of {} experts", setup_.options.topk,
                         bench_case.popularity.size());
         transport_ = make_transport(bench_case.transport, world, nullptr);
+        // Replies that are still on their way while this rank meets the others.
+        world.while_waiting([this] { return transport_->progress(); });
         exchange_ = make_exchange(setup_, *transport_, nullptr);
         if (exchange_->attention() == nullptr) return;
         num_ = setup_.options.max_tokens;
@@ -78,6 +80,10 @@ class Bench {
                    experts_.data() + t * setup_.options.topk);
         out_.resize(x_.size());
     }
+
+    ~Bench() { world_.while_waiting(nullptr); }
+    Bench(const Bench&) = delete;
+    Bench& operator=(const Bench&) = delete;
 
     ExchangeBenchResult run() {
         ExchangeBenchResult result;

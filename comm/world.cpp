@@ -132,7 +132,7 @@ void wait_for_all(const World& world, MPI_Request request, const char* what) {
     for (int done = 0;;) {
         mpi_check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
         if (done != 0) return;
-        if (!idle.pause()) continue;
+        if (world.work_while_waiting() || !idle.pause()) continue;
         const ProgressState& state = progress_state();
         if (state.failed.load(std::memory_order_relaxed))
             throw Error(ErrorKind::communication,

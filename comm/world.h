@@ -2,8 +2,10 @@
 // Built without MPI, or started without a launcher, it is a world of one rank.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ferry {
@@ -57,6 +59,10 @@ class World {
     // `phase` ("while the model is loaded"); a rank that the watchdog finds lost ends it at once.
     // At first: "at start-up", 300 s.
     void set_deadline(double seconds, std::string phase);
+    // What a rank does while it waits in a collective (true: it did something): messages of a
+    // transport may need their sender's hands until they are taken. Null: nothing.
+    void while_waiting(std::function<bool()> work) { while_waiting_ = std::move(work); }
+    bool work_while_waiting() const { return while_waiting_ && while_waiting_(); }
 
     // Collectives. A rank that waits in one leaves its core to others. All throw
     // Error(communication).
@@ -80,6 +86,7 @@ class World {
     bool owns_mpi_ = true;
     double deadline_s_ = 300;
     std::string phase_ = "at start-up";
+    std::function<bool()> while_waiting_;
     int rank_ = 0;
     int size_ = 1;
     int node_rank_ = 0;

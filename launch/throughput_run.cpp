@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <ctime>
 #include <nlohmann/json.hpp>
 
@@ -40,24 +41,42 @@ std::vector<int> ranks_of_experts(const RankFabric& fabric) {
     return ranks;
 }
 
+// "2:4:1" as its numbers; empty when any is not a positive number.
+std::vector<int> numbers_of(std::string_view text) {
+    std::vector<int> numbers;
+    for (const char *at = text.data(), *end = at + text.size();; ++at) {
+        int number = 0;
+        const auto [after, error] = std::from_chars(at, end, number);
+        if (error != std::errc() || number < 1) return {};
+        numbers.push_back(number);
+        if (after == end) return numbers;
+        if (*after != ':') return {};
+        at = after;
+    }
+}
+
 }  // namespace
 
 LayoutChoice parse_layout_choice(const std::string& text, const std::string& option) {
     LayoutChoice choice{.text = text};
-    char rest = 0;
-    if (text == "colocated") return choice;
-    const int named = std::sscanf(text.c_str(), "colocated:%d:%d%c", &choice.attention_ranks,
-                                  &choice.tp_size, &rest);
-    if ((named == 1 || named == 2) && choice.attention_ranks > 0 && choice.tp_size > 0 &&
-        std::count(text.begin(), text.end(), ':') == named)
+    constexpr std::string_view kColocated = "colocated";
+    if (text == kColocated) return choice;
+    if (text.starts_with("colocated:")) {
+        const std::vector<int> numbers = numbers_of(text.substr(kColocated.size() + 1));
+        if (numbers.size() == 1 || numbers.size() == 2) {
+            choice.attention_ranks = numbers[0];
+            if (numbers.size() == 2) choice.tp_size = numbers[1];
+            return choice;
+        }
+    }
+    const std::vector<int> numbers = numbers_of(text);
+    if (numbers.size() == 2 || numbers.size() == 3) {
+        choice.mode = Config::Layout::Mode::disaggregated;
+        choice.attention_ranks = numbers[0];
+        choice.expert_ranks = numbers[1];
+        choice.tp_size = numbers.size() == 3 ? numbers[2] : 1;
         return choice;
-    choice.mode = Config::Layout::Mode::disaggregated;
-    choice.tp_size = 1;
-    const int numbers = std::sscanf(text.c_str(), "%d:%d:%d%c", &choice.attention_ranks,
-                                    &choice.expert_ranks, &choice.tp_size, &rest);
-    if ((numbers == 2 || numbers == 3) && choice.attention_ranks > 0 && choice.expert_ranks > 0 &&
-        choice.tp_size > 0 && std::count(text.begin(), text.end(), ':') == numbers - 1)
-        return choice;
+    }
     throw Error(ErrorKind::usage,
                 "{} {}: write attention:expert ranks (2:2), with the TP size (2:2:2) if it is not "
                 "1, or colocated, colocated:RANKS, colocated:RANKS:TP",

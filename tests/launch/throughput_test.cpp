@@ -88,10 +88,10 @@ TEST(Throughput, EveryLayoutGivesTheSameOutputsAndItsPhasesAddUp) {
             EXPECT_EQ(std::ssize(repetition.between_tokens_s), num_output - 10);
             EXPECT_EQ(outputs_of(repetition), outputs.value_or(outputs_of(repetition)));
             outputs = outputs_of(repetition);
-            for (const RankReport& rank : repetition.ranks) {
-                EXPECT_GT(rank.covered(), 0.97) << "rank " << rank.rank;
-                EXPECT_LT(rank.covered(), 1.03) << "rank " << rank.rank;
-            }
+            // A rank that shares its core may lose it between two zones.
+            const double slack = test_world().size() > 2 ? 0.1 : 0.03;
+            for (const RankReport& rank : repetition.ranks)
+                EXPECT_NEAR(rank.covered(), 1, slack) << "rank " << rank.rank;
         }
     }
 }
@@ -158,13 +158,13 @@ TEST(Throughput, ReportHoldsEverything) {
         for (const Json& phase : rank["phases"]) sum += phase["time_s"].get<double>();
         EXPECT_NEAR(sum / rank["wall_s"].get<double>(), 1, 0.03);
     }
-    EXPECT_EQ(row["expert_load"].size(), 5u);
+    EXPECT_EQ(row["expert_load"].size(), 4u);  // the demo model has five layers, one of them dense
     for (const Json& layer : row["expert_load"]) EXPECT_GE(layer["max_over_mean"].get<double>(), 1);
     EXPECT_GT(row["exchange"]["dispatch_bytes"].get<int64_t>(), 0);
     EXPECT_GT(row["output_tokens_per_s"].get<double>(), 0);
     EXPECT_EQ(json["rows"][1]["valid"], "skipped");
     EXPECT_THAT(report.report().to_text(), ::testing::HasSubstr("out tok/s"));
-    EXPECT_THAT(report.notes(), ::testing::HasSubstr("combine_wait"));
+    EXPECT_THAT(report.notes(), ::testing::HasSubstr("experts"));
 }
 
 TEST(LayoutChoice, IsReadAndRefused) {
