@@ -205,8 +205,8 @@ Figure wait_figure(const std::string& id, const std::string& name,
         .title = "Waits: " + name,
         .caption =
             "Microseconds that the rows of each attention rank (across) came after the "
-            "first, at each expert rank (down), on average. A dark column: a rank that "
-            "others wait for.",
+            "first, at each expert rank (down), on average. A column of strong colour: a rank "
+            "that others wait for.",
         .draw = [map](std::string_view name_id, double width) { return draw(map, name_id, width); },
         .data = std::move(data)};
 }

@@ -63,17 +63,20 @@ std::vector<std::pair<std::string, std::string>> split_versions(const std::strin
 }
 
 std::string validity(const BenchResult& bench) {
-    int64_t wrong = 0, different = 0, invalid = 0, checked = 0;
+    int64_t wrong = 0, different = 0, invalid = 0, doubtful = 0, checked = 0;
     for (const Row& row : bench.rows()) {
         if (!row.find_text("skipped").value_or("").empty()) continue;
         ++checked;
         wrong += static_cast<int64_t>(row.find_number("wrong").value_or(0));
         different += row.find_text("check").value_or("same") != "same" ? 1 : 0;
-        invalid += row.find_text("valid").value_or("yes") != "yes" ? 1 : 0;
+        const std::string valid = row.find_text("valid").value_or("yes");
+        doubtful += valid == "doubt" ? 1 : 0;
+        invalid += valid != "yes" && valid != "doubt" ? 1 : 0;
     }
     if (wrong > 0) return fmt::format("INVALID: {} elements came back wrong", wrong);
     if (different > 0) return fmt::format("INVALID: bits differ in {} rows", different);
     if (invalid > 0) return fmt::format("INVALID: {} of {} cases", invalid, checked);
+    if (doubtful > 0) return fmt::format("in doubt: {} of {} cases", doubtful, checked);
     if (bench.benchmark == "exchange") return "valid: no element came back wrong";
     if (bench.benchmark == "layer") return "valid: the same bits in every repetition";
     return fmt::format("valid: all {} cases", checked);
@@ -105,26 +108,38 @@ Table hosts_table(const std::vector<const BenchResult*>& benches) {
     return table;
 }
 
-// Cases that do not count or were not run, and why.
+// Loading and scaling are told by layout.
+std::string case_of(const Row& row) {
+    if (const auto name = row.find_text("case")) return *name;
+    std::string name;
+    for (const char* key : {"kind", "layout", "state"})
+        if (const auto part = row.find_text(key)) name += (name.empty() ? "" : " ") + *part;
+    return name;
+}
+
+// Cases that do not count, that are in doubt or were not run, and why.
 Table doubts_table(const std::vector<const BenchResult*>& benches) {
-    Table table{.caption = "Cases that do not count",
+    Table table{.caption = "Cases that do not count, or are in doubt",
                 .columns = {{.name = "Result"}, {.name = "Case"}, {.name = "Why"}}};
     for (const BenchResult* bench : benches)
         for (const Row& row : bench->rows()) {
             const std::string skipped = row.find_text("skipped").value_or("");
             std::string why = skipped.empty() ? "" : "not run: " + skipped;
             const Row detail = row.inside("validity");
-            if (why.empty() && row.find_text("valid").value_or("yes") != "yes") {
-                why = "invalid";
+            const std::string valid = row.find_text("valid").value_or("yes");
+            const bool in_doubt = valid == "doubt";
+            if (why.empty() && valid != "yes") {
+                why = in_doubt ? "in doubt" : "invalid";
                 for (const std::string& key : detail.keys())
                     if (detail.is_false(key.c_str()) && key != "valid") why += ", not " + key;
             }
             for (const std::string& doubt : detail.list_words("doubts"))
                 why += (why.empty() ? "" : "; ") + doubt;
             if (!why.empty())
-                table.rows.push_back({{.text = bench->name},
-                                      {.text = row.find_text("case").value_or("")},
-                                      {.text = why, .style = skipped.empty() ? "bad" : ""}});
+                table.rows.push_back(
+                    {{.text = bench->name},
+                     {.text = case_of(row)},
+                     {.text = why, .style = skipped.empty() && !in_doubt ? "bad" : ""}});
         }
     return table;
 }

@@ -194,7 +194,7 @@ const char* const kScaling = R"({"benchmark": "scaling", "parameters": {}, "rows
  "speedup": 1, "efficiency": 1, "valid": "yes"},
 {"kind": "strong", "layout": "colocated:2", "ranks": 2, "nodes": 1, "requests": 8, "skipped": "",
  "wall_s": 2.5, "spread": 0.01, "output_tokens_per_s": 160, "output_tokens_per_s_per_rank": 80,
- "speedup": 1.6, "efficiency": 0.8125, "valid": "yes"}]})";
+ "speedup": 1.6, "efficiency": 0.8125, "valid": "doubt"}]})";
 
 TEST_F(ReportResults, LoadingAndScalingHaveSectionsOfTheirOwn) {
     const Results results =
@@ -207,7 +207,10 @@ TEST_F(ReportResults, LoadingAndScalingHaveSectionsOfTheirOwn) {
         EXPECT_NE(html.find(fmt::format("<figure id=\"{}\"", id)), std::string::npos) << id;
     for (const char* value : {"\"0.03125\"", "\"0.25\"", "\"1.6\"", "\"0.8125\""})
         EXPECT_NE(html.find(fmt::format("data-value={}", value)), std::string::npos) << value;
-    EXPECT_EQ(html.find("8:8 cold"), std::string::npos);  // was skipped
+    EXPECT_NE(html.find(">not run: needs 16 ranks<"), std::string::npos);
+    EXPECT_NE(html.find(">in doubt<"), std::string::npos);
+    EXPECT_NE(html.find("in doubt: 1 of 2 cases"), std::string::npos);
+    EXPECT_EQ(html.find("INVALID"), std::string::npos);
     const std::vector<Comparison> all = compare(*results.baseline, results.benches[0], nullptr);
     ASSERT_EQ(all.size(), 1u);
     EXPECT_EQ(all[0].name, "2:2, cold");
