@@ -165,6 +165,8 @@ class DeviceExpertSide final : public ExpertSide {
     const ExpertBatch* receive() override;
     bool closed() const override { return closed_; }
     void reply(const Tensor& y) override;
+    void reopen() override { closed_ = false; }
+    void close() { closed_ = true; }  // of a colocated rank: it knows
     std::span<const int64_t> load(int layer);
 
     // Of a colocated rank: the receiving half of a dispatch, whose group has started.
@@ -321,6 +323,7 @@ void DeviceAttentionSide::close() {
     params.header = {.flags = kWireClosed, .layer = -1};
     start(shared_.setup.first_layer, 0, params);
     shared_.wait_on_host(kDispatch, 0, Activity::finishing, -1);
+    if (experts_ != nullptr) experts_->close();
 }
 
 // ---- Expert side
@@ -472,6 +475,7 @@ class DeviceExchange final : public Exchange {
         FERRY_CHECK(experts_.has_value());
         return experts_->load(layer);
     }
+    ExchangeTimes times() const override { return {}; }  // the host does not see replies come
     void wait_a_little(int, int) override {}
     void end_wait() override {}
 

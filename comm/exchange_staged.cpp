@@ -47,6 +47,7 @@ class StagedExpertSide final : public ExpertSide {
     const ExpertBatch* receive() override { return bring(host_.receive()); }
     bool closed() const override { return host_.closed(); }
     void reply(const Tensor& y) override { host_.reply(y_.copy_of(y)); }
+    void reopen() override { host_.reopen(); }
 
   private:
     const ExpertBatch* bring(const ExpertBatch* batch) {
@@ -72,6 +73,7 @@ class StagedExchange final : public Exchange {
     std::span<const int64_t> expert_load(int layer) const override {
         return host_->expert_load(layer);
     }
+    ExchangeTimes times() const override { return host_->times(); }
     void wait_a_little(int layer, int micro_batch) override {
         host_->wait_a_little(layer, micro_batch);
     }

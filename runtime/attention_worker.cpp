@@ -8,20 +8,16 @@
 #include "runtime/routing_record.h"
 
 namespace ferry {
-namespace {
 
-size_t workspace_bytes(const Transformer& model, const WorkerLimits& limits) {
-    const ModelConfig& c = model.config();
-    const int64_t group = model.part().tp_size;
-    const int64_t tokens = limits.max_tokens * group;  // of a whole TP group
+size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& numerics,
+                                        int64_t tp_size, const WorkerLimits& limits) {
+    const int64_t tokens = limits.max_tokens * tp_size;  // of a whole TP group
     const int64_t routing = limits.max_tokens * c.n_activated_experts * 8;
-    const int64_t head = 4 * limits.max_logit_rows * (4 * c.dim + group * c.vocab_size);
+    const int64_t head = 4 * limits.max_logit_rows * (4 * c.dim + tp_size * c.vocab_size);
     constexpr int64_t kSlack = 256 << 10;
-    return Transformer::workspace_bytes(c, model.numerics(), tokens, limits.max_context, 0) +
+    return Transformer::workspace_bytes(c, numerics, tokens, limits.max_context, 0) +
            static_cast<size_t>(4 * tokens * 4 * c.dim + routing + head + kSlack);
 }
-
-}  // namespace
 
 AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                                  ExpertWorker* experts, const WorkerLimits& limits)
@@ -35,8 +31,11 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       ffn_out_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       combined_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
+      host_logits_(kernels.device(), StageSide::host),
       micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences),
-      workspace_(kernels.device(), workspace_bytes(model, limits), model.numerics()) {
+      workspace_(kernels.device(),
+                 workspace_bytes(model.config(), model.numerics(), model.part().tp_size, limits),
+                 model.numerics()) {
     const int64_t tp_size = model.part().tp_size;
     for (int64_t rank = 0; rank <= tp_size; ++rank)
         vocab_offsets_.push_back(rank == tp_size
@@ -81,7 +80,14 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, Agreement 
         run_head(batch.logit_rows, mb);
     }
     if (!fabric_.has_exchange()) agreed = say;
-    return {logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size())), agreed};
+    return {logits_on_host(static_cast<int64_t>(batch.logit_rows.size())), agreed};
+}
+
+Tensor AttentionWorker::logits_on_host(int64_t num_rows) {
+    const Tensor logits = logits_.view().slice_rows(0, num_rows);
+    if (kernels_.device().type() == DeviceType::cpu) return logits;
+    ScopedZone zone(Zone::head);
+    return host_logits_.copy_of(logits);
 }
 
 int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {

@@ -1,5 +1,6 @@
 // [12] One step of an attention rank: embedding, blocks, head. DESIGN.md section 3 in code.
 #pragma once
+#include "comm/staging.h"
 #include "layers/transformer.h"
 #include "runtime/expert_worker.h"
 #include "runtime/latent_cache.h"
@@ -23,10 +24,14 @@ class AttentionWorker {
     AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                     ExpertWorker* experts, const WorkerLimits& limits);
 
+    // Of the block of intermediate activations.
+    static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
+                                  int64_t tp_size, const WorkerLimits& limits);
+
     // Computes the batch, which may have no rows, and writes its latents to the cache. All
     // attention ranks take every step together. `say` is this rank's part of what all agree on.
     struct Result {
-        Tensor logits;     // [logit rows, vocab], valid until the next step
+        Tensor logits;     // [logit rows, vocab] in host memory, valid until the next step
         Agreement agreed;  // of this step; `say` when there is nobody to agree with
     };
     Result step(const StepBatch& batch, Agreement say = {});
@@ -39,6 +44,7 @@ class AttentionWorker {
     void start_layer(int64_t layer, int micro_batch, Agreement say);
     Agreement finish_layer(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
+    Tensor logits_on_host(int64_t num_rows);
     void run_head(std::span<const int32_t> rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
     int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
@@ -53,6 +59,7 @@ class AttentionWorker {
     OwnedTensor ffn_out_;   // [max_tokens, dim] dense MLP or shared experts
     OwnedTensor combined_;  // [max_tokens, dim] routed experts
     OwnedTensor logits_;    // [max_logit_rows, vocab]
+    Stage host_logits_;     // of a device whose memory the host cannot read
     MicroBatches micro_batches_;
     std::vector<int64_t> vocab_offsets_;  // of embedding and head over the TP group
     Workspace workspace_;

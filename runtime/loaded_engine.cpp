@@ -5,11 +5,13 @@
 #include <cstdlib>
 #include <limits>
 
+#include "base/device_cuda.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "comm/launcher.h"
 #include "comm/progress_state.h"
 #include "runtime/checkpoint.h"
+#include "runtime/memory_plan.h"
 #include "runtime/placements.h"
 
 namespace ferry {
@@ -31,6 +33,10 @@ void verify(const Checkpoint& checkpoint, int threads, const World& world,
             if (on_progress) on_progress(done, total_bytes, true);
         },
         static_cast<size_t>(world.rank()), static_cast<size_t>(world.size()));
+}
+
+bool on_gpu(const Config& config) {
+    return config.engine.device == Config::Engine::Device::cuda;
 }
 
 }  // namespace
@@ -63,10 +69,8 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
 }
 
 void check_supported(const Config& config) {
-    const auto refuse = [](const char* setting) {
-        throw Error(ErrorKind::usage, "{} is not part of this version", setting);
-    };
-    if (config.engine.device == Config::Engine::Device::cuda) refuse("engine.device: cuda");
+    // Says which of these it is: not built in, no driver, no GPU.
+    if (on_gpu(config) && num_cuda_devices() == 0) cuda_device(0);
 }
 
 Config with_launcher_layout(Config config) {
@@ -181,6 +185,53 @@ const char* name_of(Config::Exchange::Transport transport) {
 
 }  // namespace
 
+// Kernels of what this rank computes on. Collective: rank 0 says who computes where.
+std::unique_ptr<Kernels> LoadedEngine::make_kernels(const Config& config, World& world) {
+    const int threads = threads_of(config, world.own_cores());
+    if (!on_gpu(config)) return make_cpu_kernels(threads);
+    const int ordinal = device_of_rank(world.node_rank(), std::max(1, num_cuda_devices()));
+    const CudaDeviceInfo info = cuda_device(ordinal).info();
+    devices_ = gather_device_table(
+        world,
+        fmt::format("GPU {}, {}, compute capability {}.{}, {:.1f} of {:.1f} GiB free", ordinal,
+                    info.name, info.capability / 10, info.capability % 10,
+                    static_cast<double>(info.free_bytes) / kGibibyte,
+                    static_cast<double>(info.total_bytes) / kGibibyte),
+        info.pci_bus_id);
+    if (world.rank() == 0) log_info("devices\n{}", devices_.describe());
+    return make_cuda_kernels(ordinal, threads);
+}
+
+// What rows travel by between ranks, and `transport_` for everything else. Collective.
+void LoadedEngine::connect(const Config& config, World& world) {
+    const auto choice = config.exchange.transport;
+    const bool automatic = choice == Config::Exchange::Transport::automatic;
+    const bool nccl = choice == Config::Exchange::Transport::nccl;
+    const TransportOptions options{.progress_thread = config.exchange.progress_thread};
+    std::string why;
+    transport_ = make_transport(nccl ? "auto" : name_of(choice), world, &why, options);
+    auto* device = dynamic_cast<CudaDevice*>(&kernels_->device());
+    if (device != nullptr) {
+        const std::string host = why;
+        if (nccl) {
+            devices_.require_one_rank_each();
+            blocks_ = make_nccl_blocks(world, *device);
+            why.clear();
+        } else if (world.size() == 1) {
+            blocks_ = make_self_blocks(*device);
+        } else if (automatic && nccl_build_version().empty()) {
+            why = host + "; through pinned host memory, as this build has no NCCL";
+        } else if (automatic && !devices_.one_rank_each()) {
+            why = host + "; through pinned host memory, as ranks share a GPU, which NCCL refuses";
+        } else if (automatic) {
+            blocks_ = make_nccl_blocks(world, *device);
+            why = "exchange.transport: nccl " + nccl_build_version() +
+                  ", as every rank has a GPU of its own";
+        }
+    }
+    if (world.rank() == 0 && !why.empty()) log_info("{}", why);
+}
+
 LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& world,
                            const OnProgress& on_progress)
     : world_(world) {
@@ -196,11 +247,17 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full)
         verify(*checkpoint, threads, world, on_progress);
     progress_state().enter(Activity::loading);
-    std::string why;
-    transport_ = make_transport(name_of(config.exchange.transport), world, &why,
-                                {.progress_thread = config.exchange.progress_thread});
-    if (world.rank() == 0 && !why.empty()) log_info("{}", why);
-    kernels_ = make_cpu_kernels(threads);
+    kernels_ = make_kernels(config, world);
+    connect(config, world);
+    FabricOptions fabric = fabric_options(config, shape, layout, world);
+    fabric.blocks = blocks_.get();
+    const MemoryPlan plan =
+        plan_memory(*model.source, model.numerics, fabric, world.rank(), worker_limits(options));
+    if (const auto* gpu = dynamic_cast<CudaDevice*>(&kernels_->device())) {
+        const std::string device = fmt::format("GPU {} on {}", gpu->ordinal(), world.host());
+        log_info("{}: {}", device, plan.describe());
+        require_room(plan, device, gpu->info().free_bytes);
+    }
     std::vector<int> attention_ranks;
     for (int rank = 0; rank < layout.num_attention(); ++rank)
         attention_ranks.push_back(layout.world_rank_of_attention(rank));
@@ -209,8 +266,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     const int64_t total_bytes =
         world.all_sum(bytes_to_load(*model.source, layout, world, share_->size()));
     rank_ = std::make_unique<RankModel>(
-        *model.source, *kernels_, model.numerics, fabric_options(config, shape, layout, world),
-        *transport_,
+        *model.source, *kernels_, model.numerics, fabric, *transport_,
         [&](int64_t bytes) {
             if (on_progress) on_progress(bytes, total_bytes, false);
         },
@@ -247,6 +303,7 @@ void LoadedEngine::unload() {
     engine_.reset();
     rank_.reset();
     claims_.reset();
+    blocks_.reset();
     kernels_.reset();
     transport_.reset();
     share_->release();

@@ -16,8 +16,7 @@ class RankModel {
               const FabricOptions& options, Transport& transport,
               const std::function<void(int64_t bytes)>& progress = {},
               const std::function<void()>& before_connect = {}, NodeMemory* share = nullptr)
-        : fabric_(options, source.config(), numerics, transport, &kernels.threads(),
-                  before_connect),
+        : fabric_(options, source.config(), numerics, transport, kernels, before_connect),
           model_([&] {
               WeightLoader loader(source, kernels, progress);
               if (share != nullptr) loader.share_on_node(*share);
