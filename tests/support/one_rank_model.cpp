@@ -26,8 +26,7 @@ OneRankModel::OneRankModel(WeightSource& source, std::unique_ptr<Kernels> kernel
       kernels_(std::move(kernels)),
       transport_(make_self_transport()),
       rank_(source, *kernels_, numerics,
-            fabric_of(source.config(), kLimits.max_tokens, num_micro_batches, blocks),
-            *transport_),
+            fabric_of(source.config(), kLimits.max_tokens, num_micro_batches, blocks), *transport_),
       worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), kLimits) {}
 
 std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>& tokens,
