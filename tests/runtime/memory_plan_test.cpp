@@ -21,13 +21,15 @@ TEST(MemoryPlan, ListsWhatARankAllocates) {
         parts += part.size_bytes;
     }
     EXPECT_EQ(plan.total_bytes(), parts);
-    // Every value is held once, wkv_b twice, all in f32 here.
+    // Every value is held once, wkv_b twice, in bf16 here; norms and gates are widened.
     const ModelConfig& c = source.config();
-    const int64_t absorbed =
-        c.n_layers * c.n_heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim);
-    EXPECT_EQ(plan.parts[0].size_bytes, 4 * (c.num_parameters() + absorbed));
+    const int64_t values = c.num_parameters() + c.n_layers * c.n_heads * c.kv_lora_rank *
+                                                    (c.qk_nope_head_dim + c.v_head_dim);
+    EXPECT_GE(plan.parts[0].size_bytes, 2 * values);
+    EXPECT_LT(plan.parts[0].size_bytes, 2 * values + values / 10);
     EXPECT_EQ(plan.parts[1].size_bytes, 4 * LatentCache::page_bytes(c, {}));
-    EXPECT_THAT(plan.describe(), testing::StartsWith("weights 0.00 GiB + latent cache (4 pages)"));
+    EXPECT_THAT(plan.describe(),
+                ::testing::StartsWith("weights 0.00 GiB + latent cache (4 pages)"));
 }
 
 TEST(MemoryPlan, SharesOfTwoRolesAddUp) {
@@ -53,9 +55,9 @@ TEST(MemoryPlan, WhatDoesNotFitIsNamed) {
         FAIL();
     } catch (const Error& error) {
         EXPECT_EQ(error.kind(), ErrorKind::memory);
-        EXPECT_THAT(error.what(), testing::HasSubstr("GPU 0 on node1 has 3.00 GiB free"));
-        EXPECT_THAT(error.what(), testing::HasSubstr("weights 3.00 GiB + latent cache (9 pages) "
-                                                     "1.00 GiB = 4.00 GiB"));
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("GPU 0 on node1 has 3.00 GiB free"));
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("weights 3.00 GiB + latent cache (9 pages) "
+                                                       "1.00 GiB = 4.00 GiB"));
     }
 }
 
@@ -81,7 +83,7 @@ TEST(DeviceBinding, NcclWantsAGpuForEachRank) {
         FAIL();
     } catch (const Error& error) {
         EXPECT_EQ(error.kind(), ErrorKind::usage);
-        EXPECT_THAT(error.what(), testing::HasSubstr("ranks 2 and 3 on node2 share GPU 0, H100"));
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("ranks 2 and 3 on node2 share GPU 0, H100"));
     }
 }
 
