@@ -31,4 +31,10 @@ OwnedTensor::OwnedTensor(Device& device, DType dtype, std::initializer_list<int6
     view_ = Tensor(buffer_.data(), dtype, shape);
 }
 
+OwnedTensor::OwnedTensor(Buffer buffer, DType dtype, std::initializer_list<int64_t> shape)
+    : buffer_(std::move(buffer)), view_(buffer_.data(), dtype, shape) {
+    FERRY_CHECK(buffer_.size_bytes() ==
+                static_cast<size_t>(view_.count() * ferry::size_bytes(dtype)));
+}
+
 }  // namespace ferry

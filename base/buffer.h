@@ -46,6 +46,7 @@ class OwnedTensor {
   public:
     OwnedTensor() = default;
     OwnedTensor(Device& device, DType dtype, std::initializer_list<int64_t> shape);
+    OwnedTensor(Buffer buffer, DType dtype, std::initializer_list<int64_t> shape);
 
     const Tensor& view() const { return view_; }
     operator const Tensor&() const { return view_; }

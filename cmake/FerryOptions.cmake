@@ -14,7 +14,8 @@ target_compile_options(
                         "$<$<COMPILE_LANGUAGE:CUDA>:${FERRY_CUDA_OPTIONS};--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-ffp-contract=off>")
 target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 
-# Saves a third to a half of the compiling of a whole build. Off: compiler caches (ccache) do not get on with it.
+# Saves up to half of the compiling of a file (tests/bench/RESULTS.md). Off: compiler caches do not get on with it, and g++ 12
+# warns of more in what it inlines from them.
 option(FERRY_PCH "Precompile the headers of fmt, nlohmann/json, GoogleTest and CLI11" OFF)
 
 if(FERRY_SANITIZE)

@@ -62,13 +62,31 @@ std::vector<int> Layout::tp_members(int attention_rank) const {
     return members;
 }
 
-std::string Layout::describe(std::span<const std::string> hosts, const Placement* placement,
+namespace {
+
+// "0-31", or "48 to 50 in a layer" when layers differ.
+std::string experts_column(std::span<const Placement> placements, int expert_rank) {
+    if (expert_rank < 0 || placements.empty()) return "-";
+    if (placements.size() == 1) return placements[0].describe_experts(expert_rank);
+    size_t least = placements[0].experts(expert_rank).size(), most = least;
+    for (const Placement& placement : placements) {
+        least = std::min(least, placement.experts(expert_rank).size());
+        most = std::max(most, placement.experts(expert_rank).size());
+    }
+    return least == most ? fmt::format("{} in a layer", most)
+                         : fmt::format("{} to {} in a layer", least, most);
+}
+
+}  // namespace
+
+std::string Layout::describe(std::span<const std::string> hosts,
+                             std::span<const Placement> placements,
                              std::span<const RankPlace> places) const {
     std::string text = fmt::format(
         "{} layout: {} attention, {} expert ranks of {}, tensor-parallel groups of {}\n",
         mode_ == LayoutMode::colocated ? "colocated" : "disaggregated", num_attention_, num_expert_,
         num_ranks_, tp_size_);
-    text += "rank  node              attention (TP)  expert  experts  GPU  cores\n";
+    text += "rank  node              attention (TP)  expert  GPU  cores    experts\n";
     for (int rank = 0; rank < num_ranks_; ++rank) {
         const int node = node_of_rank_[rank];
         const int a = attention_rank(rank);
@@ -76,12 +94,11 @@ std::string Layout::describe(std::span<const std::string> hosts, const Placement
         const RankPlace place = places.empty() ? RankPlace{.gpu = "-", .cores = "-"}
                                                : places[static_cast<size_t>(rank)];
         text += fmt::format(
-            "{:<4}  {:<16}  {:<14}  {:<6}  {:<7}  {:<3}  {}\n", rank,
+            "{:<4}  {:<16}  {:<14}  {:<6}  {:<3}  {:<7}  {}\n", rank,
             node < static_cast<int>(hosts.size()) ? hosts[node] : fmt::format("{}", node),
             a < 0 ? "-" : fmt::format("{} ({}.{})", a, tp_group(a), tp_rank(a)),
-            e < 0 ? "-" : fmt::format("{}", e),
-            e < 0 || placement == nullptr ? "-" : fmt::format("{}", placement->experts(e).size()),
-            place.gpu, place.cores);
+            e < 0 ? "-" : fmt::format("{}", e), place.gpu, place.cores,
+            experts_column(placements, e));
     }
     return text;
 }

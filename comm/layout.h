@@ -55,9 +55,10 @@ class Layout {
     // World ranks of the group of `attention_rank`, in order.
     std::vector<int> tp_members(int attention_rank) const;
 
-    // A table for people, the role map: one line per rank with its node, roles and place. `hosts`:
-    // names by node, may be empty. `placement`: may be null. `places`: by rank, may be empty.
-    std::string describe(std::span<const std::string> hosts, const Placement* placement,
+    // A table for people, the role map: one line per rank with its node, roles, place and experts.
+    // `hosts`: names by node, may be empty. `placements`: one for all MoE layers or one for each,
+    // may be empty. `places`: by rank, may be empty.
+    std::string describe(std::span<const std::string> hosts, std::span<const Placement> placements,
                          std::span<const RankPlace> places = {}) const;
 
     friend Layout make_layout(const LayoutOptions& options, std::span<const int> node_of_rank);

@@ -14,6 +14,11 @@ class World;
 
 // All ranks of the world; owned by it.
 MPI_Comm world_communicator(const World& world);
+// Waits for a non-blocking collective, "what", within the world's deadline.
+void wait_for_all(const World& world, MPI_Request request, const char* what);
+// All ranks of the communicator are here: a blocking call that has no other form is safe from
+// waiting for one that never came.
+void meet(const World& world, MPI_Comm communicator, const char* what);
 
 inline void mpi_check(int code, const char* what) {
     if (code == MPI_SUCCESS) return;

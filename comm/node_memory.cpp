@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/check.h"
 #include "base/error.h"
 #if FERRY_HAS_MPI
 #include "comm/mpi_api.h"
@@ -19,16 +20,19 @@ constexpr size_t kAlignment = 64;
 #if FERRY_HAS_MPI
 
 struct NodeMemory::Impl {
+    const World& world;
     MPI_Comm members = MPI_COMM_NULL;
-    std::vector<MPI_Win> windows;
+    std::vector<MPI_Win> windows = {};
 };
 
-NodeMemory::NodeMemory(World& world, bool member) : impl_(std::make_unique<Impl>()) {
-    // A colour for each node: its ranks share memory.
-    mpi_check(MPI_Comm_split(world_communicator(world), member ? world.node() : MPI_UNDEFINED,
-                             world.rank(), &impl_->members),
+NodeMemory::NodeMemory(World& world, int group) : impl_(new Impl{world, MPI_COMM_NULL, {}}) {
+    meet(world, world_communicator(world), "MPI_Comm_split");
+    // A colour for each group of each node. Groups are numbered below the size of the world.
+    FERRY_CHECK(group < world.size());
+    const int colour = group < 0 ? MPI_UNDEFINED : world.node() * world.size() + group;
+    mpi_check(MPI_Comm_split(world_communicator(world), colour, world.rank(), &impl_->members),
               "MPI_Comm_split");
-    if (!member) return;
+    if (group < 0) return;
     MPI_Comm_rank(impl_->members, &rank_);
     MPI_Comm_size(impl_->members, &size_);
 }
@@ -37,6 +41,7 @@ void NodeMemory::grow(size_t size_bytes) {
     const size_t window_bytes = std::max(size_bytes + kAlignment, kWindowBytes);
     MPI_Win window = MPI_WIN_NULL;
     void* own = nullptr;
+    meet(impl_->world, impl_->members, "MPI_Win_allocate_shared");
     if (MPI_Win_allocate_shared(rank_ == 0 ? static_cast<MPI_Aint>(window_bytes) : 0, 1,
                                 MPI_INFO_NULL, impl_->members, &own, &window) != MPI_SUCCESS)
         throw Error(ErrorKind::memory,
@@ -56,7 +61,7 @@ void NodeMemory::grow(size_t size_bytes) {
 
 void NodeMemory::barrier() {
     if (size_ == 1) return;
-    mpi_check(MPI_Barrier(impl_->members), "MPI_Barrier");
+    meet(impl_->world, impl_->members, "a barrier of the ranks of a node");
 }
 
 void NodeMemory::release() {
@@ -70,7 +75,7 @@ void NodeMemory::release() {
 #else
 
 struct NodeMemory::Impl {};
-NodeMemory::NodeMemory(World&, bool) {}
+NodeMemory::NodeMemory(World&, int) {}
 void NodeMemory::grow(size_t) {}
 void NodeMemory::barrier() {}
 void NodeMemory::release() {}

@@ -11,10 +11,10 @@ namespace ferry {
 
 class NodeMemory {
   public:
-    // Collective over the world; `member`: this rank shares with the other members of its node.
-    // Shared-memory windows of MPI; they live until MPI is finalised, since their end is collective
-    // and may be reached while another rank is gone.
-    NodeMemory(World& world, bool member);
+    // Collective over the world, which must outlive this. Ranks of a node with the same `group`
+    // share; -1: this rank shares with none. Shared-memory windows of MPI; they live until MPI is
+    // finalised, since their end is collective and may be reached while another rank is gone.
+    NodeMemory(World& world, int group);
     ~NodeMemory();
     NodeMemory(const NodeMemory&) = delete;
     NodeMemory& operator=(const NodeMemory&) = delete;

@@ -109,6 +109,17 @@ int Placement::max_slots() const {
     return static_cast<int>(slots);
 }
 
+std::string Placement::describe_experts(int expert_rank) const {
+    std::vector<int> first, copied;
+    for (const int expert : experts_of_rank_[expert_rank])
+        (copies_[expert][0].expert_rank == expert_rank ? first : copied).push_back(expert);
+    std::sort(first.begin(), first.end());
+    std::sort(copied.begin(), copied.end());
+    const std::string text = describe_ids(first);
+    if (copied.empty()) return text.empty() ? "none" : text;
+    return fmt::format("{}{}copies of {}", text, text.empty() ? "" : " + ", describe_ids(copied));
+}
+
 std::string Placement::describe() const {
     std::string text;
     for (int rank = 0; rank < num_ranks(); ++rank)

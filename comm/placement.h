@@ -42,6 +42,8 @@ class Placement {
 
     bool operator==(const Placement&) const = default;
     std::string describe() const;  // one line per rank: "expert rank 2: experts 4-5 (2)"
+    // "0-3, 7 + copies of 9": an expert is listed with its first rank, copied on the others.
+    std::string describe_experts(int expert_rank) const;
 
   private:
     std::vector<std::vector<int>> experts_of_rank_;

@@ -24,6 +24,7 @@ namespace {
 class MpiTransport final : public Transport {
   public:
     explicit MpiTransport(World& world) : world_(world) {
+        meet(world, world_communicator(world), "MPI_Comm_dup");
         mpi_check(MPI_Comm_dup(world_communicator(world), &comm_), "MPI_Comm_dup");
         MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
         // Messages are counted in units, so that an int counts any message.

@@ -1,8 +1,6 @@
 // The one way to wait: drives a transport, gives the core away when idle, keeps the deadline.
 #pragma once
-#include <chrono>
-#include <cstdint>
-
+#include "comm/idle.h"
 #include "comm/progress_state.h"
 #include "comm/transport.h"
 
@@ -23,19 +21,17 @@ class Waiter {
     template <typename Missing>
     void poll(Missing&& missing) {
         if (transport_.progress()) {
-            idle_polls_ = 0;
+            idle_.reset();
             progress_state().beat();
             return;
         }
-        if (idle() && deadline_passed(missing)) fail();
+        if (idle_.pause() && deadline_passed(missing)) fail();
     }
     void end();
 
     double stall_timeout_s() const { return stall_timeout_s_; }
 
   private:
-    // Gives the core away; true when it is time to look at the clock and the watchdog's flag.
-    bool idle();
     void note_missing(int world_rank);
     bool overdue();
     [[noreturn]] void fail();
@@ -49,8 +45,7 @@ class Waiter {
 
     Transport& transport_;
     double stall_timeout_s_;
-    std::chrono::steady_clock::time_point idle_since_{};
-    int64_t idle_polls_ = 0;
+    Idle idle_;
     Activity activity_before_ = Activity::computing;
 };
 

@@ -7,13 +7,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <map>
 #include <set>
-#include <thread>
 #include <utility>
 
 #include "base/cores.h"
 #include "base/error.h"
+#include "comm/idle.h"
 #include "comm/launcher.h"
 #include "comm/progress_state.h"
 #if FERRY_HAS_MPI
@@ -58,10 +59,11 @@ World::World(int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
     if (lacks_process_manager(get, mpi_version())) refuse_lone_tasks(get);
     int provided = 0;
     mpi_check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
+    MPI_Comm_size(MPI_COMM_WORLD, &size_);
+    meet(*this, MPI_COMM_WORLD, "MPI_Comm_dup");
     mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &impl_->world), "MPI_Comm_dup");
     MPI_Comm_set_errhandler(impl_->world, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(impl_->world, &rank_);
-    MPI_Comm_size(impl_->world, &size_);
     if (size_ == 1 && launcher_tasks(get) > 1) refuse_lone_tasks(get);
     discover_nodes();
     discover_cores();
@@ -71,11 +73,13 @@ World::World() : impl_(std::make_unique<Impl>()), owns_mpi_(false) {}
 
 std::unique_ptr<World> World::first_ranks(int num_ranks) {
     MPI_Comm part = MPI_COMM_NULL;
+    meet(*this, impl_->world, "MPI_Comm_split");
     mpi_check(MPI_Comm_split(impl_->world, rank_ < num_ranks ? 0 : MPI_UNDEFINED, rank_, &part),
               "MPI_Comm_split");
     if (part == MPI_COMM_NULL) return nullptr;
     std::unique_ptr<World> world(new World());
     world->impl_->world = part;
+    world->set_deadline(deadline_s_, phase_);
     MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN);
     MPI_Comm_rank(part, &world->rank_);
     MPI_Comm_size(part, &world->size_);
@@ -85,16 +89,21 @@ std::unique_ptr<World> World::first_ranks(int num_ranks) {
 }
 
 void World::discover_nodes() {
+    meet(*this, impl_->world, "MPI_Comm_split_type");
     mpi_check(
         MPI_Comm_split_type(impl_->world, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &impl_->node),
         "MPI_Comm_split_type");
     MPI_Comm_rank(impl_->node, &node_rank_);
     MPI_Comm_size(impl_->node, &node_size_);
     int leader = rank_;
-    MPI_Bcast(&leader, 1, MPI_INT, 0, impl_->node);
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Ibcast(&leader, 1, MPI_INT, 0, impl_->node, &request), "MPI_Ibcast");
+    wait_for_all(*this, request, "MPI_Ibcast");
     std::vector<int> leader_of_rank(size_);
-    mpi_check(MPI_Allgather(&leader, 1, MPI_INT, leader_of_rank.data(), 1, MPI_INT, impl_->world),
-              "MPI_Allgather");
+    mpi_check(MPI_Iallgather(&leader, 1, MPI_INT, leader_of_rank.data(), 1, MPI_INT, impl_->world,
+                             &request),
+              "MPI_Iallgather");
+    wait_for_all(*this, request, "MPI_Iallgather");
     const std::vector<std::string> host_of_rank = all_gather(own_host());
     std::map<int, int> node_of_leader;  // leaders in order of rank
     for (int leader_rank : leader_of_rank) node_of_leader.try_emplace(leader_rank, 0);
@@ -118,29 +127,51 @@ void World::abort(int exit_code) {
     std::_Exit(exit_code);
 }
 
+void wait_for_all(const World& world, MPI_Request request, const char* what) {
+    Idle idle;
+    for (int done = 0;;) {
+        mpi_check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
+        if (done != 0) return;
+        if (!idle.pause()) continue;
+        const ProgressState& state = progress_state();
+        if (state.failed.load(std::memory_order_relaxed))
+            throw Error(ErrorKind::communication,
+                        "rank {} stops {}, waiting for all ranks ({}): {}", world.rank(),
+                        world.phase(), what, state.failure());
+        if (idle.seconds() > world.deadline_s())
+            throw Error(ErrorKind::communication,
+                        "rank {} waited {:.0f} s {} for all ranks to take part in {}; are all of "
+                        "them alive, and their network up?",
+                        world.rank(), idle.seconds(), world.phase(), what);
+    }
+}
+
+void meet(const World& world, MPI_Comm communicator, const char* what) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Ibarrier(communicator, &request), what);
+    wait_for_all(world, request, what);
+}
+
 void World::barrier() {
-    mpi_check(MPI_Barrier(impl_->world), "MPI_Barrier");
+    meet(*this, impl_->world, "a barrier");
 }
 
 void World::wait_quietly() {
-    MPI_Request request = MPI_REQUEST_NULL;
-    mpi_check(MPI_Ibarrier(impl_->world, &request), "MPI_Ibarrier");
-    for (int done = 0;;) {
-        mpi_check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-        if (done != 0) return;
-        if (progress_state().failed.load())
-            throw Error(ErrorKind::communication, "{}", progress_state().failure());
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    const double deadline_s = std::exchange(deadline_s_, std::numeric_limits<double>::infinity());
+    barrier();
+    deadline_s_ = deadline_s;
 }
 
 void World::broadcast(void* data, size_t size_bytes, int root) {
     constexpr size_t kPiece = size_t{1} << 30;  // counts are ints
-    for (size_t done = 0; done < size_bytes; done += kPiece)
-        mpi_check(MPI_Bcast(static_cast<std::byte*>(data) + done,
-                            static_cast<int>(std::min(kPiece, size_bytes - done)), MPI_BYTE, root,
-                            impl_->world),
-                  "MPI_Bcast");
+    for (size_t done = 0; done < size_bytes; done += kPiece) {
+        MPI_Request request = MPI_REQUEST_NULL;
+        mpi_check(MPI_Ibcast(static_cast<std::byte*>(data) + done,
+                             static_cast<int>(std::min(kPiece, size_bytes - done)), MPI_BYTE, root,
+                             impl_->world, &request),
+                  "MPI_Ibcast");
+        wait_for_all(*this, request, "a broadcast");
+    }
 }
 
 std::string World::broadcast(const std::string& text, int root) {
@@ -154,28 +185,41 @@ std::string World::broadcast(const std::string& text, int root) {
 std::vector<std::string> World::all_gather(const std::string& text) {
     const int size = static_cast<int>(text.size());
     std::vector<int> sizes(size_), offsets(size_ + 1, 0);
-    mpi_check(MPI_Allgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, impl_->world),
-              "MPI_Allgather");
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Iallgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, impl_->world, &request),
+              "MPI_Iallgather");
+    wait_for_all(*this, request, "a gather of sizes");
     for (int r = 0; r < size_; ++r) offsets[r + 1] = offsets[r] + sizes[r];
     std::string all(offsets[size_], '\0');
-    mpi_check(MPI_Allgatherv(text.data(), size, MPI_CHAR, all.data(), sizes.data(), offsets.data(),
-                             MPI_CHAR, impl_->world),
-              "MPI_Allgatherv");
+    mpi_check(MPI_Iallgatherv(text.data(), size, MPI_CHAR, all.data(), sizes.data(), offsets.data(),
+                              MPI_CHAR, impl_->world, &request),
+              "MPI_Iallgatherv");
+    wait_for_all(*this, request, "a gather");
     std::vector<std::string> texts;
     for (int r = 0; r < size_; ++r) texts.push_back(all.substr(offsets[r], sizes[r]));
     return texts;
 }
 
+namespace {
+
+int64_t all_reduce(const World& world, int64_t value, MPI_Op operation, const char* what) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    int64_t result = 0;
+    mpi_check(MPI_Iallreduce(&value, &result, 1, MPI_INT64_T, operation, world_communicator(world),
+                             &request),
+              "MPI_Iallreduce");
+    wait_for_all(world, request, what);
+    return result;
+}
+
+}  // namespace
+
 int64_t World::all_sum(int64_t value) {
-    mpi_check(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_SUM, impl_->world),
-              "MPI_Allreduce");
-    return value;
+    return all_reduce(*this, value, MPI_SUM, "a sum");
 }
 
 int64_t World::all_max(int64_t value) {
-    mpi_check(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_MAX, impl_->world),
-              "MPI_Allreduce");
-    return value;
+    return all_reduce(*this, value, MPI_MAX, "a maximum");
 }
 
 MPI_Comm world_communicator(const World& world) {
@@ -239,6 +283,11 @@ std::string mpi_version() {
 }
 
 #endif
+
+void World::set_deadline(double seconds, std::string phase) {
+    deadline_s_ = seconds;
+    phase_ = std::move(phase);
+}
 
 void check_same_everywhere(World& world, const std::string& what, const std::string& fingerprint) {
     const std::vector<std::string> all = world.all_gather(fingerprint);

@@ -40,6 +40,9 @@ class World {
     const std::vector<std::string>& host_of_node() const { return host_of_node_; }
     const std::string& host(int rank) const { return host_of_node_[node_of_rank_[rank]]; }
     const std::string& host() const { return host(rank_); }
+    // What set_deadline() said.
+    double deadline_s() const { return deadline_s_; }
+    const std::string& phase() const { return phase_; }
 
     // Cores that each rank may run on ("0-3,8"), and this rank's share of its node's cores when
     // each is shared evenly by the ranks that may run on it.
@@ -50,16 +53,22 @@ class World {
     // Ends every rank of the job at once with this exit code.
     [[noreturn]] void abort(int exit_code);
 
-    // Collectives.
+    // Until the next call, a collective that waits for longer ends in Error(communication), naming
+    // `phase` ("while the model is loaded"); a rank that the watchdog finds lost ends it at once.
+    // At first: "at start-up", 300 s.
+    void set_deadline(double seconds, std::string phase);
+
+    // Collectives. A rank that waits in one leaves its core to others. All throw
+    // Error(communication).
     void barrier();
-    void wait_quietly();  // a barrier whose waiting ranks leave their cores to others
+    void wait_quietly();  // a barrier without a deadline: others may be at work for long
     void broadcast(void* data, size_t size_bytes, int root);
     std::string broadcast(const std::string& text, int root);
     std::vector<std::string> all_gather(const std::string& text);  // by rank
     int64_t all_sum(int64_t value);
     int64_t all_max(int64_t value);
 
-    struct Impl;
+    struct Impl;  // MPI's handles, for mpi_api.h
     const Impl* impl() const { return impl_.get(); }
 
   private:
@@ -69,6 +78,8 @@ class World {
 
     std::unique_ptr<Impl> impl_;
     bool owns_mpi_ = true;
+    double deadline_s_ = 300;
+    std::string phase_ = "at start-up";
     int rank_ = 0;
     int size_ = 1;
     int node_rank_ = 0;

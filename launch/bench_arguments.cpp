@@ -145,40 +145,43 @@ void run_bench_job(const std::function<void(World& world)>& body) {
 
 void describe_bench(const BenchArguments& arguments, BenchJob& job, const WorkloadOptions& options,
                     size_t num_requests, BenchReport& report) {
-    const bool from_file = !options.lengths.empty();
-    const Json workload{{"requests", num_requests},
-                        {"input", from_file ? arguments.lengths_file : to_string(options.input)},
-                        {"output", from_file ? arguments.lengths_file : to_string(options.output)},
-                        {"arrivals", arguments.arrivals},
-                        {"rate", arguments.rate},
-                        {"prefix_share", arguments.prefix_share},
-                        {"seed", arguments.seed},
-                        {"warmup_requests", arguments.warmup},
-                        {"repetitions", arguments.repetitions},
-                        {"slo_ttft_ms", arguments.targets.ttft_ms},
-                        {"slo_tpot_ms", arguments.targets.tpot_ms}};
     report.add_section("format", "1");
     report.add_section("time", Json(time_text()).dump());
     report.add_section("versions", versions_json());
     report.add_section("hosts", hosts_json(job.world));
     report.add_section("config", config_json(job.config));
-    report.add_section("workload", workload.dump());
+    const MachineInfo machine = machine_info();
     report.add_parameter("model", job.model.name);
     report.add_parameter("layers", job.model.source->config().n_layers);
     report.add_parameter("weights MB", static_cast<double>(job.model.weight_bytes) * 1e-6);
     report.add_parameter("ranks of the job", int64_t{job.world.size()});
+    report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    report.add_parameter("ferry", list_versions()[0].second);
+    report.add_parameter("machine", fmt::format("{} with {} cores of {}, {}", job.world.host(),
+                                                machine.cores, machine.cpu, machine.kernel));
+    if (num_requests == 0) return;
+    const bool from_file = !options.lengths.empty();
+    const std::string input = from_file ? arguments.lengths_file : to_string(options.input),
+                      output = from_file ? arguments.lengths_file : to_string(options.output);
+    report.add_section("workload", Json{{"requests", num_requests},
+                                        {"input", input},
+                                        {"output", output},
+                                        {"arrivals", arguments.arrivals},
+                                        {"rate", arguments.rate},
+                                        {"prefix_share", arguments.prefix_share},
+                                        {"seed", arguments.seed},
+                                        {"warmup_requests", arguments.warmup},
+                                        {"repetitions", arguments.repetitions},
+                                        {"slo_ttft_ms", arguments.targets.ttft_ms},
+                                        {"slo_tpot_ms", arguments.targets.tpot_ms}}
+                                       .dump());
     report.add_parameter("requests", static_cast<int64_t>(num_requests));
-    report.add_parameter("input tokens", workload["input"].get<std::string>());
-    report.add_parameter("output tokens", workload["output"].get<std::string>());
+    report.add_parameter("input tokens", input);
+    report.add_parameter("output tokens", output);
     report.add_parameter("arrivals",
                          arguments.rate > 0
                              ? fmt::format("{} at {}/s", arguments.arrivals, arguments.rate)
                              : "all at the start");
-    report.add_parameter("repetitions", int64_t{arguments.repetitions});
-    report.add_parameter("ferry", list_versions()[0].second);
-    const MachineInfo machine = machine_info();
-    report.add_parameter("machine", fmt::format("{} with {} cores of {}, {}", job.world.host(),
-                                                machine.cores, machine.cpu, machine.kernel));
 }
 
 }  // namespace ferry

@@ -68,7 +68,11 @@ class ProgressLine {
 
 // `world`: null for one process alone.
 void convert_on(const Arguments& arguments, World* world) {
-    if (world != nullptr) set_log_rank(world->rank(), world->host());
+    if (world != nullptr) {
+        set_log_rank(world->rank(), world->host());
+        // Shards are shared out by size, and disks may be slow: nobody is late within a day.
+        world->set_deadline(24 * 3600, "while shards are written");
+    }
     ConvertOptions options{.dtype = {}, .expert_shards = arguments.expert_shards};
     const int cores =
         world != nullptr ? world->own_cores() : static_cast<int>(allowed_cores().size());

@@ -361,18 +361,14 @@ void talk(const Config& config, OpenedModel& model, World& world) {
     chat({.read_line = read_person, .write = write}, chat_model);
 }
 
-// What every rank must agree on before anything is loaded; rank 0 says who does what.
+// What every rank must agree on before anything is loaded.
 void check_world(const Config& config, World& world) {
     check_same_everywhere(world, "build", describe_versions());
     check_same_everywhere(world, "configuration", effective_yaml(config));
-    const Layout layout = layout_of(config, world);
+    layout_of(config, world);  // throws when it does not fit
     const std::string warning =
         oversubscription_warning(world, threads_of(config, world.own_cores()));
-    if (world.rank() != 0 || world.size() == 1) return;
-    if (!warning.empty()) log_warn("{}", warning);
-    std::vector<RankPlace> places;
-    for (const std::string& cores : world.cores_of_rank()) places.push_back({"-", cores});
-    log_info("layout\n{}", layout.describe(world.host_of_node(), nullptr, places));
+    if (world.rank() == 0 && world.size() > 1 && !warning.empty()) log_warn("{}", warning);
 }
 
 void generate_on(const Arguments& arguments, World& world) {
@@ -407,6 +403,7 @@ void generate(const Arguments& arguments) {
     bool stopped_quietly = false;  // rank 0 tells
     {
         World world(nullptr, nullptr);
+        tell_keeper_started();
         try {
             generate_on(arguments, world);
         } catch (const Error& error) {

@@ -1,14 +1,20 @@
 #include "launch/keeper.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "base/error.h"
 #include "comm/launcher.h"
@@ -17,9 +23,55 @@ namespace ferry {
 namespace {
 
 volatile sig_atomic_t kept_process = 0;
+volatile sig_atomic_t start_was_late = 0;
+// Set by the kept process, seen by its keeper: shared memory. Null without a keeper.
+std::atomic<bool>* started = nullptr;
 
 extern "C" void pass_on(int signal) {
     if (kept_process > 0) ::kill(static_cast<pid_t>(kept_process), signal);
+}
+
+extern "C" void check_start(int) {
+    if (started == nullptr || started->load() || kept_process <= 0) return;
+    start_was_late = 1;
+    ::kill(static_cast<pid_t>(kept_process), SIGKILL);
+}
+
+unsigned start_timeout_s() {
+    const char* text = std::getenv("FERRY_START_TIMEOUT_S");
+    const int seconds = text == nullptr ? 0 : std::atoi(text);
+    return seconds > 0 ? static_cast<unsigned>(seconds) : 300;
+}
+
+constexpr int kLauncherTimeMs = 7000;
+
+bool is_open_mpi(pid_t launcher) {
+    char path[64], name[32] = {};
+    std::snprintf(path, sizeof path, "/proc/%d/comm", static_cast<int>(launcher));
+    const int file = ::open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return false;
+    const ssize_t size = ::read(file, name, sizeof name - 1);
+    ::close(file);
+    if (size > 0 && name[size - 1] == '\n') name[size - 1] = '\0';
+    for (const char* known : {"mpirun", "mpiexec", "orterun", "orted"})
+        if (std::strcmp(name, known) == 0) return true;
+    return false;
+}
+
+// A rank was killed, which ends the job. But when that happens while MPI starts, mpirun of Open MPI
+// 4.1 may block in its own locks (one time in some tens), deaf to signals and with nobody to end
+// it: a process that it does not know of does so, when mpirun is still there after some seconds.
+void end_launcher_if_stuck(pid_t launcher) {
+    if (!is_open_mpi(launcher)) return;
+    const int handle = static_cast<int>(::syscall(SYS_pidfd_open, launcher, 0));
+    if (handle < 0 || ::getppid() != launcher || ::fork() != 0) return;
+    ::setsid();
+    for (const int signal : {SIGTERM, SIGUSR1, SIGHUP}) ::signal(signal, SIG_IGN);
+    for (const int file : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(file);
+    pollfd ended{.fd = handle, .events = POLLIN, .revents = 0};
+    if (::poll(&ended, 1, kLauncherTimeMs) == 0)
+        ::syscall(SYS_pidfd_send_signal, handle, SIGKILL, nullptr, 0);
+    ::_exit(0);
 }
 
 [[noreturn]] void keep(pid_t process) {
@@ -32,11 +84,18 @@ extern "C" void pass_on(int signal) {
     if (rank == nullptr) rank = std::getenv("SLURM_PROCID");
     char host[256] = {};
     ::gethostname(host, sizeof host - 1);
+    if (start_was_late != 0)
+        std::fprintf(stderr,
+                     "ferry: rank %s on %s: MPI did not start within %u s: some rank has not come, "
+                     "or the network between hosts does not let it through "
+                     "(FERRY_START_TIMEOUT_S)\n",
+                     rank == nullptr ? "?" : rank, host, start_timeout_s());
     // SIGINT and SIGTERM are somebody's wish, and told by whoever sent them.
-    if (signal != SIGINT && signal != SIGTERM)
+    else if (signal != SIGINT && signal != SIGTERM)
         std::fprintf(stderr, "ferry: rank %s on %s (process %d) was ended by signal %d (%s)\n",
                      rank == nullptr ? "?" : rank, host, static_cast<int>(process), signal,
                      ::strsignal(signal));
+    end_launcher_if_stuck(::getppid());
     ::_exit(exit_code(ErrorKind::communication));
 }
 
@@ -45,6 +104,9 @@ extern "C" void pass_on(int signal) {
 void go_on_under_keeper() {
     if (launcher_tasks([](const char* name) { return std::getenv(name); }) < 2) return;
     const pid_t keeper = ::getpid();
+    void* shared = ::mmap(nullptr, sizeof(std::atomic<bool>), PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared != MAP_FAILED) started = new (shared) std::atomic<bool>(false);
     // Signals between here and the handlers would be lost.
     sigset_t passed, before;
     sigemptyset(&passed);
@@ -58,6 +120,8 @@ void go_on_under_keeper() {
         sigemptyset(&action.sa_mask);
         for (const int signal : {SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
         ::signal(SIGINT, SIG_IGN);  // a terminal sends it to both
+        ::signal(SIGALRM, check_start);
+        ::alarm(start_timeout_s());
     } else if (process == 0) {
         // No rank outlives its keeper: the launcher would not know of it.
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -65,6 +129,10 @@ void go_on_under_keeper() {
     }
     sigprocmask(SIG_SETMASK, &before, nullptr);
     if (process > 0) keep(process);
+}
+
+void tell_keeper_started() {
+    if (started != nullptr) started->store(true);
 }
 
 }  // namespace ferry

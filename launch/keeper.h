@@ -9,5 +9,9 @@ namespace ferry {
 // ends as it did, or with the code of Error(communication) when a signal ended it. Otherwise, or
 // when there can be no new process, does nothing.
 void go_on_under_keeper();
+// MPI has started: until this is called the keeper keeps a deadline of its own, since Open MPI has
+// none (300 s, or the environment's FERRY_START_TIMEOUT_S); a rank that is late is ended, and with
+// it the job.
+void tell_keeper_started();
 
 }  // namespace ferry

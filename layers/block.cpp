@@ -28,4 +28,8 @@ void Block::attend(Kernels& kernels, Workspace& workspace, const Tensor& h, cons
     kernels.add_rms_norm(y, h, ffn_norm_, eps_, x);
 }
 
+void Block::norm_ffn(Kernels& kernels, const Tensor& h, const Tensor& x) const {
+    kernels.rms_norm(h, ffn_norm_, eps_, x);
+}
+
 }  // namespace ferry

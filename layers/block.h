@@ -22,6 +22,8 @@ class Block {
     void attend(Kernels& kernels, Workspace& workspace, const Tensor& h, const StepBatch& batch,
                 const Tensor& rope_table, const Tensor& cache, const Tensor& x,
                 MlaForm form = MlaForm::by_row) const;
+    // x = norm(h) alone, of rows that were attended to before: the same bits.
+    void norm_ffn(Kernels& kernels, const Tensor& h, const Tensor& x) const;
     const Gate& gate() const { return *gate_; }
     // The dense MLP or the shared experts.
     const Mlp& mlp() const { return *mlp_; }

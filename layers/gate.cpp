@@ -4,11 +4,11 @@ namespace ferry {
 namespace {
 
 Weight load_f32(WeightLoader& loader, const std::string& name) {
-    const WeightLoader::Replicated replicated(loader);
     const std::vector<int64_t> shape = loader.shape(name);
     Weight weight =
         loader.make_weight({.dtype = DType::f32, .groups = 1, .out = shape[0], .in = shape[1]});
-    if (loader.is_mine(0)) loader.kernels().pack(weight, 0, 0, loader.dequantised(name), nullptr);
+    if (loader.is_mine(0))
+        loader.kernels().pack(weight, 0, 0, loader.dequantised(name, {0, shape[0]}), nullptr);
     return weight;
 }
 

@@ -15,20 +15,12 @@ Tensor slice_heads(const Tensor& x, int64_t begin, int64_t num) {
         .reshape({x.rows(), num, head_dim});
 }
 
-// The absorbed matrices of one layer, from the stored wkv_b [heads * (nope + v), kv_lora]. bf16
-// stays bf16; fp8 is dequantised to f32, since its scale blocks do not survive the transposition.
-void load_absorbed(WeightLoader& loader, const std::string& name, Weight& k, Weight& v) {
-    const ModelConfig& c = loader.config();
-    Kernels& kernels = loader.kernels();
-    const int64_t nope = c.qk_nope_head_dim, head_rows = nope + c.v_head_dim, rank = c.kv_lora_rank;
-    const DType dtype = loader.dtype(name) == DType::bf16 ? DType::bf16 : DType::f32;
-    // Head by head, unless heads cut fp8 blocks.
-    const bool whole = loader.dtype(name) == DType::fp8_e4m3 && head_rows % kScaleBlock != 0;
-    OwnedTensor w;
-    if (whole) w = loader.dequantised(name);
-    k = loader.make_weight({.dtype = dtype, .groups = c.n_heads, .out = rank, .in = nope});
-    v = loader.make_weight({.dtype = dtype, .groups = c.n_heads, .out = c.v_head_dim, .in = rank});
-
+// The absorbed matrices of heads [head, head + num) out of their rows of wkv_b, [num * (nope + v),
+// kv_lora] f32.
+void pack_absorbed(Kernels& kernels, const ModelConfig& c, const Tensor& w, int64_t head,
+                   int64_t num, Weight& k, Weight& v) {
+    const int64_t nope = c.qk_nope_head_dim, rank = c.kv_lora_rank;
+    const DType dtype = k.spec.dtype;
     const auto store = [dtype](float value, std::byte* to) {
         if (dtype == DType::bf16)
             *reinterpret_cast<uint16_t*>(to) = f32_to_bf16(value);
@@ -38,20 +30,18 @@ void load_absorbed(WeightLoader& loader, const std::string& name, Weight& k, Wei
     const int64_t element = size_bytes(dtype);
     std::vector<std::byte> k_head(static_cast<size_t>(rank * nope * element));
     std::vector<std::byte> v_head(static_cast<size_t>(c.v_head_dim * rank * element));
-    for (int64_t head = 0; head < c.n_heads; ++head) {
-        if (!loader.is_mine(head)) continue;
-        if (!whole) w = loader.dequantised(name, {head * head_rows, head_rows});
-        const int64_t first_row = whole ? head * head_rows : 0;
+    for (int64_t h = 0; h < num; ++h) {
+        const int64_t first_row = h * (nope + c.v_head_dim);
         for (int64_t i = 0; i < nope; ++i) {
-            const float* row = w.view().row<float>(first_row + i);
+            const float* row = w.row<float>(first_row + i);
             for (int64_t j = 0; j < rank; ++j) store(row[j], &k_head[(j * nope + i) * element]);
         }
         for (int64_t i = 0; i < c.v_head_dim; ++i) {
-            const float* row = w.view().row<float>(first_row + nope + i);
+            const float* row = w.row<float>(first_row + nope + i);
             for (int64_t j = 0; j < rank; ++j) store(row[j], &v_head[(i * rank + j) * element]);
         }
-        kernels.pack(k, head, 0, Tensor(k_head.data(), dtype, {rank, nope}), nullptr);
-        kernels.pack(v, head, 0, Tensor(v_head.data(), dtype, {c.v_head_dim, rank}), nullptr);
+        kernels.pack(k, head + h, 0, Tensor(k_head.data(), dtype, {rank, nope}), nullptr);
+        kernels.pack(v, head + h, 0, Tensor(v_head.data(), dtype, {c.v_head_dim, rank}), nullptr);
     }
 }
 
@@ -59,7 +49,6 @@ void load_absorbed(WeightLoader& loader, const std::string& name, Weight& k, Wei
 
 Mla::Mla(WeightLoader& loader, const std::string& prefix)
     : config_(loader.config()), kv_norm_(loader.plain(prefix + "kv_norm")) {
-    const WeightLoader::Replicated replicated(loader);
     if (config_.q_lora_rank == 0) {
         wq_ = Linear(loader.linear(prefix + "wq"));
     } else {
@@ -69,18 +58,35 @@ Mla::Mla(WeightLoader& loader, const std::string& prefix)
     }
     wkv_a_ = Linear(loader.linear(prefix + "wkv_a"));
     wo_ = Linear(loader.linear(prefix + "wo"));
-    const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
+    load_wkv_b(loader, prefix + "wkv_b");
+}
+
+// Read once: as it is, and absorbed. bf16 stays bf16; fp8 is absorbed as f32, since its scale
+// blocks do not survive the transposition.
+void Mla::load_wkv_b(WeightLoader& loader, const std::string& name) {
+    const int64_t nope = config_.qk_nope_head_dim, rank = config_.kv_lora_rank;
+    const int64_t head_rows = nope + config_.v_head_dim;
+    const DType stored = loader.dtype(name);
+    const DType dtype = stored == DType::bf16 ? DType::bf16 : DType::f32;
+    absorbed_k_ =
+        loader.make_weight({.dtype = dtype, .groups = config_.n_heads, .out = rank, .in = nope});
+    absorbed_v_ = loader.make_weight(
+        {.dtype = dtype, .groups = config_.n_heads, .out = config_.v_head_dim, .in = rank});
     // fp8 scale blocks are cut at multiples of 128 rows: all heads at once when a head does not end
     // on one.
-    const bool whole = loader.dtype(prefix + "wkv_b") == DType::fp8_e4m3 &&
-                       kHeadsAtOnce * head_rows % kScaleBlock != 0;
+    const bool whole = stored == DType::fp8_e4m3 && kHeadsAtOnce * head_rows % kScaleBlock != 0;
     const int64_t at_once = whole ? config_.n_heads : kHeadsAtOnce;
     for (int64_t head = 0; head < config_.n_heads; head += at_once) {
         const int64_t heads = std::min(at_once, config_.n_heads - head);
-        wkv_b_.emplace_back(loader.linear(prefix + "wkv_b", {head * head_rows, heads * head_rows},
-                                          {0, config_.kv_lora_rank}));
+        Weight weight = loader.make_weight(
+            {.dtype = stored, .groups = 1, .out = heads * head_rows, .in = rank});
+        if (loader.is_mine(head / at_once)) {
+            const OwnedTensor w =
+                loader.dequantised(name, {head * head_rows, heads * head_rows}, &weight);
+            pack_absorbed(loader.kernels(), config_, w, head, heads, absorbed_k_, absorbed_v_);
+        }
+        wkv_b_.emplace_back(std::move(weight));
     }
-    load_absorbed(loader, prefix + "wkv_b", absorbed_k_, absorbed_v_);
 }
 
 void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,

@@ -28,6 +28,7 @@ class Mla {
     static size_t workspace_bytes(const ModelConfig& config, int64_t tokens, int64_t context);
 
   private:
+    void load_wkv_b(WeightLoader& loader, const std::string& name);
     void project(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
                  const Tensor& rope_table, const Tensor& q, const Tensor& latent) const;
     void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& cache,

@@ -16,6 +16,7 @@ std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dty
 
 Mlp::Mlp(WeightLoader& loader, const std::string& prefix, int64_t inter_dim, const ModelPart& part,
          const Numerics& numerics) {
+    const WeightLoader::HeldAlike held_alike(loader, loader.shares().slice);
     FERRY_CHECK(numerics.tp_slices % part.tp_size == 0, "{} slices over TP size {}",
                 numerics.tp_slices, part.tp_size);
     const std::vector<Range> all =

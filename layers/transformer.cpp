@@ -16,15 +16,14 @@ Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Nume
     : config_(loader.config()), part_(part), numerics_(numerics) {
     const int64_t before = loader.bytes_read();
     if (part.attention) {
-        const Range vocab = vocab_slice(config_.vocab_size, part.tp_rank, part.tp_size);
-        embedding_ = loader.rows("embed", vocab);
-        norm_ = loader.plain("norm");
-        head_ = Linear(
-            loader.linear(config_.tie_word_embeddings ? "embed" : "head", vocab, {0, config_.dim}));
+        load_vocabulary(loader);
         blocks_.reserve(static_cast<size_t>(config_.n_layers));
     }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-        if (part.attention) blocks_.emplace_back(loader, layer, part, numerics);
+        if (part.attention) {
+            const WeightLoader::HeldAlike held_alike(loader, loader.shares().attention);
+            blocks_.emplace_back(loader, layer, part, numerics);
+        }
         const std::span<const int32_t> held = part.experts_of(config_, layer);
         if (held.empty())
             experts_.emplace_back();
@@ -32,6 +31,23 @@ Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Nume
             experts_.emplace_back(loader, fmt::format("layers/{}/ffn/experts/", layer), held);
     }
     weight_bytes_ = loader.bytes_read() - before;
+}
+
+void Transformer::load_vocabulary(WeightLoader& loader) {
+    {
+        const WeightLoader::HeldAlike held_alike(loader, loader.shares().attention);
+        norm_ = loader.plain("norm");
+    }
+    const WeightLoader::HeldAlike held_alike(loader, loader.shares().slice);
+    const Range vocab = vocab_slice(config_.vocab_size, part_.tp_rank, part_.tp_size);
+    if (config_.tie_word_embeddings) {
+        Weight head;
+        embedding_ = loader.rows("embed", vocab, &head);
+        head_ = Linear(std::move(head));
+        return;
+    }
+    embedding_ = loader.rows("embed", vocab);
+    head_ = Linear(loader.linear("head", vocab, {0, config_.dim}));
 }
 
 void Transformer::head(Kernels& kernels, Workspace& workspace, const Tensor& h,

@@ -37,6 +37,8 @@ class Transformer {
     int64_t weight_bytes() const { return weight_bytes_; }
 
   private:
+    void load_vocabulary(WeightLoader& loader);
+
     ModelConfig config_;
     ModelPart part_;
     Numerics numerics_;

@@ -1,6 +1,5 @@
 #include "layers/weight_loader.h"
 
-#include <atomic>
 #include <exception>
 #include <mutex>
 #include <numeric>
@@ -64,13 +63,22 @@ WeightLoader::WeightLoader(WeightSource& source, Kernels& kernels,
                            std::function<void(int64_t)> progress)
     : source_(source), kernels_(kernels), progress_(std::move(progress)) {}
 
-void WeightLoader::count(int64_t bytes) {
-    bytes_read_ += bytes;
+void WeightLoader::read(const std::string& name, std::span<const Range> box,
+                        std::span<std::byte> to) {
+    source_.read(name, box, to.data());
+    bytes_read_ += static_cast<int64_t>(to.size());
+}
+
+void WeightLoader::tell_progress() const {
     if (progress_) progress_(bytes_read_);
 }
 
+Buffer WeightLoader::take(size_t size_bytes) {
+    return is_shared() ? share_->take(size_bytes) : Buffer(kernels_.device(), size_bytes);
+}
+
 Weight WeightLoader::make_weight(const WeightSpec& spec) {
-    if (!shares()) return kernels_.make_weight(spec);
+    if (!is_shared()) return kernels_.make_weight(spec);
     Weight weight{.spec = spec,
                   .data = share_->take(static_cast<size_t>(kernels_.packed_bytes(spec))),
                   .scales = {}};
@@ -96,36 +104,46 @@ OwnedTensor WeightLoader::plain(const std::string& name) {
     const TensorInfo tensor = info(name);
     const std::vector<Range> box = whole_box(tensor.shape);
     const int64_t num = count_elements(box);
-    std::vector<std::byte> stored(static_cast<size_t>(num * size_bytes(tensor.dtype)));
-    source_.read(name, box, stored.data());
-    count(static_cast<int64_t>(stored.size()));
-    std::vector<float> wide(static_cast<size_t>(num));
-    widen(stored.data(), tensor.dtype, num, wide.data());
+    Buffer memory = take(static_cast<size_t>(num) * sizeof(float));
     OwnedTensor result =
         tensor.shape.size() == 1
-            ? OwnedTensor(kernels_.device(), DType::f32, {num})
-            : OwnedTensor(kernels_.device(), DType::f32, {tensor.shape[0], num / tensor.shape[0]});
+            ? OwnedTensor(std::move(memory), DType::f32, {num})
+            : OwnedTensor(std::move(memory), DType::f32, {tensor.shape[0], num / tensor.shape[0]});
+    if (!is_mine(num_plain_++)) return result;
+    std::vector<std::byte> stored(static_cast<size_t>(num * size_bytes(tensor.dtype)));
+    read(name, box, stored);
+    tell_progress();
+    std::vector<float> wide(static_cast<size_t>(num));
+    widen(stored.data(), tensor.dtype, num, wide.data());
     kernels_.device().copy_from_host(result.view().data(), wide.data(), wide.size() * 4);
     return result;
 }
 
-OwnedTensor WeightLoader::rows(const std::string& name, Range rows) {
+OwnedTensor WeightLoader::rows(const std::string& name, Range rows, Weight* packed) {
     const TensorInfo tensor = info(name);
     if (tensor.dtype != DType::f32 && tensor.dtype != DType::bf16)
         throw Error(ErrorKind::checkpoint, "tensor {} is {}, only f32 and bf16 rows are supported",
                     name, to_string(tensor.dtype));
-    OwnedTensor result(kernels_.device(), tensor.dtype, {rows.num, tensor.shape[1]});
-    const int64_t row_bytes = tensor.shape[1] * size_bytes(tensor.dtype);
+    const int64_t columns = tensor.shape[1], row_bytes = columns * size_bytes(tensor.dtype);
+    OwnedTensor result(take(static_cast<size_t>(rows.num * row_bytes)), tensor.dtype,
+                       {rows.num, columns});
+    if (packed != nullptr)
+        *packed = make_weight({.dtype = tensor.dtype, .groups = 1, .out = rows.num, .in = columns});
     std::vector<std::byte> piece;
-    const int64_t rows_per_piece = std::max<int64_t>(1, 16 * kPieceBytes / row_bytes);
+    const int64_t rows_per_piece =
+        std::max<int64_t>(1, 16 * kPieceBytes / row_bytes / kScaleBlock) * kScaleBlock;
     for (int64_t first = 0; first < rows.num; first += rows_per_piece) {
+        if (!is_mine(first / rows_per_piece)) continue;
         const int64_t num = std::min(rows_per_piece, rows.num - first);
-        const Range box[] = {{rows.begin + first, num}, {0, tensor.shape[1]}};
+        const Range box[] = {{rows.begin + first, num}, {0, columns}};
         piece.resize(static_cast<size_t>(num * row_bytes));
-        source_.read(name, box, piece.data());
+        read(name, box, piece);
         kernels_.device().copy_from_host(result.view().row<std::byte>(first), piece.data(),
                                          piece.size());
-        count(num * row_bytes);
+        if (packed != nullptr)
+            kernels_.pack(*packed, 0, first, Tensor(piece.data(), tensor.dtype, {num, columns}),
+                          nullptr);
+        tell_progress();
     }
     return result;
 }
@@ -179,7 +197,6 @@ void WeightLoader::fill(const std::string& name, Weight& weight, const std::vect
     const int64_t in = weight.spec.in;
     std::exception_ptr failure;
     std::mutex failure_mutex;
-    std::atomic<int64_t> bytes{0};
     kernels_.threads().parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
         if (!is_mine(i)) return;
         const Piece& piece = pieces[static_cast<size_t>(i)];
@@ -188,15 +205,14 @@ void WeightLoader::fill(const std::string& name, Weight& weight, const std::vect
         try {
             staging.resize(
                 static_cast<size_t>(count_elements(piece.box) * size_bytes(weight.spec.dtype)));
-            source_.read(name, piece.box, staging.data());
+            read(name, piece.box, staging);
             const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
-            bytes += static_cast<int64_t>(staging.size());
             if (!fp8) {
                 kernels_.pack(weight, piece.group, piece.first_out, w, nullptr);
                 return;
             }
             scales.resize(static_cast<size_t>(count_elements(piece.scale_box)));
-            source_.read(name + "_scale", piece.scale_box, scales.data());
+            read(name + "_scale", piece.scale_box, std::as_writable_bytes(std::span(scales)));
             const Tensor scale_rows(
                 scales.data(), DType::f32,
                 {ceil_div(piece.num_out, kScaleBlock), ceil_div(in, kScaleBlock)});
@@ -207,30 +223,35 @@ void WeightLoader::fill(const std::string& name, Weight& weight, const std::vect
         }
     });
     if (failure) std::rethrow_exception(failure);
-    count(bytes);
+    tell_progress();
 }
 
-OwnedTensor WeightLoader::dequantised(const std::string& name) {
-    return dequantised(name, {0, info(name).shape[0]});
-}
-
-OwnedTensor WeightLoader::dequantised(const std::string& name, Range out) {
+OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight* packed) {
     const TensorInfo tensor = info(name);
     const int64_t in = tensor.shape[1];
     const int64_t count_values = out.num * in;
     std::vector<std::byte> stored(static_cast<size_t>(count_values * size_bytes(tensor.dtype)));
-    source_.read(name, std::vector<Range>{out, {0, in}}, stored.data());
+    read(name, std::vector<Range>{out, {0, in}}, stored);
+    const Tensor values(stored.data(), tensor.dtype, {out.num, in});
     OwnedTensor result(cpu_device(), DType::f32, {out.num, in});
     widen(stored.data(), tensor.dtype, count_values, result.view().as<float>());
-    if (tensor.dtype != DType::fp8_e4m3) return result;
+    if (tensor.dtype != DType::fp8_e4m3) {
+        if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, nullptr);
+        tell_progress();
+        return result;
+    }
     FERRY_CHECK(out.begin % kScaleBlock == 0, "rows {}+{} of {}", out.begin, out.num, name);
     const int64_t blocks = ceil_div(in, kScaleBlock);
     std::vector<float> scales(static_cast<size_t>(ceil_div(out.num, kScaleBlock) * blocks));
-    source_.read(name + "_scale", std::vector<Range>{scale_range(out), {0, blocks}}, scales.data());
+    read(name + "_scale", std::vector<Range>{scale_range(out), {0, blocks}},
+         std::as_writable_bytes(std::span(scales)));
+    const Tensor scale_rows(scales.data(), DType::f32, {ceil_div(out.num, kScaleBlock), blocks});
+    if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, &scale_rows);
     for (int64_t row = 0; row < out.num; ++row)
         for (int64_t i = 0; i < in; ++i)
             result.view().row<float>(row)[i] *=
                 scales[static_cast<size_t>(row / kScaleBlock * blocks + i / kScaleBlock)];
+    tell_progress();
     return result;
 }
 

@@ -1,8 +1,10 @@
 // From a WeightSource into the backend's packed weights, a piece at a time (bounded memory), the
 // pieces in parallel.
 #pragma once
+#include <atomic>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/node_memory.h"
@@ -23,47 +25,59 @@ struct ModelPart {
     std::span<const int32_t> experts_of(const ModelConfig& config, int64_t layer) const;
 };
 
+// What some ranks of a node hold alike is kept there once.
+struct NodeShares {
+    NodeMemory* attention = nullptr;  // all attention ranks: attention, norms, gates
+    NodeMemory* slice = nullptr;      // those with the same tensor-parallel slices
+};
+
 class WeightLoader {
   public:
-    // While one exists, what is loaded is what all ranks of `share()` load alike.
-    class Replicated {
+    // While one exists, what is loaded is held alike by all ranks of `share`, each of which reads
+    // and packs a part of it.
+    class HeldAlike {
       public:
-        explicit Replicated(WeightLoader& loader) : loader_(loader) { ++loader_.replicated_; }
-        ~Replicated() { --loader_.replicated_; }
-        Replicated(const Replicated&) = delete;
-        Replicated& operator=(const Replicated&) = delete;
+        HeldAlike(WeightLoader& loader, NodeMemory* share)
+            : loader_(loader), before_(std::exchange(loader.share_, share)) {}
+        ~HeldAlike() { loader_.share_ = before_; }
+        HeldAlike(const HeldAlike&) = delete;
+        HeldAlike& operator=(const HeldAlike&) = delete;
 
       private:
         WeightLoader& loader_;
+        NodeMemory* before_;
     };
 
     // `progress` is called with the bytes read so far, from the calling thread.
     WeightLoader(WeightSource& source, Kernels& kernels,
                  std::function<void(int64_t bytes)> progress = {});
-    // Weights that the node's members hold alike are kept once, each member reads and packs a part
-    // of them; they are whole after share.barrier(). `share` must outlive the weights.
-    void share_on_node(NodeMemory& share) { share_ = &share; }
+    // What is shared is whole after a barrier of the shares, which must outlive the weights.
+    void share_on_node(const NodeShares& shares) { shares_ = shares; }
+    const NodeShares& shares() const { return shares_; }
 
     const ModelConfig& config() const { return source_.config(); }
     Kernels& kernels() { return kernels_; }
+    // By this rank, of values and scales.
     int64_t bytes_read() const { return bytes_read_; }
-    // An empty weight, shared while Replicated.
+    // An empty weight, shared while HeldAlike.
     Weight make_weight(const WeightSpec& spec);
-    // This rank packs part i (of any weight).
-    bool is_mine(int64_t i) const { return !shares() || i % share_->size() == share_->rank(); }
+    // This rank reads and packs part i (of any weight).
+    bool is_mine(int64_t i) const { return !is_shared() || i % share_->size() == share_->rank(); }
 
-    // A whole tensor widened to f32 (norms, biases, gate weights).
+    // A whole tensor widened to f32 (norms, biases).
     OwnedTensor plain(const std::string& name);
-    // A tensor of f32 or bf16 rows in its stored type (embedding).
-    OwnedTensor rows(const std::string& name, Range rows);
+    // Rows of a tensor of f32 or bf16 in its stored type (embedding). `packed` (may be null)
+    // becomes a weight of the same rows (tied head).
+    OwnedTensor rows(const std::string& name, Range rows, Weight* packed = nullptr);
     // Matrix [out, in], or the box `out` x `in` of it (fp8: begins at multiples of 128).
     Weight linear(const std::string& name);
     Weight linear(const std::string& name, Range out, Range in);
     // The named experts of [experts, out, in], one group each.
     Weight experts(const std::string& name, std::span<const int32_t> experts);
-    // The matrix as plain f32 [out, in], fp8 scales applied.
-    OwnedTensor dequantised(const std::string& name);
-    OwnedTensor dequantised(const std::string& name, Range out);  // fp8: whole blocks of 128
+    // Rows `out` of a matrix (fp8: from a multiple of 128) as plain f32 [out, in], scales applied.
+    // `packed` (may be null), an empty weight of these rows, is filled too. Not shared: for callers
+    // that go by is_mine().
+    OwnedTensor dequantised(const std::string& name, Range out, Weight* packed = nullptr);
     DType dtype(const std::string& name) const;
     std::vector<int64_t> shape(const std::string& name) const;
 
@@ -74,16 +88,19 @@ class WeightLoader {
         std::vector<Range> scale_box;  // in its scales
     };
     void fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces);
-    void count(int64_t bytes);
+    void read(const std::string& name, std::span<const Range> box, std::span<std::byte> to);
+    void tell_progress() const;
+    Buffer take(size_t size_bytes);
     TensorInfo info(const std::string& name) const;
-    bool shares() const { return share_ != nullptr && share_->size() > 1 && replicated_ > 0; }
+    bool is_shared() const { return share_ != nullptr && share_->size() > 1; }
 
     WeightSource& source_;
     Kernels& kernels_;
     std::function<void(int64_t)> progress_;
+    NodeShares shares_;
     NodeMemory* share_ = nullptr;
-    int replicated_ = 0;
-    int64_t bytes_read_ = 0;
+    int64_t num_plain_ = 0;
+    std::atomic<int64_t> bytes_read_{0};
 };
 
 }  // namespace ferry

@@ -16,7 +16,42 @@ size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& nu
     const int64_t head = 4 * limits.max_logit_rows * (4 * c.dim + tp_size * c.vocab_size);
     constexpr int64_t kSlack = 256 << 10;
     return Transformer::workspace_bytes(c, numerics, tokens, limits.max_context, 0) +
-           static_cast<size_t>(4 * tokens * 4 * c.dim + routing + head + kSlack);
+           static_cast<size_t>(4 * tokens * 5 * c.dim + routing + head + kSlack);
+}
+
+constexpr int64_t kMinSliceRows = 32;  // fewer read the weights of dense layers too often
+
+RowsAhead::RowsAhead(Device& device, const WorkerLimits& limits, int64_t dim)
+    : hidden_(device, DType::f32, {limits.max_tokens, dim}),
+      slice_(std::min(limits.max_tokens, limits.max_sequences)) {}
+
+void RowsAhead::clear() {
+    batch_ = {};
+    rows_per_slice_ = num_slices_ = num_begun_ = 0;
+}
+
+void RowsAhead::start(const StepBatch& batch, int64_t most, int64_t num_points) {
+    FERRY_CHECK(batch.num_tokens() <= most, "{} rows ahead of {}", batch.num_tokens(), most);
+    batch_ = batch;
+    rows_per_slice_ = std::max(kMinSliceRows, ceil_div(most, num_points));
+    num_slices_ = ceil_div(most, rows_per_slice_);
+}
+
+void RowsAhead::take(int64_t num_rows) {
+    slice_.take(batch_, num_begun_, num_begun_ + num_rows);
+    num_begun_ += num_rows;
+}
+
+bool RowsAhead::next_slice() {
+    if (num_slices_ == 0) return false;
+    --num_slices_;
+    take(std::min(rows_per_slice_, batch_.num_tokens() - num_begun_));
+    return true;
+}
+
+void RowsAhead::grow(const StepBatch& batch) {
+    batch_ = batch;
+    take(batch.num_tokens() - num_begun_);
 }
 
 AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
@@ -33,6 +68,9 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
       host_logits_(kernels.device(), StageSide::host),
       micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences),
+      not_begun_(std::min(limits.max_tokens, limits.max_sequences)),
+      ahead_(kernels.device(), looks_ahead() ? limits : WorkerLimits{.max_tokens = 0},
+             model.config().dim),
       workspace_(kernels.device(),
                  workspace_bytes(model.config(), model.numerics(), model.part().tp_size, limits),
                  model.numerics()) {
@@ -48,46 +86,64 @@ Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) cons
                                     micro_batches_.batch(micro_batch).num_tokens());
 }
 
-AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, Agreement say) {
+bool AttentionWorker::looks_ahead() const {
+    return fabric_.has_exchange() && experts_ == nullptr && fabric_.num_micro_batches() > 1 &&
+           fabric_.options().blocks == nullptr;
+}
+
+AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const StepOptions& options) {
     progress_state().step.fetch_add(1, std::memory_order_relaxed);
     {
         ScopedZone zone(Zone::schedule);
         micro_batches_.split(batch);
     }
-    const Tensor h = hidden_.view().slice_rows(0, batch.num_tokens());
-    {
-        ScopedZone zone(Zone::embed);
-        fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_, h);
-    }
+    if (options.num_begun > 0) ahead_.swap(hidden_, options.num_begun);
+    ahead_.clear();
     // Ping-pong: while the rows of one micro-batch travel and go through their experts, the others
     // compute. The first runs ahead to its first exchange, and the head of each runs as soon as it
-    // is through, so that experts idle as little as can be between steps.
-    Agreement agreed = say;
-    const int64_t num_layers = model_.config().n_layers;
-    const int64_t ahead = std::min(model_.config().n_dense_layers, num_layers - 1);
-    for (int mb = 0; mb < micro_batches_.num(); ++mb)
-        for (int64_t layer = 0; layer <= ahead; ++layer) {
-            if (layer > 0) finish_layer(layer - 1, mb);
-            start_layer(layer, mb, say);
-        }
-    for (int64_t layer = ahead + 1; layer < num_layers; ++layer)
-        for (int mb = 0; mb < micro_batches_.num(); ++mb) {
-            finish_layer(layer - 1, mb);
-            start_layer(layer, mb, say);
-        }
-    for (int mb = 0; mb < micro_batches_.num(); ++mb) {
-        agreed = finish_layer(num_layers - 1, mb);
-        run_head(batch.logit_rows, mb);
+    // is through, so that experts idle as little as can be between steps; meanwhile rows of the
+    // next step begin.
+    Agreement agreed = options.say;
+    const int num = micro_batches_.num();
+    const int64_t first = model_.config().n_dense_layers, num_layers = model_.config().n_layers;
+    for (int mb = 0; mb < num; ++mb) {
+        const int64_t begin = micro_batches_.first_row(mb);
+        const int64_t end = begin + micro_batches_.batch(mb).num_tokens();
+        not_begun_.take(batch, std::clamp(options.num_begun, begin, end), end);
+        begin_rows(
+            not_begun_.batch(),
+            hidden_.view().slice_rows(not_begun_.first_row(), not_begun_.batch().num_tokens()), mb);
+        if (first < num_layers) start_first_exchange(first, mb, options.say);
     }
-    if (!fabric_.has_exchange()) agreed = say;
-    return {logits_on_host(static_cast<int64_t>(batch.logit_rows.size())), agreed};
+    for (int64_t layer = first + 1; layer < num_layers; ++layer)
+        for (int mb = 0; mb < num; ++mb) {
+            agreed = finish_exchange(layer - 1, mb);
+            start_layer(layer, mb, options.say);
+            if (!options.next_rows) continue;
+            if (layer == first + 1 && mb == 0)
+                ahead_.start(options.next_rows(), agreed.max, (num_layers - layer) * num);
+            if (ahead_.next_slice()) begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
+        }
+    for (int mb = 0; mb < num; ++mb) {
+        if (first < num_layers) agreed = finish_exchange(num_layers - 1, mb);
+        const Range rows = run_head(batch.logit_rows, mb);
+        if (!options.logits_ready || mb + 1 == num) continue;
+        ahead_.grow(options.logits_ready(logits_on_host(rows), rows.begin, rows.begin + rows.num));
+        begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
+    }
+    return {logits_on_host({0, static_cast<int64_t>(batch.logit_rows.size())}), agreed};
 }
 
-Tensor AttentionWorker::logits_on_host(int64_t num_rows) {
-    const Tensor logits = logits_.view().slice_rows(0, num_rows);
-    if (kernels_.device().type() == DeviceType::cpu) return logits;
+// All logits, of which the host may read `rows` and what it was given before in this step.
+Tensor AttentionWorker::logits_on_host(Range rows) {
+    const int64_t end = rows.begin + rows.num;
+    if (kernels_.device().type() == DeviceType::cpu) return logits_.view().slice_rows(0, end);
     ScopedZone zone(Zone::head);
-    return host_logits_.copy_of(logits);
+    const Tensor logits = logits_.view().slice_rows(rows.begin, rows.num);
+    const Tensor copy = host_logits_.shaped_like(logits_).slice_rows(0, end);
+    kernels_.device().copy_to_host(copy.slice_rows(rows.begin, rows.num).data(), logits.data(),
+                                   static_cast<size_t>(logits.count()) * sizeof(float));
+    return copy;
 }
 
 int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
@@ -97,28 +153,68 @@ int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
     return tokens * model_.config().latent_dim() * size_bytes(model_.numerics().cache_dtype);
 }
 
-// Attention, then all of the feed-forward part that needs no other rank's answer.
-void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say) {
-    const Block& block = model_.block(layer);
-    const int zone_layer = static_cast<int>(layer);
-    const Tensor h = rows_of(hidden_, micro_batch), y = rows_of(ffn_out_, micro_batch);
+// All that comes before the first exchange: embedding, dense layers, attention of the first MoE
+// layer.
+void AttentionWorker::begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch) {
+    if (batch.num_tokens() == 0 && fabric_.tensor_parallel().size() == 1) return;
+    {
+        ScopedZone zone(Zone::embed, -1, micro_batch);
+        fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_, h);
+    }
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
-    if (h.rows() > 0) {
-        ScopedZone zone(Zone::attention, zone_layer, micro_batch);
-        const StepBatch& batch = micro_batches_.batch(micro_batch);
-        zone.bytes = block.mla().weight_bytes() + cache_bytes_read(batch);
-        block.attend(kernels_, workspace_, h, batch, rope_table_, cache_.layer(layer), x, form_);
+    const int64_t num_dense = model_.config().n_dense_layers;
+    for (int64_t layer = 0; layer < num_dense; ++layer) {
+        attend(layer, batch, h, x, micro_batch);
+        const Mlp& mlp = model_.block(layer).mlp();
+        ScopedZone zone(Zone::dense, static_cast<int>(layer), micro_batch);
+        zone.bytes = mlp.weight_bytes();
+        const Workspace::Scope inner(workspace_);
+        const Tensor y = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
+        run_mlp(mlp, x, y);
+        kernels_.add(y, h);
     }
-    if (!block.is_moe()) {
-        ScopedZone zone(Zone::dense, zone_layer, micro_batch);
-        zone.bytes = block.mlp().weight_bytes();
-        run_mlp(block.mlp(), x, y);
-        return;
+    if (num_dense < model_.config().n_layers) attend(num_dense, batch, h, x, micro_batch);
+}
+
+// h += attention(norm(h)); x = norm(h).
+void AttentionWorker::attend(int64_t layer, const StepBatch& batch, const Tensor& h,
+                             const Tensor& x, int micro_batch) {
+    if (h.rows() == 0) return;
+    const Block& block = model_.block(layer);
+    ScopedZone zone(Zone::attention, static_cast<int>(layer), micro_batch);
+    zone.bytes = block.mla().weight_bytes() + cache_bytes_read(batch);
+    block.attend(kernels_, workspace_, h, batch, rope_table_, cache_.layer(layer), x, form_);
+}
+
+// The first MoE layer of rows that begin_rows() has brought to it.
+void AttentionWorker::start_first_exchange(int64_t layer, int micro_batch, Agreement say) {
+    const Tensor h = rows_of(hidden_, micro_batch);
+    const Workspace::Scope scope(workspace_);
+    const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
+    {
+        ScopedZone zone(Zone::norm, static_cast<int>(layer), micro_batch);
+        model_.block(layer).norm_ffn(kernels_, h, x);
     }
+    start_exchange(layer, micro_batch, x, say);
+}
+
+void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say) {
+    const Tensor h = rows_of(hidden_, micro_batch);
+    const Workspace::Scope scope(workspace_);
+    const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
+    attend(layer, micro_batches_.batch(micro_batch), h, x, micro_batch);
+    start_exchange(layer, micro_batch, x, say);
+}
+
+// The feed-forward part of a MoE layer on x, all of it that needs no other rank's answer.
+void AttentionWorker::start_exchange(int64_t layer, int micro_batch, const Tensor& x,
+                                     Agreement say) {
+    const Block& block = model_.block(layer);
+    const int zone_layer = static_cast<int>(layer);
     const int64_t topk = model_.config().n_activated_experts;
-    const Routing routing{.experts = workspace_.take(DType::i32, {h.rows(), topk}),
-                          .weights = workspace_.take(DType::f32, {h.rows(), topk})};
+    const Routing routing{.experts = workspace_.take(DType::i32, {x.rows(), topk}),
+                          .weights = workspace_.take(DType::f32, {x.rows(), topk})};
     {
         ScopedZone zone(Zone::gate, zone_layer, micro_batch);
         zone.bytes = 4 * model_.config().dim * model_.config().n_routed_experts;
@@ -129,30 +225,24 @@ void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say)
     if (block.has_shared()) {
         ScopedZone zone(Zone::shared, zone_layer, micro_batch);
         zone.bytes = block.mlp().weight_bytes();
-        run_mlp(block.mlp(), x, y);
+        run_mlp(block.mlp(), x, rows_of(ffn_out_, micro_batch));
     }
 }
 
-// h += dense MLP, or h += shared experts + routed experts, once these are back.
-Agreement AttentionWorker::finish_layer(int64_t layer, int micro_batch) {
+// h += shared experts + routed experts, once these are back.
+Agreement AttentionWorker::finish_exchange(int64_t layer, int micro_batch) {
     const Block& block = model_.block(layer);
     const Tensor h = rows_of(hidden_, micro_batch), y = rows_of(ffn_out_, micro_batch);
-    Agreement agreed;
-    if (block.is_moe()) {
-        const Tensor routed = rows_of(combined_, micro_batch);
-        agreed = fabric_.exchange().combine(
-            static_cast<int>(layer), micro_batch, routed,
-            [this](const ExpertBatch& batch) -> const Tensor& { return experts_->compute(batch); });
-        ScopedZone zone(Zone::norm, static_cast<int>(layer), micro_batch);
-        if (!block.has_shared()) {
-            kernels_.add(routed, h);
-            return agreed;
-        }
-        kernels_.add(routed, y);
-        kernels_.add(y, h);
+    const Tensor routed = rows_of(combined_, micro_batch);
+    const Agreement agreed = fabric_.exchange().combine(
+        static_cast<int>(layer), micro_batch, routed,
+        [this](const ExpertBatch& batch) -> const Tensor& { return experts_->compute(batch); });
+    ScopedZone zone(Zone::norm, static_cast<int>(layer), micro_batch);
+    if (!block.has_shared()) {
+        kernels_.add(routed, h);
         return agreed;
     }
-    ScopedZone zone(Zone::norm, static_cast<int>(layer), micro_batch);
+    kernels_.add(routed, y);
     kernels_.add(y, h);
     return agreed;
 }
@@ -167,8 +257,8 @@ void AttentionWorker::run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y) 
     group.reduce_scatter(parts, y);
 }
 
-// Logits of those rows of the step that lie in the micro-batch.
-void AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
+// Logits of those rows of the step that lie in the micro-batch; returns which logit rows they are.
+Range AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
     ScopedZone zone(Zone::head, -1, micro_batch);
     zone.bytes = model_.head_bytes();
     const int64_t begin = micro_batches_.first_row(micro_batch);
@@ -186,8 +276,10 @@ void AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
         vocab_slice(model_.config().vocab_size, model_.part().tp_rank, model_.part().tp_size).num;
     const Tensor local = workspace_.take(DType::f32, {all.rows(), columns});
     model_.head(kernels_, workspace_, all, local);
+    const Range wanted{first - rows.begin(), num_rows};
     group.scatter_columns(local, vocab_offsets_,
-                          logits_.view().slice_rows(first - rows.begin(), num_rows));
+                          logits_.view().slice_rows(wanted.begin, wanted.num));
+    return wanted;
 }
 
 }  // namespace ferry

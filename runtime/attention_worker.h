@@ -1,5 +1,7 @@
 // [12] One step of an attention rank: embedding, blocks, head. DESIGN.md section 3 in code.
 #pragma once
+#include <functional>
+
 #include "comm/staging.h"
 #include "layers/transformer.h"
 #include "runtime/expert_worker.h"
@@ -17,6 +19,39 @@ struct WorkerLimits {
     int64_t num_pages = 64;       // of the latent cache
 };
 
+// Rows of the next step, begun while this one's are with their experts: they are through all that
+// comes before the first exchange. Prompts in slices, so that no exchange waits for long; in
+// numbers that all attention ranks know, as tensor-parallel groups take part.
+class RowsAhead {
+  public:
+    RowsAhead(Device& device, const WorkerLimits& limits, int64_t dim);
+
+    void clear();
+    // Leading rows of the next step, at most `most` on any rank; to be begun by `num_points` calls
+    // of next_slice().
+    void start(const StepBatch& batch, int64_t most, int64_t num_points);
+    bool next_slice();  // false: all are through
+    // The batch has grown at its end: what is new is one slice.
+    void grow(const StepBatch& batch);
+    const StepBatch& slice() const { return slice_.batch(); }
+    Tensor slice_rows() const {
+        return hidden_.view().slice_rows(slice_.first_row(), slice().num_tokens());
+    }
+    // The next step's hidden rows, of which the leading ones have begun, against this step's.
+    void swap(OwnedTensor& hidden, int64_t num_begun) {
+        FERRY_CHECK(num_begun == num_begun_, "{} rows begun of {}", num_begun_, num_begun);
+        std::swap(hidden, hidden_);
+    }
+
+  private:
+    void take(int64_t num_rows);
+
+    OwnedTensor hidden_;  // [max_tokens, dim]
+    StepBatch batch_;
+    StepPart slice_;
+    int64_t rows_per_slice_ = 0, num_slices_ = 0, num_begun_ = 0;
+};
+
 class AttentionWorker {
   public:
     // Allocates everything that a step needs. `model` and `fabric` must outlive the worker;
@@ -28,24 +63,45 @@ class AttentionWorker {
     static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
                                   int64_t tp_size, const WorkerLimits& limits);
 
-    // Computes the batch, which may have no rows, and writes its latents to the cache. All
-    // attention ranks take every step together. `say` is this rank's part of what all agree on.
+    // Where a step can begin the next one's rows: experts are elsewhere and compute meanwhile. Not
+    // where rows travel from GPU to GPU: what is agreed reaches the host once a step only.
+    bool looks_ahead() const;
+
+    // Called in a step that looks ahead: once when all have agreed, for rows with which the next
+    // step begins, at most agreed.max of them on any rank. Then whenever logits of some rows are
+    // there before the others', for the same rows and what follows them now.
+    using NextRows = std::function<StepBatch()>;
+    using LogitsReady = std::function<StepBatch(const Tensor& logits, int64_t begin, int64_t end)>;
+    struct StepOptions {
+        Agreement say;  // this rank's part of what all agree on; max: rows that it may begin
+        int64_t num_begun = 0;  // leading rows of the batch that the step before has begun
+        NextRows next_rows;
+        LogitsReady logits_ready;
+    };
     struct Result {
         Tensor logits;     // [logit rows, vocab] in host memory, valid until the next step
         Agreement agreed;  // of this step; `say` when there is nobody to agree with
     };
-    Result step(const StepBatch& batch, Agreement say = {});
+    // Computes the batch, which may have no rows, and writes its latents to the cache. All
+    // attention ranks take every step together.
+    Result step(const StepBatch& batch, const StepOptions& options);
+    Result step(const StepBatch& batch) { return step(batch, StepOptions{}); }
     // For tests: compute every row in one form, or as the batch says.
     void set_form(MlaForm form) { form_ = form; }
 
     LatentCache& cache() { return cache_; }
 
   private:
+    void begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch);
+    void attend(int64_t layer, const StepBatch& batch, const Tensor& h, const Tensor& x,
+                int micro_batch);
+    void start_first_exchange(int64_t layer, int micro_batch, Agreement say);
     void start_layer(int64_t layer, int micro_batch, Agreement say);
-    Agreement finish_layer(int64_t layer, int micro_batch);
+    void start_exchange(int64_t layer, int micro_batch, const Tensor& x, Agreement say);
+    Agreement finish_exchange(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
-    Tensor logits_on_host(int64_t num_rows);
-    void run_head(std::span<const int32_t> rows, int micro_batch);
+    Tensor logits_on_host(Range rows);
+    Range run_head(std::span<const int32_t> rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
     int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
 
@@ -61,6 +117,8 @@ class AttentionWorker {
     OwnedTensor logits_;    // [max_logit_rows, vocab]
     Stage host_logits_;     // of a device whose memory the host cannot read
     MicroBatches micro_batches_;
+    StepPart not_begun_;  // of a micro-batch
+    RowsAhead ahead_;
     std::vector<int64_t> vocab_offsets_;  // of embedding and head over the TP group
     Workspace workspace_;
     MlaForm form_ = MlaForm::by_row;

@@ -38,7 +38,7 @@ struct Config {
         enum class Mode { colocated, disaggregated, from_launcher } mode = Mode::colocated;
         int64_t attention_ranks = 0;
         int64_t expert_ranks = 0;
-        int64_t tp_size = 1;
+        int64_t tp_size = 0;
         std::string placement = "contiguous";  // or balanced, or the path of a .json
         std::string expert_load;
         int64_t redundant_experts = 0;

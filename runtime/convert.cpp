@@ -207,7 +207,7 @@ class Team {
             *static_cast<int64_t*>(buffer.data()) = 0;
             return buffer;
         }
-        return memory_.emplace(*world_, true).take(sizeof(int64_t));
+        return memory_.emplace(*world_, 0).take(sizeof(int64_t));
     }
 
   private:

@@ -120,32 +120,55 @@ void Engine::submit(Request request) {
 }
 
 bool Engine::step(bool more_coming) {
-    const StepPlan* plan = nullptr;
     {
         ScopedZone zone(Zone::schedule);
-        plan = &scheduler_.plan();
+        plan_ = &scheduler_.plan();
     }
     last_step_ = {};
     const bool alone = fabric_.layout().num_attention() == 1;
-    if (plan->empty() && alone) return num_unfinished() > 0 || more_coming;
+    if (plan_->empty() && alone) return num_unfinished() > 0 || more_coming;
     for (; num_started_ < active_.size() && !active_[num_started_]->pages.empty(); ++num_started_) {
         Active& active = *active_[num_started_];
         active.started = true;
         active.timings.queue_s = seconds_since(active.submitted);
     }
-    for (const SequenceRows& rows : plan->prompt) last_step_.prompt += rows.num_rows;
-    last_step_.generated = static_cast<int64_t>(plan->tokens.size()) - last_step_.prompt;
-    num_computed_tokens_ += static_cast<int64_t>(plan->tokens.size());
-    const bool busy = num_unfinished() > 0 || more_coming;
+    for (const SequenceRows& rows : plan_->prompt) last_step_.prompt += rows.num_rows;
+    last_step_.generated = static_cast<int64_t>(plan_->tokens.size()) - last_step_.prompt;
+    num_computed_tokens_ += static_cast<int64_t>(plan_->tokens.size());
+    num_chosen_ = 0;
     const auto [logits, agreed] =
-        worker_.step(plan->batch(), {.any = (busy ? kBusy : 0u) | (stopping_ ? kStopping : 0u)});
+        worker_.step(plan_->batch(), step_options(num_unfinished() > 0 || more_coming));
     stop_announced_ = (agreed.any & kStopping) != 0;
-    ScopedZone zone(Zone::sample);
+    choose_tokens(logits, num_chosen_, static_cast<int64_t>(plan_->logit_sequences.size()));
     scheduler_.complete();
-    for (size_t i = 0; i < plan->logit_sequences.size(); ++i)
-        choose_token(static_cast<Active&>(*plan->logit_sequences[i]),
-                     logits.row<float>(static_cast<int64_t>(i)));
     return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
+}
+
+// What this rank says to the others, and how the step may look ahead.
+AttentionWorker::StepOptions Engine::step_options(bool busy) {
+    AttentionWorker::StepOptions options;
+    options.say.any = (busy ? kBusy : 0u) | (stopping_ ? kStopping : 0u);
+    options.num_begun = plan_->num_begun;
+    if (!worker_.looks_ahead()) return options;
+    options.say.max = static_cast<uint32_t>(
+        std::min(scheduler_.num_prompt_rows_left(), options_.scheduler.max_batch_tokens));
+    options.next_rows = [this] { return scheduler_.plan_ahead().batch(); };
+    options.logits_ready = [this](const Tensor& logits, int64_t begin, int64_t end) {
+        choose_tokens(logits, begin, end);
+        return scheduler_.plan_more_ahead().batch();
+    };
+    return options;
+}
+
+// Tokens of logit rows [begin, end) of the step, whose sequences are through with it.
+void Engine::choose_tokens(const Tensor& logits, int64_t begin, int64_t end) {
+    ScopedZone zone(Zone::sample);
+    for (int64_t i = begin; i < end; ++i) {
+        Sequence& sequence = *plan_->logit_sequences[static_cast<size_t>(i)];
+        scheduler_.complete(sequence);
+        choose_token(static_cast<Active&>(sequence), logits.row<float>(i));
+    }
+    num_chosen_ = end;
 }
 
 void Engine::choose_token(Active& active, const float* logits) {

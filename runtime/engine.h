@@ -85,6 +85,8 @@ class Engine {
   private:
     struct Active;
     std::string refusal(const Request& request) const;
+    AttentionWorker::StepOptions step_options(bool busy);
+    void choose_tokens(const Tensor& logits, int64_t begin, int64_t end);
     void choose_token(Active& active, const float* logits);
     bool append_token(Active& active, int32_t token);
     void finish(Active& active, FinishReason reason, std::string error = {});
@@ -97,6 +99,8 @@ class Engine {
     PageAllocator pages_;
     Scheduler scheduler_;
     AttentionWorker worker_;
+    const StepPlan* plan_ = nullptr;  // of the step under way
+    int64_t num_chosen_ = 0;          // leading logit rows of it whose tokens are chosen
     Sampler sampler_;
     std::vector<std::unique_ptr<Active>> active_;  // by arrival
     size_t num_started_ = 0;                       // leading ones of active_ that had pages once

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <limits>
+#include <numeric>
 
 #include "base/device_cuda.h"
 #include "base/error.h"
@@ -17,6 +18,9 @@
 namespace ferry {
 namespace {
 
+// Ranks may read very unlike shares of a model from a busy file system; one that is lost is noticed
+// by the watchdog long before.
+constexpr double kLoadingDeadlineS = 3600;
 constexpr double kGibibyte = 1024.0 * 1024.0 * 1024.0;
 
 // The ranks share the work.
@@ -69,8 +73,11 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
 }
 
 void check_supported(const Config& config) {
+    if (!on_gpu(config)) return;
+    if (!config.log.routing.empty())
+        throw Error(ErrorKind::usage, "log.routing is not recorded with engine.device: cuda");
     // Says which of these it is: not built in, no driver, no GPU.
-    if (on_gpu(config) && num_cuda_devices() == 0) cuda_device(0);
+    if (num_cuda_devices() == 0) cuda_device(0);
 }
 
 Config with_launcher_layout(Config config) {
@@ -92,11 +99,14 @@ Config with_launcher_layout(Config config) {
 Layout layout_of(const Config& given, const World& world) {
     const Config config = with_launcher_layout(given);
     const bool colocated = config.layout.mode == Config::Layout::Mode::colocated;
-    return make_layout({.mode = colocated ? LayoutMode::colocated : LayoutMode::disaggregated,
-                        .attention_ranks = static_cast<int>(config.layout.attention_ranks),
-                        .expert_ranks = static_cast<int>(config.layout.expert_ranks),
-                        .tp_size = static_cast<int>(config.layout.tp_size)},
-                       world.node_of_rank());
+    LayoutOptions options{.mode = colocated ? LayoutMode::colocated : LayoutMode::disaggregated,
+                          .attention_ranks = static_cast<int>(config.layout.attention_ranks),
+                          .expert_ranks = static_cast<int>(config.layout.expert_ranks),
+                          .tp_size = static_cast<int>(config.layout.tp_size)};
+    const Layout layout = make_layout(options, world.node_of_rank());
+    // A size that nobody chose must fit the slices of sums.
+    options.tp_size = std::gcd(layout.tp_size(), static_cast<int>(config.numerics.tp_slices));
+    return config.layout.tp_size > 0 ? layout : make_layout(options, world.node_of_rank());
 }
 
 int threads_of(const Config& config, int own_cores) {
@@ -145,24 +155,26 @@ FabricOptions fabric_options(const Config& config, const ModelConfig& model, con
 }
 
 // What this rank reads of the model: a share of the routed experts, and on attention ranks the rest
-// (of a TP group's slices its own, of what its node shares a part).
-int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const World& world,
-                      int num_sharing) {
-    const int rank = world.rank();
+// (of a TP group's slices its own, of what ranks of its node hold alike a part).
+int64_t bytes_to_load(const WeightSource& source, const Layout& layout, int world_rank,
+                      int num_attention_alike, int num_slices_alike) {
     double bytes = 0;
     for (const TensorSpec& spec : model_tensors(source.config())) {
-        const std::optional<TensorInfo> info = source.find(spec.name);
-        if (!info) continue;
-        double size = static_cast<double>(size_bytes(info->dtype));
-        for (const int64_t extent : info->shape) size *= static_cast<double>(extent);
+        double size = 0;
+        for (const std::string& name : {spec.name, spec.name + "_scale"})
+            if (const std::optional<TensorInfo> info = source.find(name)) {
+                double elements = 1;
+                for (const int64_t extent : info->shape) elements *= static_cast<double>(extent);
+                size += elements * static_cast<double>(size_bytes(info->dtype));
+            }
         if (spec.is_expert) {
-            if (layout.expert_rank(rank) >= 0) bytes += size / layout.num_expert();
+            if (layout.expert_rank(world_rank) >= 0) bytes += size / layout.num_expert();
             continue;
         }
-        if (layout.attention_rank(rank) < 0) continue;
+        if (layout.attention_rank(world_rank) < 0) continue;
         const bool sliced = spec.name == "embed" || spec.name == "head" ||
                             (spec.name.find("/ffn/") != std::string::npos && spec.is_linear);
-        bytes += sliced ? size / layout.tp_size() : size / num_sharing;
+        bytes += sliced ? size / layout.tp_size() / num_slices_alike : size / num_attention_alike;
     }
     return static_cast<int64_t>(bytes);
 }
@@ -236,12 +248,19 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
                            const OnProgress& on_progress)
     : world_(world) {
     check_supported(config);
+    world.set_deadline(kLoadingDeadlineS, "while the model is loaded");
     const ModelConfig& shape = model.source->config();
     const EngineOptions options = engine_options(config, shape, model.numerics);
     const Layout layout = layout_of(config, world);
     if (layout.num_attention() > 1 && shape.n_dense_layers == shape.n_layers)
         throw Error(ErrorKind::usage,
                     "layout: a model without MoE layers runs on one attention rank only");
+    FabricOptions fabric = fabric_options(config, shape, layout, world);
+    if (world.rank() == 0 && world.size() > 1) {
+        std::vector<RankPlace> places;
+        for (const std::string& cores : world.cores_of_rank()) places.push_back({"-", cores});
+        log_info("layout\n{}", layout.describe(world.host_of_node(), fabric.placements, places));
+    }
     const int threads = threads_of(config, world.own_cores());
     const auto* checkpoint = dynamic_cast<const Checkpoint*>(model.source.get());
     if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full)
@@ -249,7 +268,6 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     progress_state().enter(Activity::loading);
     kernels_ = make_kernels(config, world);
     connect(config, world);
-    FabricOptions fabric = fabric_options(config, shape, layout, world);
     fabric.blocks = blocks_.get();
     const MemoryPlan plan =
         plan_memory(*model.source, model.numerics, fabric, world.rank(), worker_limits(options));
@@ -261,10 +279,13 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     std::vector<int> attention_ranks;
     for (int rank = 0; rank < layout.num_attention(); ++rank)
         attention_ranks.push_back(layout.world_rank_of_attention(rank));
-    const bool attention = layout.attention_rank(world.rank()) >= 0;
-    share_ = std::make_unique<NodeMemory>(world, attention);
-    const int64_t total_bytes =
-        world.all_sum(bytes_to_load(*model.source, layout, world, share_->size()));
+    // A device has memory of its own: nothing of it is shared.
+    const bool on_cpu = kernels_->device().type() == DeviceType::cpu;
+    const int a = on_cpu ? layout.attention_rank(world.rank()) : -1;
+    attention_share_ = std::make_unique<NodeMemory>(world, a < 0 ? -1 : 0);
+    slice_share_ = std::make_unique<NodeMemory>(world, a < 0 ? -1 : layout.tp_rank(a));
+    const int64_t total_bytes = world.all_sum(bytes_to_load(
+        *model.source, layout, world.rank(), attention_share_->size(), slice_share_->size()));
     rank_ = std::make_unique<RankModel>(
         *model.source, *kernels_, model.numerics, fabric, *transport_,
         [&](int64_t bytes) {
@@ -275,10 +296,13 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
                 claims_ = std::make_unique<SharedCounter>(*transport_, attention_ranks,
                                                           std::numeric_limits<int64_t>::max());
         },
-        attention && kernels_->device().type() == DeviceType::cpu ? share_.get() : nullptr);
-    if (layout.attention_rank(world.rank()) < 0) return;
-    engine_ = std::make_unique<Engine>(*kernels_, rank_->model(), rank_->fabric(), rank_->experts(),
-                                       options, model.eos_tokens, model.tokenizer);
+        NodeShares{a < 0 ? nullptr : attention_share_.get(), a < 0 ? nullptr : slice_share_.get()});
+    if (layout.attention_rank(world.rank()) >= 0)
+        engine_ =
+            std::make_unique<Engine>(*kernels_, rank_->model(), rank_->fabric(), rank_->experts(),
+                                     options, model.eos_tokens, model.tokenizer);
+    world.barrier();  // all have loaded
+    world.set_deadline(config.engine.stall_timeout_s, "during or after the run");
 }
 
 void LoadedEngine::close() {
@@ -306,7 +330,8 @@ void LoadedEngine::unload() {
     blocks_.reset();
     kernels_.reset();
     transport_.reset();
-    share_->release();
+    attention_share_->release();
+    slice_share_->release();
     world_.barrier();
 }
 

@@ -73,7 +73,10 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
     if (part.attention) {
         plan.parts.push_back({fmt::format("latent cache ({} pages)", limits.num_pages),
                               limits.num_pages * LatentCache::page_bytes(c, numerics)});
-        const int64_t rows = 3 * limits.max_tokens * c.dim + limits.max_logit_rows * c.vocab_size +
+        const bool ahead = part.experts.empty() && options.exchange.num_micro_batches > 1 &&
+                           options.blocks == nullptr;  // as AttentionWorker::looks_ahead()
+        const int64_t rows = (ahead ? 4 : 3) * limits.max_tokens * c.dim +
+                             limits.max_logit_rows * c.vocab_size +
                              limits.max_context * c.qk_rope_head_dim;
         plan.parts.push_back({"activations", 4 * rows});
         plan.parts.push_back(

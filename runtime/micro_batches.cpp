@@ -22,31 +22,32 @@ void cut(std::span<const SequenceRows> all, int64_t begin, int64_t end,
 
 }  // namespace
 
+StepPart::StepPart(int64_t max_sequences) {
+    prompt_.reserve(static_cast<size_t>(max_sequences));
+    generated_.reserve(static_cast<size_t>(max_sequences));
+}
+
+void StepPart::take(const StepBatch& step, int64_t begin, int64_t end) {
+    const size_t first = static_cast<size_t>(begin), count = static_cast<size_t>(end - begin);
+    cut(step.prompt, begin, end, prompt_);
+    cut(step.generated, begin, end, generated_);
+    first_row_ = begin;
+    batch_ = {.tokens = step.tokens.subspan(first, count),
+              .positions = step.positions.subspan(first, count),
+              .slots = step.slots.subspan(first, count),
+              .prompt = prompt_,
+              .generated = generated_,
+              .logit_rows = {}};
+}
+
 MicroBatches::MicroBatches(int num, int64_t max_tokens, int64_t max_sequences) {
-    parts_.resize(static_cast<size_t>(num));
-    const size_t pieces = static_cast<size_t>(std::min(max_tokens, max_sequences));
-    for (Part& part : parts_) {
-        part.prompt.reserve(pieces);
-        part.generated.reserve(pieces);
-    }
+    for (int i = 0; i < num; ++i) parts_.emplace_back(std::min(max_tokens, max_sequences));
 }
 
 void MicroBatches::split(const StepBatch& step) {
     const int64_t tokens = step.num_tokens(), n = num();
-    for (int64_t i = 0; i < n; ++i) {
-        Part& part = parts_[static_cast<size_t>(i)];
-        const int64_t begin = tokens * i / n, end = tokens * (i + 1) / n;
-        const size_t first = static_cast<size_t>(begin), count = static_cast<size_t>(end - begin);
-        cut(step.prompt, begin, end, part.prompt);
-        cut(step.generated, begin, end, part.generated);
-        part.first_row = begin;
-        part.batch = {.tokens = step.tokens.subspan(first, count),
-                      .positions = step.positions.subspan(first, count),
-                      .slots = step.slots.subspan(first, count),
-                      .prompt = part.prompt,
-                      .generated = part.generated,
-                      .logit_rows = {}};
-    }
+    for (int64_t i = 0; i < n; ++i)
+        parts_[static_cast<size_t>(i)].take(step, tokens * i / n, tokens * (i + 1) / n);
 }
 
 }  // namespace ferry

@@ -6,27 +6,36 @@
 
 namespace ferry {
 
+// Consecutive rows of a step as a batch of their own, in which they are numbered from 0; it has no
+// logit rows. Arrays are reused: no allocation after construction.
+class StepPart {
+  public:
+    // A part meets at most so many sequences.
+    explicit StepPart(int64_t max_sequences);
+
+    void take(const StepBatch& step, int64_t begin, int64_t end);
+    const StepBatch& batch() const { return batch_; }
+    int64_t first_row() const { return first_row_; }  // where it begins in the step
+
+  private:
+    StepBatch batch_;
+    int64_t first_row_ = 0;
+    std::vector<SequenceRows> prompt_, generated_;
+};
+
 // Micro-batch i holds rows [T i / n, T (i + 1) / n) of the step. Rows of one sequence stay in
-// order, so a later micro-batch finds the latents of the earlier ones in the cache. Arrays are
-// reused: no allocation after construction.
+// order, so a later micro-batch finds the latents of the earlier ones in the cache.
 class MicroBatches {
   public:
     MicroBatches(int num, int64_t max_tokens, int64_t max_sequences);
 
     void split(const StepBatch& step);
     int num() const { return static_cast<int>(parts_.size()); }
-    // Row numbers in it are its own; `first_row` is where it begins in the step. It has no logit
-    // rows.
-    const StepBatch& batch(int index) const { return parts_[static_cast<size_t>(index)].batch; }
-    int64_t first_row(int index) const { return parts_[static_cast<size_t>(index)].first_row; }
+    const StepBatch& batch(int index) const { return parts_[static_cast<size_t>(index)].batch(); }
+    int64_t first_row(int index) const { return parts_[static_cast<size_t>(index)].first_row(); }
 
   private:
-    struct Part {
-        StepBatch batch;
-        int64_t first_row = 0;
-        std::vector<SequenceRows> prompt, generated;
-    };
-    std::vector<Part> parts_;
+    std::vector<StepPart> parts_;
 };
 
 }  // namespace ferry

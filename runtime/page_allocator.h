@@ -30,6 +30,7 @@ class PageAllocator {
     int64_t publish(int32_t page, int64_t parent, std::span<const int32_t> tokens);
     int64_t node(int32_t page) const { return entries_[static_cast<size_t>(page)].node; }
 
+    bool shares_prefixes() const { return share_prefixes_; }
     int64_t num_found() const { return num_found_; }  // successful lookups so far
 
   private:

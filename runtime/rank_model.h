@@ -10,18 +10,18 @@ namespace ferry {
 class RankModel {
   public:
     // Collective over the transport's ranks. `progress` is called with the bytes read so far; the
-    // arguments must outlive this. `share` (may be null): of attention ranks, for what they hold
-    // alike.
+    // arguments must outlive this. `shares`: what ranks of the node hold alike is kept once.
     RankModel(WeightSource& source, Kernels& kernels, const Numerics& numerics,
               const FabricOptions& options, Transport& transport,
               const std::function<void(int64_t bytes)>& progress = {},
-              const std::function<void()>& before_connect = {}, NodeMemory* share = nullptr)
+              const std::function<void()>& before_connect = {}, const NodeShares& shares = {})
         : fabric_(options, source.config(), numerics, transport, kernels, before_connect),
           model_([&] {
               WeightLoader loader(source, kernels, progress);
-              if (share != nullptr) loader.share_on_node(*share);
+              loader.share_on_node(shares);
               Transformer loaded(loader, fabric_.part(), numerics);
-              if (share != nullptr) share->barrier();
+              for (NodeMemory* share : {shares.attention, shares.slice})
+                  if (share != nullptr) share->barrier();
               return loaded;
           }()) {
         if (fabric_.expert_rank() >= 0 && fabric_.has_exchange())

@@ -22,15 +22,18 @@ Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
                 options.max_batch_tokens);
     const size_t rows = static_cast<size_t>(options.max_batch_tokens);
     const size_t sequences = static_cast<size_t>(options.max_batch);
-    plan_.tokens.reserve(rows);
-    plan_.positions.reserve(rows);
-    plan_.slots.reserve(rows);
-    plan_.prompt.reserve(sequences);
-    plan_.generated.reserve(sequences);
-    plan_.logit_rows.reserve(sequences);
-    plan_.logit_sequences.reserve(sequences);
+    for (StepPlan* plan : {&plan_, &ahead_plan_}) {
+        plan->tokens.reserve(rows);
+        plan->positions.reserve(rows);
+        plan->slots.reserve(rows);
+        plan->prompt.reserve(sequences);
+        plan->generated.reserve(sequences);
+        plan->logit_rows.reserve(sequences);
+        plan->logit_sequences.reserve(sequences);
+    }
     running_.reserve(sequences);
     chunks_.reserve(sequences);
+    ahead_.reserve(sequences);
 }
 
 int64_t Scheduler::pages_needed(int64_t max_length) {
@@ -67,6 +70,7 @@ bool Scheduler::preempt_after(const Sequence& sequence) {
     if (last == nullptr || last->arrival <= sequence.arrival) return false;
     running_.pop_back();
     std::erase_if(chunks_, [&](const Chunk& chunk) { return chunk.sequence == last; });
+    if (is_ahead(*last)) ahead_.clear();
     release_pages(*last);
     ++last->num_preemptions;
     ++num_preemptions_;
@@ -106,89 +110,207 @@ bool Scheduler::admit(Sequence& sequence) {
 }
 
 const StepPlan& Scheduler::plan() {
-    chunks_.clear();
+    chunks_.assign(ahead_.begin(), ahead_.end());
     int64_t budget = options_.max_batch_tokens;
+    for (const Chunk& chunk : ahead_) budget -= chunk.num_tokens;
     // Generating sequences first: one row each.
     for (size_t i = 0; i < running_.size(); ++i) {
         Sequence& sequence = *running_[i];
         const int64_t length = static_cast<int64_t>(sequence.tokens.size());
-        if (length - sequence.num_computed != 1) continue;
+        if (length - sequence.num_computed != 1 || is_ahead(sequence)) continue;
         if (!reserve_pages(sequence, length)) break;
-        chunks_.push_back({&sequence, 1});
+        chunks_.push_back({&sequence, sequence.num_computed, 1});
         --budget;
     }
     // Then prompts (and recomputation) of running sequences, then new ones, by arrival.
+    extend_last_ahead(budget);
     const auto take_chunk = [&](Sequence& sequence) {
         const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.num_computed;
         const int64_t num = std::min({left, budget, options_.max_prefill_chunk});
         if (num <= 0 || !reserve_pages(sequence, sequence.num_computed + num)) return false;
-        chunks_.push_back({&sequence, num});
+        chunks_.push_back({&sequence, sequence.num_computed, num});
         budget -= num;
         return true;
     };
     for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
         Sequence& sequence = *running_[i];
         if (static_cast<int64_t>(sequence.tokens.size()) - sequence.num_computed > 1 &&
-            !take_chunk(sequence))
+            planned_end(sequence) == sequence.num_computed && !take_chunk(sequence))
             break;
     }
-    while (!waiting_.empty() && budget > 0 && num_running() < options_.max_batch) {
+    // Prompts are laid out first: not before generated tokens that were begun ahead.
+    const bool may_start = ahead_.empty() || ahead_.back().begin < ahead_.back().prompt_length();
+    while (may_start && !waiting_.empty() && budget > 0 && num_running() < options_.max_batch) {
         Sequence& sequence = *waiting_.front();
         if (!admit(sequence)) break;
-        waiting_.pop_front();
-        running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence,
-                                         [](const Sequence* a, const Sequence* b) {
-                                             return a->arrival < b->arrival;
-                                         }),
-                        &sequence);
+        start(sequence);
         if (!take_chunk(sequence)) break;
     }
-    lay_out_rows();
+    lay_out_rows(chunks_, plan_);
+    plan_.num_begun = 0;
+    for (const Chunk& chunk : ahead_) plan_.num_begun += chunk.num_tokens;
+    ahead_.clear();
     return plan_;
 }
 
-void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+// The first of those that wait, once admitted.
+void Scheduler::start(Sequence& sequence) {
+    waiting_.pop_front();
+    running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence,
+                                     [](const Sequence* a, const Sequence* b) {
+                                         return a->arrival < b->arrival;
+                                     }),
+                    &sequence);
+}
+
+bool Scheduler::is_ahead(const Sequence& sequence) const {
+    return std::ranges::any_of(ahead_,
+                               [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
+}
+
+bool Scheduler::is_planned(const Sequence& sequence) const {
+    return std::ranges::any_of(chunks_,
+                               [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
+}
+
+// How far the sequence is computed when the planned step is done.
+int64_t Scheduler::planned_end(const Sequence& sequence) const {
+    for (const Chunk& chunk : chunks_)
+        if (chunk.sequence == &sequence) return chunk.end();
+    return sequence.num_computed;
+}
+
+// The token that the planned step gives is the last one.
+bool Scheduler::ends_with_this_step(const Sequence& sequence) const {
+    const int64_t length = static_cast<int64_t>(sequence.tokens.size());
+    return planned_end(sequence) == length && length + 1 >= sequence.max_length;
+}
+
+// Some running sequence has yet to publish a page that this one could take over.
+bool Scheduler::will_find_pages(const Sequence& sequence) const {
+    if (!pages_.shares_prefixes() || sequence.prompt_length <= kPageTokens) return false;
+    return std::ranges::any_of(running_, [&](const Sequence* other) {
+        return other->prompt_length >= (other->num_published + 1) * kPageTokens &&
+               std::equal(other->tokens.begin(), other->tokens.begin() + kPageTokens,
+                          sequence.tokens.begin());
+    });
+}
+
+int64_t Scheduler::num_prompt_rows_left() const {
+    int64_t num = 0;
+    for (const Sequence* sequence : running_)
+        num += std::max<int64_t>(0, sequence->prompt_length - planned_end(*sequence));
+    for (const Sequence* sequence : waiting_) num += sequence->prompt_length;
+    return num;
+}
+
+bool Scheduler::take_ahead(Sequence& sequence, int64_t begin, int64_t& budget) {
+    const int64_t num =
+        std::min({sequence.prompt_length - begin, budget, options_.max_prefill_chunk});
+    // A page for each running sequence's next token stays free.
+    const int64_t missing = pages_needed(begin + num) - static_cast<int64_t>(sequence.pages.size());
+    if (num <= 0 || missing > pages_.num_available() - num_running()) return false;
+    if (!reserve_pages(sequence, begin + num)) return false;
+    ahead_.push_back({&sequence, begin, num});
+    budget -= num;
+    return true;
+}
+
+const StepPlan& Scheduler::plan_ahead() {
+    ahead_.clear();
+    int64_t budget = options_.max_batch_tokens;
+    for (const Sequence* sequence : running_)  // their next token's row
+        if (planned_end(*sequence) >= sequence->prompt_length && !ends_with_this_step(*sequence))
+            --budget;
+    bool all_fit = true;
+    for (size_t i = 0; i < running_.size() && all_fit && budget > 0; ++i)
+        if (const int64_t end = planned_end(*running_[i]); end < running_[i]->prompt_length)
+            all_fit = take_ahead(*running_[i], end, budget);
+    while (all_fit && !waiting_.empty() && budget > 0 && num_running() < options_.max_batch) {
+        Sequence& sequence = *waiting_.front();
+        const int64_t most_pages =
+            pages_needed(std::min(sequence.prompt_length, budget)) + num_running() + 1;
+        if (most_pages > pages_.num_available() || will_find_pages(sequence) || !admit(sequence))
+            break;
+        start(sequence);
+        all_fit = take_ahead(sequence, sequence.num_computed, budget);
+    }
+    lay_out_rows(ahead_, ahead_plan_);
+    return ahead_plan_;
+}
+
+const StepPlan& Scheduler::plan_more_ahead() {
+    const bool prompts = !ahead_.empty() && ahead_.front().begin < ahead_.front().prompt_length();
+    if (prompts || num_prompt_rows_left() > 0) return ahead_plan_;
+    for (Sequence* sequence : running_) {
+        const int64_t length = static_cast<int64_t>(sequence->tokens.size());
+        if (length - sequence->num_computed != 1 || is_planned(*sequence) || is_ahead(*sequence))
+            continue;
+        if (pages_needed(length) > static_cast<int64_t>(sequence->pages.size()) &&
+            pages_.num_available() <= num_running())
+            break;
+        reserve_pages(*sequence, length);
+        ahead_.push_back({sequence, length - 1, 1});
+    }
+    lay_out_rows(ahead_, ahead_plan_);
+    return ahead_plan_;
+}
+
+// Chunks that were planned ahead are fixed, but for the last one's end.
+void Scheduler::extend_last_ahead(int64_t& budget) {
+    if (ahead_.empty()) return;
+    const Chunk last = ahead_.back();
+    Sequence& sequence = *last.sequence;
+    const int64_t num = std::min({static_cast<int64_t>(sequence.tokens.size()) - last.end(), budget,
+                                  options_.max_prefill_chunk - last.num_tokens});
+    if (num <= 0 || !reserve_pages(sequence, last.end() + num)) return;
+    for (Chunk& chunk : chunks_)
+        if (chunk.sequence == &sequence) chunk.num_tokens += num;
+    budget -= num;
+}
+
+void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end, StepPlan& plan,
                          std::vector<SequenceRows>& list) {
     if (begin >= end) return;
-    list.push_back({.first_row = static_cast<int64_t>(plan_.tokens.size()),
+    list.push_back({.first_row = static_cast<int64_t>(plan.tokens.size()),
                     .num_rows = end - begin,
                     .first_position = begin,
                     .pages = sequence.pages});
     for (int64_t position = begin; position < end; ++position) {
-        plan_.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
-        plan_.positions.push_back(static_cast<int32_t>(position));
-        plan_.slots.push_back(sequence.pages[static_cast<size_t>(position / kPageTokens)] *
-                                  kPageTokens +
-                              position % kPageTokens);
+        plan.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
+        plan.positions.push_back(static_cast<int32_t>(position));
+        plan.slots.push_back(sequence.pages[static_cast<size_t>(position / kPageTokens)] *
+                                 kPageTokens +
+                             position % kPageTokens);
     }
 }
 
-void Scheduler::lay_out_rows() {
-    plan_.tokens.clear();
-    plan_.positions.clear();
-    plan_.slots.clear();
-    plan_.prompt.clear();
-    plan_.generated.clear();
-    plan_.logit_rows.clear();
-    plan_.logit_sequences.clear();
-    const auto wants_logits = [&](const Chunk& chunk, int64_t end) {
-        if (end != static_cast<int64_t>(chunk.sequence->tokens.size())) return;
-        plan_.logit_rows.push_back(static_cast<int32_t>(plan_.tokens.size()) - 1);
-        plan_.logit_sequences.push_back(chunk.sequence);
+void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
+    plan.tokens.clear();
+    plan.positions.clear();
+    plan.slots.clear();
+    plan.prompt.clear();
+    plan.generated.clear();
+    plan.logit_rows.clear();
+    plan.logit_sequences.clear();
+    const auto wants_logits = [&](const Chunk& chunk) {
+        if (chunk.end() != static_cast<int64_t>(chunk.sequence->tokens.size())) return;
+        plan.logit_rows.push_back(static_cast<int32_t>(plan.tokens.size()) - 1);
+        plan.logit_sequences.push_back(chunk.sequence);
     };
-    for (const Chunk& chunk : chunks_) {
+    for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
-        const int64_t begin = sequence.num_computed, end = begin + chunk.num_tokens;
-        if (begin >= sequence.prompt_length) continue;
-        add_rows(sequence, begin, std::min(end, sequence.prompt_length), plan_.prompt);
-        if (end <= sequence.prompt_length) wants_logits(chunk, end);
+        if (chunk.begin >= sequence.prompt_length) continue;
+        add_rows(sequence, chunk.begin, std::min(chunk.end(), sequence.prompt_length), plan,
+                 plan.prompt);
+        if (chunk.end() <= sequence.prompt_length) wants_logits(chunk);
     }
-    for (const Chunk& chunk : chunks_) {
+    for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
-        const int64_t begin = sequence.num_computed, end = begin + chunk.num_tokens;
-        if (end <= sequence.prompt_length) continue;
-        add_rows(sequence, std::max(begin, sequence.prompt_length), end, plan_.generated);
-        wants_logits(chunk, end);
+        if (chunk.end() <= sequence.prompt_length) continue;
+        add_rows(sequence, std::max(chunk.begin, sequence.prompt_length), chunk.end(), plan,
+                 plan.generated);
+        wants_logits(chunk);
     }
 }
 
@@ -200,9 +322,15 @@ void Scheduler::publish_prompt_pages(Sequence& sequence) {
             {sequence.tokens.data() + sequence.num_published * kPageTokens, kPageTokens});
 }
 
+void Scheduler::complete(Sequence& sequence) {
+    sequence.num_computed = planned_end(sequence);
+    publish_prompt_pages(sequence);
+    std::erase_if(chunks_, [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
+}
+
 void Scheduler::complete() {
     for (const Chunk& chunk : chunks_) {
-        chunk.sequence->num_computed += chunk.num_tokens;
+        chunk.sequence->num_computed = chunk.end();
         publish_prompt_pages(*chunk.sequence);
     }
     chunks_.clear();
@@ -211,6 +339,7 @@ void Scheduler::complete() {
 void Scheduler::finish(Sequence& sequence) {
     std::erase(running_, &sequence);
     std::erase(waiting_, &sequence);
+    if (is_ahead(sequence)) ahead_.clear();
     release_pages(sequence);
 }
 

@@ -41,6 +41,7 @@ struct StepPlan {
     std::vector<SequenceRows> prompt, generated;
     std::vector<int32_t> logit_rows;
     std::vector<Sequence*> logit_sequences;  // whose next token each logit row gives
+    int64_t num_begun = 0;                   // leading rows that were planned ahead
 
     StepBatch batch() const;
     bool empty() const { return tokens.empty(); }
@@ -57,8 +58,19 @@ class Scheduler {
     void add(Sequence& sequence);
     // Rows for the next step; empty when there is nothing to do. Valid until the next call.
     const StepPlan& plan();
+    // While a planned step is under way: rows with which the next plan will begin whatever tokens
+    // this one gives, chunks of prompts. They take no pages from others. Valid until the plan after
+    // the next; when a sequence of it is finished or preempted before, that plan begins with none.
+    const StepPlan& plan_ahead();
+    // The same plan, with the next tokens of sequences that are complete already added to it, when
+    // the next step computes no prompt.
+    const StepPlan& plan_more_ahead();
+    // Prompt rows that are not in the plan: plan_ahead() gives no more than that.
+    int64_t num_prompt_rows_left() const;
     // The planned step is done: its latents are in the cache.
     void complete();
+    // One sequence of it is done before the others.
+    void complete(Sequence& sequence);
     // Takes a sequence out and gives its pages back, wherever it stands.
     void finish(Sequence& sequence);
 
@@ -70,23 +82,36 @@ class Scheduler {
   private:
     struct Chunk {
         Sequence* sequence;
+        int64_t begin;
         int64_t num_tokens;
+
+        int64_t end() const { return begin + num_tokens; }
+        int64_t prompt_length() const { return sequence->prompt_length; }
     };
     bool admit(Sequence& sequence);
     bool reserve_pages(Sequence& sequence, int64_t length);
     bool preempt_after(const Sequence& sequence);
+    bool is_ahead(const Sequence& sequence) const;
+    bool is_planned(const Sequence& sequence) const;
+    bool take_ahead(Sequence& sequence, int64_t begin, int64_t& budget);
+    void extend_last_ahead(int64_t& budget);
+    int64_t planned_end(const Sequence& sequence) const;
+    bool ends_with_this_step(const Sequence& sequence) const;
+    bool will_find_pages(const Sequence& sequence) const;
+    void start(Sequence& sequence);
     void release_pages(Sequence& sequence);
     void publish_prompt_pages(Sequence& sequence);
-    void lay_out_rows();
-    void add_rows(const Sequence& sequence, int64_t begin, int64_t end,
-                  std::vector<SequenceRows>& list);
+    static void lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan);
+    static void add_rows(const Sequence& sequence, int64_t begin, int64_t end, StepPlan& plan,
+                         std::vector<SequenceRows>& list);
 
     SchedulerOptions options_;
     PageAllocator& pages_;
     std::deque<Sequence*> waiting_;   // by arrival, preempted ones in front
     std::vector<Sequence*> running_;  // by arrival
     std::vector<Chunk> chunks_;
-    StepPlan plan_;
+    std::vector<Chunk> ahead_;  // of the next plan
+    StepPlan plan_, ahead_plan_;
     int64_t num_preemptions_ = 0;
 };
 

@@ -35,7 +35,7 @@ check_launcher() {
     esac
 }
 
-# RUN.yaml [--set SECTION.KEY=VALUE]...: checks all of it on this node. Sets output_dir.
+# RUN.yaml [--set SECTION.KEY=VALUE]...: checks all of it on this node. Sets output_dir, by which `ferry top JOB` finds it.
 check_run() {
     [ $# -gt 0 ] || refuse "which run? sbatch $(basename "$batch_file") RUN.yaml [--set SECTION.KEY=VALUE]..."
     [ -r "$1" ] || refuse "$1 cannot be read from $(hostname):$PWD"
@@ -46,6 +46,8 @@ check_run() {
         [ -z "$path" ] || [ -e "$path" ] || refuse "$path does not exist on $(hostname); is the file system shared?"
     done
     output_dir=$(value output dir)
+    output_dir=${output_dir:-ferry-$SLURM_JOB_ID}
+    scontrol update "JobId=$SLURM_JOB_ID" "Comment=ferry:$output_dir" || true
 }
 
 requeue() { # WHY

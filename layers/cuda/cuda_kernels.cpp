@@ -11,7 +11,13 @@ CudaKernels::CudaKernels(CudaDevice& device, int num_threads)
       threads_(num_threads),
       step_arrays_(device),
       upload_(device),
-      cublas_(device) {}
+      cublas_(device) {
+    int bytes = 0;
+    check_cuda(
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.ordinal()),
+        "ask for the size of shared memory");
+    max_shared_bytes_ = bytes;
+}
 CudaKernels::~CudaKernels() = default;
 
 void CudaKernels::begin_step(const StepBatch& batch) {

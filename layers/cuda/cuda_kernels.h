@@ -36,6 +36,11 @@ class CudaKernels final : public Kernels {
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
+    // The same, in one launch, with offsets [groups + 1] on the device: how many rows a group has
+    // is never known to the host. The last offset may be less than x.rows(); what is behind it
+    // stays as it is. fp8 weights are widened in registers.
+    void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
+                      const Tensor& y, const Tensor* x_scales);
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                    const Tensor& y) override;
     void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) override;
@@ -83,7 +88,7 @@ class CudaKernels final : public Kernels {
     void gemm_group(const Tensor& x, const Weight& w, int64_t group, const Tensor& y,
                     const Tensor* x_scales);
     // Memory that a kernel may use until the next one asks for the same. Grows; contents are lost.
-    enum class Scratch { x, w, scales, argmax, num };
+    enum class Scratch { x, w, scales, argmax, attention, num };
     void* scratch(Scratch use, size_t size_bytes);
 
     // How each product that was seen is computed, one line each.
@@ -109,6 +114,7 @@ class CudaKernels final : public Kernels {
     StagedUpload upload_;
     CublasLt cublas_;
     std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
+    int64_t max_shared_bytes_ = 0;  // that a block may have
 };
 
 }  // namespace ferry

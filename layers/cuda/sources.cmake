@@ -6,15 +6,23 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/elementwise.cu
     layers/cuda/gate.cu
     layers/cuda/gemm_plan.cpp
+    layers/cuda/grouped_gemm.cpp
+    layers/cuda/grouped_gemm.cu
     layers/cuda/latent_cache.cu
     layers/cuda/linear.cpp
     layers/cuda/logits.cu
+    layers/cuda/mla_decode.cpp
+    layers/cuda/mla_decode.cu
+    layers/cuda/mla_plan.cpp
+    layers/cuda/mla_prefill.cpp
+    layers/cuda/mla_prefill.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu
     layers/cuda/rope.cu
+    layers/cuda/sampling.cpp
+    layers/cuda/sampling.cu
     layers/cuda/staged_upload.cpp
-    layers/cuda/step_arrays.cpp
-    layers/cuda/unbuilt.cpp)
+    layers/cuda/step_arrays.cpp)
 
 # Kernels that must not spill registers (tests/layers/cuda/ptxas_report.sh).
 set(FERRY_CUDA_UNSPILLED

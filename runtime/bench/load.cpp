@@ -99,7 +99,7 @@ int64_t read_part(const std::vector<std::string>& paths, int64_t index, int64_t 
     const int64_t total = total_file_bytes(paths);
     const int64_t begin = total / count * index + std::min(total % count, index);
     const int64_t end = begin + total / count + (index < total % count ? 1 : 0);
-    std::vector<char> piece(static_cast<size_t>(kPieceBytes));
+    std::vector<char> piece(static_cast<size_t>(std::min(kPieceBytes, end - begin)));
     int64_t first = 0, done = 0;  // of the current file, in all of them
     for (const std::string& path : paths) {
         const InputFile file(path);

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "runtime/input_file.h"
 #include "runtime/json_text.h"
+#include "runtime/placements.h"
 #include "runtime/report/text.h"
 
 namespace ferry::report {
@@ -55,9 +56,10 @@ BenchResult take_bench(OrderedJson json, const std::string& path) {
 }
 
 LoadResult take_load(const std::string& text, const std::string& path) try {
-    LoadResult result{path, {}, parse_expert_load(text, path)};
-    for (const auto& layer : result.load.rows)
-        if (layer.size() != result.load.rows[0].size())
+    ExpertLoad load = parse_expert_load(text, path);
+    LoadResult result{path, {}, load.first_layer, std::move(load.rows)};
+    for (const auto& layer : result.rows)
+        if (layer.size() != result.rows[0].size())
             throw Error(ErrorKind::input, "{}: rows: layers have different numbers of experts",
                         path);
     return result;

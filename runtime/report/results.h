@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "runtime/placements.h"
 #include "runtime/report/trace_file.h"
 
 namespace ferry::report {
@@ -60,9 +59,11 @@ struct BenchResult {
     Row whole() const { return Row(*json, path); }
 };
 
+// Rows of each expert of each MoE layer (runtime/placements.h).
 struct LoadResult {
     std::string path, name;
-    ExpertLoad load;
+    int64_t first_layer = 0;
+    std::vector<std::vector<int64_t>> rows{};
 };
 
 struct TraceResult {

@@ -230,12 +230,12 @@ Section phases_section(const Results& results) {
 Section expert_load_section(const Results& results) {
     Section section{.id = "expert-load", .title = "Expert load"};
     for (const LoadResult& result : results.loads) {
-        if (result.load.rows.empty()) continue;
+        if (result.rows.empty()) continue;
         std::vector<double> layers;
         std::vector<std::vector<double>> rows;
-        for (size_t l = 0; l < result.load.rows.size(); ++l) {
-            layers.push_back(static_cast<double>(result.load.first_layer) + static_cast<double>(l));
-            rows.emplace_back(result.load.rows[l].begin(), result.load.rows[l].end());
+        for (size_t l = 0; l < result.rows.size(); ++l) {
+            layers.push_back(static_cast<double>(result.first_layer) + static_cast<double>(l));
+            rows.emplace_back(result.rows[l].begin(), result.rows[l].end());
         }
         section.blocks.push_back(
             load_figure("expert-load-" + slug(result.name), result.name, layers, rows));

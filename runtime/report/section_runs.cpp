@@ -178,8 +178,8 @@ Section runs_section(const Results& results) {
     for (const LoadResult& load : results.loads)
         files.rows.push_back(
             {{.text = load.path},
-             {.text = fmt::format("expert load: {} MoE layers of {} experts", load.load.rows.size(),
-                                  load.load.rows.empty() ? 0 : load.load.rows[0].size())}});
+             {.text = fmt::format("expert load: {} MoE layers of {} experts", load.rows.size(),
+                                  load.rows.empty() ? 0 : load.rows[0].size())}});
     for (const TraceResult& trace : results.traces)
         files.rows.push_back(
             {{.text = trace.path},

@@ -1,5 +1,7 @@
 #include "runtime/report/sections.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 

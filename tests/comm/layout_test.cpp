@@ -74,18 +74,30 @@ TEST(Layout, ErrorsSayWhatWouldFit) {
 TEST(Layout, PrintsATable) {
     const Layout layout =
         make_layout({.attention_ranks = 1, .expert_ranks = 2}, std::vector<int>{0, 0, 1});
+    const std::vector<std::string> hosts{"node1", "node2"};
     const Placement placement = contiguous_placement(5, 2);
-    const std::string table =
-        layout.describe(std::vector<std::string>{"node1", "node2"}, &placement);
+    const std::string table = layout.describe(hosts, {&placement, 1});
     EXPECT_THAT(table, HasSubstr("disaggregated layout: 1 attention, 2 expert ranks of 3"));
     EXPECT_THAT(table,
-                HasSubstr("2     node2             -               1       2        -    -\n"));
+                HasSubstr("1     node1             -               0       -    -        0-2\n"));
+    EXPECT_THAT(table,
+                HasSubstr("2     node2             -               1       -    -        3-4\n"));
+    EXPECT_THAT(table,
+                HasSubstr("0     node1             0 (0.0)         -       -    -        -\n"));
     const std::vector<RankPlace> places{{"0", "0-7"}, {"1", "8-15"}, {"-", "0-3,8"}};
-    const std::string placed = layout.describe({}, &placement, places);
+    const std::string placed = layout.describe({}, {&placement, 1}, places);
     EXPECT_THAT(placed,
-                HasSubstr("1     0                 -               0       3        1    8-15\n"));
+                HasSubstr("1     0                 -               0       1    8-15     0-2\n"));
     EXPECT_THAT(placed,
-                HasSubstr("2     1                 -               1       2        -    0-3,8\n"));
+                HasSubstr("2     1                 -               1       -    0-3,8    3-4\n"));
+
+    const Placement copies(5, {{4, 0, 1}, {0, 3, 2}});
+    const std::string copied = layout.describe(hosts, {&copies, 1});
+    EXPECT_THAT(copied, HasSubstr("        0-1, 4\n"));
+    EXPECT_THAT(copied, HasSubstr("        2-3 + copies of 0\n"));
+    const std::vector<Placement> by_layer{placement, copies};
+    EXPECT_THAT(layout.describe(hosts, by_layer), HasSubstr("        3 in a layer\n"));
+    EXPECT_THAT(layout.describe(hosts, by_layer), HasSubstr("        2 to 3 in a layer\n"));
 }
 
 }  // namespace

@@ -1,18 +1,21 @@
 #include "comm/world.h"
 
 #include <gmock/gmock.h>
+#include <unistd.h>
 
 #include <algorithm>
 
 #include "base/cores.h"
 #include "base/error.h"
 #include "comm/node_memory.h"
+#include "comm/progress_state.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/mpi_main.h"
 
 namespace ferry {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 TEST(World, NodesAreNumberedByTheirLowestRank) {
     World& world = test_world();
@@ -41,20 +44,51 @@ TEST(World, FirstRanksAreAWorldOfTheirOwn) {
             EXPECT_EQ(part->size(), num);
             EXPECT_EQ(part->all_sum(1), num);
             EXPECT_EQ(part->node_of_rank()[0], 0);
-            NodeMemory memory(*part, true);
+            NodeMemory memory(*part, 0);
             Buffer shared = memory.take(1 << 20);
             memory.barrier();
             shared = Buffer();
             memory.release();
         }
-        world.wait_quietly();
+        world.barrier();
+    }
+}
+
+TEST(World, ALateRankIsNotWaitedForWithoutEnd) {
+    World& world = test_world();
+    if (world.size() == 1) GTEST_SKIP() << "needs two ranks";
+    world.barrier();
+    world.set_deadline(0.2, "in this test");
+    if (world.rank() == 0) {
+        sleep(1);
+        world.set_deadline(60, "in this test");
+        world.barrier();  // the one that the others gave up
+    } else {
+        EXPECT_ERROR(world.barrier(), ErrorKind::communication,
+                     "s in this test for all ranks to take part in a barrier");
+    }
+    world.set_deadline(300, "in tests");
+}
+
+TEST(World, ALostRankEndsAWait) {
+    World& world = test_world();
+    if (world.size() == 1) GTEST_SKIP() << "needs two ranks";
+    world.barrier();
+    if (world.rank() == 0) {
+        sleep(1);
+        EXPECT_EQ(world.all_sum(0), 0);
+    } else {
+        progress_state().fail("rank 0 on some host is lost (silent)");
+        EXPECT_ERROR(world.all_sum(0), ErrorKind::communication,
+                     "rank 0 on some host is lost (silent)");
+        progress_state().forget_failure();
     }
 }
 
 TEST(NodeMemory, MembersSeeWhatEachWrote) {
     World& world = test_world();
     const bool member = world.rank() != world.size() - 1 || world.size() == 1;
-    NodeMemory memory(world, member);
+    NodeMemory memory(world, member ? 0 : -1);
     if (!member) return;
     EXPECT_EQ(memory.size(), std::max(1, world.size() - 1));  // the tests run on one node
     const Buffer small = memory.take(100);
@@ -68,6 +102,17 @@ TEST(NodeMemory, MembersSeeWhatEachWrote) {
         for (int rank = 0; rank < memory.size(); ++rank)
             EXPECT_EQ(each->as<char>()[rank], 'a' + rank);
     }
+}
+
+TEST(NodeMemory, GroupsOfANodeShareApart) {
+    World& world = test_world();
+    NodeMemory memory(world, world.rank() % 2);
+    EXPECT_EQ(memory.size(), (world.size() + 1 - world.rank() % 2) / 2);
+    const Buffer buffer = memory.take(100);
+    buffer.as<char>()[memory.rank()] = static_cast<char>('a' + world.rank());
+    memory.barrier();
+    for (int rank = 0; rank < memory.size(); ++rank)
+        EXPECT_EQ(buffer.as<char>()[rank], 'a' + 2 * rank + world.rank() % 2);
 }
 
 TEST(World, DifferencesBetweenRanksAreNamed) {

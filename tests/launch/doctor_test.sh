@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# doctor_test.sh FERRY SOURCE_DIR: `ferry doctor` alone, on several ranks, on ranks that differ, and where it must fail.
+# doctor_test.sh FERRY SOURCE_DIR NVML_DIR: `ferry doctor` alone, on several ranks, on ranks that differ, and where it must fail.
 set -uo pipefail
 ferry=$1
 source=$2
+nvml=$3 # holds a libnvidia-ml.so.1, see nvml_stand_in.cpp
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -32,6 +33,10 @@ expect 0 "^launcher +ok .*mpirun, 3 tasks" "${run[@]}" 3 "${doctor[@]}"
 # Ranks with other limits are told apart.
 expect 0 "^open files +warn .* 300$" "${run[@]}" 2 "${doctor[@]}" : -n 1 sh -c "ulimit -n 300; exec '$ferry' doctor --size 4"
 grep -q "fix: 3 ranks need about 1024: ulimit -n 1024" log || { echo "FAILED: no fix"; cat log; failed=1; }
+# A GPU's driver, found while running.
+expect 0 "^gpu +warn .* 2 x Stand-in GPU, 80 GiB" env LD_LIBRARY_PATH="$nvml" "${doctor[@]}"
+grep -q "fix: more than a tenth of a GPU's memory is taken" log || { echo "FAILED: GPU in use"; cat log; failed=1; }
+grep -qE "^cuda +(ok|warn|fail) .* driver 570.86.15, CUDA up to 12.8" log || { echo "FAILED: driver"; cat log; failed=1; }
 # What fails.
 expect 2 "^files +fail .*nowhere.*No such file" "${doctor[@]}" --dir nowhere
 grep -q "ferry: usage: doctor: 1 check failed" log || { echo "FAILED: not told at the end"; cat log; failed=1; }

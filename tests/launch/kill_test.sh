@@ -72,14 +72,15 @@ finish_run() { # undisturbed, to the end
     rm -rf "$work/out"
 }
 
-killed=0 resumed_runs=0 ended_before=0 slowest_ms=0
+killed=0 stuck=0 resumed_runs=0 ended_before=0 slowest_ms=0
 while [ "$killed" -lt "$kills" ]; do
     random_layout
     [ "$layout" = 1 ] && continue
     start "$layout"
-    # Not while MPI itself starts: Open MPI 4.1's mpirun may then never end, whatever its ranks do.
-    until grep -q ": layout$" "$work/log" || ! kill -0 "$job" 2>/dev/null; do sleep 0.02; done
-    sleep "$((RANDOM % 2)).$((RANDOM % 700 + 100))"
+    # As soon as there are ranks: while MPI starts, while they load, while they work.
+    until [ -n "$(processes ranks)" ] || ! kill -0 "$job" 2>/dev/null; do sleep 0.02; done
+    sleep "$((RANDOM % 3)).$((RANDOM % 700 + 100))"
+    grep -q ": layout$" "$work/log" && started=1 || started=0
     read -r -a victims <<<"$(processes ranks | tr '\n' ' ')"
     before=$(finished)
     if [ "${#victims[@]}" -eq 0 ]; then # done already, or not started yet
@@ -92,6 +93,11 @@ while [ "$killed" -lt "$kills" ]; do
         took_ms=$((($(date +%s%N) - begin) / 1000000))
         [ "$took_ms" -gt "$slowest_ms" ] && slowest_ms=$took_ms
         [ "$took_ms" -le 10000 ] || fail "the job on [$layout] ended $took_ms ms after the kill"
+        # Open MPI 4.1's mpirun may block for ever when a rank dies while MPI starts; it is then killed (launch/keeper.cpp).
+        if [ "$code" -eq 137 ] && [ "$started" -eq 0 ]; then
+            stuck=$((stuck + 1))
+            code=5
+        fi
         # Killed on its last steps: all was done.
         [ "$code" -eq 5 ] || [ -f "$work/out/completions.jsonl" ] || fail "exit code $code on [$layout]"
         killed=$((killed + 1))
@@ -111,7 +117,7 @@ while [ "$killed" -lt "$kills" ]; do
     fi
 done
 [ -d "$work/out" ] && finish_run
-echo "$killed kills, $resumed_runs runs resumed to their end, $ended_before had ended before; slowest end $slowest_ms ms"
+echo "$killed kills, $resumed_runs runs resumed to their end, $ended_before had ended before, mpirun was stuck $stuck times; slowest end $slowest_ms ms"
 
 stopped=0
 for signal in TERM USR1; do

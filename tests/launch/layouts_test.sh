@@ -60,6 +60,9 @@ layout() { echo "$d layout.attention_ranks=$1 layout.expert_ranks=$2 layout.tp_s
     check 3 default engine.micro_batches=3 exchange.mode=sized
     check 4 default layout.tp_size=4 engine.prefix_cache=false
     check 7 default engine.micro_batches=2 engine.cache_pages=4 engine.max_context=256
+    # Prompts in pieces and too few pages: steps begin the next one's rows, or find that they cannot.
+    check 4 default $(layout 2 2 2 2) engine.max_prefill_chunk=3 engine.max_batch_tokens=32
+    check 3 default $(layout 1 2 1 3) engine.cache_pages=4 engine.max_context=256 engine.max_prefill_chunk=5
     check 3 exchange.dtype=bf16 $(layout 1 2 1 2)
     check 4 exchange.dtype=bf16 layout.tp_size=2 engine.micro_batches=2
     check 4 exchange.dtype=fp8 $(layout 2 2 2 2)

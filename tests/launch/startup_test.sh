@@ -47,6 +47,9 @@ rm -rf "$work/out"
 expect 2 "from_launcher takes a job of two components, attention ranks first, and this one has 1" \
     "${run[@]}" 2 "${job[@]}" --set layout.mode=from_launcher
 expect 2 "and this one has no launcher" "${job[@]}" --set layout.mode=from_launcher
+# A rank that never calls MPI: Open MPI itself would wait for ever.
+expect 5 "MPI did not start within 3 s: some rank has not come" \
+    env FERRY_START_TIMEOUT_S=3 "${run[@]}" 1 "${job[@]}" : -n 1 sleep 50
 # Errors of one rank alone, and of all: one line each, the job ends.
 expect 2 "output.dir: 2 ranks need a folder for their results" \
     "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma

@@ -117,14 +117,17 @@ TEST(Throughput, LayoutsThatNeedMoreRanksAreSkipped) {
 TEST(Throughput, OpenLoopWaitsForArrivals) {
     Bench bench;
     for (size_t i = 0; i < bench.workload.size(); ++i)
-        bench.workload[i].arrival_s = 0.04 * static_cast<double>(i);
+        bench.workload[i].arrival_s = 0.02 * static_cast<double>(i);
+    bench.workload.back().arrival_s = 1.5;
     const ThroughputOutcome outcome = bench.run("colocated:1");
     if (test_world().rank() != 0) return;
     for (const Repetition& repetition : outcome.repetitions) {
         EXPECT_TRUE(repetition.all_finished(10));
-        EXPECT_GE(repetition.wall_s, 0.36);
+        EXPECT_GE(repetition.wall_s, 1.5);
         for (const RequestLatency& request : repetition.requests) EXPECT_GT(request.ttft_s, 0);
-        EXPECT_GT(repetition.ranks[0].zones[static_cast<size_t>(Zone::idle)].time_ns, 0);
+        // On a machine so busy that the last request found others still there, nobody idled.
+        const int64_t idle_ns = repetition.ranks[0].zones[static_cast<size_t>(Zone::idle)].time_ns;
+        EXPECT_TRUE(idle_ns > 0 || repetition.wall_s > 2);
     }
 }
 

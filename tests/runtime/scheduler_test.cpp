@@ -114,8 +114,62 @@ TEST(Scheduler, SharesFullPromptPagesButComputesTheLastToken) {
     EXPECT_EQ(c.num_prefix_tokens, 128);
 }
 
+TEST(Scheduler, PlansPromptsAhead) {
+    PageAllocator pages(16, false);
+    Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 100, .max_prefill_chunk = 80}, pages);
+    Sequence a = make_sequence(0, 50, 1), b = make_sequence(1, 60, 10),
+             c = make_sequence(2, 90, 10), d = make_sequence(3, 60, 10);
+    for (Sequence* sequence : {&a, &b, &c, &d}) scheduler.add(*sequence);
+    const StepPlan& plan = scheduler.plan();  // a's 50, 50 of b
+    EXPECT_EQ(plan.num_begun, 0);
+    EXPECT_EQ(scheduler.num_prompt_rows_left(), 10 + 90 + 60);
+    const StepPlan ahead = scheduler.plan_ahead();  // a ends with this step, so no row is for it
+    ASSERT_EQ(ahead.prompt.size(), 3u);
+    EXPECT_EQ(ahead.prompt[0].first_position, 50);
+    EXPECT_EQ(ahead.prompt[0].num_rows, 10);
+    EXPECT_EQ(ahead.prompt[1].num_rows, 80);
+    EXPECT_EQ(ahead.prompt[2].num_rows, 10);
+    scheduler.complete();
+    scheduler.finish(a);
+
+    scheduler.plan();
+    EXPECT_EQ(plan.num_begun, 100);
+    EXPECT_EQ(plan.tokens, ahead.tokens);
+    EXPECT_EQ(plan.slots, ahead.slots);
+    EXPECT_EQ(plan.logit_rows, std::vector<int32_t>{9});  // of b
+    scheduler.plan_ahead();                               // 10 of c, 50 of d; b's next token
+    scheduler.complete();
+    b.tokens.push_back(7);
+    scheduler.plan();
+    EXPECT_EQ(plan.num_begun, 60);
+    ASSERT_EQ(plan.generated.size(), 1u);
+    EXPECT_EQ(plan.generated[0].first_row, 60);
+
+    scheduler.plan_ahead();  // nothing is left; and once nothing is ahead, nothing is begun
+    scheduler.complete();
+    for (Sequence* sequence : {&b, &c, &d}) sequence->tokens.push_back(7);
+    EXPECT_EQ(scheduler.plan().num_begun, 0);
+    EXPECT_EQ(plan.generated.size(), 3u);
+}
+
+TEST(Scheduler, ForgetsWhatWasAheadWhenASequenceOfItEnds) {
+    PageAllocator pages(16, false);
+    Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 50, .max_prefill_chunk = 50}, pages);
+    Sequence a = make_sequence(0, 50, 5), b = make_sequence(1, 60, 5), c = make_sequence(2, 60, 5);
+    for (Sequence* sequence : {&a, &b, &c}) scheduler.add(*sequence);
+    scheduler.plan();
+    EXPECT_EQ(scheduler.plan_ahead().prompt.size(), 1u);
+    scheduler.complete();
+    scheduler.finish(b);
+    a.tokens.push_back(7);
+    const StepPlan& plan = scheduler.plan();
+    EXPECT_EQ(plan.num_begun, 0);
+    EXPECT_EQ(plan.generated.size(), 1u);
+    EXPECT_EQ(plan.prompt[0].num_rows, 49);  // of c
+}
+
 // Random work: rows are laid out once each, slots belong to the sequence, nothing leaks, all
-// finishes.
+// finishes; what was planned ahead comes first in the next plan.
 TEST(Scheduler, RandomLoadsKeepTheInvariants) {
     for (uint64_t seed = 0; seed < 20; ++seed) {
         Random random(seed);
@@ -130,11 +184,22 @@ TEST(Scheduler, RandomLoadsKeepTheInvariants) {
                 make_sequence(i, prompt, generate, static_cast<int32_t>(random.next_u32() % 2))));
             scheduler.add(*all.back());
         }
-        size_t done = 0;
+        size_t done = 0, begun = 0;
+        const bool looks_ahead = seed % 4 >= 2;
+        StepPlan ahead;
         for (int step = 0; step < 60000 && done < all.size(); ++step) {
             const StepPlan& plan = scheduler.plan();
             ASSERT_FALSE(plan.empty()) << "seed " << seed << " step " << step;
             ASSERT_LE(plan.tokens.size(), 40u);
+            ASSERT_TRUE(plan.num_begun == 0 ||
+                        plan.num_begun == static_cast<int64_t>(ahead.tokens.size()));
+            const auto num_begun = static_cast<size_t>(plan.num_begun);
+            for (size_t row = 0; row < num_begun; ++row) {
+                ASSERT_EQ(plan.tokens[row], ahead.tokens[row]);
+                ASSERT_EQ(plan.positions[row], ahead.positions[row]);
+                ASSERT_EQ(plan.slots[row], ahead.slots[row]);
+            }
+            begun += num_begun;
             std::map<int64_t, int64_t> slots;
             for (int64_t slot : plan.slots) ASSERT_EQ(++slots[slot], 1);
             int64_t rows = 0;
@@ -142,6 +207,12 @@ TEST(Scheduler, RandomLoadsKeepTheInvariants) {
                 for (const SequenceRows& r : *list) rows += r.num_rows;
             ASSERT_EQ(rows, static_cast<int64_t>(plan.tokens.size()));
             const std::vector<Sequence*> next = plan.logit_sequences;
+            if (looks_ahead) {
+                const int64_t left = scheduler.num_prompt_rows_left();
+                ahead = scheduler.plan_ahead();
+                ASSERT_LE(static_cast<int64_t>(ahead.tokens.size()), std::min<int64_t>(left, 40));
+                for (int64_t slot : ahead.slots) ASSERT_EQ(++slots[slot], 1);
+            }
             scheduler.complete();
             for (Sequence* sequence : next) {
                 ASSERT_EQ(sequence->num_computed, static_cast<int64_t>(sequence->tokens.size()));
@@ -151,6 +222,7 @@ TEST(Scheduler, RandomLoadsKeepTheInvariants) {
                 ++done;
             }
         }
+        EXPECT_EQ(begun > 0, looks_ahead);
         EXPECT_EQ(done, all.size());
         EXPECT_EQ(pages.num_available(), 10);
     }

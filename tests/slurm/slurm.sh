@@ -103,12 +103,13 @@ power_off() {
     for process in $(ip netns pids "$1"); do
         [ "$process" = "$keeper" ] || kill -KILL "$process" 2>/dev/null || true
     done
+    rm -f "$dir/slurmd.$1.pid"
 }
 
 down() {
     local file
     for file in "$dir"/slurmd.*.pid "$dir/slurmctld.pid" "$dir/munged.pid"; do
-        [ -e "$file" ] && kill "$(cat "$file")" 2>/dev/null
+        [ ! -e "$file" ] || kill "$(cat "$file")" 2>/dev/null || true
     done
     "$cluster" down || true  # and every process of the hosts
     rm -rf "$dir"

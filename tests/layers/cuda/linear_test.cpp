@@ -1,3 +1,4 @@
+#include "layers/cuda/cuda_kernels.h"
 #include "tests/support/cuda_matrix.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/reference_linear.h"
@@ -148,6 +149,22 @@ TEST(CudaLinear, RunsGiveTheSameBits) {
     cuda_kernels().gemm(x, weight, first);
     cuda_kernels().gemm(x, weight, again);
     expect_same_bits(again.values(), first.values());
+}
+
+TEST(CudaLinear, TellsHowProductsAreComputedAndWhatWasUploaded) {
+    CudaKernels kernels(cuda_device(0), 1);
+    EXPECT_TRUE(kernels.describe_plans().empty());
+    const PlainWeight plain =
+        PlainWeight::random({.dtype = DType::bf16, .groups = 1, .out = 32, .in = 64}, 1);
+    const Weight weight = plain.packed(kernels);
+    EXPECT_EQ(kernels.upload_totals().bytes, 32 * 64 * 2);
+    EXPECT_GT(kernels.upload_totals().bytes_per_s(), 0);
+    const CudaTensor x(Matrix(9, 64, 2)), y(DType::f32, {9, 32});
+    for (int round = 0; round < 2; ++round) kernels.gemm(x, weight, y, nullptr);
+    kernels.gemm(x.view().slice_rows(0, 1), weight, y.view().slice_rows(0, 1), nullptr);
+    EXPECT_THAT(kernels.describe_plans(),
+                ::testing::ElementsAre(::testing::StartsWith("bf16 [1 x 64] x [32 x 64]: "),
+                                       ::testing::StartsWith("bf16 [9 x 64] x [32 x 64]: ")));
 }
 
 TEST(CudaLinear, RefusesFp8NaN) {

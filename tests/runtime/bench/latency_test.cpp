@@ -81,10 +81,10 @@ TEST(LatencyLog, PercentilesOfManyRequestsAreExact) {
     std::vector<double> ttft_s;
     for (const RequestLatency& request : log.requests()) ttft_s.push_back(request.ttft_s);
     const Distribution d = distribution_of(ttft_s);
-    EXPECT_EQ(d.mean, 0.25 * 65 / 2);
-    EXPECT_EQ(d.p50, 8);
-    EXPECT_EQ(d.p90, 14.5);  // the 58th of 64
-    EXPECT_EQ(d.p99, 16);
+    EXPECT_DOUBLE_EQ(d.mean, 0.25 * 65 / 2);
+    EXPECT_DOUBLE_EQ(d.p50, 8);
+    EXPECT_DOUBLE_EQ(d.p90, 14.5);  // the 58th of 64
+    EXPECT_DOUBLE_EQ(d.p99, 16);
     EXPECT_EQ(log.requests()[0].tpot_s, 0);
 }
 

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <sstream>
 
 #include "runtime/report/compare.h"
 #include "runtime/report/pages.h"
@@ -61,7 +63,7 @@ TEST_F(ReportResults, FilesAreToldByTheirContent) {
     ASSERT_EQ(results.benches.size(), 1u);
     EXPECT_EQ(results.benches[0].rows().size(), 4u);
     ASSERT_EQ(results.loads.size(), 1u);
-    EXPECT_EQ(results.loads[0].load.first_layer, 3);
+    EXPECT_EQ(results.loads[0].first_layer, 3);
     ASSERT_EQ(results.traces.size(), 1u);
     EXPECT_EQ(results.traces[0].trace.spans.size(), 2u);
     EXPECT_EQ(results.traces[0].trace.spans[1].bytes, 5);
@@ -98,7 +100,8 @@ TEST_F(ReportResults, WhatIsWrongIsSaidInOneLine) {
     refuse("{\"benchmark\": \"exchange\", \"rows\": [4]}", "rows: must be a list of objects");
     refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": \"x\"}]}",
            "rows[0]: tokens: is missing");
-    refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": 3}]}", "case: must be a text");
+    refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": 3, \"tokens\": 1}]}",
+           "case: must be a text");
     refuse("{\"first_layer\": 0, \"rows\": [[1, 2], [3]]}", "different numbers of experts");
     refuse("{\"traceEvents\": [{\"ph\": \"X\"}]}", "traceEvents[0]: ts: must be a number");
     refuse("{\"traceEvents\": [{\"ph\": \"X\", \"ts\": 1", "not a valid trace");

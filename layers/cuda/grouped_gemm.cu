@@ -1,0 +1,373 @@
+// Products of many groups of rows with their own weights, in one launch. Persistent blocks walk
+// over all tiles: groups, then 128 columns of y, then rows, so that a group's weights come from
+// memory once. Every block finds the tiles from the offsets by itself.
+//
+// A tile goes through `in` in stages that asynchronous copies keep filling, on bf16 tensor cores
+// with f32 sums. fp8 weights are widened in registers, and each 128 of `in` is summed alone and
+// then added times its scale, as kernels.h says. The order of an element's sums depends on `in`
+// only, not on the rows of its group.
+#include <algorithm>
+
+#include "base/cuda_launch.h"
+#include "layers/cuda/grouped_gemm_launch.h"
+#include "layers/cuda/tiles.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kThreads = kGemmThreads, kWarps = kThreads / 32, kColumns = kGemmColumns;
+constexpr int kPitch = 128;  // bytes of a weight row in a stage
+constexpr int kScaleValues = 128;
+
+__device__ inline int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+__device__ inline int num_row_tiles(const GroupedGemmParams& p, int group, int fixed_tile_rows) {
+    const int rows = static_cast<int>(p.offsets[group + 1] - p.offsets[group]);
+    return ceil_div(rows, fixed_tile_rows > 0 ? fixed_tile_rows : gemm_tile_rows(rows));
+}
+
+// first_tile[g]: tiles of all groups before g; [groups]: of all.
+__device__ void count_tiles(const GroupedGemmParams& p, int columns, int fixed_tile_rows,
+                            int* first_tile) {
+    if (threadIdx.x < 32) {
+        const int lane = threadIdx.x, column_tiles = ceil_div(p.out, columns);
+        int before = 0;
+        for (int begin = 0; begin < p.groups; begin += 32) {
+            const int group = begin + lane;
+            int sum =
+                group < p.groups ? num_row_tiles(p, group, fixed_tile_rows) * column_tiles : 0;
+            const int own = sum;
+#pragma unroll
+            for (int distance = 1; distance < 32; distance *= 2) {
+                const int other = __shfl_up_sync(~0u, sum, distance);
+                if (lane >= distance) sum += other;
+            }
+            if (group < p.groups) first_tile[group] = before + sum - own;
+            before += __shfl_sync(~0u, sum, 31);
+        }
+        if (lane == 0) first_tile[p.groups] = before;
+    }
+    __syncthreads();
+}
+
+struct Tile {
+    int group = 0;
+    int64_t first_row = 0;  // of x and y
+    int num_rows = 0;       // of the group from there on
+    int first_column = 0;
+};
+
+// `group` moves on from where the block's previous tile was.
+__device__ Tile find_tile(const GroupedGemmParams& p, int index, int columns, int fixed_tile_rows,
+                          const int* first_tile, int& group) {
+    while (index >= first_tile[group + 1]) ++group;
+    const int64_t begin = p.offsets[group];
+    const int rows = static_cast<int>(p.offsets[group + 1] - begin);
+    const int tile_rows = fixed_tile_rows > 0 ? fixed_tile_rows : gemm_tile_rows(rows);
+    const int row_tiles = ceil_div(rows, tile_rows), local = index - first_tile[group];
+    const int first = local % row_tiles * tile_rows;
+    return {group, begin + first, rows - first, local / row_tiles * columns};
+}
+
+// ---- Tensor cores
+
+template <int kRows, bool kFp8>
+struct TileShape {
+    // Warps along rows and columns, and what each has.
+    static constexpr int kRowWarps = kRows >= 64 ? 2 : 1, kColumnWarps = kWarps / kRowWarps;
+    static constexpr int kRowTiles = kRows / kRowWarps / 16;
+    static constexpr int kColumnTiles = kColumns / kColumnWarps / 8;
+    static constexpr int kValues = kFp8 ? 128 : 64;  // of `in` in a stage
+    static constexpr int kXPitch = kValues * 2;
+    static constexpr int kStages = gemm_num_stages(kRows, kFp8);
+    static constexpr int kStageBytes = gemm_stage_bytes(kRows, kFp8);
+};
+
+template <int kRows, bool kFp8>
+__device__ void load_stage(const GroupedGemmParams& p, const Tile& tile, int first_value,
+                           std::byte* stage) {
+    using Shape = TileShape<kRows, kFp8>;
+    constexpr int kChunks = kPitch / 16, kWeightBytes = kFp8 ? 1 : 2;
+    constexpr int kChunkValues = 16 / kWeightBytes;
+    const std::byte* const w =
+        static_cast<const std::byte*>(p.w) +
+        (static_cast<int64_t>(tile.group) * p.out + tile.first_column) * p.w_stride * kWeightBytes;
+#pragma unroll 2
+    for (int i = threadIdx.x; i < kColumns * kChunks; i += kThreads) {
+        const int row = i / kChunks, chunk = i % kChunks;
+        const int value = first_value + chunk * kChunkValues;
+        copy_async(stage + tile_offset(row, chunk, kPitch),
+                   w + (row * p.w_stride + value) * kWeightBytes,
+                   tile.first_column + row < p.out && value < p.in);
+    }
+    constexpr int kXChunks = Shape::kXPitch / 16;
+    const uint16_t* const x = static_cast<const uint16_t*>(p.x) + tile.first_row * p.x_stride;
+#pragma unroll 2
+    for (int i = threadIdx.x; i < kRows * kXChunks; i += kThreads) {
+        const int row = i / kXChunks, chunk = i % kXChunks, value = first_value + chunk * 8;
+        copy_async(stage + kColumns * kPitch + tile_offset(row, chunk, Shape::kXPitch),
+                   x + row * p.x_stride + value, row < tile.num_rows && value < p.x_stride);
+    }
+}
+
+// sums += products of a stage.
+template <int kRows, bool kFp8>
+__device__ void multiply_stage(
+    const std::byte* stage, int first_row, int first_column, int lane,
+    float (&sums)[TileShape<kRows, kFp8>::kRowTiles][TileShape<kRows, kFp8>::kColumnTiles][4]) {
+    using Shape = TileShape<kRows, kFp8>;
+    constexpr int kXPitch = Shape::kXPitch;
+    const std::byte* const x = stage + kColumns * kPitch;
+    // A load of four chunks of 8 weight rows is 64 values of fp8 or 32 of bf16.
+    constexpr int kSteps = kFp8 ? 4 : 2;  // of 16 values, in a load
+#pragma unroll
+    for (int chunk = 0; chunk < kPitch / 16; chunk += 4) {
+        uint32_t w[Shape::kColumnTiles][4];
+#pragma unroll
+        for (int n = 0; n < Shape::kColumnTiles; ++n)
+            load_b(w[n], stage, first_column + n * 8, chunk, kPitch, lane);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            const int x_chunk = (chunk / 4 * kSteps + step) * 2;
+            uint32_t a[Shape::kRowTiles][4];
+#pragma unroll
+            for (int m = 0; m < Shape::kRowTiles; ++m)
+                load_a(a[m], x, first_row + m * 16, x_chunk, kXPitch, lane);
+#pragma unroll
+            for (int n = 0; n < Shape::kColumnTiles; ++n) {
+                uint32_t b0, b1;
+                if constexpr (kFp8) {
+                    widen_e4m3(w[n][step], b0, b1);
+                } else {
+                    b0 = w[n][2 * step];
+                    b1 = w[n][2 * step + 1];
+                }
+#pragma unroll
+                for (int m = 0; m < Shape::kRowTiles; ++m) multiply_add(sums[m][n], a[m], b0, b1);
+            }
+        }
+    }
+}
+
+__device__ inline void store_pair(const GroupedGemmParams& p, int64_t row, int column, float v0,
+                                  float v1) {
+    float* const y = p.y + row * p.y_stride + column;
+    if (column + 1 < p.out && (row * p.y_stride + column) % 2 == 0) {
+        *reinterpret_cast<float2*>(y) = make_float2(v0, v1);
+        return;
+    }
+    if (column < p.out) y[0] = v0;
+    if (column + 1 < p.out) y[1] = v1;
+}
+
+template <int kRows, bool kFp8>
+__device__ void multiply_tile(const GroupedGemmParams& p, const Tile& tile, std::byte* stages) {
+    using Shape = TileShape<kRows, kFp8>;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int first_row = warp / Shape::kColumnWarps * Shape::kRowTiles * 16;
+    const int first_column = warp % Shape::kColumnWarps * Shape::kColumnTiles * 8;
+    const int num_steps = ceil_div(p.in, Shape::kValues);
+    float sums[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
+
+    __syncthreads();  // the stages of the tile before are free
+#pragma unroll
+    for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+        if (stage < num_steps)
+            load_stage<kRows, kFp8>(p, tile, stage * Shape::kValues,
+                                    stages + stage * Shape::kStageBytes);
+        commit_copies();
+    }
+    int stage = 0, filled = Shape::kStages - 1;
+    for (int step = 0; step < num_steps; ++step) {
+        wait_for_copies<Shape::kStages - 2>();
+        __syncthreads();
+        if (step + Shape::kStages - 1 < num_steps)
+            load_stage<kRows, kFp8>(p, tile, (step + Shape::kStages - 1) * Shape::kValues,
+                                    stages + filled * Shape::kStageBytes);
+        commit_copies();
+        const std::byte* const values = stages + stage * Shape::kStageBytes;
+        if constexpr (kFp8) {
+            float block[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
+            multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, block);
+            const int64_t scale_row =
+                static_cast<int64_t>(tile.group) * ceil_div(p.out, kScaleValues) +
+                tile.first_column / kScaleValues;
+            const float w_scale = p.w_scales[scale_row * p.w_scales_stride + step];
+#pragma unroll
+            for (int m = 0; m < Shape::kRowTiles; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const int row = first_row + m * 16 + g + 8 * half;
+                    float scale = w_scale;
+                    if (p.x_scales != nullptr && row < tile.num_rows)
+                        scale *= p.x_scales[(tile.first_row + row) * p.x_scales_stride + step];
+#pragma unroll
+                    for (int n = 0; n < Shape::kColumnTiles; ++n)
+#pragma unroll
+                        for (int i = 2 * half; i < 2 * half + 2; ++i)
+                            sums[m][n][i] = fmaf(block[m][n][i], scale, sums[m][n][i]);
+                }
+        } else {
+            multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, sums);
+        }
+        stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+        filled = filled + 1 == Shape::kStages ? 0 : filled + 1;
+    }
+    wait_for_copies<0>();
+#pragma unroll
+    for (int m = 0; m < Shape::kRowTiles; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = first_row + m * 16 + g + 8 * half;
+            if (row >= tile.num_rows) continue;
+#pragma unroll
+            for (int n = 0; n < Shape::kColumnTiles; ++n)
+                store_pair(p, tile.first_row + row,
+                           tile.first_column + first_column + n * 8 + 2 * t, sums[m][n][2 * half],
+                           sums[m][n][2 * half + 1]);
+        }
+}
+
+// Blocks that a multiprocessor holds: two of bf16 fit into the 227 KiB of shared memory of sm_90.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocksAtOnce = 1;
+#else
+constexpr int kBlocksAtOnce = 2;
+#endif
+
+template <bool kFp8>
+__global__ __launch_bounds__(kThreads,
+                             kFp8 ? 1 : kBlocksAtOnce) void grouped_gemm(GroupedGemmParams p) {
+    FERRY_DYNAMIC_SHARED(memory);
+    int* const first_tile = reinterpret_cast<int*>(memory);
+    std::byte* const stages = memory + (p.groups + 1 + 31) / 32 * 128;
+    count_tiles(p, kColumns, 0, first_tile);
+    int group = 0;
+    for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
+        const Tile tile = find_tile(p, index, kColumns, 0, first_tile, group);
+        const int64_t rows = p.offsets[group + 1] - p.offsets[group];
+        switch (gemm_tile_rows(rows)) {
+            case 16:
+                multiply_tile<16, kFp8>(p, tile, stages);
+                break;
+            case 32:
+                multiply_tile<32, kFp8>(p, tile, stages);
+                break;
+            case 64:
+                multiply_tile<64, kFp8>(p, tile, stages);
+                break;
+            default:
+                multiply_tile<128, kFp8>(p, tile, stages);
+                break;
+        }
+    }
+}
+
+// ---- f32: a thread has one element, the sums are the CPU's
+
+constexpr int kPlainTile = 16, kPlainDepth = 32;
+
+__global__ __launch_bounds__(kPlainTile* kPlainTile) void grouped_gemm_f32(GroupedGemmParams p) {
+    FERRY_DYNAMIC_SHARED(memory);
+    float(*const x)[kPlainDepth] = reinterpret_cast<float(*)[kPlainDepth]>(memory);
+    float(*const w)[kPlainDepth + 1] = reinterpret_cast<float(*)[kPlainDepth + 1]>(x + kPlainTile);
+    int* const first_tile = reinterpret_cast<int*>(w + kPlainTile);
+    count_tiles(p, kPlainTile, kPlainTile, first_tile);
+    const int row = threadIdx.x / kPlainTile, column = threadIdx.x % kPlainTile;
+    int group = 0;
+    for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
+        const Tile tile = find_tile(p, index, kPlainTile, kPlainTile, first_tile, group);
+        const float* const x_rows = static_cast<const float*>(p.x) + tile.first_row * p.x_stride;
+        const float* const w_rows =
+            static_cast<const float*>(p.w) +
+            (static_cast<int64_t>(tile.group) * p.out + tile.first_column) * p.w_stride;
+        float sum = 0;
+        for (int begin = 0; begin < p.in; begin += kPlainDepth) {
+            __syncthreads();
+            for (int i = threadIdx.x; i < kPlainTile * kPlainDepth; i += kPlainTile * kPlainTile) {
+                const int r = i / kPlainDepth, k = i % kPlainDepth;
+                const bool in_range = begin + k < p.in;
+                x[r][k] = in_range && r < tile.num_rows ? x_rows[r * p.x_stride + begin + k] : 0;
+                w[r][k] = in_range && tile.first_column + r < p.out
+                              ? w_rows[r * p.w_stride + begin + k]
+                              : 0;
+            }
+            __syncthreads();
+            const int depth = min(kPlainDepth, p.in - begin);
+            for (int k = 0; k < depth; ++k) sum = fmaf(x[row][k], w[column][k], sum);
+        }
+        if (row < tile.num_rows && tile.first_column + column < p.out)
+            p.y[(tile.first_row + row) * p.y_stride + tile.first_column + column] = sum;
+    }
+}
+
+__device__ inline float to_f32(float value) {
+    return value;
+}
+__device__ inline float to_f32(uint8_t value) {
+    uint32_t low, high;
+    widen_e4m3(value, low, high);
+    return __uint_as_float(low << 16);
+}
+
+template <typename Value>
+__global__ __launch_bounds__(kThreads) void round_rows(GroupedGemmParams p, RoundRows call) {
+    const int64_t rows = p.offsets[p.groups], chunks = p.x_stride / 8;
+    const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < rows * chunks;
+         i += step) {
+        const int64_t row = i / chunks, column = i % chunks * 8;
+        const Value* const from = static_cast<const Value*>(call.x) + row * call.x_stride;
+        uint32_t packed[4];
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+            int64_t source = column + 2 * pair;
+            if (call.permute) {
+                // The product takes four neighbouring weights of a lane t as its values 2t, 2t + 1,
+                // 2t + 8, 2t + 9.
+                const int64_t to_value = source % 16, t = to_value % 8 / 2;
+                source += 4 * t + to_value / 8 * 2 - to_value;
+            }
+            packed[pair] = pack_bf16(source < p.in ? to_f32(from[source]) : 0,
+                                     source + 1 < p.in ? to_f32(from[source + 1]) : 0);
+        }
+        *reinterpret_cast<uint4*>(call.to + row * p.x_stride + column) =
+            make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    }
+}
+
+}  // namespace
+
+void launch_grouped_gemm(const GroupedGemmParams& params, GroupedWeights weights, int num_blocks,
+                         CUstream_st* stream) {
+    const auto blocks = static_cast<unsigned>(num_blocks);
+    if (weights == GroupedWeights::f32) {
+        constexpr size_t kTiles = sizeof(float) * kPlainTile * (2 * kPlainDepth + 1);
+        launch(grouped_gemm_f32,
+               {.grid = {blocks},
+                .block = {kPlainTile * kPlainTile},
+                .shared_bytes = kTiles + sizeof(int) * static_cast<size_t>(params.groups + 1)},
+               stream, params);
+        return;
+    }
+    const bool fp8 = weights == GroupedWeights::fp8;
+    launch(fp8 ? grouped_gemm<true> : grouped_gemm<false>,
+           {.grid = {blocks},
+            .block = {kThreads},
+            .shared_bytes = static_cast<size_t>(gemm_shared_bytes(params.groups, fp8))},
+           stream, params);
+}
+
+void launch_round_rows(const GroupedGemmParams& params, const RoundRows& rows,
+                       CUstream_st* stream) {
+    constexpr int64_t kMostBlocks = 4096;
+    const int64_t blocks = (rows.max_rows * (params.x_stride / 8) + kThreads - 1) / kThreads;
+    if (blocks == 0) return;
+    launch(rows.x_fp8 ? round_rows<uint8_t> : round_rows<float>,
+           {.grid = {static_cast<unsigned>(std::min(blocks, kMostBlocks))}, .block = {kThreads}},
+           stream, params, rows);
+}
+
+}  // namespace ferry

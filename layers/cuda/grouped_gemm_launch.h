@@ -1,0 +1,71 @@
+// Grouped products as the host sees them: parameters, tiles, launches. Includes neither CUDA's
+// headers nor heavy ones of the host.
+#pragma once
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace ferry {
+
+// Rows [offsets[g], offsets[g + 1]) of x use group g: y = x W_g^T. Everything is on the device, the
+// offsets too: how many rows a group has is never known to the host.
+struct GroupedGemmParams {
+    const void* x = nullptr;           // [rows, in]: bf16 as round_rows makes it, or f32
+    const float* x_scales = nullptr;   // [rows, ceil(in / 128)] or null
+    const void* w = nullptr;           // [groups, out, in], rows begin on 16 bytes
+    const float* w_scales = nullptr;   // fp8: [groups, ceil(out / 128), ceil(in / 128)]
+    float* y = nullptr;                // [rows, out]
+    const int64_t* offsets = nullptr;  // [groups + 1]
+    int64_t x_stride = 0, x_scales_stride = 0, w_stride = 0, w_scales_stride = 0, y_stride = 0;
+    int groups = 0, out = 0, in = 0;
+};
+
+enum class GroupedWeights { bf16, fp8, f32 };
+
+constexpr int kGemmThreads = 256;
+constexpr int kGemmColumns = 128;  // of y, in a tile: weight rows that a block streams
+constexpr int kGemmMostGroups = 1024;
+
+// Rows of a tile of a group: small groups get small tiles, so that they are bound by reading the
+// weights once, and not by products with rows that are not there.
+constexpr int gemm_tile_rows(int64_t num_rows) {
+    return num_rows <= 16 ? 16 : num_rows <= 32 ? 32 : num_rows <= 64 ? 64 : 128;
+}
+// A stage holds 128 bytes of each weight row, so 64 values of bf16 or 128 of fp8, and the same
+// values of the x rows as bf16. Enough stages to keep 32 KiB of weights per block on their way.
+constexpr int gemm_stage_bytes(int tile_rows, bool fp8) {
+    return kGemmColumns * 128 + tile_rows * (fp8 ? 256 : 128);
+}
+constexpr int gemm_num_stages(int tile_rows, bool fp8) {
+    return tile_rows <= 32 ? (fp8 ? 6 : 4) : 3;
+}
+constexpr int gemm_tile_bytes(int tile_rows, bool fp8) {
+    return gemm_num_stages(tile_rows, fp8) * gemm_stage_bytes(tile_rows, fp8);
+}
+// Dynamic shared memory of a block: the first tile of every group, then stages.
+constexpr int gemm_shared_bytes(int groups, bool fp8) {
+    int most = 0;
+    for (int rows = 16; rows <= 128; rows *= 2)
+        most = gemm_tile_bytes(rows, fp8) > most ? gemm_tile_bytes(rows, fp8) : most;
+    return (groups + 1 + 31) / 32 * 128 + most;
+}
+
+// bf16 and fp8 weights: tensor cores. f32: a thread per element with the CPU's order of operations.
+// `num_blocks` persistent blocks share the tiles; results do not depend on it.
+void launch_grouped_gemm(const GroupedGemmParams& params, GroupedWeights weights, int num_blocks,
+                         CUstream_st* stream);
+
+// Rows of x as the tensor cores take them: bf16, the first offsets[groups] rows, columns from `in`
+// to params.x_stride zero. The stride is a multiple of 16 for fp8 weights, for which the values of
+// each 16 are permuted to the order in which the product takes them; else of 8.
+struct RoundRows {
+    const void* x = nullptr;  // [rows, in] f32 or fp8
+    int64_t x_stride = 0;
+    bool x_fp8 = false;
+    uint16_t* to = nullptr;
+    int64_t max_rows = 0;  // offsets[groups] is not more
+    bool permute = false;
+};
+void launch_round_rows(const GroupedGemmParams& params, const RoundRows& rows, CUstream_st* stream);
+
+}  // namespace ferry

@@ -1,0 +1,64 @@
+#include <algorithm>
+
+#include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/mla_plan.h"
+
+namespace ferry {
+namespace {
+
+// Room for partial results; what does not fit is computed in waves.
+constexpr int64_t kPartialBytes = int64_t{256} << 20;
+
+}  // namespace
+
+void CudaKernels::mla_decode(const DecodeAttention& a) {
+    const int64_t rows = a.q_latent.rows(), heads = a.q_latent.dim(1), kv_lora = a.q_latent.dim(2);
+    const int64_t rope = a.q_rope.dim(2);
+    check_shape(a.q_rope, "q_rope", DType::f32, {rows, heads, rope});
+    check_shape(a.out, "out", DType::f32, {rows, heads, kv_lora});
+    check_shape(a.cache, "cache", a.cache.dtype(), {a.cache.dim(0), kPageTokens, kv_lora + rope});
+    FERRY_CHECK(a.cache.dtype() == DType::f32 || a.cache.dtype() == DType::bf16, "cache is {}",
+                a.cache.describe());
+
+    const DecodeShape shape{
+        .heads = heads, .kv_lora = kv_lora, .rope = rope, .cache = a.cache.dtype()};
+    const int64_t slot_bytes = decode_slot_bytes(shape);
+    const DecodePlan plan =
+        plan_decode(shape, a.sequences, a.first_row, max_shared_bytes_, kPartialBytes / slot_bytes);
+    if (plan.rows.empty()) return;
+    for (const DecodeRow& row : plan.rows)
+        FERRY_CHECK(row.batch_row >= 0 && row.batch_row < rows, "row {} of {}", row.batch_row,
+                    rows);
+
+    // Two arrays that every layer of a step makes alike: found again by the sequences' address.
+    const auto* key = reinterpret_cast<const std::byte*>(a.sequences.data());
+    const auto* device_rows = static_cast<const DecodeRow*>(
+        step_arrays_.on_device(key, std::as_bytes(std::span(plan.rows))));
+    const auto* device_pages = static_cast<const int32_t*>(
+        step_arrays_.on_device(key + 1, std::as_bytes(std::span(plan.pages))));
+    float* partial = static_cast<float*>(
+        scratch(Scratch::attention, static_cast<size_t>(plan.most_slots() * slot_bytes)));
+    DecodeParams params{.q_latent = a.q_latent.as<float>(),
+                        .q_rope = a.q_rope.as<float>(),
+                        .cache = a.cache.data(),
+                        .out = a.out.as<float>(),
+                        .pages = device_pages,
+                        .partial_out = partial,
+                        .partial_sums = partial + plan.most_slots() * heads * kv_lora,
+                        .heads = static_cast<int>(heads),
+                        .kv_lora = static_cast<int>(kv_lora),
+                        .rope = static_cast<int>(rope),
+                        .q_latent_stride = a.q_latent.row_stride(),
+                        .q_rope_stride = a.q_rope.row_stride(),
+                        .out_stride = a.out.row_stride(),
+                        .scale_log2 = a.scale * kLog2E};
+    for (const DecodeWave& wave : plan.waves) {
+        DecodeGrid grid = plan.grid;
+        grid.num_rows = static_cast<int>(wave.num_rows);
+        grid.num_splits = static_cast<int>(wave.num_splits);
+        params.rows = device_rows + wave.first_row;
+        launch_decode(params, grid, stream());
+    }
+}
+
+}  // namespace ferry

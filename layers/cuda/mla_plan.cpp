@@ -1,0 +1,104 @@
+#include "layers/cuda/mla_plan.h"
+
+#include <algorithm>
+
+namespace ferry {
+namespace {
+
+static_assert(kTileKeys == kPageTokens);
+constexpr int64_t kBf16Bytes = 2, kF32Bytes = 4;
+
+DecodeGrid choose_grid(const DecodeShape& shape, int64_t shared_limit) {
+    const bool bf16 = shape.cache == DType::bf16;
+    const int row_tiles = shape.heads <= 16 ? 1 : shape.heads <= 32 ? 2 : 4;
+    const int num_stages = decode_shared_bytes(row_tiles, 2) <= shared_limit ? 2 : 1;
+    const int64_t bytes = decode_shared_bytes(row_tiles, num_stages);
+    if (bf16 && shape.kv_lora == kMlaLatent && shape.rope == kMlaRope && bytes <= shared_limit)
+        return {.head_blocks = static_cast<int>(ceil_div(shape.heads, 16 * row_tiles)),
+                .row_tiles = row_tiles,
+                .num_stages = num_stages,
+                .bf16_cache = true,
+                .shared_bytes = bytes};
+    return {.head_blocks = static_cast<int>(shape.heads),
+            .bf16_cache = bf16,
+            .shared_bytes = (2 * shape.kv_lora + shape.rope + kTileKeys) * kF32Bytes};
+}
+
+}  // namespace
+
+int64_t decode_slot_bytes(const DecodeShape& shape) {
+    return shape.heads * (shape.kv_lora + 2) * kF32Bytes;
+}
+
+int64_t decode_shared_bytes(int row_tiles, int num_stages) {
+    const int64_t heads = 16 * row_tiles, column_warps = kDecodeThreads / 32 / row_tiles;
+    const int64_t latents = (heads + num_stages * kTileKeys) * (kMlaLatent + kMlaRope) * kBf16Bytes;
+    const int64_t probabilities = heads * kTileKeys * kBf16Bytes;
+    const int64_t statistics = (column_warps + 1) * heads * kF32Bytes;
+    return latents + probabilities + statistics;
+}
+
+DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> sequences,
+                       int64_t first_row, int64_t shared_limit, int64_t slot_limit) {
+    constexpr int64_t kMostGridRows = 65535;
+    DecodePlan plan;
+    plan.grid = choose_grid(shape, shared_limit);
+    DecodeWave wave;
+    const auto end_wave = [&] {
+        if (wave.num_rows > 0) plan.waves.push_back(wave);
+        wave = {.first_row = static_cast<int64_t>(plan.rows.size())};
+    };
+    for (const SequenceRows& sequence : sequences) {
+        const auto first_page = static_cast<int32_t>(plan.pages.size());
+        const int64_t positions = sequence.first_position + sequence.num_rows;
+        const int64_t num_pages = ceil_div(positions, kPageTokens);
+        FERRY_CHECK(static_cast<int64_t>(sequence.pages.size()) >= num_pages,
+                    "{} pages for {} positions", sequence.pages.size(), positions);
+        plan.pages.insert(plan.pages.end(), sequence.pages.begin(),
+                          sequence.pages.begin() + num_pages);
+        for (int64_t i = 0; i < sequence.num_rows; ++i) {
+            const int64_t keys = sequence.first_position + i + 1;
+            const int64_t splits = ceil_div(keys, kCudaDecodeSplitTokens);
+            const int64_t slots = splits > 1 ? splits : 0;
+            if (wave.num_slots + slots > slot_limit || wave.num_rows == kMostGridRows) end_wave();
+            plan.rows.push_back(
+                {.batch_row = static_cast<int32_t>(sequence.first_row + i - first_row),
+                 .num_keys = static_cast<int32_t>(keys),
+                 .first_page = first_page,
+                 .num_splits = static_cast<int32_t>(splits),
+                 .first_slot = static_cast<int32_t>(wave.num_slots)});
+            ++wave.num_rows;
+            wave.num_slots += slots;
+            wave.num_splits = std::max(wave.num_splits, splits);
+        }
+    }
+    end_wave();
+    return plan;
+}
+
+int64_t DecodePlan::most_slots() const {
+    int64_t most = 0;
+    for (const DecodeWave& wave : waves) most = std::max(most, wave.num_slots);
+    return most;
+}
+
+std::string DecodePlan::describe() const {
+    const std::string kernel = grid.row_tiles > 0
+                                   ? fmt::format(
+                                         "tensor cores, blocks of {} heads, {} pages in "
+                                         "shared memory",
+                                         16 * grid.row_tiles, grid.num_stages)
+                                   : "f32";
+    return fmt::format("{} ({} bytes of shared memory): {} rows in {} waves, {} partial results",
+                       kernel, grid.shared_bytes, rows.size(), waves.size(), most_slots());
+}
+
+bool prefill_on_tensor_cores(const PrefillAttention& a) {
+    // Queries and results are accessed in pairs of f32, keys and values in fours.
+    const bool aligned = a.q.row_stride() % 2 == 0 && a.out.row_stride() % 2 == 0 &&
+                         a.kv.row_stride() % 4 == 0 && a.latent.row_stride() % 4 == 0 &&
+                         a.kv_lora_rank % 4 == 0;
+    return a.nope_dim == kMlaNope && a.rope_dim == kMlaRope && a.v_dim == kMlaValue && aligned;
+}
+
+}  // namespace ferry

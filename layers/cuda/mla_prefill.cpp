@@ -1,0 +1,68 @@
+#include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/mla_plan.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kHeadColumns = kMlaNope + kMlaValue;  // of kv
+
+}  // namespace
+
+void CudaKernels::mla_prefill(const PrefillAttention& a) {
+    const int64_t heads = a.q.dim(1), positions = a.rows.first_position + a.rows.num_rows;
+    check_shape(a.q, "q", DType::f32, {a.q.rows(), heads, a.nope_dim + a.rope_dim});
+    check_shape(a.kv, "kv", DType::f32, {a.kv.rows(), heads, a.nope_dim + a.v_dim});
+    check_shape(a.latent, "latent", DType::f32, {a.latent.rows(), a.kv_lora_rank + a.rope_dim});
+    check_shape(a.out, "out", DType::f32, {a.q.rows(), heads, a.v_dim});
+    FERRY_CHECK(a.kv.rows() >= positions && a.latent.rows() >= positions,
+                "{} keys and {} latents for {} positions", a.kv.rows(), a.latent.rows(), positions);
+    FERRY_CHECK(a.rows.first_row + a.rows.num_rows <= a.q.rows(), "rows {}+{} of {}",
+                a.rows.first_row, a.rows.num_rows, a.q.rows());
+    if (a.rows.num_rows == 0) return;
+
+    const float* q = a.q.row<float>(a.rows.first_row);
+    float* out = a.out.row<float>(a.rows.first_row);
+    const float* rope = a.latent.as<float>() + a.kv_lora_rank;
+    const int num_heads = static_cast<int>(heads), num_rows = static_cast<int>(a.rows.num_rows);
+    const int first_position = static_cast<int>(a.rows.first_position);
+    if (!prefill_on_tensor_cores(a)) {
+        launch_prefill_plain({.q = q,
+                              .kv = a.kv.as<float>(),
+                              .rope = rope,
+                              .out = out,
+                              .q_stride = a.q.row_stride(),
+                              .kv_stride = a.kv.row_stride(),
+                              .rope_stride = a.latent.row_stride(),
+                              .out_stride = a.out.row_stride(),
+                              .nope_dim = static_cast<int>(a.nope_dim),
+                              .rope_dim = static_cast<int>(a.rope_dim),
+                              .v_dim = static_cast<int>(a.v_dim),
+                              .num_rows = num_rows,
+                              .first_position = first_position,
+                              .scale_log2 = a.scale * kLog2E},
+                             num_heads, stream());
+        return;
+    }
+    const int64_t kv_columns = heads * kHeadColumns;
+    auto* kv_bf16 = static_cast<uint16_t*>(
+        scratch(Scratch::attention,
+                static_cast<size_t>(positions * (kv_columns + kMlaRope)) * sizeof(uint16_t)));
+    uint16_t* rope_bf16 = kv_bf16 + positions * kv_columns;
+    launch_round_to_bf16(a.kv.as<float>(), a.kv.row_stride(), kv_bf16, positions, kv_columns,
+                         stream());
+    launch_round_to_bf16(rope, a.latent.row_stride(), rope_bf16, positions, kMlaRope, stream());
+    launch_prefill({.q = q,
+                    .out = out,
+                    .kv = kv_bf16,
+                    .rope = rope_bf16,
+                    .q_stride = a.q.row_stride(),
+                    .out_stride = a.out.row_stride(),
+                    .kv_stride = kv_columns,
+                    .rope_stride = kMlaRope,
+                    .num_rows = num_rows,
+                    .first_position = first_position,
+                    .scale_log2 = a.scale * kLog2E},
+                   num_heads, stream());
+}
+
+}  // namespace ferry

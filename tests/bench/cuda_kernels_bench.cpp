@@ -1,0 +1,226 @@
+// Times the attention and expert kernels of a GPU at DeepSeek-V3's shapes, one line each: time,
+// GB/s of what must be read, TFLOP/s, and fractions of the rate of a device-to-device copy.
+//   cuda_kernels_bench [decode|prefill|experts]...
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/cuda_api.h"
+#include "base/device_cuda.h"
+#include "base/random.h"
+#include "layers/cuda/grouped_gemm_launch.h"
+#include "layers/kernels.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kLatent = 512, kRope = 64, kWidth = kLatent + kRope, kNope = 128, kValue = 128;
+
+CudaDevice& gpu() {
+    return cuda_device(0);
+}
+
+// Normal f32, bf16 or any fp8 codes but NaN; a million of them again and again.
+OwnedTensor random_on_gpu(DType dtype, std::initializer_list<int64_t> shape, uint64_t seed,
+                          float scale = 1) {
+    OwnedTensor tensor(gpu(), dtype, shape);
+    Random random(seed);
+    std::vector<std::byte> some(size_t{4} << 20);
+    const size_t element = static_cast<size_t>(size_bytes(dtype));
+    for (size_t i = 0; i < some.size() / element; ++i) {
+        const float value = scale * random.next_normal();
+        const uint16_t half = f32_to_bf16(value);
+        const uint8_t code = f32_to_fp8_e4m3(value);
+        std::memcpy(&some[i * element],
+                    dtype == DType::f32    ? static_cast<const void*>(&value)
+                    : dtype == DType::bf16 ? static_cast<const void*>(&half)
+                                           : static_cast<const void*>(&code),
+                    element);
+    }
+    for (size_t at = 0; at < tensor.size_bytes(); at += some.size())
+        gpu().copy_from_host(tensor.view().as<std::byte>() + at, some.data(),
+                             std::min(some.size(), tensor.size_bytes() - at));
+    return tensor;
+}
+
+// Median seconds of a call, of which each measurement makes as many as fill 5 ms.
+double seconds_of(const std::function<void()>& call) {
+    Event begin(gpu(), true), end(gpu(), true);
+    const auto run = [&](int calls) {
+        begin.record(gpu().stream());
+        for (int i = 0; i < calls; ++i) call();
+        end.record(gpu().stream());
+        end.synchronize();
+        return end.seconds_since(begin) / calls;
+    };
+    run(1);
+    const int calls = std::clamp(static_cast<int>(5e-3 / run(2)), 1, 200);
+    std::vector<double> seconds;
+    for (int i = 0; i < 9; ++i) seconds.push_back(run(calls));
+    std::nth_element(seconds.begin(), seconds.begin() + 4, seconds.end());
+    return seconds[4];
+}
+
+double copy_bytes_per_second() {
+    constexpr size_t kBytes = size_t{1} << 30;
+    const Buffer from(gpu(), kBytes), to(gpu(), kBytes);
+    return 2 * kBytes / seconds_of([&] {
+               check_cuda(cudaMemcpyAsync(to.data(), from.data(), kBytes, cudaMemcpyDeviceToDevice,
+                                          gpu().stream()),
+                          "copy");
+           });
+}
+
+void report(const std::string& what, double bytes, double flops, double copy_rate,
+            const std::function<void()>& call) {
+    const double seconds = seconds_of(call);
+    fmt::print("{:<52} {:>9.1f} us {:>7.0f} GB/s ({:>3.0f} % of copy) {:>6.1f} TFLOP/s\n", what,
+               seconds * 1e6, bytes / seconds / 1e9, 100 * bytes / seconds / copy_rate,
+               flops / seconds / 1e12);
+}
+
+void bench_decode(Kernels& kernels, double copy_rate) {
+    constexpr int64_t kPages = 4096;  // 302 MB: far more than L2 holds
+    const OwnedTensor cache = random_on_gpu(DType::bf16, {kPages, kPageTokens, kWidth}, 1);
+    for (int64_t heads : {16, 128})
+        for (int64_t batch : {1, 32, 128})
+            for (int64_t context : {1024, 4096, 16384}) {
+                const OwnedTensor q = random_on_gpu(DType::f32, {batch, heads, kLatent}, 2);
+                const OwnedTensor rope = random_on_gpu(DType::f32, {batch, heads, kRope}, 3);
+                const OwnedTensor out(gpu(), DType::f32, {batch, heads, kLatent});
+                const int64_t num_pages = context / kPageTokens;
+                std::vector<int32_t> pages(static_cast<size_t>(batch * num_pages));
+                for (size_t i = 0; i < pages.size(); ++i)
+                    pages[i] = static_cast<int32_t>(i * 1237 % kPages);
+                std::vector<SequenceRows> sequences;
+                for (int64_t i = 0; i < batch; ++i)
+                    sequences.push_back(
+                        {.first_row = i,
+                         .num_rows = 1,
+                         .first_position = context - 1,
+                         .pages = std::span(pages).subspan(static_cast<size_t>(i * num_pages),
+                                                           static_cast<size_t>(num_pages))});
+                const double keys = static_cast<double>(batch * context);
+                report(fmt::format("decode, {} heads, {} rows of {} keys", heads, batch, context),
+                       keys * kWidth * 2,
+                       2 * keys * static_cast<double>(heads * (kWidth + kLatent)), copy_rate, [&] {
+                           kernels.mla_decode({.q_latent = q,
+                                               .q_rope = rope,
+                                               .cache = cache,
+                                               .out = out,
+                                               .sequences = sequences,
+                                               .scale = 0.04f});
+                       });
+            }
+}
+
+void bench_prefill(Kernels& kernels, double copy_rate) {
+    for (int64_t heads : {8, 128})
+        for (int64_t rows : {1024, 4096}) {
+            const OwnedTensor q = random_on_gpu(DType::f32, {rows, heads, kNope + kRope}, 1);
+            const OwnedTensor kv = random_on_gpu(DType::f32, {rows, heads, kNope + kValue}, 2);
+            const OwnedTensor latent = random_on_gpu(DType::f32, {rows, kWidth}, 3);
+            const OwnedTensor out(gpu(), DType::f32, {rows, heads, kValue});
+            const double pairs = static_cast<double>(rows) * static_cast<double>(rows + 1) / 2;
+            report(fmt::format("prefill, {} heads, {} rows", heads, rows),
+                   4.0 * static_cast<double>(rows * heads) * (kNope + kRope + kNope + 2 * kValue),
+                   2 * pairs * static_cast<double>(heads * (kNope + kRope + kValue)), copy_rate,
+                   [&] {
+                       kernels.mla_prefill(
+                           {.q = q,
+                            .kv = kv,
+                            .latent = latent,
+                            .out = out,
+                            .rows = {.first_row = 0, .num_rows = rows, .first_position = 0},
+                            .nope_dim = kNope,
+                            .rope_dim = kRope,
+                            .v_dim = kValue,
+                            .kv_lora_rank = kLatent,
+                            .scale = 0.07f});
+                   });
+        }
+}
+
+// 32 experts of a layer, as one of eight ranks has them; both shapes of an expert's matrices.
+void bench_experts(double copy_rate) {
+    constexpr int64_t kExperts = 32;
+    struct Shape {
+        int64_t out, in;
+    };
+    for (DType dtype : {DType::bf16, DType::fp8_e4m3})
+        for (const Shape& shape : {Shape{2048, 7168}, Shape{7168, 2048}}) {
+            const OwnedTensor w = random_on_gpu(dtype, {kExperts, shape.out, shape.in}, 1, 0.02f);
+            const OwnedTensor scales = random_on_gpu(
+                DType::f32, {kExperts, shape.out / kScaleBlock, shape.in / kScaleBlock}, 2);
+            for (int64_t each : {1, 8, 16, 64, 256, 1024}) {
+                const int64_t rows = kExperts * each;
+                const OwnedTensor x = random_on_gpu(DType::f32, {rows, shape.in}, 3);
+                const OwnedTensor rounded(gpu(), DType::bf16, {rows, shape.in});
+                const OwnedTensor y(gpu(), DType::f32, {rows, shape.out});
+                std::vector<int64_t> offsets(kExperts + 1);
+                for (size_t i = 0; i < offsets.size(); ++i)
+                    offsets[i] = static_cast<int64_t>(i) * each;
+                const Buffer device_offsets(gpu(), offsets.size() * sizeof(int64_t));
+                gpu().copy_from_host(device_offsets.data(), offsets.data(),
+                                     offsets.size() * sizeof(int64_t));
+                const bool fp8 = dtype == DType::fp8_e4m3;
+                const GroupedGemmParams params{.x = rounded.view().data(),
+                                               .w = w.view().data(),
+                                               .w_scales = scales.view().as<float>(),
+                                               .y = y.view().as<float>(),
+                                               .offsets = device_offsets.as<int64_t>(),
+                                               .x_stride = shape.in,
+                                               .w_stride = shape.in,
+                                               .w_scales_stride = shape.in / kScaleBlock,
+                                               .y_stride = shape.out,
+                                               .groups = kExperts,
+                                               .out = static_cast<int>(shape.out),
+                                               .in = static_cast<int>(shape.in)};
+                const RoundRows round{.x = x.view().data(),
+                                      .x_stride = shape.in,
+                                      .to = rounded.view().as<uint16_t>(),
+                                      .max_rows = rows,
+                                      .permute = fp8};
+                const int blocks = 2 * gpu().info().num_multiprocessors;
+                report(fmt::format("experts, {} of {} x {}, {}, {} rows each", kExperts, shape.out,
+                                   shape.in, to_string(dtype), each),
+                       static_cast<double>(w.size_bytes()),
+                       2 * static_cast<double>(rows * shape.out) * static_cast<double>(shape.in),
+                       copy_rate, [&] {
+                           launch_round_rows(params, round, gpu().stream());
+                           launch_grouped_gemm(params,
+                                               fp8 ? GroupedWeights::fp8 : GroupedWeights::bf16,
+                                               blocks, gpu().stream());
+                       });
+            }
+        }
+}
+
+int run(int argc, char** argv) {
+    if (num_cuda_devices() == 0) {
+        fmt::print("no GPU: nothing to measure\n");
+        return 77;
+    }
+    const std::set<std::string> named(argv + 1, argv + argc);
+    const auto wanted = [&](const char* name) { return named.empty() || named.contains(name); };
+    gpu().make_current();
+    const auto kernels = make_cuda_kernels(0);
+    const double copy_rate = copy_bytes_per_second();
+    fmt::print("{}, copies {:.0f} GB/s (read and written)\n", gpu().info().name, copy_rate / 1e9);
+    if (wanted("decode")) bench_decode(*kernels, copy_rate);
+    if (wanted("prefill")) bench_prefill(*kernels, copy_rate);
+    if (wanted("experts")) bench_experts(copy_rate);
+    return 0;
+}
+
+}  // namespace
+}  // namespace ferry
+
+int main(int argc, char** argv) {
+    return ferry::run(argc, argv);
+}

@@ -1,0 +1,242 @@
+// The kernels themselves, with device offsets; x and weights as the host lays them out.
+#include <numeric>
+
+#include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/grouped_gemm_launch.h"
+#include "tests/layers/cuda/mla_support.h"
+#include "tests/support/reference_linear.h"
+
+namespace ferry {
+namespace {
+
+// Rows that begin on 16 bytes, zeros behind them.
+template <typename T>
+std::vector<T> padded_rows(const T* from, int64_t rows, int64_t columns, int64_t stride) {
+    std::vector<T> to(static_cast<size_t>(rows * stride));
+    for (int64_t row = 0; row < rows; ++row)
+        std::copy_n(from + row * columns, columns, to.data() + row * stride);
+    return to;
+}
+
+template <typename T>
+Buffer on_device(const std::vector<T>& values) {
+    Buffer buffer(cuda_device(0), std::max<size_t>(16, values.size() * sizeof(T)));
+    cuda_device(0).copy_from_host(buffer.data(), values.data(), values.size() * sizeof(T));
+    return buffer;
+}
+
+struct Product {
+    Product(const WeightSpec& weight_spec, const std::vector<int64_t>& counts, bool scaled = false)
+        : spec(weight_spec),
+          plain(PlainWeight::random(spec, 3)),
+          offsets(counts.size() + 1),
+          rows(std::accumulate(counts.begin(), counts.end(), int64_t{0})),
+          x(rows, spec.in, 4),
+          x_scales(rows, ceil_div(spec.in, kScaleBlock), 5),
+          has_scales(scaled),
+          blocks(ceil_div(spec.in, kScaleBlock)),
+          element(size_bytes(spec.dtype)),
+          w_stride(ceil_div(spec.in * element, 16) * 16 / element),
+          w(on_device(padded_rows(plain.data.data(), spec.groups * spec.out, spec.in * element,
+                                  w_stride * element))),
+          w_scales(on_device(plain.scales)),
+          device_x_scales(on_device(x_scales.values)) {
+        std::partial_sum(counts.begin(), counts.end(), offsets.begin() + 1);
+        device_offsets = on_device(offsets);
+        if (scaled) {
+            codes.resize(x.values.size());
+            for (size_t i = 0; i < codes.size(); ++i) {
+                codes[i] = f32_to_fp8_e4m3(x.values[i]);
+                x.values[i] = fp8_e4m3_to_f32(codes[i]);
+            }
+        }
+        device_x = scaled ? on_device(codes) : on_device(x.values);
+    }
+
+    std::vector<float> expected() const {
+        const Matrix y(rows, spec.out);
+        reference_grouped_gemm(x.view, offsets, plain, y.view,
+                               has_scales ? &x_scales.view : nullptr);
+        return y.values;
+    }
+
+    // Result for a buffer of `capacity` rows, NaN where nothing is written.
+    std::vector<float> on_cuda(int num_blocks, int64_t capacity) const {
+        const bool fp8 = spec.dtype == DType::fp8_e4m3;
+        const CudaTensor y(DType::f32, {capacity, spec.out});
+        GroupedGemmParams params{.x = device_x.data(),
+                                 .x_scales = has_scales ? device_x_scales.as<float>() : nullptr,
+                                 .w = w.data(),
+                                 .w_scales = w_scales.as<float>(),
+                                 .y = y.view().as<float>(),
+                                 .offsets = device_offsets.as<int64_t>(),
+                                 .x_stride = spec.in,
+                                 .x_scales_stride = blocks,
+                                 .w_stride = w_stride,
+                                 .w_scales_stride = blocks,
+                                 .y_stride = spec.out,
+                                 .groups = static_cast<int>(spec.groups),
+                                 .out = static_cast<int>(spec.out),
+                                 .in = static_cast<int>(spec.in)};
+        const auto stream = cuda_device(0).stream();
+        Buffer rounded;
+        if (spec.dtype != DType::f32) {
+            params.x_stride = ceil_div(spec.in, 16) * 16;
+            rounded = on_device(
+                std::vector<uint16_t>(static_cast<size_t>(capacity * params.x_stride), 0x7fc0));
+            launch_round_rows(params,
+                              {.x = device_x.data(),
+                               .x_stride = spec.in,
+                               .x_fp8 = has_scales,
+                               .to = rounded.as<uint16_t>(),
+                               .max_rows = capacity,
+                               .permute = fp8},
+                              stream);
+            params.x = rounded.data();
+        }
+        launch_grouped_gemm(params,
+                            fp8                         ? GroupedWeights::fp8
+                            : spec.dtype == DType::bf16 ? GroupedWeights::bf16
+                                                        : GroupedWeights::f32,
+                            num_blocks, stream);
+        return y.values();
+    }
+    std::vector<float> on_cuda(int num_blocks = 3) const { return on_cuda(num_blocks, rows); }
+
+    WeightSpec spec;
+    PlainWeight plain;
+    std::vector<int64_t> offsets;
+    int64_t rows;
+    Matrix x, x_scales;
+    bool has_scales;
+    int64_t blocks, element, w_stride;
+    std::vector<uint8_t> codes;
+    Buffer w, w_scales, device_x, device_x_scales, device_offsets;
+};
+
+TEST(CudaGroupedGemm, F32HasTheBitsOfTheCpu) {
+    for (int64_t in : {1, 33, 64, 100}) {
+        const Product product({.groups = 4, .out = 35, .in = in}, {3, 0, 17, 1});
+        expect_same_bits(product.on_cuda(), product.expected());
+    }
+}
+
+// x is rounded to bf16, by at most 2^-9 of each value; the products are exact.
+TEST(CudaGroupedGemm, Bf16AgreesWithTheCpu) {
+    for (int64_t in : {8, 60, 64, 200, 520})
+        for (int64_t out : {5, 128, 150}) {
+            const Product product({.dtype = DType::bf16, .groups = 5, .out = out, .in = in},
+                                  {1, 0, 16, 17, 40});
+            EXPECT_LT(relative_error(product.on_cuda(), product.expected()), kBf16Error / 2)
+                << out << " x " << in;
+        }
+}
+
+TEST(CudaGroupedGemm, Fp8AgreesWithTheCpu) {
+    for (int64_t in : {16, 100, 128, 300})
+        for (int64_t out : {5, 200}) {
+            const WeightSpec spec{.dtype = DType::fp8_e4m3, .groups = 4, .out = out, .in = in};
+            const Product weights_only(spec, {1, 0, 20, 3});
+            EXPECT_LT(relative_error(weights_only.on_cuda(), weights_only.expected()),
+                      kBf16Error / 2)
+                << out << " x " << in;
+            // fp8 by fp8 is exact but for the order of the f32 sums.
+            const Product both(spec, {1, 0, 20, 3}, true);
+            EXPECT_LT(relative_error(both.on_cuda(), both.expected()), kF32Error)
+                << out << " x " << in;
+        }
+}
+
+TEST(CudaGroupedGemm, TilesOfEveryHeight) {
+    for (DType dtype : {DType::bf16, DType::fp8_e4m3})
+        for (int64_t rows : {15, 31, 63, 65, 130}) {
+            const Product product({.dtype = dtype, .groups = 2, .out = 130, .in = 144}, {rows, 2});
+            EXPECT_LT(relative_error(product.on_cuda(), product.expected()), kBf16Error / 2)
+                << rows << " rows of " << to_string(dtype);
+        }
+}
+
+// Neither do other groups, nor the number of blocks, nor the tile that a row falls into.
+TEST(CudaGroupedGemm, RowsHaveTheSameBitsInEveryGroupSize) {
+    for (DType dtype : {DType::bf16, DType::fp8_e4m3, DType::f32}) {
+        const WeightSpec spec{.dtype = dtype, .groups = 1, .out = 40, .in = 200};
+        const Product all(spec, {100});
+        const std::vector<float> together = all.on_cuda(1);
+        expect_same_bits(all.on_cuda(7), together);
+        for (int64_t rows : {1, 16, 20, 40}) {
+            Product few(spec, {100});
+            few.offsets[1] = rows;
+            few.device_offsets = on_device(few.offsets);
+            const std::vector<float> part = few.on_cuda();
+            expect_same_bits({part.begin(), part.begin() + rows * 40},
+                             {together.begin(), together.begin() + rows * 40});
+        }
+    }
+}
+
+// Buffers are for the worst case; only the device knows how many rows there are.
+TEST(CudaGroupedGemm, RowsBehindTheLastOffsetStayAsTheyAre) {
+    for (DType dtype : {DType::bf16, DType::fp8_e4m3, DType::f32}) {
+        const Product product({.dtype = dtype, .groups = 3, .out = 20, .in = 48}, {2, 0, 3});
+        const std::vector<float> padded = product.on_cuda(2, 40);
+        expect_same_bits({padded.begin(), padded.begin() + 5 * 20}, product.on_cuda());
+        for (size_t i = 5 * 20; i < padded.size(); ++i) ASSERT_TRUE(std::isnan(padded[i])) << i;
+        const Product none({.dtype = dtype, .groups = 3, .out = 20, .in = 48}, {0, 0, 0});
+        for (float value : none.on_cuda(2, 4)) ASSERT_TRUE(std::isnan(value));
+    }
+}
+
+TEST(CudaGroupedGemm, MoreGroupsThanAWarp) {
+    std::vector<int64_t> counts(70, 0);
+    for (size_t i = 0; i < counts.size(); i += 3) counts[i] = static_cast<int64_t>(i % 4);
+    const Product product({.dtype = DType::bf16, .groups = 70, .out = 16, .in = 32}, counts);
+    EXPECT_LT(relative_error(product.on_cuda(5), product.expected()), kBf16Error / 2);
+}
+
+TEST(CudaGroupedGemm, AsAMethodWithOffsetsOnTheDevice) {
+    auto& kernels = dynamic_cast<CudaKernels&>(cuda_kernels());
+    for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3})
+        for (bool scaled : {false, true}) {
+            if (scaled && dtype != DType::fp8_e4m3) continue;
+            const Product product({.dtype = dtype, .groups = 3, .out = 150, .in = 140}, {2, 0, 19},
+                                  scaled);
+            const CudaTensor y(DType::f32, {product.rows, 150});
+            const Weight weight = product.plain.packed(kernels);
+            const Tensor x(product.device_x.data(), scaled ? DType::fp8_e4m3 : DType::f32,
+                           {product.rows, 140});
+            const Tensor x_scales(product.device_x_scales.data(), DType::f32, {product.rows, 2});
+            kernels.grouped_gemm(x, product.device_offsets.as<int64_t>(), weight, y,
+                                 scaled ? &x_scales : nullptr);
+            EXPECT_LT(relative_error(y.values(), product.expected()), kBf16Error / 2)
+                << to_string(dtype);
+        }
+}
+
+TEST(CudaGroupedGemm, PublishedShapesOnAGpu) {
+    if (!on_gpu()) GTEST_SKIP() << "too long for the emulation";
+    for (DType dtype : {DType::bf16, DType::fp8_e4m3}) {
+        const Product product({.dtype = dtype, .groups = 4, .out = 2048, .in = 7168},
+                              {1, 33, 0, 300});
+        const std::vector<float> first = product.on_cuda(264);
+        EXPECT_LT(relative_error(first, product.expected()), kBf16Error / 2);
+        for (int i = 0; i < 10; ++i) expect_same_bits(product.on_cuda(264), first);
+    }
+}
+
+TEST(CudaGroupedGemm, PlansByHand) {
+    EXPECT_EQ(gemm_tile_rows(0), 16);
+    EXPECT_EQ(gemm_tile_rows(16), 16);
+    EXPECT_EQ(gemm_tile_rows(17), 32);
+    EXPECT_EQ(gemm_tile_rows(33), 64);
+    EXPECT_EQ(gemm_tile_rows(65), 128);
+    EXPECT_EQ(gemm_tile_bytes(128, false), 3 * (16384 + 16384));
+    EXPECT_EQ(gemm_tile_bytes(16, true), 6 * (16384 + 4096));
+    EXPECT_EQ(gemm_tile_bytes(128, true), 3 * (16384 + 32768));
+    // Two blocks of bf16 on sm_90, one of fp8 on sm_80; 1 KiB of each is CUDA's own.
+    EXPECT_LE(2 * (gemm_shared_bytes(kGemmMostGroups, false) + 1024), 228 << 10);
+    EXPECT_LE(gemm_shared_bytes(kGemmMostGroups, true), 163 << 10);
+    EXPECT_EQ(gemm_shared_bytes(31, false) - gemm_shared_bytes(32, false), -128);
+}
+
+}  // namespace
+}  // namespace ferry

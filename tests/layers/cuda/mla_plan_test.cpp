@@ -1,0 +1,119 @@
+#include "layers/cuda/mla_plan.h"
+
+#include <gtest/gtest.h>
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kHopper = 227 << 10, kAmpere = 163 << 10, kNoLimit = 1 << 30;
+constexpr DecodeShape kPublished{.heads = 128, .kv_lora = 512, .rope = 64, .cache = DType::bf16};
+
+struct Sequences {
+    Sequences(std::vector<std::pair<int64_t, int64_t>> position_and_rows) {
+        int64_t row = 0;
+        pages.resize(position_and_rows.size());
+        for (size_t i = 0; i < position_and_rows.size(); ++i) {
+            const auto& [position, rows] = position_and_rows[i];
+            pages[i].assign(static_cast<size_t>(ceil_div(position + rows, kPageTokens)),
+                            static_cast<int32_t>(i));
+            list.push_back({.first_row = row,
+                            .num_rows = rows,
+                            .first_position = position,
+                            .pages = pages[i]});
+            row += rows;
+        }
+    }
+    std::vector<std::vector<int32_t>> pages;
+    std::vector<SequenceRows> list;
+};
+
+// 64 queries and two pages of 576 bf16, 64 x 64 probabilities, maxima of two warps and corrections.
+TEST(MlaPlan, SharedMemoryByHand) {
+    EXPECT_EQ(decode_shared_bytes(4, 2), 64 * 1152 + 2 * 73728 + 64 * 128 + 3 * 64 * 4);
+    EXPECT_EQ(decode_shared_bytes(1, 1), 16 * 1152 + 73728 + 16 * 128 + 9 * 16 * 4);
+    EXPECT_LE(decode_shared_bytes(4, 2), kHopper);
+    EXPECT_LE(decode_shared_bytes(4, 1), kAmpere);
+    EXPECT_GT(decode_shared_bytes(1, 2), kAmpere);
+}
+
+TEST(MlaPlan, BlocksHaveAsManyHeadsAsThereAre) {
+    for (const auto& [heads, row_tiles, blocks] : {std::tuple{1, 1, 1},
+                                                   {16, 1, 1},
+                                                   {17, 2, 1},
+                                                   {32, 2, 1},
+                                                   {33, 4, 1},
+                                                   {64, 4, 1},
+                                                   {65, 4, 2},
+                                                   {128, 4, 2}}) {
+        DecodeShape shape = kPublished;
+        shape.heads = heads;
+        const DecodeGrid grid = plan_decode(shape, {}, 0, kHopper, kNoLimit).grid;
+        EXPECT_EQ(grid.row_tiles, row_tiles) << heads;
+        EXPECT_EQ(grid.head_blocks, blocks) << heads;
+        EXPECT_EQ(grid.num_stages, 2);
+        EXPECT_EQ(grid.shared_bytes, decode_shared_bytes(row_tiles, 2));
+        EXPECT_EQ(plan_decode(shape, {}, 0, kAmpere, kNoLimit).grid.num_stages, 1);
+    }
+}
+
+TEST(MlaPlan, OtherCachesTakeTheF32Kernel) {
+    for (DecodeShape shape : {DecodeShape{8, 512, 64, DType::f32},
+                              {8, 256, 64, DType::bf16},
+                              {8, 512, 32, DType::bf16}}) {
+        const DecodeGrid grid = plan_decode(shape, {}, 0, kHopper, kNoLimit).grid;
+        EXPECT_EQ(grid.row_tiles, 0);
+        EXPECT_EQ(grid.head_blocks, 8);
+        EXPECT_EQ(grid.bf16_cache, shape.cache == DType::bf16);
+        EXPECT_EQ(grid.shared_bytes, (2 * shape.kv_lora + shape.rope + 64) * 4);
+    }
+    // A block that fits nowhere.
+    EXPECT_EQ(plan_decode(kPublished, {}, 0, 99 << 10, kNoLimit).grid.row_tiles, 0);
+}
+
+TEST(MlaPlan, RowsAndPages) {
+    const Sequences sequences({{0, 1}, {1023, 2}, {63, 1}});
+    const DecodePlan plan = plan_decode(kPublished, sequences.list, 0, kHopper, kNoLimit);
+    EXPECT_EQ(
+        plan.rows,
+        (std::vector<DecodeRow>{
+            {.batch_row = 0, .num_keys = 1, .first_page = 0, .num_splits = 1, .first_slot = 0},
+            {.batch_row = 1, .num_keys = 1024, .first_page = 1, .num_splits = 1, .first_slot = 0},
+            {.batch_row = 2, .num_keys = 1025, .first_page = 1, .num_splits = 2, .first_slot = 0},
+            {.batch_row = 3, .num_keys = 64, .first_page = 18, .num_splits = 1, .first_slot = 2}}));
+    std::vector<int32_t> pages(19, 1);
+    pages[0] = 0;
+    pages[18] = 2;
+    EXPECT_EQ(plan.pages, pages);
+    EXPECT_EQ(plan.waves, (std::vector<DecodeWave>{
+                              {.first_row = 0, .num_rows = 4, .num_splits = 2, .num_slots = 2}}));
+    EXPECT_EQ(plan.most_slots(), 2);
+    EXPECT_EQ(plan_decode(kPublished, std::span(sequences.list).subspan(1), 1, kHopper, kNoLimit)
+                  .rows[0]
+                  .batch_row,
+              0);
+}
+
+TEST(MlaPlan, WavesHoldNoMoreSlotsThanAllowed) {
+    const Sequences sequences({{5000, 1}, {3000, 1}, {100, 1}, {9999, 1}, {1999, 2}});
+    const DecodePlan plan = plan_decode(kPublished, sequences.list, 0, kHopper, 8);
+    EXPECT_EQ(plan.waves, (std::vector<DecodeWave>{
+                              {.first_row = 0, .num_rows = 3, .num_splits = 5, .num_slots = 8},
+                              {.first_row = 3, .num_rows = 1, .num_splits = 10, .num_slots = 10},
+                              {.first_row = 4, .num_rows = 2, .num_splits = 2, .num_slots = 4}}));
+    EXPECT_EQ(plan.rows[1].first_slot, 5);
+    EXPECT_EQ(plan.rows[3].first_slot, 0);
+    EXPECT_EQ(plan.rows[5].first_slot, 2);
+    EXPECT_EQ(plan.describe(),
+              "tensor cores, blocks of 64 heads, 2 pages in shared memory (230144 bytes of shared "
+              "memory): 6 rows in 3 waves, 10 partial results");
+}
+
+TEST(MlaPlan, NoSequences) {
+    const DecodePlan plan = plan_decode(kPublished, {}, 0, kHopper, kNoLimit);
+    EXPECT_TRUE(plan.rows.empty());
+    EXPECT_TRUE(plan.waves.empty());
+    EXPECT_EQ(plan.most_slots(), 0);
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,90 @@
+// What the ranks of a node read of a model together: every byte of it once, whatever the layout.
+#include <gmock/gmock.h>
+
+#include <atomic>
+
+#include "comm/node_memory.h"
+#include "runtime/hf_model.h"
+#include "runtime/rank_model.h"
+#include "tests/support/mpi_main.h"
+
+namespace ferry {
+namespace {
+
+// A source that counts what is read of it.
+class CountingSource final : public WeightSource {
+  public:
+    explicit CountingSource(std::unique_ptr<WeightSource> source) : source_(std::move(source)) {}
+    const ModelConfig& config() const override { return source_->config(); }
+    std::optional<TensorInfo> find(const std::string& name) const override {
+        return source_->find(name);
+    }
+    void read(const std::string& name, std::span<const Range> ranges, void* dst) override {
+        int64_t elements = 1;
+        for (const Range& range : ranges) elements *= range.num;
+        num_bytes_ += elements * size_bytes(find(name)->dtype);
+        source_->read(name, ranges, dst);
+    }
+    int64_t num_bytes() const { return num_bytes_; }
+
+  private:
+    std::unique_ptr<WeightSource> source_;
+    std::atomic<int64_t> num_bytes_{0};
+};
+
+int64_t model_bytes(const WeightSource& source) {
+    int64_t sum = 0;
+    for (const TensorSpec& spec : model_tensors(source.config()))
+        for (const std::string& name : {spec.name, spec.name + "_scale"})
+            if (const std::optional<TensorInfo> info = source.find(name)) {
+                int64_t elements = 1;
+                for (const int64_t extent : info->shape) elements *= extent;
+                sum += elements * size_bytes(info->dtype);
+            }
+    return sum;
+}
+
+void expect_each_byte_read_once(const std::string& family, const LayoutOptions& options) {
+    World& world = test_world();
+    CountingSource source(std::make_unique<HfModel>(std::string(FERRY_SOURCE_DIR) +
+                                                    "/tests/golden/data/models/" + family));
+    const ModelConfig& model = source.config();
+    const Layout layout = make_layout(options, world.node_of_rank());
+    const int a = layout.attention_rank(world.rank());
+    NodeMemory attention(world, a < 0 ? -1 : 0);
+    NodeMemory slice(world, a < 0 ? -1 : layout.tp_rank(a));
+    const auto kernels = make_cpu_kernels(2);
+    const auto transport = make_transport("auto", world, nullptr);
+    const FabricOptions fabric{.layout = layout,
+                               .placements = {contiguous_placement(
+                                   static_cast<int>(model.n_routed_experts), layout.num_expert())},
+                               .exchange = {.dtype = DType::f32},
+                               .max_tokens = 16};
+    int64_t told = 0;
+    const RankModel rank(source, *kernels, {}, fabric, *transport,
+                         [&](int64_t bytes) { told = bytes; }, {},
+                         {a < 0 ? nullptr : &attention, a < 0 ? nullptr : &slice});
+    EXPECT_EQ(told, source.num_bytes());
+    EXPECT_EQ(rank.model().weight_bytes(), source.num_bytes());
+    // All ranks of the test are on one node.
+    EXPECT_EQ(world.all_sum(source.num_bytes()), model_bytes(source))
+        << family << ", " << layout.describe({}, {});
+}
+
+TEST(Loading, ANodeReadsEveryByteOnce) {
+    const int ranks = test_world().size();
+    for (const char* family : {"v2-lite", "v3-bf16", "v3-fp8", "tied"}) {
+        expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 1});
+        expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = ranks});
+        if (ranks == 1) continue;
+        expect_each_byte_read_once(
+            family,
+            {.attention_ranks = ranks / 2, .expert_ranks = ranks - ranks / 2, .tp_size = 1});
+        if (ranks < 4) continue;
+        expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 2});
+        expect_each_byte_read_once(family, {.attention_ranks = 2, .expert_ranks = 2, .tp_size = 2});
+    }
+}
+
+}  // namespace
+}  // namespace ferry
