@@ -111,7 +111,8 @@ CudaDevice& cuda_device(int ordinal) {
     const cudaError_t result = cudaGetDeviceCount(&count);
     if (result != cudaSuccess) {
         cudaGetLastError();
-        throw Error(ErrorKind::usage, "no GPU can be used: {}; see nvidia-smi, or use device: cpu",
+        throw Error(ErrorKind::usage,
+                    "no GPU can be used: {}; see nvidia-smi, or use engine.device: cpu",
                     cudaGetErrorString(result));
     }
     if (ordinal < 0 || ordinal >= count)

@@ -7,7 +7,7 @@ namespace {
 
 [[noreturn]] void refuse() {
     throw Error(ErrorKind::usage,
-                "this Ferry was built without CUDA (no nvcc was found); use device: cpu");
+                "this Ferry was built without CUDA (no nvcc was found); use engine.device: cpu");
 }
 
 }  // namespace

@@ -52,6 +52,15 @@ struct TraceEvent {
     int64_t bytes;
 };
 
+// Told of zones as they begin and end, one inside another: ranges of a profiler, or waiting for a
+// GPU, so that a zone's time is that of its work and not of its launches.
+class ZoneObserver {
+  public:
+    virtual ~ZoneObserver() = default;
+    virtual void begin(Zone zone, int layer, int micro_batch) = 0;
+    virtual void end() = 0;
+};
+
 // Totals are always kept (two clock reads per zone); events only after `record_events`. Used by a
 // rank's main thread only; worker threads of kernels do not report.
 class Trace {
@@ -61,6 +70,9 @@ class Trace {
     // `inside_ns`: of it spent in zones that lay inside.
     void add(const TraceEvent& event, int64_t flops, int64_t inside_ns = 0);
     void reset_totals() { totals_ = {}; }
+    // Null: nobody. Must outlive its stay here.
+    void set_observer(ZoneObserver* observer) { observer_ = observer; }
+    ZoneObserver* observer() const { return observer_; }
 
     const std::array<ZoneTotals, kNumZones>& totals() const { return totals_; }
     const std::vector<TraceEvent>& events() const { return events_; }
@@ -73,6 +85,7 @@ class Trace {
     std::vector<TraceEvent> events_;
     size_t capacity_ = 0;
     int64_t dropped_events_ = 0;
+    ZoneObserver* observer_ = nullptr;
 };
 
 Trace& trace();
@@ -85,9 +98,12 @@ class ScopedZone {
         : zone_(zone),
           layer_(layer),
           micro_batch_(micro_batch),
-          inside_before_ns_(std::exchange(trace().inside_ns_, 0)),
-          begin_ns_(trace_now_ns()) {}
+          inside_before_ns_(std::exchange(trace().inside_ns_, 0)) {
+        if (ZoneObserver* observer = trace().observer()) observer->begin(zone, layer, micro_batch);
+        begin_ns_ = trace_now_ns();
+    }
     ~ScopedZone() {
+        if (ZoneObserver* observer = trace().observer()) observer->end();
         const int64_t inside_ns = std::exchange(trace().inside_ns_, inside_before_ns_);
         trace().add({zone_, static_cast<int16_t>(layer_), static_cast<int16_t>(micro_batch_),
                      begin_ns_, trace_now_ns(), bytes},
@@ -104,7 +120,7 @@ class ScopedZone {
     int layer_;
     int micro_batch_;
     int64_t inside_before_ns_;
-    int64_t begin_ns_;
+    int64_t begin_ns_ = 0;
 };
 
 }  // namespace ferry

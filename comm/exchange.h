@@ -92,9 +92,12 @@ struct ExpertBatch {
     Tensor rows;  // [n, dim] f32, n may be 0; valid until reply()
     // Rows [offsets[s], offsets[s + 1]) belong to slot s of this rank's Placement::experts().
     std::span<const int64_t> offsets;
+    // Set instead of `offsets`, and in the memory of a GPU, by an exchange that leaves the counts
+    // there (exchange_device.h); rows is then as large as it can become.
+    std::span<const int64_t> device_offsets{};
     // By attention rank: when its last byte was seen (trace_now_ns()).
-    std::span<const int64_t> arrived_ns;
-    Agreement agreed;
+    std::span<const int64_t> arrived_ns{};
+    Agreement agreed{};
 };
 
 class ExpertSide {

@@ -37,7 +37,8 @@ std::unique_ptr<Transport> make_transport(std::string_view name, World& world, s
     if (name == "ucx") return make_ucx_transport(world, options);
     if (name == "nccl")
         throw Error(ErrorKind::usage,
-                    "exchange.transport: nccl is not in this build; use ucx, mpi or auto");
+                    "exchange.transport: nccl moves rows between GPUs only (engine.device: cuda); "
+                    "use ucx, mpi or auto");
     throw Error(ErrorKind::usage, "exchange.transport: {} is none of auto, self, mpi, ucx, nccl",
                 name);
 }

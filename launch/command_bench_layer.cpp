@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "base/cores.h"
+#include "base/device_cuda.h"
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
 #include "launch/versions.h"
@@ -101,14 +102,20 @@ void bench_layer(const Arguments& arguments) {
             throw Error(ErrorKind::usage, "{}: the model has {} positions", name_of(workload),
                         model.source->config().max_positions);
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
-    StepBench bench(*model.source, model.numerics, threads, workloads);
+    check_supported(config);
+    const bool gpu = config.engine.device == Config::Engine::Device::cuda;
+    StepBench bench(*model.source, model.numerics,
+                    gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads), workloads);
 
     BenchReport report("layer", kColumns);
     report.add_parameter("model", model.name);
     report.add_parameter("layers", model.source->config().n_layers);
     report.add_parameter("weights GB", static_cast<double>(bench.weight_bytes()) * 1e-9);
     report.add_parameter("cache", std::string(to_string(model.numerics.cache_dtype)));
-    report.add_parameter("threads", int64_t{threads});
+    if (gpu)
+        report.add_parameter("device", cuda_device(0).info().name);
+    else
+        report.add_parameter("threads", int64_t{threads});
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
     bool same_bits = true;
@@ -133,8 +140,9 @@ void add_bench_layer(CLI::App& bench) {
     CLI::App* command = bench.add_subcommand(
         "layer",
         "Stages of decode and prefill steps on one rank: time, bytes and FLOPs as fractions of "
-        "the machine's read bandwidth and multiply-add peak (best repetitions). A step's bits "
-        "must not depend on what is computed beside it");
+        "the machine's read bandwidth and multiply-add peak, or of a GPU's copy bandwidth and "
+        "matrix product (best repetitions; --set engine.device=cuda). On a CPU a step's bits must "
+        "not depend on what is computed beside it");
     const auto arguments = std::make_shared<Arguments>();
     command->add_option("CONFIG", arguments->config_file, "YAML (see ferry config --help)");
     command->add_option("--model", arguments->model, "Checkpoint");

@@ -8,20 +8,16 @@
 #include "runtime/routing_record.h"
 
 namespace ferry {
-namespace {
 
-size_t workspace_bytes(const Transformer& model, const WorkerLimits& limits) {
-    const ModelConfig& c = model.config();
-    const int64_t group = model.part().tp_size;
-    const int64_t tokens = limits.max_tokens * group;  // of a whole TP group
+size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& numerics,
+                                        int64_t tp_size, const WorkerLimits& limits) {
+    const int64_t tokens = limits.max_tokens * tp_size;  // of a whole TP group
     const int64_t routing = limits.max_tokens * c.n_activated_experts * 8;
-    const int64_t head = 4 * limits.max_logit_rows * (4 * c.dim + group * c.vocab_size);
+    const int64_t head = 4 * limits.max_logit_rows * (4 * c.dim + tp_size * c.vocab_size);
     constexpr int64_t kSlack = 256 << 10;
-    return Transformer::workspace_bytes(c, model.numerics(), tokens, limits.max_context, 0) +
+    return Transformer::workspace_bytes(c, numerics, tokens, limits.max_context, 0) +
            static_cast<size_t>(4 * tokens * 5 * c.dim + routing + head + kSlack);
 }
-
-}  // namespace
 
 constexpr int64_t kMinSliceRows = 32;  // fewer read the weights of dense layers too often
 
@@ -70,11 +66,14 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       ffn_out_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       combined_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
+      host_logits_(kernels.device(), StageSide::host),
       micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences),
       not_begun_(std::min(limits.max_tokens, limits.max_sequences)),
       ahead_(kernels.device(), looks_ahead() ? limits : WorkerLimits{.max_tokens = 0},
              model.config().dim),
-      workspace_(kernels.device(), workspace_bytes(model, limits), model.numerics()) {
+      workspace_(kernels.device(),
+                 workspace_bytes(model.config(), model.numerics(), model.part().tp_size, limits),
+                 model.numerics()) {
     const int64_t tp_size = model.part().tp_size;
     for (int64_t rank = 0; rank <= tp_size; ++rank)
         vocab_offsets_.push_back(rank == tp_size
@@ -88,7 +87,8 @@ Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) cons
 }
 
 bool AttentionWorker::looks_ahead() const {
-    return fabric_.has_exchange() && experts_ == nullptr && fabric_.num_micro_batches() > 1;
+    return fabric_.has_exchange() && experts_ == nullptr && fabric_.num_micro_batches() > 1 &&
+           fabric_.options().blocks == nullptr;
 }
 
 AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const StepOptions& options) {
@@ -128,10 +128,22 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const Step
         if (first < num_layers) agreed = finish_exchange(num_layers - 1, mb);
         const Range rows = run_head(batch.logit_rows, mb);
         if (!options.logits_ready || mb + 1 == num) continue;
-        ahead_.grow(options.logits_ready(logits_, rows.begin, rows.begin + rows.num));
+        ahead_.grow(options.logits_ready(logits_on_host(rows), rows.begin, rows.begin + rows.num));
         begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
     }
-    return {logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size())), agreed};
+    return {logits_on_host({0, static_cast<int64_t>(batch.logit_rows.size())}), agreed};
+}
+
+// All logits, of which the host may read `rows` and what it was given before in this step.
+Tensor AttentionWorker::logits_on_host(Range rows) {
+    const int64_t end = rows.begin + rows.num;
+    if (kernels_.device().type() == DeviceType::cpu) return logits_.view().slice_rows(0, end);
+    ScopedZone zone(Zone::head);
+    const Tensor logits = logits_.view().slice_rows(rows.begin, rows.num);
+    const Tensor copy = host_logits_.shaped_like(logits_).slice_rows(0, end);
+    kernels_.device().copy_to_host(copy.slice_rows(rows.begin, rows.num).data(), logits.data(),
+                                   static_cast<size_t>(logits.count()) * sizeof(float));
+    return copy;
 }
 
 int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "comm/staging.h"
 #include "layers/transformer.h"
 #include "runtime/expert_worker.h"
 #include "runtime/latent_cache.h"
@@ -58,7 +59,12 @@ class AttentionWorker {
     AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                     ExpertWorker* experts, const WorkerLimits& limits);
 
-    // Where a step can begin the next one's rows: experts are elsewhere and compute meanwhile.
+    // Of the block of intermediate activations.
+    static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
+                                  int64_t tp_size, const WorkerLimits& limits);
+
+    // Where a step can begin the next one's rows: experts are elsewhere and compute meanwhile. Not
+    // where rows travel from GPU to GPU: what is agreed reaches the host once a step only.
     bool looks_ahead() const;
 
     // Called in a step that looks ahead: once when all have agreed, for rows with which the next
@@ -73,7 +79,7 @@ class AttentionWorker {
         LogitsReady logits_ready;
     };
     struct Result {
-        Tensor logits;     // [logit rows, vocab], valid until the next step
+        Tensor logits;     // [logit rows, vocab] in host memory, valid until the next step
         Agreement agreed;  // of this step; `say` when there is nobody to agree with
     };
     // Computes the batch, which may have no rows, and writes its latents to the cache. All
@@ -94,6 +100,7 @@ class AttentionWorker {
     void start_exchange(int64_t layer, int micro_batch, const Tensor& x, Agreement say);
     Agreement finish_exchange(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
+    Tensor logits_on_host(Range rows);
     Range run_head(std::span<const int32_t> rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
     int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
@@ -108,6 +115,7 @@ class AttentionWorker {
     OwnedTensor ffn_out_;   // [max_tokens, dim] dense MLP or shared experts
     OwnedTensor combined_;  // [max_tokens, dim] routed experts
     OwnedTensor logits_;    // [max_logit_rows, vocab]
+    Stage host_logits_;     // of a device whose memory the host cannot read
     MicroBatches micro_batches_;
     StepPart not_begun_;  // of a micro-batch
     RowsAhead ahead_;

@@ -19,6 +19,8 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+}  // namespace
+
 WorkerLimits worker_limits(const EngineOptions& options) {
     return {.max_tokens = options.scheduler.max_batch_tokens,
             .max_sequences = options.scheduler.max_batch,
@@ -26,8 +28,6 @@ WorkerLimits worker_limits(const EngineOptions& options) {
             .max_logit_rows = options.scheduler.max_batch,
             .num_pages = options.num_pages};
 }
-
-}  // namespace
 
 // A request in the engine. The scheduler sees the Sequence.
 struct Engine::Active : Sequence {

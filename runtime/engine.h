@@ -21,6 +21,9 @@ struct EngineOptions {
     bool share_prefixes = true;
 };
 
+// What such an engine's attention worker has to hold.
+WorkerLimits worker_limits(const EngineOptions& options);
+
 class Engine {
   public:
     // `eos_tokens` end a text unless a request ignores them. Without a tokenizer completions have

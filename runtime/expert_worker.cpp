@@ -6,34 +6,33 @@
 #include "comm/progress_state.h"
 
 namespace ferry {
-namespace {
 
-// The most rows that one batch can bring: every attention rank's tokens to every slot that a token
-// can choose here.
-int64_t max_rows(const Transformer& model, const RankFabric& fabric) {
+int64_t ExpertWorker::max_rows(const ModelConfig& config, const ModelPart& part,
+                               const FabricOptions& options) {
     int64_t slots = 0;
-    for (const auto& experts : model.part().experts)
+    for (const auto& experts : part.experts)
         slots = std::max(slots, static_cast<int64_t>(experts.size()));
-    return fabric.layout().num_attention() * fabric.options().max_tokens *
-           std::min(slots, model.config().n_activated_experts);
+    return options.layout.num_attention() * options.max_tokens *
+           std::min(slots, config.n_activated_experts);
 }
-
-}  // namespace
 
 ExpertWorker::ExpertWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric)
     : kernels_(kernels),
       model_(model),
       fabric_(fabric),
       workspace_(kernels.device(),
-                 Experts::workspace_bytes(model.config(), max_rows(model, fabric)),
+                 Experts::workspace_bytes(model.config(),
+                                          max_rows(model.config(), model.part(), fabric.options())),
                  model.numerics()),
+      host_offsets_(kernels.device(), StageSide::host),
       lateness_ns_(static_cast<size_t>(fabric.layout().num_attention())) {}
 
 void ExpertWorker::note(const ExpertBatch& batch) {
+    ++num_batches_;
+    if (batch.arrived_ns.empty()) return;  // known to the GPU only
     const int64_t first = std::ranges::min(batch.arrived_ns);
     for (size_t rank = 0; rank < lateness_ns_.size(); ++rank)
         lateness_ns_[rank] += batch.arrived_ns[rank] - first;
-    ++num_batches_;
 }
 
 const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
@@ -43,10 +42,18 @@ const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
         if (batch.offsets[slot + 1] > batch.offsets[slot])
             zone.bytes += model_.experts(batch.layer).weight_bytes_per_expert();
     output_ = batch.rows;
-    if (batch.rows.rows() > 0)
-        model_.experts(batch.layer)
-            .forward(kernels_, workspace_, batch.rows, batch.offsets, batch.rows);
+    std::span<const int64_t> offsets = batch.offsets;
+    if (!batch.device_offsets.empty()) offsets = offsets_on_host(batch.device_offsets);
+    const Tensor rows = batch.rows.slice_rows(0, offsets.empty() ? 0 : offsets.back());
+    if (rows.rows() > 0)
+        model_.experts(batch.layer).forward(kernels_, workspace_, rows, offsets, rows);
     return output_;
+}
+
+// Waits for the GPU: how much the experts have to do is decided on the host.
+std::span<const int64_t> ExpertWorker::offsets_on_host(std::span<const int64_t> on_device) {
+    const Tensor bytes(on_device.data(), DType::u8, {static_cast<int64_t>(on_device.size_bytes())});
+    return {host_offsets_.copy_of(bytes).as<int64_t>(), on_device.size()};
 }
 
 void ExpertWorker::run() {

@@ -1,5 +1,6 @@
 // [8] The expert side of a rank: rows come in, go through the experts held here, and go back.
 #pragma once
+#include "comm/staging.h"
 #include "layers/transformer.h"
 #include "runtime/rank_fabric.h"
 
@@ -9,6 +10,11 @@ class ExpertWorker {
   public:
     // Allocates everything that a batch needs. `model` and `fabric` must outlive the worker.
     ExpertWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric);
+
+    // The most rows that one batch can bring: every attention rank's tokens to every slot that a
+    // token can choose here.
+    static int64_t max_rows(const ModelConfig& config, const ModelPart& part,
+                            const FabricOptions& options);
 
     // The experts' outputs for a batch, in place of its rows.
     const Tensor& compute(const ExpertBatch& batch);
@@ -22,12 +28,14 @@ class ExpertWorker {
 
   private:
     void note(const ExpertBatch& batch);
+    std::span<const int64_t> offsets_on_host(std::span<const int64_t> on_device);
 
     Kernels& kernels_;
     const Transformer& model_;
     RankFabric& fabric_;
     Workspace workspace_;
     Tensor output_;
+    Stage host_offsets_;
     std::vector<int64_t> lateness_ns_;
     int64_t num_batches_ = 0;
 };

@@ -6,11 +6,13 @@
 #include <limits>
 #include <numeric>
 
+#include "base/device_cuda.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "comm/launcher.h"
 #include "comm/progress_state.h"
 #include "runtime/checkpoint.h"
+#include "runtime/memory_plan.h"
 #include "runtime/placements.h"
 
 namespace ferry {
@@ -35,6 +37,10 @@ void verify(const Checkpoint& checkpoint, int threads, const World& world,
             if (on_progress) on_progress(done, total_bytes, true);
         },
         static_cast<size_t>(world.rank()), static_cast<size_t>(world.size()));
+}
+
+bool on_gpu(const Config& config) {
+    return config.engine.device == Config::Engine::Device::cuda;
 }
 
 }  // namespace
@@ -67,10 +73,11 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
 }
 
 void check_supported(const Config& config) {
-    const auto refuse = [](const char* setting) {
-        throw Error(ErrorKind::usage, "{} is not part of this version", setting);
-    };
-    if (config.engine.device == Config::Engine::Device::cuda) refuse("engine.device: cuda");
+    if (!on_gpu(config)) return;
+    if (!config.log.routing.empty())
+        throw Error(ErrorKind::usage, "log.routing is not recorded with engine.device: cuda");
+    // Says which of these it is: not built in, no driver, no GPU.
+    if (num_cuda_devices() == 0) cuda_device(0);
 }
 
 Config with_launcher_layout(Config config) {
@@ -190,6 +197,53 @@ const char* name_of(Config::Exchange::Transport transport) {
 
 }  // namespace
 
+// Kernels of what this rank computes on. Collective: rank 0 says who computes where.
+std::unique_ptr<Kernels> LoadedEngine::make_kernels(const Config& config, World& world) {
+    const int threads = threads_of(config, world.own_cores());
+    if (!on_gpu(config)) return make_cpu_kernels(threads);
+    const int ordinal = device_of_rank(world.node_rank(), std::max(1, num_cuda_devices()));
+    const CudaDeviceInfo info = cuda_device(ordinal).info();
+    devices_ = gather_device_table(
+        world,
+        fmt::format("GPU {}, {}, compute capability {}.{}, {:.1f} of {:.1f} GiB free", ordinal,
+                    info.name, info.capability / 10, info.capability % 10,
+                    static_cast<double>(info.free_bytes) / kGibibyte,
+                    static_cast<double>(info.total_bytes) / kGibibyte),
+        info.pci_bus_id);
+    if (world.rank() == 0) log_info("devices\n{}", devices_.describe());
+    return make_cuda_kernels(ordinal, threads);
+}
+
+// What rows travel by between ranks, and `transport_` for everything else. Collective.
+void LoadedEngine::connect(const Config& config, World& world) {
+    const auto choice = config.exchange.transport;
+    const bool automatic = choice == Config::Exchange::Transport::automatic;
+    const bool nccl = choice == Config::Exchange::Transport::nccl;
+    const TransportOptions options{.progress_thread = config.exchange.progress_thread};
+    std::string why;
+    transport_ = make_transport(nccl ? "auto" : name_of(choice), world, &why, options);
+    auto* device = dynamic_cast<CudaDevice*>(&kernels_->device());
+    if (device != nullptr) {
+        const std::string host = why;
+        if (nccl) {
+            devices_.require_one_rank_each();
+            blocks_ = make_nccl_blocks(world, *device);
+            why.clear();
+        } else if (world.size() == 1) {
+            blocks_ = make_self_blocks(*device);
+        } else if (automatic && nccl_build_version().empty()) {
+            why = host + "; through pinned host memory, as this build has no NCCL";
+        } else if (automatic && !devices_.one_rank_each()) {
+            why = host + "; through pinned host memory, as ranks share a GPU, which NCCL refuses";
+        } else if (automatic) {
+            blocks_ = make_nccl_blocks(world, *device);
+            why = "exchange.transport: nccl " + nccl_build_version() +
+                  ", as every rank has a GPU of its own";
+        }
+    }
+    if (world.rank() == 0 && !why.empty()) log_info("{}", why);
+}
+
 LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& world,
                            const OnProgress& on_progress)
     : world_(world) {
@@ -201,7 +255,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     if (layout.num_attention() > 1 && shape.n_dense_layers == shape.n_layers)
         throw Error(ErrorKind::usage,
                     "layout: a model without MoE layers runs on one attention rank only");
-    const FabricOptions fabric = fabric_options(config, shape, layout, world);
+    FabricOptions fabric = fabric_options(config, shape, layout, world);
     if (world.rank() == 0 && world.size() > 1) {
         std::vector<RankPlace> places;
         for (const std::string& cores : world.cores_of_rank()) places.push_back({"-", cores});
@@ -212,11 +266,16 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full)
         verify(*checkpoint, threads, world, on_progress);
     progress_state().enter(Activity::loading);
-    std::string why;
-    transport_ = make_transport(name_of(config.exchange.transport), world, &why,
-                                {.progress_thread = config.exchange.progress_thread});
-    if (world.rank() == 0 && !why.empty()) log_info("{}", why);
-    kernels_ = make_cpu_kernels(threads);
+    kernels_ = make_kernels(config, world);
+    connect(config, world);
+    fabric.blocks = blocks_.get();
+    const MemoryPlan plan =
+        plan_memory(*model.source, model.numerics, fabric, world.rank(), worker_limits(options));
+    if (const auto* gpu = dynamic_cast<CudaDevice*>(&kernels_->device())) {
+        const std::string device = fmt::format("GPU {} on {}", gpu->ordinal(), world.host());
+        log_info("{}: {}", device, plan.describe());
+        require_room(plan, device, gpu->info().free_bytes);
+    }
     std::vector<int> attention_ranks;
     for (int rank = 0; rank < layout.num_attention(); ++rank)
         attention_ranks.push_back(layout.world_rank_of_attention(rank));
@@ -268,6 +327,7 @@ void LoadedEngine::unload() {
     engine_.reset();
     rank_.reset();
     claims_.reset();
+    blocks_.reset();
     kernels_.reset();
     transport_.reset();
     attention_share_->release();

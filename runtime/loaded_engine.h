@@ -8,6 +8,7 @@
 #include "comm/shared_counter.h"
 #include "comm/world.h"
 #include "runtime/config.h"
+#include "runtime/device_binding.h"
 #include "runtime/engine.h"
 #include "runtime/opened_model.h"
 #include "runtime/rank_model.h"
@@ -63,9 +64,14 @@ class LoadedEngine {
     int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:
+    std::unique_ptr<Kernels> make_kernels(const Config& config, World& world);
+    void connect(const Config& config, World& world);
+
+    DeviceTable devices_;  // of a run on GPUs
     World& world_;
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<Kernels> kernels_;
+    std::unique_ptr<BlockTransport> blocks_;  // null: rows go through the host
     std::unique_ptr<SharedCounter> claims_;
     std::unique_ptr<NodeMemory> attention_share_, slice_share_;
     std::unique_ptr<RankModel> rank_;

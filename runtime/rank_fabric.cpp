@@ -1,17 +1,26 @@
 #include "runtime/rank_fabric.h"
 
+#include "comm/exchange_device.h"
+#include "comm/exchange_staged.h"
+#include "runtime/device_tensor_parallel.h"
+
 namespace ferry {
 
 RankFabric::RankFabric(const FabricOptions& options, const ModelConfig& model,
-                       const Numerics& numerics, Transport& transport, ThreadPool* threads,
+                       const Numerics& numerics, Transport& transport, Kernels& kernels,
                        const std::function<void()>& before_connect)
-    : options_(options), rank_(transport.rank()) {
-    if (attention_rank() >= 0)
+    : options_(options), model_(model), rank_(transport.rank()) {
+    ThreadPool* threads = &kernels.threads();
+    const bool on_host = kernels.device().type() == DeviceType::cpu;
+    if (attention_rank() >= 0) {
         tensor_parallel_ =
             make_tensor_parallel(transport, options_.layout.tp_members(attention_rank()),
                                  {.num_slices = static_cast<int>(numerics.tp_slices),
                                   .stall_timeout_s = options_.exchange.stall_timeout_s},
                                  threads);
+        if (!on_host)
+            tensor_parallel_ = make_device_tensor_parallel(std::move(tensor_parallel_), kernels);
+    }
     const int64_t num_moe_layers = model.n_layers - model.n_dense_layers;
     if (num_moe_layers > 0) {
         ExchangeSetup setup{.options = options_.exchange,
@@ -22,20 +31,31 @@ RankFabric::RankFabric(const FabricOptions& options, const ModelConfig& model,
         setup.options.dim = model.dim;
         setup.options.topk = model.n_activated_experts;
         setup.options.max_tokens = options_.max_tokens;
-        exchange_ = make_exchange(setup, transport, threads, false);
+        if (options_.blocks != nullptr) {
+            exchange_ = make_device_exchange(setup, *options_.blocks);
+        } else {
+            exchange_ = make_exchange(setup, transport, threads, false);
+            if (!on_host) exchange_ = make_staged_exchange(std::move(exchange_), kernels.device());
+        }
     }
     if (before_connect) before_connect();
     transport.connect();
 }
 
 ModelPart RankFabric::part() const {
+    return model_part(options_, model_, rank_);
+}
+
+ModelPart model_part(const FabricOptions& options, const ModelConfig& model, int world_rank) {
     ModelPart part;
-    part.attention = attention_rank() >= 0;
-    part.tp_size = options_.layout.tp_size();
-    part.tp_rank = part.attention ? options_.layout.tp_rank(attention_rank()) : 0;
-    if (expert_rank() >= 0 && exchange_ != nullptr)
-        for (const Placement& placement : options_.placements) {
-            const std::span<const int> experts = placement.experts(expert_rank());
+    const int attention = options.layout.attention_rank(world_rank);
+    const int expert = options.layout.expert_rank(world_rank);
+    part.attention = attention >= 0;
+    part.tp_size = options.layout.tp_size();
+    part.tp_rank = part.attention ? options.layout.tp_rank(attention) : 0;
+    if (expert >= 0 && model.n_layers > model.n_dense_layers)
+        for (const Placement& placement : options.placements) {
+            const std::span<const int> experts = placement.experts(expert);
             part.experts.emplace_back(experts.begin(), experts.end());
         }
     return part;

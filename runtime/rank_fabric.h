@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "comm/block_transport.h"
 #include "comm/exchange.h"
 #include "comm/tensor_parallel.h"
 #include "layers/transformer.h"
@@ -16,14 +17,17 @@ struct FabricOptions {
     ExchangeOptions exchange;           // dim, topk and max_tokens are filled from model and limits
     int64_t max_tokens = 512;           // rows of one micro-batch of one attention rank
     int64_t max_logit_rows = 32;
+    // Between GPUs: null where rows go through host memory. Must outlive the fabric.
+    BlockTransport* blocks = nullptr;
 };
 
 class RankFabric {
   public:
-    // Collective. `transport` must outlive the fabric; `before_connect` opens further lanes (a
-    // SharedCounter).
+    // Collective. `transport` and `kernels` must outlive the fabric, whose tensors are in the
+    // memory of the kernels' device whatever the transport reaches; `before_connect` opens further
+    // lanes (a SharedCounter).
     RankFabric(const FabricOptions& options, const ModelConfig& model, const Numerics& numerics,
-               Transport& transport, ThreadPool* threads,
+               Transport& transport, Kernels& kernels,
                const std::function<void()>& before_connect = {});
 
     const Layout& layout() const { return options_.layout; }
@@ -43,10 +47,14 @@ class RankFabric {
 
   private:
     FabricOptions options_;
+    ModelConfig model_;
     int rank_;
     std::unique_ptr<TensorParallel> tensor_parallel_;
     std::unique_ptr<Exchange> exchange_;
 };
+
+// What a world rank loads of a model.
+ModelPart model_part(const FabricOptions& options, const ModelConfig& model, int world_rank);
 
 // One rank that does everything.
 FabricOptions single_rank_fabric(const ModelConfig& model, int64_t max_tokens,

@@ -15,8 +15,7 @@ class RankModel {
               const FabricOptions& options, Transport& transport,
               const std::function<void(int64_t bytes)>& progress = {},
               const std::function<void()>& before_connect = {}, const NodeShares& shares = {})
-        : fabric_(options, source.config(), numerics, transport, &kernels.threads(),
-                  before_connect),
+        : fabric_(options, source.config(), numerics, transport, kernels, before_connect),
           model_([&] {
               WeightLoader loader(source, kernels, progress);
               loader.share_on_node(shares);

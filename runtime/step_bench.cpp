@@ -6,6 +6,8 @@
 
 #include "base/random.h"
 #include "base/trace.h"
+#include "base/zones_cuda.h"
+#include "runtime/device_rates.h"
 
 namespace ferry {
 namespace {
@@ -37,9 +39,10 @@ WorkerLimits limits_of(const std::vector<StepWorkload>& workloads) {
 }
 
 // Latents as large as a norm makes them, so that attention has work of the ordinary kind.
-void fill_cache(LatentCache& cache, int64_t num_layers) {
+void fill_cache(LatentCache& cache, int64_t num_layers, Device& device) {
+    Stage host(device, StageSide::host);
     for (int64_t layer = 0; layer < num_layers; ++layer) {
-        const Tensor latents = cache.layer(layer);
+        const Tensor latents = host.shaped_like(cache.layer(layer));
         for (int64_t i = 0; i < latents.count(); ++i) {
             const uint64_t bits = mix64(static_cast<uint64_t>(i * 31 + layer));
             const float value = static_cast<float>(bits >> 40) * 0x1p-23f - 1;
@@ -48,7 +51,21 @@ void fill_cache(LatentCache& cache, int64_t num_layers) {
             else
                 latents.as<uint16_t>()[i] = f32_to_bf16(value);
         }
+        put(device, latents, cache.layer(layer));
     }
+}
+
+std::unique_ptr<BlockTransport> blocks_of(Device& device) {
+    auto* gpu = dynamic_cast<CudaDevice*>(&device);
+    return gpu != nullptr ? make_self_blocks(*gpu) : nullptr;
+}
+
+// On a GPU rows are packed as they would travel.
+FabricOptions fabric_of(const ModelConfig& config, int64_t max_rows, BlockTransport* blocks) {
+    FabricOptions options = single_rank_fabric(config, max_rows);
+    options.blocks = blocks;
+    if (blocks != nullptr) options.exchange.dtype = DType::bf16;
+    return options;
 }
 
 struct StageZones {
@@ -94,18 +111,23 @@ struct StepBench::Rows {
     }
 };
 
-StepBench::StepBench(WeightSource& source, const Numerics& numerics, int num_threads,
-                     const std::vector<StepWorkload>& workloads)
+StepBench::StepBench(WeightSource& source, const Numerics& numerics,
+                     std::unique_ptr<Kernels> kernels, const std::vector<StepWorkload>& workloads)
     : config_(source.config()),
       numerics_(numerics),
-      kernels_(make_cpu_kernels(num_threads)),
+      kernels_(std::move(kernels)),
       transport_(make_self_transport()),
-      rank_(source, *kernels_, numerics, single_rank_fabric(config_, most_rows(workloads)),
+      blocks_(blocks_of(kernels_->device())),
+      rank_(source, *kernels_, numerics, fabric_of(config_, most_rows(workloads), blocks_.get()),
             *transport_),
-      worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), limits_of(workloads)),
-      memory_(kernels_->device(), kReadBytes) {
-    std::memset(memory_.data(), 1, memory_.size_bytes());
-    fill_cache(worker_.cache(), config_.n_layers);
+      worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), limits_of(workloads)) {
+    if (on_gpu()) {
+        device_rates_ = measure_device_rates(*kernels_);
+    } else {
+        memory_ = Buffer(kernels_->device(), kReadBytes);
+        std::memset(memory_.data(), 1, memory_.size_bytes());
+    }
+    fill_cache(worker_.cache(), config_.n_layers, kernels_->device());
 }
 
 // Positions [begin, end) of the workload's sequences from the first_sequence-th on.
@@ -150,6 +172,19 @@ std::vector<int64_t> StepBench::expert_rows() {
     return rows;
 }
 
+// Stages of a GPU are timed one by one: zones end when their work is done.
+double StepBench::timed_step(const Rows& rows, Rates& rates, Tensor& logits) {
+    if (!on_gpu())
+        return take_turn(kernels_->threads(), BenchClock::wall(), memory_.data(),
+                         memory_.size_bytes(), rates, [&] { logits = step(rows); });
+    const GpuZones zones(&kernels_->device());
+    const double step_s = BenchClock::wall().seconds([&] { logits = step(rows); });
+    const double before = rates.kernel_s;
+    rates = device_rates_;
+    rates.kernel_s = std::min(before, step_s);
+    return step_s;
+}
+
 StepTimes StepBench::run(const StepWorkload& workload, int num_warmups, int num_repetitions) {
     const int64_t end = workload.last_position() + 1, begin = workload.prefill ? 0 : end - 1;
     const Rows rows = rows_of(workload, 0, begin, end);
@@ -170,9 +205,7 @@ StepTimes StepBench::run(const StepWorkload& workload, int num_warmups, int num_
     for (int repetition = 0; repetition < num_repetitions; ++repetition) {
         trace().reset_totals();
         Tensor logits;
-        const double step_s =
-            take_turn(kernels_->threads(), BenchClock::wall(), memory_.data(), memory_.size_bytes(),
-                      times.rates, [&] { logits = step(rows); });
+        const double step_s = timed_step(rows, times.rates, logits);
         times.same_bits &= bytes_of(logits, workload.sequences - 1) == expected;
         double rest_s = step_s;
         for (size_t i = 0; i < kStages.size(); ++i) {
@@ -192,6 +225,7 @@ StepTimes StepBench::run(const StepWorkload& workload, int num_warmups, int num_
                                 .median_s = seconds[i][seconds[i].size() / 2]});
     }
     count_work(times, touched);
+    if (on_gpu()) return times;  // the library's sums may depend on the number of rows
 
     const int64_t last = workload.sequences - 1, middle = begin + (end - begin) / 2;
     if (workload.prefill && middle > begin) step(rows_of(workload, last, begin, middle));

@@ -1,6 +1,6 @@
-// Times steps of a model on one rank, stage by stage, beside the two rates that bound them: what a
-// plain read loop and multiply-adds reach in turns with the steps (layers/cpu/rates.h). For
-// `ferry bench layer`.
+// Times steps of a model on one rank, stage by stage, beside the two rates that bound them: on a
+// CPU what a plain read loop and multiply-adds reach in turns with the steps (layers/cpu/rates.h),
+// on a GPU what a copy and a matrix product reach (device_rates.h). For `ferry bench layer`.
 #pragma once
 #include <memory>
 #include <string>
@@ -37,15 +37,15 @@ struct StepTimes {
     std::vector<StepStage> stages;  // the last one, "step", is all of it
     Rates rates;                    // kernel_s: of the whole step
     double experts_per_layer = 0;   // that any row chose, on average
-    // Every repetition gave the same logits, and so did the last sequence alone (decode) or in two
-    // chunks (prefill), bit for bit.
+    // Every repetition gave the same logits and, on a CPU, so did the last sequence alone (decode)
+    // or in two chunks (prefill), bit for bit.
     bool same_bits = true;
 };
 
 class StepBench {
   public:
     // Loads the model and allocates for any of `workloads`.
-    StepBench(WeightSource& source, const Numerics& numerics, int num_threads,
+    StepBench(WeightSource& source, const Numerics& numerics, std::unique_ptr<Kernels> kernels,
               const std::vector<StepWorkload>& workloads);
 
     StepTimes run(const StepWorkload& workload, int num_warmups, int num_repetitions);
@@ -60,13 +60,18 @@ class StepBench {
     std::vector<int64_t> expert_rows();
     void count_work(StepTimes& times, const std::vector<int64_t>& touched) const;
 
+    bool on_gpu() const { return blocks_ != nullptr; }
+    double timed_step(const Rows& rows, Rates& rates, Tensor& logits);
+
     const ModelConfig config_;
     Numerics numerics_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Transport> transport_;
+    std::unique_ptr<BlockTransport> blocks_;  // of a GPU
     RankModel rank_;
     AttentionWorker worker_;
-    Buffer memory_;  // for the read loop
+    Buffer memory_;       // for the read loop of a CPU
+    Rates device_rates_;  // of a GPU
 };
 
 }  // namespace ferry

@@ -7,12 +7,26 @@ namespace ferry {
 
 OneRankModel::OneRankModel(WeightSource& source, const Numerics& numerics, int num_threads,
                            int num_micro_batches)
+    : OneRankModel(source, make_cpu_kernels(num_threads), numerics, num_micro_batches) {}
+
+namespace {
+
+FabricOptions fabric_of(const ModelConfig& config, int64_t max_tokens, int num_micro_batches,
+                        BlockTransport* blocks) {
+    FabricOptions options = single_rank_fabric(config, max_tokens, num_micro_batches);
+    options.blocks = blocks;
+    return options;
+}
+
+}  // namespace
+
+OneRankModel::OneRankModel(WeightSource& source, std::unique_ptr<Kernels> kernels,
+                           const Numerics& numerics, int num_micro_batches, BlockTransport* blocks)
     : source_(source),
-      kernels_(make_cpu_kernels(num_threads)),
+      kernels_(std::move(kernels)),
       transport_(make_self_transport()),
       rank_(source, *kernels_, numerics,
-            single_rank_fabric(source.config(), kLimits.max_tokens, num_micro_batches),
-            *transport_),
+            fabric_of(source.config(), kLimits.max_tokens, num_micro_batches, blocks), *transport_),
       worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), kLimits) {}
 
 std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>& tokens,
@@ -42,7 +56,12 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
 
 std::vector<int32_t> OneRankModel::greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
                                           int64_t chunk) {
-    PageAllocator pages(kLimits.num_pages, false);
+    return greedy_tokens(worker_, prompt, num_tokens, kLimits.num_pages, chunk);
+}
+
+std::vector<int32_t> greedy_tokens(AttentionWorker& worker, const std::vector<int32_t>& prompt,
+                                   int64_t num_tokens, int64_t num_pages, int64_t chunk) {
+    PageAllocator pages(num_pages, false);
     Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk},
                         pages);
     Sequence sequence;
@@ -52,12 +71,12 @@ std::vector<int32_t> OneRankModel::greedy(const std::vector<int32_t>& prompt, in
     scheduler.add(sequence);
     while (static_cast<int64_t>(sequence.tokens.size()) < sequence.max_length) {
         const StepPlan& plan = scheduler.plan();
-        const Tensor logits = worker_.step(plan.batch()).logits;
+        const Tensor logits = worker.step(plan.batch()).logits;
         scheduler.complete();
         if (logits.rows() == 0) continue;
         const float* row = logits.row<float>(0);
         sequence.tokens.push_back(
-            static_cast<int32_t>(std::max_element(row, row + vocab_size()) - row));
+            static_cast<int32_t>(std::max_element(row, row + logits.dim(1)) - row));
     }
     return {sequence.tokens.begin() + sequence.prompt_length, sequence.tokens.end()};
 }

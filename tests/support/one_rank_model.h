@@ -10,10 +10,20 @@
 
 namespace ferry {
 
+// The greedy continuation of a prompt, computed at most `chunk` rows at a time. All attention ranks
+// of a world take as many steps.
+std::vector<int32_t> greedy_tokens(AttentionWorker& worker, const std::vector<int32_t>& prompt,
+                                   int64_t num_tokens, int64_t num_pages, int64_t chunk = 512);
+
 class OneRankModel {
   public:
     explicit OneRankModel(WeightSource& source, const Numerics& numerics = {}, int num_threads = 1,
                           int num_micro_batches = 1);
+
+    // With kernels of any backend.
+    OneRankModel(WeightSource& source, std::unique_ptr<Kernels> kernels,
+                 const Numerics& numerics = {}, int num_micro_batches = 1,
+                 BlockTransport* blocks = nullptr);
 
     void set_form(MlaForm form) { worker_.set_form(form); }
     int64_t vocab_size() const { return source_.config().vocab_size; }

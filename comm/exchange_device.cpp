@@ -1,0 +1,507 @@
+#include "comm/exchange_device.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <optional>
+
+#include "base/error.h"
+#include "base/trace.h"
+#include "comm/exchange_kernels.h"
+#include "comm/progress_state.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kDispatch = 0, kReply = 1;  // channels
+constexpr int kMaxTopk = 64;
+
+template <typename T>
+Buffer upload(CudaDevice& device, const std::vector<T>& values) {
+    Buffer buffer(device, values.size() * sizeof(T));
+    device.copy_from_host(buffer.data(), values.data(), buffer.size_bytes());
+    return buffer;
+}
+
+class PlacementOnDevice {
+  public:
+    PlacementOnDevice(CudaDevice& device, const Placement& placement) {
+        std::vector<int32_t> first{0}, ranks, slots;
+        for (int expert = 0; expert < placement.num_experts(); ++expert) {
+            for (const ExpertCopy& copy : placement.copies(expert)) {
+                ranks.push_back(copy.expert_rank);
+                slots.push_back(copy.slot);
+            }
+            first.push_back(static_cast<int32_t>(ranks.size()));
+        }
+        first_copy_ = upload(device, first);
+        copy_rank_ = upload(device, ranks);
+        copy_slot_ = upload(device, slots);
+    }
+    DevicePlacement view() const {
+        return {first_copy_.as<int32_t>(), copy_rank_.as<int32_t>(), copy_slot_.as<int32_t>()};
+    }
+
+  private:
+    Buffer first_copy_, copy_rank_, copy_slot_;
+};
+
+struct Shared {
+    ExchangeSetup setup;
+    BlockTransport& blocks;
+    BlockFormat dispatch{}, reply{};
+    int max_slots = 0;                           // of any expert rank
+    int attention_rank = -1, expert_rank = -1;   // of this rank
+    std::vector<PeerBlock> sends{}, receives{};  // of the group that is being made
+
+    CudaDevice& device() const { return blocks.device(); }
+    CUstream_st* stream() const {
+        device().make_current();
+        return device().stream();
+    }
+    size_t placement_index(int layer) const {
+        const int index = layer - setup.first_layer;
+        FERRY_CHECK(index >= 0 && index < setup.num_layers, "layer {} has no experts", layer);
+        return setup.placements.size() == 1 ? 0 : static_cast<size_t>(index);
+    }
+    bool is_last_layer(int layer) const {
+        return layer + 1 == setup.first_layer + setup.num_layers;
+    }
+    std::vector<int> ranks_of_attention() const {
+        std::vector<int> ranks;
+        for (int a = 0; a < setup.layout.num_attention(); ++a)
+            ranks.push_back(setup.layout.world_rank_of_attention(a));
+        return ranks;
+    }
+    std::vector<int> ranks_of_experts() const {
+        std::vector<int> ranks;
+        for (int e = 0; e < setup.layout.num_expert(); ++e)
+            ranks.push_back(setup.layout.world_rank_of_expert(e));
+        return ranks;
+    }
+    // The host waits for a group: the GPU may be waiting for a rank that is gone.
+    void wait_on_host(int channel, int slot, Activity activity, int layer) const;
+    MessageHeader header_at(const std::byte* block) const {
+        MessageHeader header;
+        device().copy_to_host(&header, block, sizeof header);
+        return header;
+    }
+};
+
+void Shared::wait_on_host(int channel, int slot, Activity activity, int layer) const {
+    ProgressState& state = progress_state();
+    const Activity before = state.activity;
+    state.enter(activity);
+    const auto deadline = std::chrono::steady_clock::now() +
+                          std::chrono::duration<double>(setup.options.stall_timeout_s);
+    while (!blocks.done(channel, slot)) {
+        if (state.failed) throw Error(ErrorKind::communication, "another rank has failed");
+        if (std::chrono::steady_clock::now() > deadline)
+            throw Error(ErrorKind::communication,
+                        "nothing came on channel {} for {} s in layer {}, micro-batch {} "
+                        "(engine.stall_timeout_s)",
+                        channel, setup.options.stall_timeout_s, layer, slot);
+        sched_yield();
+    }
+    state.beat();
+    state.enter(before);
+}
+
+// Blocks of one micro-batch that lie one after the other, one per rank of the other role.
+struct BlockRow {
+    Buffer memory;
+    std::byte* data() const { return memory.as<std::byte>(); }
+    void add_to(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
+                int64_t size_bytes) const {
+        for (size_t i = 0; i < ranks.size(); ++i)
+            list.push_back({ranks[i], data() + static_cast<int64_t>(i) * size_bytes,
+                            static_cast<size_t>(size_bytes)});
+    }
+};
+
+class DeviceExpertSide;
+
+class DeviceAttentionSide final : public AttentionSide {
+  public:
+    DeviceAttentionSide(Shared& shared, DeviceExpertSide* experts);
+
+    void dispatch(int layer, int micro_batch, const Tensor& x, const Routing& routing,
+                  Agreement say) override;
+    // The rest happens in stream order.
+    bool combine_ready(int micro_batch) override {
+        return experts_ == nullptr || batches_[static_cast<size_t>(micro_batch)].answered;
+    }
+    Agreement combine(int layer, int micro_batch, const Tensor& out) override;
+    void close() override;
+
+    void add_reply_blocks(int micro_batch);
+
+  private:
+    struct MicroBatch {
+        BlockRow out, in;
+        Buffer items, weights;  // PlanItem and f32 [max tokens, topk]
+        int32_t num_tokens = 0;
+        uint32_t sequence = 0;
+        int layer = -1;
+        bool answered = false;  // by the experts of this rank
+    };
+    void start(int layer, int micro_batch, PackParams params);
+
+    Shared& shared_;
+    DeviceExpertSide* experts_;  // of a colocated rank
+    std::vector<PlacementOnDevice> placements_;
+    std::vector<int> expert_ranks_;
+    std::vector<MicroBatch> batches_;
+};
+
+class DeviceExpertSide final : public ExpertSide {
+  public:
+    explicit DeviceExpertSide(Shared& shared);
+    void set_attention(DeviceAttentionSide* attention) { attention_ = attention; }
+
+    const ExpertBatch* try_receive() override;
+    const ExpertBatch* receive() override;
+    bool closed() const override { return closed_; }
+    void reply(const Tensor& y) override;
+    void reopen() override { closed_ = false; }
+    void close() { closed_ = true; }  // of a colocated rank: it knows
+    std::span<const int64_t> load(int layer);
+
+    // Of a colocated rank: the receiving half of a dispatch, whose group has started.
+    void add_dispatch_blocks(int micro_batch);
+    void note_dispatch(int layer, int micro_batch) { started_.push_back({layer, micro_batch}); }
+
+  private:
+    struct MicroBatch {
+        BlockRow in, out;
+    };
+    struct Position {
+        int layer = 0, micro_batch = 0;
+    };
+    const ExpertBatch* take(Position position);
+    int num_slots(int layer) const {
+        return static_cast<int>(shared_.setup.placements[shared_.placement_index(layer)]
+                                    .experts(shared_.expert_rank)
+                                    .size());
+    }
+
+    Shared& shared_;
+    DeviceAttentionSide* attention_ = nullptr;
+    std::vector<int> attention_ranks_;
+    std::vector<MicroBatch> batches_;
+    std::vector<Position> started_;  // of a colocated rank, in order
+    Position next_;                  // of a rank with experts only
+    bool closed_ = false;
+    ExpertBatch batch_;
+    UnpackParams unpack_;
+    int64_t max_rows_ = 0;
+    Buffer rows_, counts_, offsets_, position_, load_;
+    std::vector<int64_t> load_on_host_;
+};
+
+// ---- Attention side
+
+DeviceAttentionSide::DeviceAttentionSide(Shared& shared, DeviceExpertSide* experts)
+    : shared_(shared), experts_(experts), expert_ranks_(shared.ranks_of_experts()) {
+    const ExchangeOptions& options = shared.setup.options;
+    CudaDevice& device = shared.device();
+    for (const Placement& placement : shared.setup.placements)
+        placements_.emplace_back(device, placement);
+    const size_t num = expert_ranks_.size();
+    const auto choices = static_cast<size_t>(options.bounded_tokens * options.topk);
+    for (int m = 0; m < options.num_micro_batches; ++m)
+        batches_.push_back(
+            {.out = {Buffer(device, num * static_cast<size_t>(shared.dispatch.size_bytes))},
+             .in = {Buffer(device, num * static_cast<size_t>(shared.reply.size_bytes))},
+             .items = Buffer(device, choices * sizeof(PlanItem)),
+             .weights = Buffer(device, choices * sizeof(float))});
+}
+
+void DeviceAttentionSide::dispatch(int layer, int micro_batch, const Tensor& x,
+                                   const Routing& routing, Agreement say) {
+    ScopedZone zone(Zone::pack, layer, micro_batch);
+    const ExchangeOptions& options = shared_.setup.options;
+    MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
+    batch.num_tokens = x.rank() == 0 ? 0 : static_cast<int32_t>(x.rows());
+    if (batch.num_tokens > options.bounded_tokens)
+        throw Error(ErrorKind::usage,
+                    "exchange: {} tokens do not fit bounded blocks of {}; raise "
+                    "exchange.bounded_tokens or lower engine.max_batch_tokens",
+                    batch.num_tokens, options.bounded_tokens);
+    batch.layer = layer;
+    batch.answered = false;
+    PackParams params{.num_tokens = batch.num_tokens, .items = batch.items.as<PlanItem>()};
+    if (batch.num_tokens > 0) {
+        check_shape(x, "x", DType::f32, {batch.num_tokens, options.dim});
+        check_shape(routing.experts, "routing.experts", DType::i32,
+                    {batch.num_tokens, options.topk});
+        check_shape(routing.weights, "routing.weights", DType::f32,
+                    {batch.num_tokens, options.topk});
+        params.x = x.as<float>();
+        params.x_stride = x.row_stride();
+        params.experts = routing.experts.as<int32_t>();
+        params.weights = routing.weights.as<float>();
+        // Routing may change afterwards, combine needs it.
+        launch_copy(batch.weights.data(), params.weights,
+                    static_cast<size_t>(routing.weights.count()) * sizeof(float), shared_.stream());
+    }
+    params.header = {
+        .layer = layer, .micro_batch = micro_batch, .agree_any = say.any, .agree_max = say.max};
+    start(layer, micro_batch, params);
+    zone.bytes = static_cast<int64_t>(batch.out.memory.size_bytes());
+}
+
+void DeviceAttentionSide::start(int layer, int micro_batch, PackParams params) {
+    MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
+    shared_.blocks.wait(kDispatch, micro_batch);  // the last message may still be leaving
+    params.header.sequence = ++batch.sequence;
+    params.topk = static_cast<int32_t>(shared_.setup.options.topk);
+    params.num_ranks = static_cast<int32_t>(expert_ranks_.size());
+    params.attention_rank = shared_.attention_rank;
+    params.placement = placements_[shared_.placement_index(layer)].view();
+    params.format = shared_.dispatch;
+    params.blocks = batch.out.data();
+    launch_plan(params, shared_.stream());
+    launch_pack(params, shared_.stream());
+    shared_.sends.clear();
+    shared_.receives.clear();
+    batch.out.add_to(shared_.sends, expert_ranks_, shared_.dispatch.size_bytes);
+    if (experts_ != nullptr) experts_->add_dispatch_blocks(micro_batch);
+    shared_.blocks.exchange(kDispatch, micro_batch, shared_.sends, shared_.receives);
+    if (experts_ != nullptr && (params.header.flags & kWireClosed) == 0)
+        experts_->note_dispatch(layer, micro_batch);
+}
+
+void DeviceAttentionSide::add_reply_blocks(int micro_batch) {
+    MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
+    batch.in.add_to(shared_.receives, expert_ranks_, shared_.reply.size_bytes);
+    batch.answered = true;
+}
+
+Agreement DeviceAttentionSide::combine(int layer, int micro_batch, const Tensor& out) {
+    ScopedZone zone(Zone::combine, layer, micro_batch);
+    MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
+    FERRY_CHECK(layer == batch.layer, "combine of layer {}, but layer {} was dispatched", layer,
+                batch.layer);
+    if (experts_ == nullptr) {  // else they started the group when they replied
+        shared_.sends.clear();
+        shared_.receives.clear();
+        add_reply_blocks(micro_batch);
+        shared_.blocks.exchange(kReply, micro_batch, shared_.sends, shared_.receives);
+    }
+    shared_.blocks.wait(kReply, micro_batch);
+    if (batch.num_tokens > 0) {
+        check_shape(out, "out", DType::f32, {batch.num_tokens, shared_.setup.options.dim});
+        launch_combine({.format = shared_.reply,
+                        .blocks = batch.in.data(),
+                        .items = batch.items.as<PlanItem>(),
+                        .weights = batch.weights.as<float>(),
+                        .num_tokens = batch.num_tokens,
+                        .topk = static_cast<int32_t>(shared_.setup.options.topk),
+                        .num_ranks = static_cast<int32_t>(expert_ranks_.size()),
+                        .reduced = shared_.setup.options.combine == CombineMode::reduced,
+                        .out = out.as<float>(),
+                        .out_stride = out.row_stride()},
+                       shared_.stream());
+    }
+    if (!shared_.is_last_layer(layer)) return {};
+    shared_.wait_on_host(kReply, micro_batch, Activity::waiting_combine, layer);
+    const MessageHeader header = shared_.header_at(batch.in.data());
+    if (header.magic != kWireMagic || header.layer != layer || header.sequence != batch.sequence)
+        throw Error(ErrorKind::communication,
+                    "rank {} on {} sent exchange {} of layer {}, but exchange {} of layer {} was "
+                    "awaited; do all ranks run the same build and configuration?",
+                    expert_ranks_[0], shared_.blocks.host(expert_ranks_[0]), header.sequence,
+                    header.layer, batch.sequence, layer);
+    return {header.agree_any, header.agree_max};
+}
+
+void DeviceAttentionSide::close() {
+    PackParams params{.items = batches_[0].items.as<PlanItem>()};
+    params.header = {.flags = kWireClosed, .layer = -1};
+    start(shared_.setup.first_layer, 0, params);
+    shared_.wait_on_host(kDispatch, 0, Activity::finishing, -1);
+    if (experts_ != nullptr) experts_->close();
+}
+
+// ---- Expert side
+
+DeviceExpertSide::DeviceExpertSide(Shared& shared)
+    : shared_(shared),
+      attention_ranks_(shared.ranks_of_attention()),
+      next_{shared.setup.first_layer, 0} {
+    const ExchangeOptions& options = shared.setup.options;
+    CudaDevice& device = shared.device();
+    const size_t num = attention_ranks_.size();
+    for (int m = 0; m < options.num_micro_batches; ++m)
+        batches_.push_back(
+            {.in = {Buffer(device, num * static_cast<size_t>(shared.dispatch.size_bytes))},
+             .out = {Buffer(device, num * static_cast<size_t>(shared.reply.size_bytes))}});
+    max_rows_ = static_cast<int64_t>(num) * shared.dispatch.max_entries;
+    const auto slots = static_cast<size_t>(shared.max_slots);
+    rows_ = Buffer(device, static_cast<size_t>(max_rows_ * options.dim) * sizeof(float));
+    counts_ = Buffer(device, slots * sizeof(int32_t));
+    offsets_ = Buffer(device, (slots + 1) * sizeof(int64_t));
+    position_ = Buffer(device, static_cast<size_t>(max_rows_) * sizeof(int32_t));
+    load_ = Buffer(device, slots * static_cast<size_t>(shared.setup.num_layers) * sizeof(int64_t));
+    load_on_host_.resize(slots);
+}
+
+void DeviceExpertSide::add_dispatch_blocks(int micro_batch) {
+    batches_[static_cast<size_t>(micro_batch)].in.add_to(shared_.receives, attention_ranks_,
+                                                         shared_.dispatch.size_bytes);
+}
+
+const ExpertBatch* DeviceExpertSide::try_receive() {
+    if (attention_ == nullptr) return receive();
+    if (started_.empty()) return nullptr;
+    const Position position = started_.front();
+    started_.erase(started_.begin());
+    return take(position);
+}
+
+const ExpertBatch* DeviceExpertSide::receive() {
+    if (attention_ != nullptr) return try_receive();
+    if (closed_) return nullptr;
+    const Position position = next_;
+    shared_.sends.clear();
+    shared_.receives.clear();
+    add_dispatch_blocks(position.micro_batch);
+    shared_.blocks.exchange(kDispatch, position.micro_batch, shared_.sends, shared_.receives);
+    if (position.layer == shared_.setup.first_layer && position.micro_batch == 0) {
+        ScopedZone zone(Zone::dispatch_wait, position.layer, 0);
+        shared_.wait_on_host(kDispatch, 0, Activity::waiting_dispatch, position.layer);
+        const MessageHeader header = shared_.header_at(batches_[0].in.data());
+        if (header.magic != kWireMagic)
+            throw Error(ErrorKind::communication,
+                        "rank {} on {} sent a message of another format ({:#x}); do all ranks run "
+                        "the same build?",
+                        attention_ranks_[0], shared_.blocks.host(attention_ranks_[0]),
+                        header.magic);
+        if ((header.flags & kWireClosed) != 0) {
+            closed_ = true;
+            return nullptr;
+        }
+    }
+    next_.micro_batch = (position.micro_batch + 1) % shared_.setup.options.num_micro_batches;
+    if (next_.micro_batch == 0)
+        next_.layer =
+            shared_.is_last_layer(position.layer) ? shared_.setup.first_layer : position.layer + 1;
+    return take(position);
+}
+
+const ExpertBatch* DeviceExpertSide::take(Position position) {
+    ScopedZone zone(Zone::pack, position.layer, position.micro_batch);
+    const MicroBatch& batch = batches_[static_cast<size_t>(position.micro_batch)];
+    const int slots = num_slots(position.layer);
+    shared_.blocks.wait(kDispatch, position.micro_batch);
+    const int index = position.layer - shared_.setup.first_layer;
+    unpack_ = {.format = shared_.dispatch,
+               .blocks = batch.in.data(),
+               .num_sources = static_cast<int32_t>(attention_ranks_.size()),
+               .num_slots = slots,
+               .max_rows = max_rows_,
+               .counts = counts_.as<int32_t>(),
+               .load = load_.as<int64_t>() + static_cast<int64_t>(index) * shared_.max_slots,
+               .offsets = offsets_.as<int64_t>(),
+               .position = position_.as<int32_t>(),
+               .rows = rows_.as<float>()};
+    launch_order(unpack_, shared_.stream());
+    launch_unpack(unpack_, shared_.stream());
+    batch_.layer = position.layer;
+    batch_.micro_batch = position.micro_batch;
+    batch_.rows = Tensor(rows_.data(), DType::f32, {max_rows_, shared_.setup.options.dim});
+    batch_.device_offsets = {offsets_.as<int64_t>(), static_cast<size_t>(slots) + 1};
+    return &batch_;
+}
+
+void DeviceExpertSide::reply(const Tensor& y) {
+    ScopedZone zone(Zone::reply, batch_.layer, batch_.micro_batch);
+    check_shape(y, "y", DType::f32, {max_rows_, shared_.setup.options.dim});
+    MicroBatch& batch = batches_[static_cast<size_t>(batch_.micro_batch)];
+    shared_.blocks.wait(kReply, batch_.micro_batch);  // the last reply may still be leaving
+    launch_reply({.request = unpack_,
+                  .format = shared_.reply,
+                  .reduced = shared_.setup.options.combine == CombineMode::reduced,
+                  .y = y.as<float>(),
+                  .blocks = batch.out.data()},
+                 shared_.stream());
+    shared_.sends.clear();
+    shared_.receives.clear();
+    batch.out.add_to(shared_.sends, attention_ranks_, shared_.reply.size_bytes);
+    if (attention_ != nullptr) attention_->add_reply_blocks(batch_.micro_batch);
+    shared_.blocks.exchange(kReply, batch_.micro_batch, shared_.sends, shared_.receives);
+    zone.bytes = static_cast<int64_t>(batch.out.memory.size_bytes());
+}
+
+std::span<const int64_t> DeviceExpertSide::load(int layer) {
+    const int index = layer - shared_.setup.first_layer;
+    shared_.device().copy_to_host(
+        load_on_host_.data(), load_.as<int64_t>() + static_cast<int64_t>(index) * shared_.max_slots,
+        load_on_host_.size() * sizeof(int64_t));
+    return {load_on_host_.data(), static_cast<size_t>(num_slots(layer))};
+}
+
+// ---- Both
+
+class DeviceExchange final : public Exchange {
+  public:
+    DeviceExchange(const ExchangeSetup& setup, BlockTransport& blocks)
+        : shared_{.setup = setup,
+                  .blocks = blocks,
+                  .attention_rank = setup.layout.attention_rank(blocks.rank()),
+                  .expert_rank = setup.layout.expert_rank(blocks.rank())} {
+        const ExchangeOptions& options = shared_.setup.options;
+        for (const Placement& placement : setup.placements)
+            shared_.max_slots = std::max(shared_.max_slots, placement.max_slots());
+        // All blocks alike, so that any two ranks agree on their size.
+        const int64_t entries =
+            options.bounded_tokens * std::min<int64_t>(options.topk, shared_.max_slots);
+        const bool exact = options.combine == CombineMode::exact;
+        shared_.dispatch =
+            block_format(options.dtype, options.dim, options.bounded_tokens, entries);
+        shared_.reply = block_format(combine_dtype(options), options.dim,
+                                     exact ? entries : options.bounded_tokens, 0);
+        if (shared_.expert_rank >= 0) experts_.emplace(shared_);
+        if (shared_.attention_rank >= 0)
+            attention_.emplace(shared_, experts_ ? &*experts_ : nullptr);
+        if (experts_ && attention_) experts_->set_attention(&*attention_);
+    }
+    AttentionSide* attention() override { return attention_ ? &*attention_ : nullptr; }
+    ExpertSide* experts() override { return experts_ ? &*experts_ : nullptr; }
+    std::span<const int64_t> expert_load(int layer) const override {
+        FERRY_CHECK(experts_.has_value());
+        return experts_->load(layer);
+    }
+    ExchangeTimes times() const override { return {}; }  // the host does not see replies come
+    void wait_a_little(int, int) override {}
+    void end_wait() override {}
+
+  private:
+    Shared shared_;
+    mutable std::optional<DeviceExpertSide> experts_;
+    std::optional<DeviceAttentionSide> attention_;
+};
+
+}  // namespace
+
+std::unique_ptr<Exchange> make_device_exchange(const ExchangeSetup& setup, BlockTransport& blocks) {
+    ExchangeSetup checked = setup;
+    ExchangeOptions& options = checked.options;
+    FERRY_CHECK(setup.layout.num_ranks() == blocks.num_ranks());
+    FERRY_CHECK(options.num_micro_batches <= kBlockSlots);
+    if (options.mode == ExchangeMode::sized)
+        throw Error(ErrorKind::usage,
+                    "exchange.mode: sized is not part of exchange.transport: {}; use bounded",
+                    blocks.name());
+    if (options.topk > kMaxTopk)
+        throw Error(ErrorKind::usage, "exchange: top-{} on GPUs, at most {} are built in",
+                    options.topk, kMaxTopk);
+    if (options.bounded_tokens == 0 || options.mode == ExchangeMode::automatic)
+        options.bounded_tokens = options.max_tokens;
+    return std::make_unique<DeviceExchange>(checked, blocks);
+}
+
+}  // namespace ferry

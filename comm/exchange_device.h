@@ -1,0 +1,25 @@
+// The exchange of GPUs: rows are packed, ordered, unpacked and summed by kernels, and travel as
+// blocks of fixed size in the order of streams (block_transport.h). While a step runs the host
+// neither waits nor learns how many rows there are.
+#pragma once
+#include <memory>
+
+#include "comm/block_transport.h"
+#include "comm/exchange.h"
+
+namespace ferry {
+
+// Bounded mode: every block holds bounded_tokens tokens, whoever they go to. The same bits as
+// make_exchange, with these differences in what its sides give:
+// - all attention ranks dispatch in the same order of (layer, micro-batch), layers first ...
+//   last, micro-batches in turn within a layer, and combine in that order;
+// - ExpertBatch::rows is as large as rows can become, `offsets` is empty and `device_offsets` is
+//   set; arrival times and the agreement are not known;
+// - combine() knows the agreement in the last layer only, where it waits for the GPU; else it
+//   returns none;
+// - receive() waits for the GPU in the first layer, first micro-batch only: that is where the end
+//   is told.
+// Throws Error(usage) when the options ask for sized messages.
+std::unique_ptr<Exchange> make_device_exchange(const ExchangeSetup& setup, BlockTransport& blocks);
+
+}  // namespace ferry

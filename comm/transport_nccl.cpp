@@ -1,0 +1,294 @@
+// Linked against nothing: NCCL comes with the machine (often inside a Python environment), and a
+// Ferry that was built with it must also run where there is none. The library is opened when it is
+// first wanted.
+#include "base/error.h"
+#include "comm/block_transport.h"
+
+#if FERRY_HAS_NCCL
+#include <dlfcn.h>
+#include <nccl.h>
+#include <sched.h>
+
+#include <array>
+#include <chrono>
+#include <exception>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "comm/progress_state.h"
+#include "comm/world.h"
+
+namespace ferry {
+namespace {
+
+// The functions that Ferry calls, by NCCL's names.
+struct NcclApi {
+    decltype(&::ncclGetVersion) GetVersion = nullptr;
+    decltype(&::ncclGetErrorString) GetErrorString = nullptr;
+    decltype(&::ncclGetLastError) GetLastError = nullptr;
+    decltype(&::ncclGetUniqueId) GetUniqueId = nullptr;
+    decltype(&::ncclCommInitRankConfig) CommInitRankConfig = nullptr;
+    decltype(&::ncclCommGetAsyncError) CommGetAsyncError = nullptr;
+    decltype(&::ncclCommFinalize) CommFinalize = nullptr;
+    decltype(&::ncclCommDestroy) CommDestroy = nullptr;
+    decltype(&::ncclCommAbort) CommAbort = nullptr;
+    decltype(&::ncclGroupStart) GroupStart = nullptr;
+    decltype(&::ncclGroupEnd) GroupEnd = nullptr;
+    decltype(&::ncclSend) Send = nullptr;
+    decltype(&::ncclRecv) Recv = nullptr;
+    decltype(&::ncclAlltoAll) AlltoAll = nullptr;  // null before 2.28
+};
+
+void* open_library() {
+    void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr)
+        throw Error(ErrorKind::usage,
+                    "exchange.transport: nccl needs NCCL, which this machine does not have where "
+                    "programs look for it ({}); add its folder to LD_LIBRARY_PATH, or use ucx or "
+                    "mpi",
+                    dlerror());
+    return library;
+}
+
+template <typename Function>
+void find(void* library, const char* name, Function& function, bool optional = false) {
+    function = reinterpret_cast<Function>(dlsym(library, name));
+    if (function == nullptr && !optional)
+        throw Error(ErrorKind::usage, "exchange.transport: this machine's NCCL has no {}", name);
+}
+
+const NcclApi& nccl() {
+    static const NcclApi api = [] {
+        void* library = open_library();
+        NcclApi a;
+        find(library, "ncclGetVersion", a.GetVersion);
+        find(library, "ncclGetErrorString", a.GetErrorString);
+        find(library, "ncclGetLastError", a.GetLastError);
+        find(library, "ncclGetUniqueId", a.GetUniqueId);
+        find(library, "ncclCommInitRankConfig", a.CommInitRankConfig);
+        find(library, "ncclCommGetAsyncError", a.CommGetAsyncError);
+        find(library, "ncclCommFinalize", a.CommFinalize);
+        find(library, "ncclCommDestroy", a.CommDestroy);
+        find(library, "ncclCommAbort", a.CommAbort);
+        find(library, "ncclGroupStart", a.GroupStart);
+        find(library, "ncclGroupEnd", a.GroupEnd);
+        find(library, "ncclSend", a.Send);
+        find(library, "ncclRecv", a.Recv);
+        find(library, "ncclAlltoAll", a.AlltoAll, true);
+        return a;
+    }();
+    return api;
+}
+
+constexpr double kConnectSeconds = 120;
+
+class NcclBlocks final : public BlockTransport {
+  public:
+    NcclBlocks(World& world, CudaDevice& device) : world_(world), device_(device) {
+        device.make_current();
+        for (Channel& channel : channels_) {
+            channel.stream.emplace(device, /*urgent=*/true);
+            for (int i = 0; i < kBlockSlots; ++i) channel.slots.emplace_back(device);
+            connect(channel);
+        }
+    }
+    ~NcclBlocks() override {
+        for (Channel& channel : channels_) end(channel);
+    }
+
+    std::string_view name() const override { return "nccl"; }
+    int rank() const override { return world_.rank(); }
+    int num_ranks() const override { return world_.size(); }
+    std::string host(int rank) const override { return world_.host(rank); }
+    CudaDevice& device() override { return device_; }
+
+    void exchange(int channel_index, int slot_index, std::span<const PeerBlock> sends,
+                  std::span<const PeerBlock> receives) override {
+        Channel& channel = channels_[static_cast<size_t>(channel_index)];
+        Slot& slot = channel.slots[static_cast<size_t>(slot_index)];
+        device_.make_current();
+        slot.ready.record(device_.stream());
+        slot.ready.hold_up(channel.stream->get());
+        slot.peers.clear();
+        for (const PeerBlock& block : receives) slot.peers.push_back(block.peer);
+        for (const PeerBlock& block : sends) slot.peers.push_back(block.peer);
+        if (const size_t size = all_to_all_bytes(sends, receives); size > 0)
+            check(channel, slot,
+                  nccl().AlltoAll(sends[0].data, receives[0].data, size, ncclUint8, channel.comm,
+                                  channel.stream->get()));
+        else
+            start_group(channel, slot, sends, receives);
+        slot.finished.record(channel.stream->get());
+    }
+
+    void wait(int channel, int slot) override {
+        slot_of(channel, slot).finished.hold_up(device_.stream());
+    }
+
+    bool done(int channel_index, int slot_index) override {
+        Channel& channel = channels_[static_cast<size_t>(channel_index)];
+        Slot& slot = slot_of(channel_index, slot_index);
+        ncclResult_t state = ncclSuccess;
+        check(channel, slot, nccl().CommGetAsyncError(channel.comm, &state));
+        if (state != ncclInProgress) check(channel, slot, state);
+        return slot.finished.done();
+    }
+
+  private:
+    struct Slot {
+        explicit Slot(const CudaDevice& device) : ready(device), finished(device) {}
+        Event ready, finished;
+        std::vector<int> peers;  // of the last group, for messages
+    };
+    struct Channel {
+        std::optional<Stream> stream;
+        std::vector<Slot> slots;
+        ncclComm_t comm = nullptr;
+    };
+
+    Slot& slot_of(int channel, int slot) {
+        return channels_[static_cast<size_t>(channel)].slots[static_cast<size_t>(slot)];
+    }
+
+    void connect(Channel& channel) {
+        ncclUniqueId id{};
+        if (world_.rank() == 0) check_start(nccl().GetUniqueId(&id), channel);
+        world_.broadcast(&id, sizeof id, 0);
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        check_start(
+            nccl().CommInitRankConfig(&channel.comm, world_.size(), id, world_.rank(), &config),
+            channel);
+        const auto deadline =
+            std::chrono::steady_clock::now() + std::chrono::duration<double>(kConnectSeconds);
+        ncclResult_t state = ncclInProgress;
+        while (state == ncclInProgress) {
+            check_start(nccl().CommGetAsyncError(channel.comm, &state), channel);
+            if (std::chrono::steady_clock::now() > deadline) {
+                nccl().CommAbort(channel.comm);
+                throw Error(ErrorKind::communication,
+                            "NCCL did not connect the {} ranks within {:.0f} s; NCCL_DEBUG=INFO "
+                            "tells more",
+                            world_.size(), kConnectSeconds);
+            }
+            sched_yield();
+        }
+        check_start(state, channel);
+    }
+    void check_start(ncclResult_t result, const Channel& channel) {
+        if (result == ncclSuccess || result == ncclInProgress) return;
+        throw Error(ErrorKind::communication,
+                    "NCCL cannot start on rank {} on {}: {} ({}); NCCL_DEBUG=INFO tells more",
+                    rank(), host(rank()), nccl().GetErrorString(result),
+                    nccl().GetLastError(channel.comm));
+    }
+
+    // Bytes of each block when every rank sends one block of the same size to every rank, and
+    // blocks lie one after the other in order of ranks; else 0.
+    size_t all_to_all_bytes(std::span<const PeerBlock> sends,
+                            std::span<const PeerBlock> receives) const {
+        if (nccl().AlltoAll == nullptr) return 0;
+        const auto in_order = [&](std::span<const PeerBlock> blocks) {
+            if (static_cast<int>(blocks.size()) != num_ranks()) return false;
+            for (size_t i = 0; i < blocks.size(); ++i)
+                if (blocks[i].peer != static_cast<int>(i) ||
+                    blocks[i].size_bytes != blocks[0].size_bytes ||
+                    blocks[i].data !=
+                        static_cast<std::byte*>(blocks[0].data) + i * blocks[0].size_bytes)
+                    return false;
+            return true;
+        };
+        return in_order(sends) && in_order(receives) &&
+                       sends[0].size_bytes == receives[0].size_bytes
+                   ? sends[0].size_bytes
+                   : 0;
+    }
+
+    void start_group(Channel& channel, Slot& slot, std::span<const PeerBlock> sends,
+                     std::span<const PeerBlock> receives) {
+        check(channel, slot, nccl().GroupStart());
+        for (const PeerBlock& block : sends)
+            if (block.size_bytes > 0)
+                check(channel, slot,
+                      nccl().Send(block.data, block.size_bytes, ncclUint8, block.peer, channel.comm,
+                                  channel.stream->get()));
+        for (const PeerBlock& block : receives)
+            if (block.size_bytes > 0)
+                check(channel, slot,
+                      nccl().Recv(block.data, block.size_bytes, ncclUint8, block.peer, channel.comm,
+                                  channel.stream->get()));
+        check(channel, slot, nccl().GroupEnd());
+        // A communicator that does not block may still be connecting peers; its events must not be
+        // recorded before the group is in the stream.
+        ncclResult_t state = ncclInProgress;
+        while (state == ncclInProgress) {
+            check(channel, slot, nccl().CommGetAsyncError(channel.comm, &state));
+            if (progress_state().failed)
+                throw Error(ErrorKind::communication, "another rank has failed");
+            if (state == ncclInProgress) sched_yield();
+        }
+        check(channel, slot, state);
+    }
+
+    void check(Channel& channel, const Slot& slot, ncclResult_t result) {
+        if (result == ncclSuccess || result == ncclInProgress) return;
+        const std::string reason = nccl().GetErrorString(result);
+        const std::string detail = nccl().GetLastError(channel.comm);
+        for (Channel& each : channels_)
+            if (each.comm != nullptr) nccl().CommAbort(std::exchange(each.comm, nullptr));
+        std::string peers;
+        for (const int peer : slot.peers)
+            if (peer != rank())
+                peers += fmt::format("{}{} on {}", peers.empty() ? "" : ", ", peer, host(peer));
+        throw Error(ErrorKind::communication, "lost one of the ranks {}: NCCL reports {} ({})",
+                    peers.empty() ? std::to_string(rank()) : peers, reason, detail);
+    }
+
+    // Waits for peers unless the job has failed, when nobody would answer.
+    void end(Channel& channel) noexcept {
+        if (channel.comm == nullptr) return;
+        if (std::uncaught_exceptions() > 0 || progress_state().failed) {
+            nccl().CommAbort(channel.comm);
+            return;
+        }
+        ncclResult_t state = nccl().CommFinalize(channel.comm);
+        while (state == ncclInProgress &&
+               nccl().CommGetAsyncError(channel.comm, &state) == ncclSuccess)
+            sched_yield();
+        nccl().CommDestroy(channel.comm);
+    }
+
+    World& world_;
+    CudaDevice& device_;
+    std::array<Channel, kBlockChannels> channels_;
+};
+
+}  // namespace
+
+std::unique_ptr<BlockTransport> make_nccl_blocks(World& world, CudaDevice& device) {
+    return std::make_unique<NcclBlocks>(world, device);
+}
+
+std::string nccl_build_version() {
+    return fmt::format("{}.{}.{}", NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH);
+}
+
+}  // namespace ferry
+
+#else
+
+namespace ferry {
+
+std::unique_ptr<BlockTransport> make_nccl_blocks(World&, CudaDevice&) {
+    throw Error(
+        ErrorKind::usage,
+        "exchange.transport: nccl is not in this build (no NCCL was found); use ucx or mpi");
+}
+
+std::string nccl_build_version() {
+    return {};
+}
+
+}  // namespace ferry
+#endif

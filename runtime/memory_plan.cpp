@@ -1,0 +1,118 @@
+#include "runtime/memory_plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "base/error.h"
+#include "comm/exchange_kernels.h"
+
+namespace ferry {
+namespace {
+
+std::string gib(int64_t size_bytes) {
+    return fmt::format("{:.2f} GiB", static_cast<double>(size_bytes) / (1 << 30));
+}
+
+// All values of a tensor; of routed experts those that the rank holds in one layer.
+int64_t weight_bytes(const WeightSource& source, const ModelPart& part) {
+    const ModelConfig& c = source.config();
+    int64_t bytes = 0;
+    for (const TensorSpec& spec : model_tensors(c)) {
+        const std::optional<TensorInfo> info = source.find(spec.name);
+        if (!info || (!spec.is_expert && !part.attention)) continue;
+        // Norms, biases and gates are widened; the embedding's rows are not.
+        const bool widened = !spec.is_linear && !spec.is_expert && spec.name != "embed";
+        double size = static_cast<double>(size_bytes(widened ? DType::f32 : info->dtype));
+        for (const int64_t extent : info->shape) size *= static_cast<double>(extent);
+        if (spec.is_expert) {
+            const int64_t layer = std::atoll(spec.name.c_str() + spec.name.find('/') + 1);
+            size *= static_cast<double>(part.experts_of(c, layer).size()) /
+                    static_cast<double>(c.n_routed_experts);
+        } else if (spec.name == "embed" || spec.name == "head" ||
+                   (spec.is_linear && spec.name.find("/ffn/") != std::string::npos)) {
+            size /= static_cast<double>(part.tp_size);
+        }
+        if (info->dtype == DType::fp8_e4m3)
+            size *= 1 + 4.0 / static_cast<double>(kScaleBlock * kScaleBlock);
+        bytes += static_cast<int64_t>(size);
+        if (spec.name == "embed" && c.tie_word_embeddings) bytes += static_cast<int64_t>(size);
+        // wkv_b a second time, folded into query and output.
+        if (spec.name.ends_with("/wkv_b"))
+            bytes += c.n_heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim) *
+                     (info->dtype == DType::bf16 ? 2 : 4);
+    }
+    return bytes;
+}
+
+// Of the exchange of GPUs (comm/exchange_device.h), from and to every rank of the other role.
+int64_t block_bytes(const ModelConfig& c, const FabricOptions& options, const ModelPart& part) {
+    ExchangeOptions exchange = options.exchange;
+    int64_t slots = 0;
+    for (const Placement& placement : options.placements)
+        slots = std::max<int64_t>(slots, placement.max_slots());
+    const int64_t tokens = exchange.mode == ExchangeMode::bounded && exchange.bounded_tokens > 0
+                               ? exchange.bounded_tokens
+                               : options.max_tokens;
+    const int64_t entries = tokens * std::min(slots, c.n_activated_experts);
+    const int64_t pair = block_format(exchange.dtype, c.dim, tokens, entries).size_bytes +
+                         block_format(combine_dtype(exchange), c.dim,
+                                      exchange.combine == CombineMode::exact ? entries : tokens, 0)
+                             .size_bytes;
+    const int64_t peers = (part.attention ? options.layout.num_expert() : 0) +
+                          (part.experts.empty() ? 0 : options.layout.num_attention());
+    return pair * peers * exchange.num_micro_batches;
+}
+
+}  // namespace
+
+MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
+                       const FabricOptions& options, int world_rank, const WorkerLimits& limits) {
+    const ModelConfig& c = source.config();
+    const ModelPart part = model_part(options, c, world_rank);
+    MemoryPlan plan{{{"weights", weight_bytes(source, part)}}};
+    if (part.attention) {
+        plan.parts.push_back({fmt::format("latent cache ({} pages)", limits.num_pages),
+                              limits.num_pages * LatentCache::page_bytes(c, numerics)});
+        const bool ahead = part.experts.empty() && options.exchange.num_micro_batches > 1 &&
+                           options.blocks == nullptr;  // as AttentionWorker::looks_ahead()
+        const int64_t rows = (ahead ? 4 : 3) * limits.max_tokens * c.dim +
+                             limits.max_logit_rows * c.vocab_size +
+                             limits.max_context * c.qk_rope_head_dim;
+        plan.parts.push_back({"activations", 4 * rows});
+        plan.parts.push_back(
+            {"attention workspace", static_cast<int64_t>(AttentionWorker::workspace_bytes(
+                                        c, numerics, part.tp_size, limits))});
+    }
+    if (!part.experts.empty()) {
+        const int64_t rows = ExpertWorker::max_rows(c, part, options);
+        plan.parts.push_back(
+            {"expert workspace", static_cast<int64_t>(Experts::workspace_bytes(c, rows))});
+        plan.parts.push_back({"rows of experts", 4 * rows * c.dim});
+    }
+    if (options.blocks != nullptr)
+        plan.parts.push_back({"exchange blocks", block_bytes(c, options, part)});
+    return plan;
+}
+
+int64_t MemoryPlan::total_bytes() const {
+    int64_t total = 0;
+    for (const Part& part : parts) total += part.size_bytes;
+    return total;
+}
+
+std::string MemoryPlan::describe() const {
+    std::string text;
+    for (const Part& part : parts)
+        text += fmt::format("{}{} {}", text.empty() ? "" : " + ", part.name, gib(part.size_bytes));
+    return text + " = " + gib(total_bytes());
+}
+
+void require_room(const MemoryPlan& plan, const std::string& device, size_t free_bytes) {
+    if (plan.total_bytes() <= static_cast<int64_t>(free_bytes)) return;
+    throw Error(ErrorKind::memory,
+                "{} has {} free, but this rank needs {}; use more ranks, a smaller "
+                "engine.cache_gib, engine.max_batch_tokens or engine.max_context",
+                device, gib(static_cast<int64_t>(free_bytes)), plan.describe());
+}
+
+}  // namespace ferry

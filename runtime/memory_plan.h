@@ -1,0 +1,29 @@
+// What a rank is about to allocate on its device, before it does.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "runtime/attention_worker.h"
+
+namespace ferry {
+
+struct MemoryPlan {
+    struct Part {
+        std::string name;
+        int64_t size_bytes = 0;
+    };
+    std::vector<Part> parts;
+
+    int64_t total_bytes() const;
+    std::string describe() const;  // "weights 1.50 GiB + latent cache 0.25 GiB = 1.75 GiB"
+};
+
+// Of a world rank with these roles. The device's own context and its libraries come on top.
+MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
+                       const FabricOptions& options, int world_rank, const WorkerLimits& limits);
+
+// Throws Error(memory) with the plan when the free memory of `device` ("GPU 0, NVIDIA H100") cannot
+// hold it.
+void require_room(const MemoryPlan& plan, const std::string& device, size_t free_bytes);
+
+}  // namespace ferry

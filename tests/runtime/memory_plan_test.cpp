@@ -1,0 +1,91 @@
+#include "runtime/memory_plan.h"
+
+#include <gmock/gmock.h>
+
+#include "base/error.h"
+#include "runtime/device_binding.h"
+#include "runtime/hf_model.h"
+#include "tests/support/golden_models.h"
+
+namespace ferry {
+namespace {
+
+TEST(MemoryPlan, ListsWhatARankAllocates) {
+    HfModel source(testing::golden_folder("models/v2-lite"));
+    const WorkerLimits limits{.max_tokens = 16, .max_context = 128, .num_pages = 4};
+    const FabricOptions options = single_rank_fabric(source.config(), 16);
+    const MemoryPlan plan = plan_memory(source, {}, options, 0, limits);
+    int64_t parts = 0;
+    for (const MemoryPlan::Part& part : plan.parts) {
+        EXPECT_GT(part.size_bytes, 0) << part.name;
+        parts += part.size_bytes;
+    }
+    EXPECT_EQ(plan.total_bytes(), parts);
+    // Every value is held once, wkv_b twice, in bf16 here; norms and gates are widened.
+    const ModelConfig& c = source.config();
+    const int64_t values = c.num_parameters() + c.n_layers * c.n_heads * c.kv_lora_rank *
+                                                    (c.qk_nope_head_dim + c.v_head_dim);
+    EXPECT_GE(plan.parts[0].size_bytes, 2 * values);
+    EXPECT_LT(plan.parts[0].size_bytes, 2 * values + values / 10);
+    EXPECT_EQ(plan.parts[1].size_bytes, 4 * LatentCache::page_bytes(c, {}));
+    EXPECT_THAT(plan.describe(),
+                ::testing::StartsWith("weights 0.00 GiB + latent cache (4 pages)"));
+}
+
+TEST(MemoryPlan, SharesOfTwoRolesAddUp) {
+    HfModel source(testing::golden_folder("models/v3-bf16"));
+    const ModelConfig& c = source.config();
+    const WorkerLimits limits{.max_tokens = 16, .max_context = 128, .num_pages = 4};
+    const FabricOptions alone = single_rank_fabric(c, 16);
+    FabricOptions apart = alone;
+    apart.layout =
+        make_layout({.attention_ranks = 1, .expert_ranks = 2}, std::vector<int>{0, 0, 0});
+    apart.placements = {contiguous_placement(static_cast<int>(c.n_routed_experts), 2)};
+    int64_t weights = 0;
+    for (int rank = 0; rank < 3; ++rank)
+        weights += plan_memory(source, {}, apart, rank, limits).parts[0].size_bytes;
+    EXPECT_EQ(weights, plan_memory(source, {}, alone, 0, limits).parts[0].size_bytes);
+}
+
+TEST(MemoryPlan, WhatDoesNotFitIsNamed) {
+    const MemoryPlan plan{{{"weights", int64_t{3} << 30}, {"latent cache (9 pages)", 1 << 30}}};
+    EXPECT_NO_THROW(require_room(plan, "GPU 0", size_t{4} << 30));
+    try {
+        require_room(plan, "GPU 0 on node1", size_t{3} << 30);
+        FAIL();
+    } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::memory);
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("GPU 0 on node1 has 3.00 GiB free"));
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("weights 3.00 GiB + latent cache (9 pages) "
+                                                       "1.00 GiB = 4.00 GiB"));
+    }
+}
+
+TEST(DeviceBinding, RanksOfANodeTakeTheGpusInTurn) {
+    EXPECT_EQ(device_of_rank(0, 4), 0);
+    EXPECT_EQ(device_of_rank(3, 4), 3);
+    EXPECT_EQ(device_of_rank(5, 4), 1);
+}
+
+TEST(DeviceBinding, NcclWantsAGpuForEachRank) {
+    DeviceTable table{{{"node1", "GPU 0, H100", "node1 0000:17:00.0"},
+                       {"node1", "GPU 1, H100", "node1 0000:2a:00.0"},
+                       {"node2", "GPU 0, H100", "node2 0000:17:00.0"}}};
+    EXPECT_TRUE(table.one_rank_each());
+    EXPECT_NO_THROW(table.require_one_rank_each());
+    EXPECT_EQ(table.describe(),
+              "rank  host   device\n   0  node1  GPU 0, H100\n   1  node1  GPU 1, H100\n"
+              "   2  node2  GPU 0, H100");
+    table.rows.push_back(table.rows[2]);
+    EXPECT_FALSE(table.one_rank_each());
+    try {
+        table.require_one_rank_each();
+        FAIL();
+    } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::usage);
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("ranks 2 and 3 on node2 share GPU 0, H100"));
+    }
+}
+
+}  // namespace
+}  // namespace ferry
