@@ -213,14 +213,14 @@ GemmPlan CublasLt::choose(const GemmShape& shape) {
     plan.algorithm = name_algorithm(library, found);
     plan.workspace_bytes = found.workspaceSize;
     d.algorithm = found.algo;
-    plan.library_data = std::move(descriptors);
+    plan.descriptor_data = std::move(descriptors);
     return plan;
 }
 
 void CublasLt::run(const GemmPlan& plan, const GemmOperands& operands) {
     FERRY_CHECK(plan.possible, "{}", plan.describe());
     const Library& library = *library_;
-    auto& d = *static_cast<Descriptors<Library>*>(plan.library_data.get());
+    auto& d = *static_cast<Descriptors<Library>*>(plan.descriptor_data.get());
     if (plan.shape.inputs == GemmShape::Inputs::fp8) {
         d.set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, operands.w_scales);
         d.set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, operands.x_scales);

@@ -32,7 +32,7 @@ struct GemmPlan {
     bool possible = false;  // the library knows a way
     std::string algorithm;  // "algorithm 66, tile 128x128, stages 4, split-k 1, workspace 0 KiB"
     size_t workspace_bytes = 0;
-    std::shared_ptr<void> library_data;  // the library's descriptors and algorithm
+    std::shared_ptr<void> descriptor_data;  // the library's descriptors and algorithm
 
     std::string describe() const;
 };
