@@ -15,7 +15,7 @@
 namespace ferry {
 using Json = nlohmann::ordered_json;
 
-void add_model_options(CLI::App& command, BenchArguments& arguments) {
+void add_model_options(CLI::App& command, BenchModel& arguments) {
     command.add_option("CONFIG", arguments.config_file, "YAML (see ferry config --help)");
     command.add_option("--model", arguments.model, "Checkpoint");
     command.add_option("--shape", arguments.shape,
@@ -72,7 +72,7 @@ void add_workload_options(CLI::App& command, BenchArguments& arguments) {
                        "Existing folder for the status file that ferry top shows");
 }
 
-Config config_of(const BenchArguments& arguments) {
+Config config_of(const BenchModel& arguments) {
     std::vector<std::string> overrides = arguments.overrides;
     if (!arguments.shape.empty())
         overrides.insert(overrides.begin(), "model.dummy=" + arguments.shape);

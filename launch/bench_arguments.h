@@ -1,4 +1,4 @@
-// Options that the benchmarks of whole runs share: model, workload, output.
+// Options that benchmarks of models share: model and output; those of whole runs, workload too.
 #pragma once
 #include <string>
 #include <vector>
@@ -11,9 +11,14 @@ class App;
 
 namespace ferry {
 
-struct BenchArguments {
-    std::string config_file, model, shape, json, csv, status_dir;
+// What is measured, and where the figures go.
+struct BenchModel {
+    std::string config_file, model, shape, json, csv;
     std::vector<std::string> overrides;
+};
+
+struct BenchArguments : BenchModel {
+    std::string status_dir;
     int64_t num_requests = 0;
     std::string input = "128", output = "32", lengths_file, arrivals = "offline";
     double prefix_share = 0, rate = 0;
@@ -24,12 +29,12 @@ struct BenchArguments {
 };
 
 // CONFIG, --model, --shape, --set, --json, --csv.
-void add_model_options(CLI::App& command, BenchArguments& arguments);
+void add_model_options(CLI::App& command, BenchModel& arguments);
 // Requests, lengths, arrivals, targets, repetitions, --status-dir.
 void add_workload_options(CLI::App& command, BenchArguments& arguments);
 
 // Throws Error(usage).
-Config config_of(const BenchArguments& arguments);
+Config config_of(const BenchModel& arguments);
 WorkloadOptions workload_options(const BenchArguments& arguments, int64_t vocab_size);
 
 // A job of one or more ranks with its log, checks and watchdog.

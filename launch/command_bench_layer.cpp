@@ -8,6 +8,7 @@
 
 #include "base/cores.h"
 #include "base/device_cuda.h"
+#include "launch/bench_arguments.h"
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
 #include "launch/versions.h"
@@ -19,9 +20,7 @@
 namespace ferry {
 namespace {
 
-struct Arguments {
-    std::string config_file, model, shape, json, csv;
-    std::vector<std::string> overrides;
+struct Arguments : BenchModel {
     std::vector<int64_t> decode{1, 32}, prefill{512};
     int64_t context = 512;
     int warmup = 2, repetitions = 10;
@@ -38,20 +37,6 @@ std::vector<StepWorkload> workloads_of(const Arguments& arguments) {
     if (workloads.empty())
         throw Error(ErrorKind::usage, "nothing to measure: --decode and --prefill are both 0");
     return workloads;
-}
-
-Config config_of(const Arguments& arguments) {
-    std::vector<std::string> overrides = arguments.overrides;
-    if (!arguments.shape.empty())
-        overrides.insert(overrides.begin(), "model.dummy=" + arguments.shape);
-    Config config = load_config(arguments.config_file, overrides);
-    if (!arguments.model.empty()) {
-        config.model.path = arguments.model;
-        config.model.dummy.clear();
-    }
-    if (!arguments.shape.empty()) config.model.path.clear();
-    check_config(config, {}, "command line");
-    return config;
 }
 
 std::string name_of(const StepWorkload& workload) {
@@ -144,10 +129,7 @@ void add_bench_layer(CLI::App& bench) {
         "matrix product (best repetitions; --set engine.device=cuda). On a CPU a step's bits must "
         "not depend on what is computed beside it");
     const auto arguments = std::make_shared<Arguments>();
-    command->add_option("CONFIG", arguments->config_file, "YAML (see ferry config --help)");
-    command->add_option("--model", arguments->model, "Checkpoint");
-    command->add_option("--shape", arguments->shape,
-                        "configs/models/*.yaml, with dummy weights instead of a checkpoint");
+    add_model_options(*command, *arguments);
     command->add_option("--decode", arguments->decode, "Sequences of a decode step; 0: none")
         ->delimiter(',')
         ->check(CLI::Range(0, 4096))
@@ -165,11 +147,6 @@ void add_bench_layer(CLI::App& bench) {
     command->add_option("--repetitions", arguments->repetitions, "Steps to time")
         ->check(CLI::Range(1, 100000))
         ->capture_default_str();
-    command->add_option("--json", arguments->json, "Write JSON to this file; - : to stdout");
-    command->add_option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
-    command->add_option("--set", arguments->overrides, "section.key=value, after the file")
-        ->take_all()
-        ->expected(1);
     command->callback([arguments] { bench_layer(*arguments); });
 }
 

@@ -6,23 +6,12 @@ ferry=$1
 source=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-failed=0
 run=("$source/tests/support/mpirun.sh")
 "$ferry" convert "$source/configs/demo" "$work/demo" 2>/dev/null || exit 1
 small=(--requests 4 --input 9 --output 4 --repetitions 1 --set engine.threads=1 --set engine.cache_gib=0.05
     --set log.level=warn)
 
-expect() { # CODE TEXT CMD...
-    local code=$1 text=$2 got
-    shift 2
-    timeout -k 2 60 "$@" >"$work/log" 2>&1
-    got=$?
-    if [ $got -ne "$code" ] || ! grep -qF -- "$text" "$work/log"; then
-        echo "FAILED: exit code $got (expected $code), wanted \"$text\": $*"
-        head -20 "$work/log"
-        failed=$((failed + 1))
-    fi
-}
+source "$source/tests/support/expect.sh"
 holds() { # FILE TEXT
     grep -qF -- "$2" "$1" || { echo "FAILED: $1 lacks \"$2\""; failed=$((failed + 1)); }
 }

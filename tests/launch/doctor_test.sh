@@ -7,18 +7,8 @@ nvml=$3 # holds a libnvidia-ml.so.1, see nvml_stand_in.cpp
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
-failed=0
-expect() { # CODE TEXT CMD...
-    local code=$1 text=$2 got
-    shift 2
-    timeout -k 2 60 "$@" >log 2>&1
-    got=$?
-    if [ $got -ne "$code" ] || ! grep -qE -- "$text" log; then
-        echo "FAILED: exit code $got (expected $code), wanted \"$text\": $*"
-        cat log
-        failed=$((failed + 1))
-    fi
-}
+match=-E
+source "$source/tests/support/expect.sh"
 run=("$source/tests/support/mpirun.sh")
 doctor=("$ferry" doctor --size 4)
 

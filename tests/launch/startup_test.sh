@@ -7,20 +7,9 @@ source=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$ferry" convert "$source/configs/demo" "$work/demo" 2>/dev/null || exit 1
-failed=0
 d=layout.mode=disaggregated
 
-expect() { # CODE TEXT CMD...
-    local code=$1 text=$2 got
-    shift 2
-    timeout -k 2 60 "$@" >"$work/log" 2>&1
-    got=$?
-    if [ $got -ne "$code" ] || ! grep -qF -- "$text" "$work/log"; then
-        echo "FAILED: exit code $got (expected $code), wanted \"$text\": $*"
-        head -20 "$work/log"
-        failed=$((failed + 1))
-    fi
-}
+source "$source/tests/support/expect.sh"
 run=("$source/tests/support/mpirun.sh")
 job=("$ferry" generate --model "$work/demo" --prompt Emma --output "$work/out" --set sampling.max_tokens=2
     --set engine.threads=1 --set log.progress=off)
