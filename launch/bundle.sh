@@ -102,7 +102,7 @@ if [[ $needs == *libmpi.so* ]]; then
     add_plugins lib/openmpi "${plugins[@]}"
     cp -rL "$(mpi_setting pkgdatadir)" "$output/share/openmpi"
     cp -L "$(mpi_setting sysconfdir)"/openmpi-mca-params.conf "$output/etc/"
-    pmix=$(ldd "$(mpi_setting pkglibdir)"/mca_pmix_ext*.so 2>/dev/null | awk '$1 ~ /^libpmix/ { print $3; exit }')
+    pmix=$(ldd "$(mpi_setting pkglibdir)"/mca_pmix_ext*.so 2>/dev/null | awk '$1 ~ /^libpmix/ && !seen++ { print $3 }')
     if [ -n "$pmix" ]; then
         mkdir -p "$output/lib/pmix"
         folder=$(dirname "$(readlink -f "$pmix")")/pmix

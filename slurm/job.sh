@@ -30,7 +30,7 @@ check_launcher() {
     read -r -a launch <<<"$FERRY_LAUNCH"
     command -v "${launch[0]}" >/dev/null || refuse "FERRY_LAUNCH: there is no ${launch[0]} on $(hostname)"
     case " $FERRY_LAUNCH " in *" --mpi=pmix "*)
-        srun --mpi=list 2>&1 | grep -q pmix ||
+        [[ $(srun --mpi=list 2>&1) == *pmix* ]] ||
             refuse "this Slurm has no PMIx (srun --mpi=list); set FERRY_LAUNCH=mpirun in $site" ;;
     esac
 }

@@ -35,7 +35,7 @@ cp -L /bin/sh "$root/bin/sh"
 add_here() { mkdir -p "$root$(dirname "$1")" && cp -L "$1" "$root$1"; }
 add_here "$(patchelf --print-interpreter /bin/sh)"
 for name in libc.so.6 libm.so.6 libpthread.so.0 libdl.so.2 librt.so.1 libresolv.so.2 libutil.so.1; do
-    path=$(ldconfig -p | awk -v n="$name" '$1 == n { print $NF; exit }')
+    path=$(ldconfig -p | awk -v n="$name" '$1 == n && !seen++ { print $NF }')
     [ -z "$path" ] || add_here "$path"
 done
 cp "$source"/configs/demo/*.json "$source"/configs/demo/*.safetensors "$root/model/"

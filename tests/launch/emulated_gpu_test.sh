@@ -43,7 +43,7 @@ same one
 grep -q 'weights .* = .*GiB' "$work/one.log" || fail "no memory plan: $(cat "$work/one.log")"
 grep -q 'exchange.transport: self' "$work/one.log" || fail "no transport: $(cat "$work/one.log")"
 
-if command -v mpirun >/dev/null && "$ferry" --version | grep -q 'MPI .*Open MPI'; then
+if command -v mpirun >/dev/null && [[ $("$ferry" --version) =~ MPI\ .*Open\ MPI ]]; then
     on_ranks 3 three --set layout.mode=disaggregated --set layout.attention_ranks=1 --set layout.expert_ranks=2 \
         --set exchange.transport=mpi --set exchange.dtype=f32 >"$work/three.log" 2>&1 || fail "$(cat "$work/three.log")"
     same three

@@ -124,7 +124,7 @@ ok "submitted again: nothing to do"
 sweep() {
     submit --ntasks-per-node=2 --array=0-2 "$source/slurm/bench-sweep.sbatch" --layouts colocated,1:3 --batches 1,8 \
         --out sweep -- exchange --layout '{layout}' --tokens '{batch}' --dim 256 --experts 8 --topk 2 --repetitions 3
-    wait_for 60 eval '! "$slurm" squeue -h -j "$job" 2>/dev/null | grep -q .'
+    wait_for 60 eval '[ -z "$("$slurm" squeue -h -j "$job" 2>/dev/null)" ]'
 }
 sweep
 [ "$(sort -u sweep/rows.jsonl | wc -l)" = 4 ] && [ "$(ls sweep/*.json | wc -l)" = 4 ] || fail "sweep: not 4 rows and files"
