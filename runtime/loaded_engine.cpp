@@ -306,17 +306,17 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
 }
 
 void LoadedEngine::close() {
-    if (rank_->fabric().has_exchange()) rank_->fabric().exchange().attention()->close();
+    if (!rank_->fabric().has_exchange()) return;
+    Exchange& exchange = rank_->fabric().exchange();
+    exchange.attention()->close();
+    // A colocated rank reads the others' farewells, so that no message is left in flight.
+    if (ExpertSide* experts = exchange.experts())
+        while (!experts->closed()) experts->receive();
 }
 
 void LoadedEngine::reopen() {
-    if (rank_->fabric().has_exchange()) {
-        if (ExpertSide* experts = rank_->fabric().exchange().experts()) {
-            // On a colocated rank nobody has read the farewells.
-            while (!experts->closed()) experts->receive();
-            experts->reopen();
-        }
-    }
+    if (rank_->fabric().has_exchange())
+        if (ExpertSide* experts = rank_->fabric().exchange().experts()) experts->reopen();
     world_.barrier();
     if (claims_ && rank_->fabric().attention_rank() == 0) claims_->restart();
     world_.barrier();
