@@ -3,8 +3,6 @@
 #include "base/error.h"
 
 #if FERRY_HAS_UCX
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -19,6 +17,7 @@
 
 #include "base/buffer.h"
 #include "base/check.h"
+#include "comm/idle.h"
 #include "comm/progress_state.h"
 #include "comm/transport_self.h"
 #include "comm/ucx_api.h"
@@ -28,12 +27,10 @@
 namespace ferry {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr size_t kCacheLine = 64;
-constexpr unsigned kHello = 1;    // active messages
-constexpr unsigned kGoodbye = 2;  // the peer's end of the connection may fail from now on
-constexpr auto kPatience = std::chrono::seconds(10);  // at start-up and at the end
+constexpr unsigned kHello = 1;      // active messages
+constexpr unsigned kGoodbye = 2;    // the peer's end of the connection may fail from now on
+constexpr double kLastWordsS = 10;  // at the end, for what is under way
 
 enum class Path : uint32_t { mapped, put, message };
 
@@ -254,12 +251,15 @@ class UcxTransport final : public Transport {
         if (UCS_PTR_IS_PTR(request)) ++num_pending_;
     }
 
+    // False when nothing moved for so long.
     template <typename Done>
-    bool wait_until(Done&& done) {
-        const auto deadline = Clock::now() + kPatience;
+    bool wait_until(Done&& done, double limit_s = kLastWordsS) {
+        Idle idle;
         while (!done()) {
-            if (Clock::now() > deadline) return false;
-            if (ucp_worker_progress(worker_) == 0) sched_yield();
+            if (ucp_worker_progress(worker_) != 0)
+                idle.reset();
+            else if (idle.pause() && idle.seconds() > limit_s)
+                return false;
             finish_completions();
         }
         return true;
@@ -473,17 +473,24 @@ void UcxTransport::await_hellos(int num) {
     const auto silent = [&](const Peer& peer) {
         return peer.endpoint != nullptr && peer.num_hellos < num;
     };
-    const bool all_here = wait_until([&] {
-        return lost_ != nullptr ||
-               (num_pending_ == 0 && std::none_of(peers_.begin(), peers_.end(), silent));
-    });
+    const ProgressState& state = progress_state();
+    const bool answered = wait_until(
+        [&] {
+            return lost_ != nullptr || state.failed ||
+                   (num_pending_ == 0 && std::none_of(peers_.begin(), peers_.end(), silent));
+        },
+        world_.deadline_s());
     if (lost_ != nullptr) throw_lost(*lost_, lost_->failure);
-    if (all_here) return;
+    if (state.failed)
+        throw Error(ErrorKind::communication, "rank {} on {} stops while it connects over UCX: {}",
+                    rank(), host(rank()), state.failure());
+    if (answered) return;
     const auto peer = std::find_if(peers_.begin(), peers_.end(), silent);
+    const int silent_rank = peer != peers_.end() ? peer->rank : rank();
     throw Error(ErrorKind::communication,
-                "rank {} on {} hears nothing from rank {} over UCX; check UCX_TLS and "
-                "UCX_NET_DEVICES, or set exchange.transport: mpi",
-                rank(), host(rank()), peer != peers_.end() ? peer->rank : -1);
+                "rank {} on {} heard nothing from rank {} on {} over UCX for {:.0f} s; check "
+                "UCX_TLS and UCX_NET_DEVICES, or set exchange.transport: mpi",
+                rank(), host(rank()), silent_rank, host(silent_rank), world_.deadline_s());
 }
 
 void UcxTransport::disconnect(Peer& peer, bool force) {

@@ -56,22 +56,44 @@ requeue() { # WHY
     echo "job $SLURM_JOB_ID cannot be requeued; submit it again to go on"
 }
 
+# srun of Slurm 22.05 now and then goes on waiting after its last task has ended (seen with heterogeneous jobs): without
+# this the job would hold its nodes until the time limit. Ended so it counts as a lost rank: a run that was finished says
+# so when it is started again.
+end_launcher_without_ranks() {
+    local interval=2 gone=0 steps
+    while sleep $interval && kill -0 "$step" 2>/dev/null; do
+        steps=$(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i 2>/dev/null) || continue
+        if [[ $steps =~ \.[0-9]+($|[[:space:]]) ]]; then
+            interval=20 gone=0
+        elif [ $interval = 20 ] && [ $((++gone)) = 2 ]; then
+            echo "all ranks have ended, but ${launch[0]} still waits: it is ended"
+            kill -KILL "$step"
+        fi
+    done
+}
+
 # COMMAND...: in the background, so that the signal that Slurm sends before the time limit reaches this shell. The ranks
 # then finish their step, keep their results and exit 75; the job is requeued and goes on where it was.
 # scancel does not come here as USR1: a job that is cancelled stays so.
 run_ranks() {
-    local signalled='' code num_lost lost
+    local signalled='' watcher='' code num_lost lost
     lost=$(scontrol show job "$SLURM_JOB_ID" -o | sed -n '1s/.* StdOut=\([^ ]*\).*/\1/p')
     lost=$(dirname "$lost")/.ferry-lost-$SLURM_JOB_ID
     echo "job $SLURM_JOB_ID, run $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}"
     trap 'signalled=yes; echo "time is short: stopping in good order"; kill -USR1 $step 2>/dev/null' USR1
     "$@" &
     step=$!
+    if [ "${launch[0]}" = srun ]; then
+        end_launcher_without_ranks &
+        watcher=$!
+        disown $watcher # or its end would be told
+    fi
     while :; do
         wait $step
         code=$?
         kill -0 $step 2>/dev/null || break # else a signal ended the wait
     done
+    [ -z "$watcher" ] || kill $watcher
     if [ $code -ne 0 ] && [ -n "$signalled" ]; then
         requeue "the time limit comes"
         code=75
