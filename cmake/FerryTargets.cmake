@@ -1,24 +1,21 @@
-# ferry_precompile(NAME [FOR_EXECUTABLES] LIBS ... HEADERS ...): precompiles headers for targets of the same flags.
-function(ferry_precompile name)
-    if(FERRY_PCH)
-        file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/${name}.cpp CONTENT "// the precompiled headers of ${name}\n")
-        cmake_parse_arguments(ARG "FOR_EXECUTABLES" "" "LIBS;HEADERS" ${ARGN})
-        add_library(${name} STATIC ${CMAKE_BINARY_DIR}/${name}.cpp)
-        target_link_libraries(${name} PRIVATE ferry_options ${ARG_LIBS})
-        target_precompile_headers(${name} PRIVATE ${ARG_HEADERS})
-        if(ARG_FOR_EXECUTABLES)
-            set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
-            target_compile_options(${name} PRIVATE -fPIE)
-        endif()
+# ferry_unoptimised(TARGET [PRECOMPILED]): for what takes longer to compile than to run. PRECOMPILED: with the headers of ferry_test_headers.
+function(ferry_unoptimised target)
+    target_compile_options(${target} PRIVATE -O0)
+    if("${ARGN}" STREQUAL "PRECOMPILED" AND FERRY_PCH)
+        target_precompile_headers(${target} REUSE_FROM ferry_test_headers)
     endif()
 endfunction()
 
-# ferry_reuse(TARGET NAME): TARGET takes what ferry_precompile(NAME) made, if it did and TARGET is all C++.
-function(ferry_reuse target name)
-    get_target_property(sources ${target} SOURCES)
-    if(TARGET ${name} AND NOT sources MATCHES "\\.cu(;|$)")
-        target_precompile_headers(${target} REUSE_FROM ${name})
-    endif()
+# ferry_precompile_test_headers(): makes ferry_test_headers, what most test programs include.
+function(ferry_precompile_test_headers)
+    file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/ferry_test_headers.cpp CONTENT "// precompiled headers\n")
+    add_library(ferry_test_headers STATIC ${CMAKE_BINARY_DIR}/ferry_test_headers.cpp)
+    target_link_libraries(ferry_test_headers PRIVATE ferry_options GTest::gmock nlohmann_json::nlohmann_json)
+    target_precompile_headers(ferry_test_headers PRIVATE <algorithm> <map> <string> <vector> <gmock/gmock.h>
+                                                         <gtest/gtest.h> <nlohmann/json.hpp>)
+    ferry_unoptimised(ferry_test_headers)
+    set_target_properties(ferry_test_headers PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(ferry_test_headers PRIVATE -fPIE)  # as executables are
 endfunction()
 
 # ferry_library(NAME sources... [LIBS ...]): one static library per folder.
@@ -26,12 +23,12 @@ function(ferry_library name)
     cmake_parse_arguments(ARG "" "" "LIBS" ${ARGN})
     add_library(${name} STATIC ${ARG_UNPARSED_ARGUMENTS})
     target_link_libraries(${name} PUBLIC ferry_options ${ARG_LIBS})
-    ferry_reuse(${name} ferry_library_headers)
 endfunction()
 
-# ferry_test(NAME sources... [LIBS ...] [LABELS ...] [TIMEOUT s]): a GoogleTest program, label `unit` unless said.
+# ferry_test(NAME sources... [OPTIMISED] [LIBS ...] [LABELS ...] [TIMEOUT s]): a GoogleTest program, label `unit` unless said.
+# OPTIMISED: it computes much itself, beside what it tests.
 function(ferry_test name)
-    cmake_parse_arguments(ARG "" "TIMEOUT" "LIBS;LABELS" ${ARGN})
+    cmake_parse_arguments(ARG "OPTIMISED" "TIMEOUT" "LIBS;LABELS" ${ARGN})
     if(NOT ARG_LABELS)
         set(ARG_LABELS unit)
     endif()
@@ -40,16 +37,18 @@ function(ferry_test name)
     endif()
     add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
     target_link_libraries(${name} PRIVATE ${ARG_LIBS} GTest::gmock GTest::gtest_main)
-    ferry_reuse(${name} ferry_test_headers)
+    if(NOT ARG_OPTIMISED)
+        ferry_unoptimised(${name} PRECOMPILED)
+    endif()
     target_compile_definitions(${name} PRIVATE FERRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()
 
-# ferry_mpi_test(NAME sources... RANKS 1 2 3 [LIBS ...] [LABELS ...]): one program, run once per number of ranks.
+# ferry_mpi_test(NAME sources... RANKS 1 2 3 [OPTIMISED] [LIBS ...] [LABELS ...]): one program, run once per number of ranks.
 # Its main must initialise MPI (tests/support/mpi_main.cpp). Without MPI only RANKS 1 is run, when it is in the list.
 function(ferry_mpi_test name)
-    cmake_parse_arguments(ARG "" "TIMEOUT" "LIBS;LABELS;RANKS" ${ARGN})
+    cmake_parse_arguments(ARG "OPTIMISED" "TIMEOUT" "LIBS;LABELS;RANKS" ${ARGN})
     if(NOT ARG_LABELS)
         set(ARG_LABELS mpi)
     endif()
@@ -58,7 +57,9 @@ function(ferry_mpi_test name)
     endif()
     add_executable(${name} ${ARG_UNPARSED_ARGUMENTS} ${CMAKE_SOURCE_DIR}/tests/support/mpi_main.cpp)
     target_link_libraries(${name} PRIVATE ${ARG_LIBS} ferry_comm GTest::gmock)
-    ferry_reuse(${name} ferry_test_headers)
+    if(NOT ARG_OPTIMISED)
+        ferry_unoptimised(${name} PRECOMPILED)
+    endif()
     target_compile_definitions(${name} PRIVATE FERRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
     foreach(ranks ${ARG_RANKS})
         if(FERRY_HAS_MPI)

@@ -2,11 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "launch/command_line.h"
 #include "launch/end_job.h"
 #include "launch/keeper.h"
 #include "launch/versions.h"
@@ -15,61 +15,58 @@
 namespace ferry {
 using Json = nlohmann::ordered_json;
 
-void add_model_options(CLI::App& command, BenchModel& arguments) {
-    command.add_option("CONFIG", arguments.config_file, "YAML (see ferry config --help)");
-    command.add_option("--model", arguments.model, "Checkpoint");
-    command.add_option("--shape", arguments.shape,
-                       "configs/models/*.yaml, with dummy weights instead of a checkpoint");
-    command.add_option("--json", arguments.json, "Write JSON to this file; - : to stdout");
-    command.add_option("--csv", arguments.csv, "Write CSV to this file; - : to stdout");
-    command.add_option("--set", arguments.overrides, "section.key=value, after the file")
-        ->take_all()
-        ->expected(1);
+void add_model_options(Command& command, BenchModel& arguments) {
+    command.option("CONFIG", arguments.config_file, "YAML (see ferry config --help)");
+    command.option("--model", arguments.model, "Checkpoint");
+    command.option("--shape", arguments.shape,
+                   "configs/models/*.yaml, with dummy weights instead of a checkpoint");
+    command.option("--json", arguments.json, "Write JSON to this file; - : to stdout");
+    command.option("--csv", arguments.csv, "Write CSV to this file; - : to stdout");
+    command.option("--set", arguments.overrides, "section.key=value, after the file")
+        .one_each_time();
 }
 
-void add_workload_options(CLI::App& command, BenchArguments& arguments) {
+void add_workload_options(Command& command, BenchArguments& arguments) {
     command
-        .add_option("--requests", arguments.num_requests,
-                    "How many; default: 32, or the lines of --lengths")
-        ->check(CLI::PositiveNumber);
+        .option("--requests", arguments.num_requests,
+                "How many; default: 32, or the lines of --lengths")
+        .positive();
     command
-        .add_option("--input", arguments.input,
-                    "Prompt tokens: 128, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA:MAX")
-        ->capture_default_str();
-    command.add_option("--output", arguments.output, "Generated tokens, likewise")
-        ->capture_default_str();
-    command.add_option("--lengths", arguments.lengths_file,
-                       "JSONL with prompt_tokens (a number or a list) and max_tokens, or input "
-                       "and output, instead of --input and --output");
+        .option("--input", arguments.input,
+                "Prompt tokens: 128, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA:MAX")
+        .show_default();
+    command.option("--output", arguments.output, "Generated tokens, likewise").show_default();
+    command.option("--lengths", arguments.lengths_file,
+                   "JSONL with prompt_tokens (a number or a list) and max_tokens, or input "
+                   "and output, instead of --input and --output");
     command
-        .add_option("--prefix-share", arguments.prefix_share,
-                    "Share of every prompt that all prompts have in common")
-        ->check(CLI::Range(0.0, 1.0))
-        ->capture_default_str();
+        .option("--prefix-share", arguments.prefix_share,
+                "Share of every prompt that all prompts have in common")
+        .in_range(0.0, 1.0)
+        .show_default();
     command
-        .add_option("--arrivals", arguments.arrivals,
-                    "offline: all at the start; poisson, fixed: at --rate, whether or not "
-                    "earlier ones are done")
-        ->check(CLI::IsMember({"offline", "poisson", "fixed"}))
-        ->capture_default_str();
-    command.add_option("--rate", arguments.rate, "Requests per second")->check(CLI::PositiveNumber);
+        .option("--arrivals", arguments.arrivals,
+                "offline: all at the start; poisson, fixed: at --rate, whether or not "
+                "earlier ones are done")
+        .one_of({"offline", "poisson", "fixed"})
+        .show_default();
+    command.option("--rate", arguments.rate, "Requests per second").positive();
     command
-        .add_option("--slo-ttft-ms", arguments.targets.ttft_ms,
-                    "A request is good when its first token came within this time")
-        ->check(CLI::PositiveNumber);
+        .option("--slo-ttft-ms", arguments.targets.ttft_ms,
+                "A request is good when its first token came within this time")
+        .positive();
     command
-        .add_option("--slo-tpot-ms", arguments.targets.tpot_ms,
-                    "and later ones took no more than this on average")
-        ->check(CLI::PositiveNumber);
-    command.add_option("--seed", arguments.seed, "Of lengths, tokens and arrivals")
-        ->capture_default_str();
-    command.add_option("--warmup", arguments.warmup,
-                       "Requests before timing; default: as many as run at once");
-    command.add_option("--repetitions", arguments.repetitions, "Of the whole workload")
-        ->check(CLI::Range(1, 1000))
-        ->capture_default_str();
-    command.add_option("--status-dir", arguments.status_dir,
-                       "Existing folder for the status file that ferry top shows");
+        .option("--slo-tpot-ms", arguments.targets.tpot_ms,
+                "and later ones took no more than this on average")
+        .positive();
+    command.option("--seed", arguments.seed, "Of lengths, tokens and arrivals").show_default();
+    command.option("--warmup", arguments.warmup,
+                   "Requests before timing; default: as many as run at once");
+    command.option("--repetitions", arguments.repetitions, "Of the whole workload")
+        .in_range(1, 1000)
+        .show_default();
+    command.option("--status-dir", arguments.status_dir,
+                   "Existing folder for the status file that ferry top shows");
 }
 
 Config config_of(const BenchModel& arguments) {

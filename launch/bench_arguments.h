@@ -5,11 +5,9 @@
 
 #include "launch/throughput_run.h"
 
-namespace CLI {
-class App;
-}
-
 namespace ferry {
+
+class Command;  // command_line.h
 
 // What is measured, and where the figures go.
 struct BenchModel {
@@ -29,9 +27,9 @@ struct BenchArguments : BenchModel {
 };
 
 // CONFIG, --model, --shape, --set, --json, --csv.
-void add_model_options(CLI::App& command, BenchModel& arguments);
+void add_model_options(Command& command, BenchModel& arguments);
 // Requests, lengths, arrivals, targets, repetitions, --status-dir.
-void add_workload_options(CLI::App& command, BenchArguments& arguments);
+void add_workload_options(Command& command, BenchArguments& arguments);
 
 // Throws Error(usage).
 Config config_of(const BenchModel& arguments);

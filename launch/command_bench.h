@@ -1,15 +1,13 @@
 // `ferry bench WHAT`: the benchmarks add themselves here.
 #pragma once
-namespace CLI {
-class App;
-}
-
 namespace ferry {
 
-void add_bench_exchange(CLI::App& bench);
-void add_bench_layer(CLI::App& bench);
-void add_bench_load(CLI::App& bench);
-void add_bench_scaling(CLI::App& bench);
-void add_bench_throughput(CLI::App& bench);
+class Command;  // command_line.h
+
+void add_bench_exchange(Command& bench);
+void add_bench_layer(Command& bench);
+void add_bench_load(Command& bench);
+void add_bench_scaling(Command& bench);
+void add_bench_throughput(Command& bench);
 
 }  // namespace ferry

@@ -1,7 +1,6 @@
 // `ferry bench exchange`: dispatch and combine between the ranks of this job, without a model.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
@@ -12,6 +11,7 @@
 #include "comm/exchange_bench.h"
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
+#include "launch/command_line.h"
 #include "launch/end_job.h"
 #include "launch/keeper.h"
 #include "launch/versions.h"
@@ -206,15 +206,15 @@ std::vector<std::string> keys(const Map& map) {
 
 }  // namespace
 
-void add_bench_exchange(CLI::App& bench) {
-    CLI::App* command = bench.add_subcommand(
+void add_bench_exchange(Command& bench) {
+    Command command = bench.add_command(
         "exchange",
         "Dispatch and combine between the ranks of this job (mpirun, srun), without a model: us "
         "from a common start to the last rank, GB/s per attention rank, elements that came back "
         "wrong. Lists are swept");
     const auto arguments = std::make_shared<Arguments>();
     const auto list = [&](const char* name, auto& values, const char* help) {
-        return command->add_option(name, values, help)->delimiter(',')->capture_default_str();
+        return command.option(name, values, help).comma_separated().show_default();
     };
     list("--transport", arguments->transports, "auto, mpi, ucx, self");
     list("--layout", arguments->layouts,
@@ -223,34 +223,31 @@ void add_bench_exchange(CLI::App& bench) {
          "uniform; power: expert e as (e + 1)^-skew; hot: one expert gets all tokens; a FILE: "
          "the choices that log.routing recorded, in order, or random ones as often as "
          "log.expert_load counted");
-    command->add_option("--skew", arguments->skew, "Of --routing power")
-        ->check(CLI::Range(0.0, 10.0))
-        ->capture_default_str();
-    list("--dtype", arguments->dtypes, "Of rows on the wire")->check(CLI::IsMember(keys(kDTypes)));
-    list("--mode", arguments->modes, "As exchange.mode")->check(CLI::IsMember(keys(kModes)));
-    command->add_option("--combine", arguments->combine, "As exchange.combine")
-        ->check(CLI::IsMember(keys(kCombines)))
-        ->capture_default_str();
-    list("--tokens", arguments->tokens, "Of every attention rank")->check(CLI::Range(0, 1 << 16));
-    list("--dim", arguments->dims, "Hidden size")->check(CLI::Range(1, 1 << 16));
-    command->add_option("--topk", arguments->topk, "Experts of a token")
-        ->check(CLI::Range(1, 64))
-        ->capture_default_str();
-    command->add_option("--experts", arguments->num_experts, "Routed experts")
-        ->check(CLI::Range(1, 1 << 14))
-        ->capture_default_str();
-    command->add_option("--warmup", arguments->warmup, "Exchanges before timing")
-        ->check(CLI::Range(0, 10000))
-        ->capture_default_str();
-    command->add_option("--repetitions", arguments->repetitions, "Exchanges to time")
-        ->check(CLI::Range(1, 1000000))
-        ->capture_default_str();
-    command->add_flag(
-        "--wait-matrix", arguments->wait_matrix,
-        "Also print which attention rank made which expert rank wait (JSON always tells)");
-    command->add_option("--json", arguments->json, "Write JSON to this file; - : to stdout");
-    command->add_option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
-    command->callback([arguments] { run_bench_exchange(*arguments); });
+    command.option("--skew", arguments->skew, "Of --routing power")
+        .in_range(0.0, 10.0)
+        .show_default();
+    list("--dtype", arguments->dtypes, "Of rows on the wire").one_of(keys(kDTypes));
+    list("--mode", arguments->modes, "As exchange.mode").one_of(keys(kModes));
+    command.option("--combine", arguments->combine, "As exchange.combine")
+        .one_of(keys(kCombines))
+        .show_default();
+    list("--tokens", arguments->tokens, "Of every attention rank").in_range(0, 1 << 16);
+    list("--dim", arguments->dims, "Hidden size").in_range(1, 1 << 16);
+    command.option("--topk", arguments->topk, "Experts of a token").in_range(1, 64).show_default();
+    command.option("--experts", arguments->num_experts, "Routed experts")
+        .in_range(1, 1 << 14)
+        .show_default();
+    command.option("--warmup", arguments->warmup, "Exchanges before timing")
+        .in_range(0, 10000)
+        .show_default();
+    command.option("--repetitions", arguments->repetitions, "Exchanges to time")
+        .in_range(1, 1000000)
+        .show_default();
+    command.flag("--wait-matrix", arguments->wait_matrix,
+                 "Also print which attention rank made which expert rank wait (JSON always tells)");
+    command.option("--json", arguments->json, "Write JSON to this file; - : to stdout");
+    command.option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
+    command.on_run([arguments] { run_bench_exchange(*arguments); });
 }
 
 }  // namespace ferry

@@ -2,7 +2,6 @@
 // read bandwidth and multiply-add peak.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <stdexcept>
 
@@ -11,6 +10,7 @@
 #include "launch/bench_arguments.h"
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
+#include "launch/command_line.h"
 #include "launch/versions.h"
 #include "runtime/config.h"
 #include "runtime/loaded_engine.h"
@@ -121,33 +121,33 @@ void bench_layer(const Arguments& arguments) {
 
 }  // namespace
 
-void add_bench_layer(CLI::App& bench) {
-    CLI::App* command = bench.add_subcommand(
+void add_bench_layer(Command& bench) {
+    Command command = bench.add_command(
         "layer",
         "Stages of decode and prefill steps on one rank: time, bytes and FLOPs as fractions of "
         "the machine's read bandwidth and multiply-add peak, or of a GPU's copy bandwidth and "
         "matrix product (best repetitions; --set engine.device=cuda). On a CPU a step's bits must "
         "not depend on what is computed beside it");
     const auto arguments = std::make_shared<Arguments>();
-    add_model_options(*command, *arguments);
-    command->add_option("--decode", arguments->decode, "Sequences of a decode step; 0: none")
-        ->delimiter(',')
-        ->check(CLI::Range(0, 4096))
-        ->capture_default_str();
-    command->add_option("--context", arguments->context, "Tokens that these have already")
-        ->check(CLI::Range(1, 1 << 20))
-        ->capture_default_str();
-    command->add_option("--prefill", arguments->prefill, "Tokens of a prompt; 0: none")
-        ->delimiter(',')
-        ->check(CLI::Range(0, 1 << 20))
-        ->capture_default_str();
-    command->add_option("--warmup", arguments->warmup, "Steps before timing")
-        ->check(CLI::Range(1, 1000))
-        ->capture_default_str();
-    command->add_option("--repetitions", arguments->repetitions, "Steps to time")
-        ->check(CLI::Range(1, 100000))
-        ->capture_default_str();
-    command->callback([arguments] { bench_layer(*arguments); });
+    add_model_options(command, *arguments);
+    command.option("--decode", arguments->decode, "Sequences of a decode step; 0: none")
+        .comma_separated()
+        .in_range(0, 4096)
+        .show_default();
+    command.option("--context", arguments->context, "Tokens that these have already")
+        .in_range(1, 1 << 20)
+        .show_default();
+    command.option("--prefill", arguments->prefill, "Tokens of a prompt; 0: none")
+        .comma_separated()
+        .in_range(0, 1 << 20)
+        .show_default();
+    command.option("--warmup", arguments->warmup, "Steps before timing")
+        .in_range(1, 1000)
+        .show_default();
+    command.option("--repetitions", arguments->repetitions, "Steps to time")
+        .in_range(1, 100000)
+        .show_default();
+    command.on_run([arguments] { bench_layer(*arguments); });
 }
 
 }  // namespace ferry

@@ -2,7 +2,6 @@
 // files.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -11,6 +10,7 @@
 #include "comm/progress_state.h"
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
+#include "launch/command_line.h"
 #include "runtime/bench/load.h"
 #include "runtime/stop_signal.h"
 
@@ -155,27 +155,27 @@ class LoadBench {
 
 }  // namespace
 
-void add_bench_load(CLI::App& bench) {
-    CLI::App* command = bench.add_subcommand(
+void add_bench_load(Command& bench) {
+    Command command = bench.add_command(
         "load",
         "Loading a checkpoint by layout, beside plain reading of the same files by the same ranks "
         "in the same run. cold: the files' pages are dropped from the page cache first (cached %: "
         "what stayed all the same); warm: they have just been read. Seconds are medians of the "
         "slowest rank");
     const auto arguments = std::make_shared<Arguments>();
-    add_model_options(*command, *arguments);
+    add_model_options(command, *arguments);
     command
-        ->add_option("--layout", arguments->layouts,
-                     "2:2 (attention:expert ranks), 2:2:2 (and TP size), colocated:RANKS[:TP]")
-        ->delimiter(',');
-    command->add_option("--files", arguments->states, "cold, warm")
-        ->delimiter(',')
-        ->check(CLI::IsMember({"cold", "warm"}))
-        ->capture_default_str();
-    command->add_option("--repetitions", arguments->repetitions, "Of each")
-        ->check(CLI::Range(1, 1000))
-        ->capture_default_str();
-    command->callback([arguments] {
+        .option("--layout", arguments->layouts,
+                "2:2 (attention:expert ranks), 2:2:2 (and TP size), colocated:RANKS[:TP]")
+        .comma_separated();
+    command.option("--files", arguments->states, "cold, warm")
+        .comma_separated()
+        .one_of({"cold", "warm"})
+        .show_default();
+    command.option("--repetitions", arguments->repetitions, "Of each")
+        .in_range(1, 1000)
+        .show_default();
+    command.on_run([arguments] {
         // --set may say otherwise.
         arguments->overrides.insert(arguments->overrides.begin(), "checkpoint.verify=off");
         run_bench_job([&](World& world) {

@@ -2,11 +2,11 @@
 // layouts inside one job.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
+#include "launch/command_line.h"
 #include "runtime/stop_signal.h"
 
 namespace ferry {
@@ -109,25 +109,25 @@ class Scaling {
 
 }  // namespace
 
-void add_bench_scaling(CLI::App& bench) {
-    CLI::App* command = bench.add_subcommand(
+void add_bench_scaling(Command& bench) {
+    Command command = bench.add_command(
         "scaling",
         "Throughput over a list of layouts inside one job (mpirun, srun), each on the first ranks "
         "of it: strong scaling (the same requests) and weak (as many per rank), with speed-up and "
         "efficiency against the first layout");
     const auto arguments = std::make_shared<Arguments>();
-    add_model_options(*command, *arguments);
+    add_model_options(command, *arguments);
     command
-        ->add_option("--layout", arguments->layouts,
-                     "2:2 (attention:expert ranks), 2:2:2 (and TP size), colocated:RANKS[:TP]; "
-                     "default: colocated on 1, 2, 4, ... ranks")
-        ->delimiter(',');
-    command->add_option("--kind", arguments->kinds, "strong, weak")
-        ->delimiter(',')
-        ->check(CLI::IsMember({"strong", "weak"}))
-        ->capture_default_str();
-    add_workload_options(*command, *arguments);
-    command->callback([arguments] {
+        .option("--layout", arguments->layouts,
+                "2:2 (attention:expert ranks), 2:2:2 (and TP size), colocated:RANKS[:TP]; "
+                "default: colocated on 1, 2, 4, ... ranks")
+        .comma_separated();
+    command.option("--kind", arguments->kinds, "strong, weak")
+        .comma_separated()
+        .one_of({"strong", "weak"})
+        .show_default();
+    add_workload_options(command, *arguments);
+    command.on_run([arguments] {
         run_bench_job([&](World& world) {
             BenchJob job(world, *arguments);
             Scaling(job, *arguments).run();

@@ -1,12 +1,12 @@
 // `ferry bench throughput`: tokens per second and latencies of a workload, swept over settings.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
+#include "launch/command_line.h"
 #include "runtime/stop_signal.h"
 
 namespace ferry {
@@ -57,8 +57,8 @@ void bench_throughput_on(World& world, const Arguments& arguments) {
 
 }  // namespace
 
-void add_bench_throughput(CLI::App& bench) {
-    CLI::App* command = bench.add_subcommand(
+void add_bench_throughput(Command& bench) {
+    Command command = bench.add_command(
         "throughput",
         "Tokens per second, latencies, phases and balance of a workload, on one rank or under "
         "mpirun or srun. Lists are swept within the job: a layout that needs fewer ranks runs on "
@@ -66,21 +66,19 @@ void add_bench_throughput(CLI::App& bench) {
         "generate exactly the tokens asked for. With Ctrl-C the finished cases are reported");
     const auto arguments = std::make_shared<Arguments>();
     const auto list = [&](const char* name, auto& values, const char* help) {
-        return command->add_option(name, values, help)->delimiter(',');
+        return command.option(name, values, help).comma_separated();
     };
-    add_model_options(*command, *arguments);
+    add_model_options(command, *arguments);
     list("--layout", arguments->layouts,
          "2:2 (attention:expert ranks), 2:2:2 (and TP size), colocated, colocated:RANKS[:TP]");
-    list("--batch", arguments->sweep.batches, "engine.max_batch")->check(CLI::PositiveNumber);
-    list("--micro-batches", arguments->sweep.micro_batches, "engine.micro_batches")
-        ->check(CLI::Range(1, 4));
-    list("--mode", arguments->sweep.modes, "exchange.mode")
-        ->check(CLI::IsMember({"auto", "bounded", "sized"}));
+    list("--batch", arguments->sweep.batches, "engine.max_batch").positive();
+    list("--micro-batches", arguments->sweep.micro_batches, "engine.micro_batches").in_range(1, 4);
+    list("--mode", arguments->sweep.modes, "exchange.mode").one_of({"auto", "bounded", "sized"});
     list("--transport", arguments->sweep.transports, "exchange.transport");
     list("--threads", arguments->sweep.threads, "engine.threads; 0: the machine's share")
-        ->check(CLI::Range(0, 4096));
-    add_workload_options(*command, *arguments);
-    command->callback([arguments] {
+        .in_range(0, 4096);
+    add_workload_options(command, *arguments);
+    command.on_run([arguments] {
         run_bench_job([&](World& world) { bench_throughput_on(world, *arguments); });
     });
 }

@@ -1,8 +1,8 @@
 // `ferry config`: the effective configuration of a file, and what can be configured.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 
+#include "launch/command_line.h"
 #include "launch/commands.h"
 #include "runtime/config.h"
 
@@ -21,19 +21,18 @@ void print_config(const Options& options) {
 
 }  // namespace
 
-void add_config(CLI::App& app) {
-    CLI::App* command = app.add_subcommand(
-        "config", "Check a configuration and print all of it, defaults included");
+void add_config(Command& app) {
+    Command command =
+        app.add_command("config", "Check a configuration and print all of it, defaults included");
     const auto options = std::make_shared<Options>();
-    command->add_option("FILE", options->file, "YAML; without it, the defaults");
-    command->add_option("--set", options->overrides, "section.key=value, after the file")
-        ->take_all()
-        ->expected(1);
-    command->footer([] {
+    command.option("FILE", options->file, "YAML; without it, the defaults");
+    command.option("--set", options->overrides, "section.key=value, after the file")
+        .one_each_time();
+    command.footer([] {
         return "Fields of the file, by section, with default, allowed values and meaning:\n" +
                describe_config_fields();
     });
-    command->callback([options] { print_config(*options); });
+    command.on_run([options] { print_config(*options); });
 }
 
 }  // namespace ferry

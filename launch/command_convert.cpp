@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -10,6 +9,7 @@
 #include "base/cores.h"
 #include "base/log.h"
 #include "comm/launcher.h"
+#include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/end_job.h"
 #include "launch/keeper.h"
@@ -110,28 +110,27 @@ void convert(const Arguments& arguments) {
 
 }  // namespace
 
-void add_convert(CLI::App& app) {
-    CLI::App* command = app.add_subcommand(
+void add_convert(Command& app) {
+    Command command = app.add_command(
         "convert",
         "Convert a Hugging Face directory to sharded HDF5; under mpirun the ranks share "
         "the shards");
     auto arguments = std::make_shared<Arguments>();
-    command->add_option("HF_DIR", arguments->hf_directory, "config.json and *.safetensors")
-        ->required();
-    command->add_option("OUT_DIR", arguments->out_directory, "Folder to write")->required();
+    command.option("HF_DIR", arguments->hf_directory, "config.json and *.safetensors").required();
+    command.option("OUT_DIR", arguments->out_directory, "Folder to write").required();
     command
-        ->add_option("--expert-shards", arguments->expert_shards,
-                     "Files for the routed experts; 0: of at most 8 GiB each")
-        ->check(CLI::NonNegativeNumber);
-    command->add_option("--dtype", arguments->dtype, "Type of the weights")
-        ->check(CLI::IsMember({"keep", "bf16", "f32", "fp8"}))
-        ->capture_default_str();
+        .option("--expert-shards", arguments->expert_shards,
+                "Files for the routed experts; 0: of at most 8 GiB each")
+        .non_negative();
+    command.option("--dtype", arguments->dtype, "Type of the weights")
+        .one_of({"keep", "bf16", "f32", "fp8"})
+        .show_default();
     command
-        ->add_option("--threads", arguments->threads,
-                     "Threads of each rank; 0: the cores, shared by the ranks of a node")
-        ->check(CLI::Range(0, 1024))
-        ->capture_default_str();
-    command->callback([arguments] { convert(*arguments); });
+        .option("--threads", arguments->threads,
+                "Threads of each rank; 0: the cores, shared by the ranks of a node")
+        .in_range(0, 1024)
+        .show_default();
+    command.on_run([arguments] { convert(*arguments); });
 }
 
 }  // namespace ferry

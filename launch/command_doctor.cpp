@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -14,6 +13,7 @@
 #include "base/error.h"
 #include "comm/ucx_transports.h"
 #include "comm/world.h"
+#include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/doctor_checks.h"
 #include "launch/version_config.h"
@@ -158,21 +158,20 @@ void doctor(const Arguments& arguments) {
 
 }  // namespace
 
-void add_doctor(CLI::App& app) {
-    CLI::App* command = app.add_subcommand(
+void add_doctor(Command& app) {
+    Command command = app.add_command(
         "doctor",
         "Is this place fit for a run? Checks MPI and its launcher, cores, limits, memory, UCX, "
         "GPUs, "
         "HDF5 and files, on all hosts when started by srun or mpirun, with what to do");
     const auto arguments = std::make_shared<Arguments>();
-    command->add_option("--dir", arguments->dir, "Folder whose file system is measured")
-        ->capture_default_str();
-    command->add_option("--size", arguments->size_mib, "MiB that each host writes and reads there")
-        ->check(CLI::Range(1, 1 << 20))
-        ->capture_default_str();
-    command->add_flag("--json", arguments->json, "For machines");
-    command->footer("Exit code: 0 when no check failed (warnings do not count), else 2.");
-    command->callback([arguments] { doctor(*arguments); });
+    command.option("--dir", arguments->dir, "Folder whose file system is measured").show_default();
+    command.option("--size", arguments->size_mib, "MiB that each host writes and reads there")
+        .in_range(1, 1 << 20)
+        .show_default();
+    command.flag("--json", arguments->json, "For machines");
+    command.footer("Exit code: 0 when no check failed (warnings do not count), else 2.");
+    command.on_run([arguments] { doctor(*arguments); });
 }
 
 }  // namespace ferry

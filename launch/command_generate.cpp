@@ -3,7 +3,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -15,6 +14,7 @@
 #include "comm/watchdog.h"
 #include "comm/world.h"
 #include "launch/chat.h"
+#include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/end_job.h"
 #include "launch/keeper.h"
@@ -419,22 +419,19 @@ void generate(const Arguments& arguments) {
 
 }  // namespace
 
-void add_generate(CLI::App& app) {
-    CLI::App* command = app.add_subcommand("generate", "Generate text for requests");
+void add_generate(Command& app) {
+    Command command = app.add_command("generate", "Generate text for requests");
     const auto arguments = std::make_shared<Arguments>();
-    command->add_option("CONFIG", arguments->config_file, "YAML (see ferry config --help)");
-    command->add_option("--model", arguments->model, "Checkpoint, instead of the file's model");
-    command->add_option("--prompt", arguments->prompts, "Text to continue; may be repeated")
-        ->take_all()
-        ->expected(1);
-    command->add_option("--input", arguments->input,
-                        "JSONL with one request in each line; - : stdin");
-    command->add_option("--output", arguments->output, "Folder for completions.jsonl");
-    command->add_option("--set", arguments->overrides, "section.key=value, after the file")
-        ->take_all()
-        ->expected(1);
-    command->add_flag("--interactive", arguments->interactive, "Talk to the model");
-    command->callback([arguments] { generate(*arguments); });
+    command.option("CONFIG", arguments->config_file, "YAML (see ferry config --help)");
+    command.option("--model", arguments->model, "Checkpoint, instead of the file's model");
+    command.option("--prompt", arguments->prompts, "Text to continue; may be repeated")
+        .one_each_time();
+    command.option("--input", arguments->input, "JSONL with one request in each line; - : stdin");
+    command.option("--output", arguments->output, "Folder for completions.jsonl");
+    command.option("--set", arguments->overrides, "section.key=value, after the file")
+        .one_each_time();
+    command.flag("--interactive", arguments->interactive, "Talk to the model");
+    command.on_run([arguments] { generate(*arguments); });
 }
 
 }  // namespace ferry

@@ -1,8 +1,8 @@
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 
+#include "launch/command_line.h"
 #include "launch/commands.h"
 #include "runtime/checkpoint.h"
 #include "runtime/inspect.h"
@@ -31,20 +31,19 @@ void inspect(const Arguments& arguments) {
 
 }  // namespace
 
-void add_inspect(CLI::App& app) {
-    CLI::App* command = app.add_subcommand("inspect", "Show what is inside a checkpoint");
+void add_inspect(Command& app) {
+    Command command = app.add_command("inspect", "Show what is inside a checkpoint");
     auto arguments = std::make_shared<Arguments>();
     command
-        ->add_option("PATH", arguments->path,
-                     "Checkpoint folder, model.h5, or Hugging Face directory")
-        ->required();
-    command->add_flag("--json", arguments->json, "For machines");
-    command->add_flag("--all", arguments->all, "One line for every tensor");
-    command->add_flag("--verify", arguments->verify, "Read everything and compare the checksums");
-    command->add_option("--threads", arguments->threads, "Threads for --verify")
-        ->check(CLI::Range(1, 1024))
-        ->capture_default_str();
-    command->callback([arguments] { inspect(*arguments); });
+        .option("PATH", arguments->path, "Checkpoint folder, model.h5, or Hugging Face directory")
+        .required();
+    command.flag("--json", arguments->json, "For machines");
+    command.flag("--all", arguments->all, "One line for every tensor");
+    command.flag("--verify", arguments->verify, "Read everything and compare the checksums");
+    command.option("--threads", arguments->threads, "Threads for --verify")
+        .in_range(1, 1024)
+        .show_default();
+    command.on_run([arguments] { inspect(*arguments); });
 }
 
 }  // namespace ferry

@@ -1,7 +1,6 @@
 // `ferry report`: one page from the results of benchmarks and runs.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -9,6 +8,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "launch/command_line.h"
 #include "launch/commands.h"
 #include "runtime/report/pages.h"
 #include "runtime/report/sections.h"
@@ -59,22 +59,21 @@ void write_report(Arguments arguments) {
 
 }  // namespace
 
-void add_report(CLI::App& app) {
-    CLI::App* command = app.add_subcommand(
+void add_report(Command& app) {
+    Command command = app.add_command(
         "report",
         "Write one self-contained HTML page about results of ferry bench --json, traces "
         "(log.trace) and expert loads (log.expert_load)");
     const auto arguments = std::make_shared<Arguments>();
-    command->add_option("RESULTS", arguments->results, "Files; each is told by its content")
-        ->required();
-    command->add_option("--baseline", arguments->baseline,
-                        "Result of the same benchmark to compare with: differences, and whether "
-                        "they exceed the noise");
-    command->add_option("-o,--output", arguments->html, "HTML file (report.html); - : stdout");
-    command->add_option("--markdown", arguments->markdown,
-                        "The same as Markdown; alone: no HTML; - : stdout");
-    command->add_option("--title", arguments->title, "Heading of the page")->capture_default_str();
-    command->callback([arguments] { write_report(*arguments); });
+    command.option("RESULTS", arguments->results, "Files; each is told by its content").required();
+    command.option("--baseline", arguments->baseline,
+                   "Result of the same benchmark to compare with: differences, and whether "
+                   "they exceed the noise");
+    command.option("-o,--output", arguments->html, "HTML file (report.html); - : stdout");
+    command.option("--markdown", arguments->markdown,
+                   "The same as Markdown; alone: no HTML; - : stdout");
+    command.option("--title", arguments->title, "Heading of the page").show_default();
+    command.on_run([arguments] { write_report(*arguments); });
 }
 
 }  // namespace ferry

@@ -4,7 +4,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -15,6 +14,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/status_file.h"
 
@@ -164,20 +164,20 @@ void top(const Arguments& arguments) {
 
 }  // namespace
 
-void add_top(CLI::App& app) {
-    CLI::App* command = app.add_subcommand(
+void add_top(Command& app) {
+    Command command = app.add_command(
         "top", "Watch a running job: tokens/s, requests, cache pages, slowest phase and rank");
     const auto arguments = std::make_shared<Arguments>();
     command
-        ->add_option("TARGET", arguments->target,
-                     "The job's output folder (or one above it), or the number of a Slurm job")
-        ->required();
-    command->add_flag("--once", arguments->once,
-                      "Print once and end; so it does when the output is no terminal");
-    command->add_option("--interval", arguments->interval_s, "Seconds between two looks")
-        ->check(CLI::Range(0.1, 3600.0))
-        ->capture_default_str();
-    command->callback([arguments] { top(*arguments); });
+        .option("TARGET", arguments->target,
+                "The job's output folder (or one above it), or the number of a Slurm job")
+        .required();
+    command.flag("--once", arguments->once,
+                 "Print once and end; so it does when the output is no terminal");
+    command.option("--interval", arguments->interval_s, "Seconds between two looks")
+        .in_range(0.1, 3600.0)
+        .show_default();
+    command.on_run([arguments] { top(*arguments); });
 }
 
 }  // namespace ferry

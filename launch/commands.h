@@ -1,18 +1,16 @@
 // The subcommands of `ferry`: each adds itself, with its options and what it runs.
 #pragma once
-namespace CLI {
-class App;
-}
-
 namespace ferry {
 
-void add_bench(CLI::App& app);
-void add_config(CLI::App& app);
-void add_convert(CLI::App& app);
-void add_doctor(CLI::App& app);
-void add_generate(CLI::App& app);
-void add_inspect(CLI::App& app);
-void add_report(CLI::App& app);
-void add_top(CLI::App& app);
+class Command;  // command_line.h
+
+void add_bench(Command& app);
+void add_config(Command& app);
+void add_convert(Command& app);
+void add_doctor(Command& app);
+void add_generate(Command& app);
+void add_inspect(Command& app);
+void add_report(Command& app);
+void add_top(Command& app);
 
 }  // namespace ferry
