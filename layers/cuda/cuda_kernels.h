@@ -36,16 +36,14 @@ class CudaKernels final : public Kernels {
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
-    // The same, in one launch, with offsets [groups + 1] on the device: how many rows a group has
-    // is never known to the host. The last offset may be less than x.rows(); what is behind it
-    // stays as it is. fp8 weights are widened in registers.
+    // In one launch; fp8 weights are widened in registers.
     void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
-                      const Tensor& y, const Tensor* x_scales);
+                      const Tensor& y, const Tensor* x_scales) override;
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                    const Tensor& y) override;
     void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) override;
     void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                      const Tensor& scales) override;
+                      const Tensor& scales, const int64_t* num_rows) override;
     void tree_sum(const Tensor& parts, const Tensor& y) override;
 
     void fill_zero(const Tensor& y) override;
@@ -53,14 +51,14 @@ class CudaKernels final : public Kernels {
     void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) override;
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
-    void silu_mul(const Tensor& gate_up, const Tensor& y) override;
+    void silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) override;
     void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
                       const Tensor& y) override;
     void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
                            bool power_of_two_scales, const Tensor& q,
                            const Tensor& scales) override;
     void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
-                           const Tensor& scales) override;
+                           const Tensor& scales, const int64_t* num_rows) override;
 
     void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
               bool interleave) override;
@@ -75,6 +73,7 @@ class CudaKernels final : public Kernels {
     void gate(const Tensor& scores, const Tensor* bias, const GateParams& params,
               const Tensor& experts, const Tensor& weights) override;
     void log_sum_exp(const Tensor& logits, const Tensor& lse, std::span<int32_t> argmax) override;
+    std::unique_ptr<DeviceSampler> make_sampler(int64_t vocab_size, int64_t max_rows) override;
 
     // Host arrays on the device, in the order of the stream.
     StepArrays& step_arrays() { return step_arrays_; }
@@ -102,7 +101,7 @@ class CudaKernels final : public Kernels {
                       const Tensor& y);
     template <bool kSilu>
     void quantise_rows(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                       const Tensor& scales);
+                       const Tensor& scales, const int64_t* num_rows);
     const uint16_t* narrowed(const Tensor& x, int64_t heads, int64_t head_stride, int64_t columns);
     const uint16_t* widened(const Tensor& x, const Tensor& x_scales);
     const uint16_t* widened(const Weight& w, int64_t group);
