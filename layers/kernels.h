@@ -47,6 +47,13 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
+// What Kernels::pack has brought to a device with memory of its own, and the time that its callers
+// spent with that, of all threads together.
+struct UploadTotals {
+    int64_t bytes = 0;
+    double seconds = 0;
+};
+
 // ---- Attention over the latent cache
 // ----------------------------------------------------------------------------------
 
@@ -143,6 +150,7 @@ class Kernels {
     virtual int64_t packed_bytes(const WeightSpec& spec) const = 0;
     virtual void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
                       const Tensor* scales) = 0;
+    virtual UploadTotals upload_totals() const { return {}; }
     // The packed values back as plain f32 [out, in] in host memory (tests).
     virtual void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) = 0;
 

@@ -32,6 +32,7 @@ class CudaKernels final : public Kernels {
     int64_t packed_bytes(const WeightSpec& spec) const override;
     void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
               const Tensor* scales) override;
+    UploadTotals upload_totals() const override { return upload_.totals(); }
     void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) override;
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
@@ -92,8 +93,6 @@ class CudaKernels final : public Kernels {
 
     // How each product that was seen is computed, one line each.
     std::vector<std::string> describe_plans() const;
-    // What pack has brought to the GPU, and how fast.
-    StagedUpload::Totals upload_totals() const { return upload_.totals(); }
 
   private:
     void multiply(const GemmShape& shape, const GemmOperands& operands);
