@@ -220,6 +220,11 @@ class Kernels {
     // nearest even).
     virtual void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                              const Tensor& cache) = 0;
+    // Both in one: rope of latent rows [m, kv_lora + rope] as of one head, then write_cache, with
+    // their bits. What is left in `latent` is not said.
+    virtual void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                                  const Tensor& table, bool interleave,
+                                  std::span<const int64_t> slots, const Tensor& cache) = 0;
     // Reads positions [0, n) of a sequence back as f32: out [n, kv_lora + rope].
     virtual void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                             const Tensor& out) = 0;

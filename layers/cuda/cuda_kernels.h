@@ -65,6 +65,9 @@ class CudaKernels final : public Kernels {
               bool interleave) override;
     void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                      const Tensor& cache) override;
+    void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                          const Tensor& table, bool interleave, std::span<const int64_t> slots,
+                          const Tensor& cache) override;
     void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                     const Tensor& out) override;
 

@@ -170,6 +170,12 @@ class GuardedKernels final : public Kernels {
         const Open open;
         cpu_->write_cache(latent, slots, cache);
     }
+    void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                          const Tensor& table, bool interleave, std::span<const int64_t> slots,
+                          const Tensor& cache) override {
+        const Open open;
+        cpu_->rope_write_cache(latent, positions, table, interleave, slots, cache);
+    }
     void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                     const Tensor& out) override {
         const Open open;
