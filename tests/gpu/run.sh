@@ -173,6 +173,12 @@ if [ "$quick" = 0 ]; then
     bench_kernels() {
         "$bin/cuda_kernels_bench" | tee "$logs/kernels.txt" && echo "FIGURES $(wc -l <"$logs/kernels.txt") lines in $logs/kernels.txt"
     }
+    # What one of eight expert ranks computes of a layer with all 256 experts.
+    bench_expert_ranks() {
+        "$bin/ferry" bench layer --shape configs/models/deepseek-v3.yaml --set model.layers=4 --set engine.device=cuda \
+            --decode 128 --context 1024 --prefill 0 --repetitions 5 --expert-ranks 8 --json "$logs/expert-ranks.json" &&
+            echo "FIGURES figures in $logs/expert-ranks.json"
+    }
     # Four layers of DeepSeek-V3: three with a dense MLP, one with all 256 experts.
     bench_ferry() {
         local context
@@ -183,7 +189,7 @@ if [ "$quick" = 0 ]; then
         done
         echo "FIGURES $(ls "$logs"/ferry-*.json | wc -l) files of figures in $logs"
     }
-    export -f bench_ferry bench_kernels
+    export -f bench_ferry bench_kernels bench_expert_ranks
     export logs
     if [ -x "$bin/cuda_kernels_bench" ]; then
         shell_piece bench_kernels 60
@@ -196,5 +202,6 @@ if [ "$quick" = 0 ]; then
     else
         row peer_torch skipped - "no PyTorch that sees the GPU"
     fi
+    shell_piece bench_expert_ranks 90
 fi
 finish

@@ -5,6 +5,7 @@
 #include "comm/wire.h"
 #include "layers/cuda/sampling_launch.h"
 #include "runtime/engine.h"
+#include "runtime/expert_share_bench.h"
 #include "runtime/hf_model.h"
 #include "runtime/rank_model.h"
 #include "tests/support/cuda_emulation/copies.h"
@@ -120,6 +121,24 @@ TEST(CudaEngine, AStepCopiesOnlyTokensToTheHost) {
                                            kRequests * sizeof(SampleResult)));
         }
     }
+}
+
+TEST(CudaEngine, VirtualExpertRanksShareALayer) {
+    HfModel source(testing::golden_folder("models/v3-fp8"));
+    const ModelConfig& config = source.config();
+    const auto kernels = make_cuda_kernels(0);
+    const auto shares =
+        bench_expert_shares(source, {.fp8_activations = true}, *kernels, std::vector<int64_t>{5},
+                            {.num_ranks = 3, .num_warmups = 1, .num_repetitions = 1});
+    int64_t num_experts = 0, num_rows = 0;
+    for (const ExpertShare& share : shares.at(0)) {
+        num_experts += share.num_experts;
+        num_rows += share.num_rows;
+        EXPECT_TRUE(share.same_bits);
+        EXPECT_GT(share.best_s, 0);
+    }
+    EXPECT_EQ(num_experts, config.n_routed_experts);
+    EXPECT_EQ(num_rows, 3 * 5 * config.n_activated_experts);
 }
 
 }  // namespace
