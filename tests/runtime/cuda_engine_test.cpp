@@ -7,6 +7,7 @@
 #include "runtime/engine.h"
 #include "runtime/expert_share_bench.h"
 #include "runtime/hf_model.h"
+#include "runtime/memory_plan.h"
 #include "runtime/rank_model.h"
 #include "tests/support/cuda_emulation/copies.h"
 #include "tests/support/golden_models.h"
@@ -120,6 +121,25 @@ TEST(CudaEngine, AStepCopiesOnlyTokensToTheHost) {
                       static_cast<int64_t>(kMicroBatches * sizeof(MessageHeader) +
                                            kRequests * sizeof(SampleResult)));
         }
+    }
+}
+
+TEST(CudaEngine, MemoryPlanHasTheRowsThatTensorCoresMultiply) {
+    const std::unique_ptr<BlockTransport> blocks = make_self_blocks(cuda_device(0));
+    for (const char* family : {"v3", "v3-bf16", "v3-fp8"}) {
+        SCOPED_TRACE(family);
+        HfModel source(testing::golden_folder("models/") + family);
+        const ModelConfig& c = source.config();
+        FabricOptions options = single_rank_fabric(c, kMaxTokens);
+        options.blocks = blocks.get();
+        const MemoryPlan plan = plan_memory(source, {}, options, 0, {});
+        int64_t found = 0;
+        for (const MemoryPlan::Part& part : plan.parts)
+            if (part.name == "rounded rows of experts") found = part.size_bytes;
+        const int64_t widest = std::max(c.dim, c.moe_inter_dim);
+        ASSERT_EQ(widest % 16, 0);
+        const bool rounds = std::string(family) != "v3";  // whose weights are f32
+        EXPECT_EQ(found, rounds ? kMaxTokens * c.n_activated_experts * widest * 2 : 0);
     }
 }
 
