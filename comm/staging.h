@@ -49,6 +49,19 @@ class Stage {
     Buffer buffer_;
 };
 
+// What the host reads of a device's tensors: these themselves where it can, else a copy that is
+// valid until the next call.
+class HostView {
+  public:
+    explicit HostView(Device& device)
+        : direct_(device.type() == DeviceType::cpu), stage_(device, StageSide::host) {}
+    Tensor of(const Tensor& tensor) { return direct_ ? tensor : stage_.copy_of(tensor); }
+
+  private:
+    bool direct_;
+    Stage stage_;
+};
+
 // `host` to `on_device`, of the same shape.
 inline void put(Device& device, const Tensor& host, const Tensor& on_device) {
     FERRY_CHECK(host.count() == on_device.count() && host.contiguous() && on_device.contiguous(),

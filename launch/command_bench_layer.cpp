@@ -13,6 +13,7 @@
 #include "launch/command_line.h"
 #include "launch/versions.h"
 #include "runtime/config.h"
+#include "runtime/expert_share_bench.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/opened_model.h"
 #include "runtime/step_bench.h"
@@ -24,6 +25,7 @@ struct Arguments : BenchModel {
     std::vector<int64_t> decode{1, 32}, prefill{512};
     int64_t context = 512;
     int warmup = 2, repetitions = 10;
+    int expert_ranks = 0;
 };
 
 std::vector<StepWorkload> workloads_of(const Arguments& arguments) {
@@ -62,20 +64,54 @@ const std::vector<BenchColumn> kColumns{
     {.key = "peak_GFLOPps", .heading = "FMA peak", .num_digits = 1},
     {.key = "check", .heading = "bits"}};
 
-void add_rows(const StepTimes& times, BenchReport& report) {
+void add_rows(const std::string& name, const StepTimes& times, double step_s, BenchReport& report) {
     const Rates& rates = times.rates;
-    const double step_s = times.stages.back().best_s;
     for (const StepStage& stage : times.stages) {
         if (stage.best_s <= 0 || stage.num_layers == 0) continue;
         const double s = stage.best_s;
-        report.add_row({name_of(times.workload), stage.name, stage.num_layers, s * 1e6,
-                        stage.median_s * 1e6, s / step_s, stage.bytes, stage.flops,
-                        stage.bytes / s * 1e-9, stage.bytes / s / rates.read_bytes_per_s,
-                        stage.flops / s * 1e-9, stage.flops / s / rates.peak_flops_per_s,
+        report.add_row({name, stage.name, stage.num_layers, s * 1e6, stage.median_s * 1e6,
+                        s / step_s, stage.bytes, stage.flops, stage.bytes / s * 1e-9,
+                        stage.bytes / s / rates.read_bytes_per_s, stage.flops / s * 1e-9,
+                        stage.flops / s / rates.peak_flops_per_s,
                         rates.bound_s(stage.bytes, stage.flops) / s, rates.read_bytes_per_s * 1e-9,
                         rates.peak_flops_per_s * 1e-9,
                         std::string(times.same_bits ? "same" : "DIFFER")});
     }
+}
+
+// The slowest of the virtual ranks sets the pace of the layer: its row, and the spread of all.
+bool add_expert_ranks(const Arguments& arguments, OpenedModel& model,
+                      std::unique_ptr<Kernels> kernels, const std::vector<StepTimes>& times,
+                      BenchReport& report) {
+    std::vector<int64_t> tokens;
+    for (const StepTimes& step : times) tokens.push_back(step.workload.num_rows());
+    const auto shares = bench_expert_shares(*model.source, model.numerics, *kernels, tokens,
+                                            {.num_ranks = arguments.expert_ranks,
+                                             .num_warmups = arguments.warmup,
+                                             .num_repetitions = arguments.repetitions});
+    bool same_bits = true;
+    for (size_t i = 0; i < times.size(); ++i) {
+        const auto [fastest, slowest] = std::ranges::minmax(shares[i], {}, &ExpertShare::best_s);
+        const auto [fewest, most] = std::ranges::minmax(shares[i], {}, &ExpertShare::num_rows);
+        StepTimes share{.workload = times[i].workload, .stages = {}, .rates = times[i].rates};
+        for (const ExpertShare& each : shares[i]) share.same_bits &= each.same_bits;
+        share.stages = {{.name = "experts",
+                         .num_layers = 1,
+                         .best_s = slowest.best_s,
+                         .median_s = slowest.median_s,
+                         .bytes = slowest.bytes,
+                         .flops = slowest.flops}};
+        const std::string name =
+            fmt::format("{}, 1 of {} expert ranks", name_of(share.workload), shares[i].size());
+        add_rows(name, share, times[i].stages.back().best_s, report);
+        report.add_parameter(
+            name, fmt::format("{} to {} experts, {} to {} rows, {:.0f} to {:.0f} us",
+                              shares[i].back().num_experts, shares[i].front().num_experts,
+                              fewest.num_rows, most.num_rows, fastest.best_s * 1e6,
+                              slowest.best_s * 1e6));
+        same_bits &= share.same_bits;
+    }
+    return same_bits;
 }
 
 void bench_layer(const Arguments& arguments) {
@@ -86,16 +122,25 @@ void bench_layer(const Arguments& arguments) {
         if (workload.last_position() >= model.source->config().max_positions)
             throw Error(ErrorKind::usage, "{}: the model has {} positions", name_of(workload),
                         model.source->config().max_positions);
+    const ModelConfig& shape = model.source->config();
+    const int64_t num_experts = shape.n_layers > shape.n_dense_layers ? shape.n_routed_experts : 0;
+    if (arguments.expert_ranks > num_experts)
+        throw Error(ErrorKind::usage,
+                    "--expert-ranks: {} ranks cannot share the {} experts of a layer",
+                    arguments.expert_ranks, num_experts);
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     check_supported(config);
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
-    StepBench bench(*model.source, model.numerics,
-                    gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads), workloads);
+    const auto make_kernels = [&] {
+        return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads);
+    };
+    auto bench =
+        std::make_unique<StepBench>(*model.source, model.numerics, make_kernels(), workloads);
 
     BenchReport report("layer", kColumns);
     report.add_parameter("model", model.name);
     report.add_parameter("layers", model.source->config().n_layers);
-    report.add_parameter("weights GB", static_cast<double>(bench.weight_bytes()) * 1e-9);
+    report.add_parameter("weights GB", static_cast<double>(bench->weight_bytes()) * 1e-9);
     report.add_parameter("cache", std::string(to_string(model.numerics.cache_dtype)));
     if (gpu)
         report.add_parameter("device", cuda_device(0).info().name);
@@ -104,14 +149,19 @@ void bench_layer(const Arguments& arguments) {
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
     bool same_bits = true;
+    std::vector<StepTimes> all_times;
     for (const StepWorkload& workload : workloads) {
-        const StepTimes times = bench.run(workload, arguments.warmup, arguments.repetitions);
+        const StepTimes& times =
+            all_times.emplace_back(bench->run(workload, arguments.warmup, arguments.repetitions));
         if (times.experts_per_layer > 0)
             report.add_parameter(name_of(workload) + ", experts read per layer",
                                  times.experts_per_layer);
         same_bits &= times.same_bits;
-        add_rows(times, report);
+        add_rows(name_of(workload), times, times.stages.back().best_s, report);
     }
+    bench.reset();  // the memory of the whole model
+    if (arguments.expert_ranks > 0)
+        same_bits &= add_expert_ranks(arguments, model, make_kernels(), all_times, report);
     std::string versions = describe_versions();
     std::replace(versions.begin(), versions.end(), '\n', ';');
     report.add_parameter("versions", versions);
@@ -140,6 +190,13 @@ void add_bench_layer(Command& bench) {
     command.option("--prefill", arguments->prefill, "Tokens of a prompt; 0: none")
         .comma_separated()
         .in_range(0, 1 << 20)
+        .show_default();
+    command
+        .option("--expert-ranks", arguments->expert_ranks,
+                "Also time the experts of one MoE layer as so many ranks share them, each on the "
+                "rows that as many attention ranks send it: one after the other, the slowest is "
+                "shown; 0: not")
+        .in_range(0, 4096)
         .show_default();
     command.option("--warmup", arguments->warmup, "Steps before timing")
         .in_range(1, 1000)

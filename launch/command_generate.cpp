@@ -180,7 +180,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
                       [&] { return take_snapshot(world.size(), watchdog); });
     LoadProgress load_progress(shows, total);
     LoadedEngine loaded(config, model, world, load_progress.callback());
-    load_progress.finish(world.all_sum(progress_state().get(Tally::loaded_bytes)));
+    load_progress.finish(world, loaded);
     const int64_t done_before = counts.done;
     Progress progress({.enabled = shows,
                        .terminal = ::isatty(STDERR_FILENO) != 0,
@@ -323,7 +323,7 @@ void talk(const Config& config, OpenedModel& model, World& world) {
         throw Error(ErrorKind::usage, "{}: has no tokenizer, and a person writes text", model.name);
     LoadProgress load_progress(shows_progress(config), totals_of(nullptr));
     LoadedEngine loaded(config, model, world, load_progress.callback());
-    load_progress.finish(progress_state().get(Tally::loaded_bytes));
+    load_progress.finish(world, loaded);
     Engine& engine = *loaded.engine();
     int64_t num_asked = 0;
 

@@ -43,13 +43,25 @@ void LoadProgress::update(int64_t total_bytes, bool verifying) {
     std::fflush(stderr);
 }
 
-void LoadProgress::finish(int64_t all_bytes) {
+void LoadProgress::finish(World& world, const LoadedEngine& loaded) {
+    const auto all_sum = [&](double value) {
+        return static_cast<double>(world.all_sum(static_cast<int64_t>(value)));
+    };
+    const UploadTotals uploads = loaded.uploads();
+    const double gigabytes =
+        all_sum(static_cast<double>(progress_state().get(Tally::loaded_bytes))) / kGigabyte;
+    const double uploaded = all_sum(static_cast<double>(uploads.bytes)) / kGigabyte;
+    const double upload_s = all_sum(uploads.seconds * 1e6) / 1e6;
     if (!enabled_) return;
     const double seconds = seconds_since(start_);
     if (terminal_) std::fputs("\r\033[K", stderr);
-    log_info("loaded {:.2f} GB in {:.1f} s ({:.2f} GB/s)",
-             static_cast<double>(all_bytes) / kGigabyte, seconds,
-             static_cast<double>(all_bytes) / kGigabyte / seconds);
+    std::string to_gpus;
+    if (uploaded > 0)
+        to_gpus =
+            fmt::format("; {:.2f} GB of it to GPUs through pinned memory, {:.2f} GB/s a thread",
+                        uploaded, upload_s > 0 ? uploaded / upload_s : 0);
+    log_info("loaded {:.2f} GB in {:.1f} s ({:.2f} GB/s){}", gigabytes, seconds,
+             gigabytes / seconds, to_gpus);
 }
 
 }  // namespace ferry

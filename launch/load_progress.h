@@ -17,8 +17,8 @@ class LoadProgress {
 
     // May be called from several threads; must not outlive this object.
     LoadedEngine::OnProgress callback();
-    // Says what all ranks loaded, and how fast.
-    void finish(int64_t all_bytes);
+    // Says what all ranks loaded, and how fast, with what they brought to GPUs of it. Collective.
+    void finish(World& world, const LoadedEngine& loaded);
 
   private:
     using Clock = std::chrono::steady_clock;

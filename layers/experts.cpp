@@ -10,18 +10,20 @@ Experts::Experts(WeightLoader& loader, const std::string& prefix, std::span<cons
       w3_(loader.experts(prefix + "w3", experts)) {}
 
 void Experts::forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                      std::span<const int64_t> offsets, const Tensor& y) const {
-    FERRY_CHECK(
-        static_cast<int64_t>(offsets.size()) == num_experts() + 1 && offsets.back() == x.rows(),
-        "{} offsets for {} experts and {} rows", offsets.size(), num_experts(), x.rows());
+                      const GroupOffsets& groups, const Tensor& y) const {
+    const std::span<const int64_t> offsets = groups.offsets;
+    FERRY_CHECK(static_cast<int64_t>(offsets.size()) == num_experts() + 1 &&
+                    (groups.on_device || offsets.back() == x.rows()),
+                "{} offsets for {} experts and {} rows", offsets.size(), num_experts(), x.rows());
     const Workspace::Scope scope(workspace);
     const int64_t inter = w1_.out();
     const Tensor gate_up = workspace.take(DType::f32, {x.rows(), 2 * inter});
-    const LinearInput input(kernels, workspace, x, {w1_.dtype(), w3_.dtype()});
-    w1_.forward_grouped(kernels, input, offsets, gate_up.slice_columns(0, inter));
-    w3_.forward_grouped(kernels, input, offsets, gate_up.slice_columns(inter, inter));
-    const LinearInput hidden = LinearInput::silu_mul(kernels, workspace, gate_up, w2_.dtype());
-    w2_.forward_grouped(kernels, hidden, offsets, y);
+    const LinearInput input(kernels, workspace, x, {w1_.dtype(), w3_.dtype()}, groups.num_rows());
+    w1_.forward_grouped(kernels, input, groups, gate_up.slice_columns(0, inter));
+    w3_.forward_grouped(kernels, input, groups, gate_up.slice_columns(inter, inter));
+    const LinearInput hidden =
+        LinearInput::silu_mul(kernels, workspace, gate_up, w2_.dtype(), groups.num_rows());
+    w2_.forward_grouped(kernels, hidden, groups, y);
 }
 
 int64_t Experts::weight_bytes_per_expert() const {

@@ -11,10 +11,10 @@ class Experts {
     // `prefix`: "layers/3/ffn/experts/"; local expert i is experts[i].
     Experts(WeightLoader& loader, const std::string& prefix, std::span<const int32_t> experts);
 
-    // Rows [offsets[e], offsets[e+1]) of x go through local expert e; x, y [rows, dim]. Each
-    // expert's weights are read once, whatever the number of rows.
+    // Rows of group e of x go through local expert e; x, y [rows, dim], the last offset rows, or
+    // on the device not more. Each expert's weights are read once, whatever the number of rows.
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                 std::span<const int64_t> offsets, const Tensor& y) const;
+                 const GroupOffsets& groups, const Tensor& y) const;
 
     int64_t num_experts() const { return w1_.weight().spec.groups; }
     int64_t weight_bytes_per_expert() const;

@@ -15,6 +15,7 @@
 #include "base/tensor.h"
 #include "base/thread_pool.h"
 #include "layers/model_config.h"
+#include "layers/sampling.h"
 
 namespace ferry {
 
@@ -45,6 +46,13 @@ constexpr int64_t kScaleBlock = 128;  // fp8 scale blocks, DeepSeek-V3 "weight_b
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
+
+// What Kernels::pack has brought to a device with memory of its own, and the time that its callers
+// spent with that, of all threads together.
+struct UploadTotals {
+    int64_t bytes = 0;
+    double seconds = 0;
+};
 
 // ---- Attention over the latent cache
 // ----------------------------------------------------------------------------------
@@ -101,6 +109,21 @@ struct GateParams {
     float scaling_factor = 1;
 };
 
+// ---- Groups of rows
+// ---------------------------------------------------------------------------------------------------
+
+// Rows [offsets[g], offsets[g + 1]) belong to group g. On the device the host never learns them:
+// then there may be more rows than offsets.back(), which stay as they are.
+struct GroupOffsets {
+    std::span<const int64_t> offsets;  // groups + 1
+    bool on_device = false;            // else in host memory
+
+    // For kernels that take one: how many rows there are, in the device's memory; null: all.
+    const int64_t* num_rows() const {
+        return on_device ? offsets.data() + offsets.size() - 1 : nullptr;
+    }
+};
+
 // ---- Kernels
 // ----------------------------------------------------------------------------------------------------------
 
@@ -127,6 +150,7 @@ class Kernels {
     virtual int64_t packed_bytes(const WeightSpec& spec) const = 0;
     virtual void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
                       const Tensor* scales) = 0;
+    virtual UploadTotals upload_totals() const { return {}; }
     // The packed values back as plain f32 [out, in] in host memory (tests).
     virtual void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) = 0;
 
@@ -142,6 +166,11 @@ class Kernels {
     // Rows [offsets[g], offsets[g+1]) of x use group g: y = x W_g^T. offsets: groups + 1 entries.
     virtual void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                               const Tensor& y, const Tensor* x_scales = nullptr) = 0;
+    // The same with offsets [groups + 1] in the memory of device(): how many rows a group has is
+    // not known to the host. The last offset may be less than x.rows(); what is behind it stays as
+    // it is.
+    virtual void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
+                              const Tensor& y, const Tensor* x_scales = nullptr) = 0;
     // Per head: y[m, h, out] = x[m, h, in] W_h^T; groups = heads. x and y rows may be strided,
     // heads too (x_head_stride elements between heads of x; y heads are contiguous).
     virtual void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
@@ -151,9 +180,11 @@ class Kernels {
     // fp8 activations (MODEL.md "Quantisation"): per row and 128 columns, scale = max(|x|,
     // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale), of
     // quantised_dtype(): values as f32 on the CPU, where q may be x, codes on a GPU.
+    // num_rows, here and below: in the memory of device(), of so many leading rows only; null: of
+    // all.
     virtual DType quantised_dtype() const { return DType::f32; }
     virtual void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                              const Tensor& scales) = 0;
+                              const Tensor& scales, const int64_t* num_rows = nullptr) = 0;
     // y = parts[0] + ... + parts[n-1] by halves: sum[0, n) = sum[0, n/2) + sum[n/2, n). parts: [n,
     // rows, dim].
     virtual void tree_sum(const Tensor& parts, const Tensor& y) = 0;
@@ -171,13 +202,14 @@ class Kernels {
     virtual void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
                               const Tensor& y) = 0;
     // y[m, i] = silu(gate_up[m, i]) * gate_up[m, inter + i].
-    virtual void silu_mul(const Tensor& gate_up, const Tensor& y) = 0;
+    virtual void silu_mul(const Tensor& gate_up, const Tensor& y,
+                          const int64_t* num_rows = nullptr) = 0;
     // rms_norm and silu_mul whose result is quantised as quantise_fp8 does, without being stored.
     virtual void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
                                    bool power_of_two_scales, const Tensor& q,
                                    const Tensor& scales) = 0;
     virtual void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
-                                   const Tensor& scales) = 0;
+                                   const Tensor& scales, const int64_t* num_rows = nullptr) = 0;
 
     // RoPE (rope.cpp). table: [positions, r] f32, cos and sin interleaved (rope.h). Rotates the
     // last r columns of each head in place: x [m, heads, head_dim].
@@ -188,6 +220,11 @@ class Kernels {
     // nearest even).
     virtual void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                              const Tensor& cache) = 0;
+    // Both in one: rope of latent rows [m, kv_lora + rope] as of one head, then write_cache, with
+    // their bits. What is left in `latent` is not said.
+    virtual void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                                  const Tensor& table, bool interleave,
+                                  std::span<const int64_t> slots, const Tensor& cache) = 0;
     // Reads positions [0, n) of a sequence back as f32: out [n, kv_lora + rope].
     virtual void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                             const Tensor& out) = 0;
@@ -208,6 +245,13 @@ class Kernels {
     // (lowest index on ties).
     virtual void log_sum_exp(const Tensor& logits, const Tensor& lse,
                              std::span<int32_t> argmax) = 0;
+
+    // What chooses tokens where the logits lie, for at most max_rows rows at once; null where the
+    // host can read them (runtime/sampler.h).
+    virtual std::unique_ptr<DeviceSampler> make_sampler(int64_t /*vocab_size*/,
+                                                        int64_t /*max_rows*/) {
+        return nullptr;
+    }
 };
 
 // Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,

@@ -10,13 +10,14 @@ void LinearInput::take_quantised(Kernels& kernels, Workspace& workspace, int64_t
 }
 
 LinearInput::LinearInput(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                         std::initializer_list<DType> weights)
+                         std::initializer_list<DType> weights, const int64_t* num_rows)
     : rows_(x) {
     bool wanted = false;
     for (DType dtype : weights) wanted |= workspace.quantises(dtype);
     if (!wanted) return;
     take_quantised(kernels, workspace, x.rows(), x.dim(1));
-    kernels.quantise_fp8(x, workspace.numerics().power_of_two_scales, quantised_, scales_);
+    kernels.quantise_fp8(x, workspace.numerics().power_of_two_scales, quantised_, scales_,
+                         num_rows);
 }
 
 LinearInput LinearInput::rms_norm(Kernels& kernels, Workspace& workspace, const Tensor& x,
@@ -34,16 +35,16 @@ LinearInput LinearInput::rms_norm(Kernels& kernels, Workspace& workspace, const 
 }
 
 LinearInput LinearInput::silu_mul(Kernels& kernels, Workspace& workspace, const Tensor& gate_up,
-                                  DType weights) {
+                                  DType weights, const int64_t* num_rows) {
     const int64_t rows = gate_up.rows(), inter = gate_up.dim(1) / 2;
     LinearInput input;
     if (workspace.quantises(weights)) {
         input.take_quantised(kernels, workspace, rows, inter);
         kernels.silu_mul_quantise(gate_up, workspace.numerics().power_of_two_scales,
-                                  input.quantised_, input.scales_);
+                                  input.quantised_, input.scales_, num_rows);
     } else {
         input.rows_ = workspace.take(DType::f32, {rows, inter});
-        kernels.silu_mul(gate_up, input.rows_);
+        kernels.silu_mul(gate_up, input.rows_, num_rows);
     }
     return input;
 }
@@ -68,9 +69,13 @@ void Linear::forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
     forward(kernels, LinearInput(kernels, workspace, x, {dtype()}), y);
 }
 
-void Linear::forward_grouped(Kernels& kernels, const LinearInput& x,
-                             std::span<const int64_t> offsets, const Tensor& y) const {
-    kernels.grouped_gemm(x.values(dtype()), offsets, weight_, y, x.scales(dtype()));
+void Linear::forward_grouped(Kernels& kernels, const LinearInput& x, const GroupOffsets& groups,
+                             const Tensor& y) const {
+    const Tensor &rows = x.values(dtype()), *scales = x.scales(dtype());
+    if (groups.on_device)
+        kernels.grouped_gemm(rows, groups.offsets.data(), weight_, y, scales);
+    else
+        kernels.grouped_gemm(rows, groups.offsets, weight_, y, scales);
 }
 
 }  // namespace ferry

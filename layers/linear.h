@@ -14,13 +14,14 @@ namespace ferry {
 class LinearInput {
   public:
     // x, for layers with weights of these types: quantised as well if one of them asks for it.
+    // num_rows: as of Kernels::quantise_fp8.
     LinearInput(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                std::initializer_list<DType> weights);
+                std::initializer_list<DType> weights, const int64_t* num_rows = nullptr);
     // rms_norm(x, weight), and silu(gate) * up of gate_up [rows, 2 inter], for one type of weights.
     static LinearInput rms_norm(Kernels& kernels, Workspace& workspace, const Tensor& x,
                                 const Tensor& weight, float eps, DType weights);
     static LinearInput silu_mul(Kernels& kernels, Workspace& workspace, const Tensor& gate_up,
-                                DType weights);
+                                DType weights, const int64_t* num_rows = nullptr);
 
     // Quantised: of whole blocks of 128.
     LinearInput slice_columns(int64_t begin, int64_t num) const;
@@ -46,8 +47,8 @@ class Linear {
     // x: [rows, in] (a column range is fine), y: [rows, out] f32.
     void forward(Kernels& kernels, const LinearInput& x, const Tensor& y) const;
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const Tensor& y) const;
-    // Rows [offsets[g], offsets[g+1]) use matrix g.
-    void forward_grouped(Kernels& kernels, const LinearInput& x, std::span<const int64_t> offsets,
+    // Rows of group g use matrix g.
+    void forward_grouped(Kernels& kernels, const LinearInput& x, const GroupOffsets& groups,
                          const Tensor& y) const;
 
     const Weight& weight() const { return weight_; }

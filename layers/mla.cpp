@@ -99,7 +99,8 @@ void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const
     const Tensor out = workspace.take(DType::f32, {tokens, config_.n_heads, config_.v_head_dim});
 
     project(kernels, workspace, x, batch, rope_table, q, latent);
-    kernels.write_cache(latent, batch.slots, cache);
+    kernels.rope_write_cache(latent, batch.positions, rope_table, config_.rope_interleave,
+                             batch.slots, cache);
     if (form == MlaForm::absorb)
         attend_absorbed(kernels, workspace, q, cache, batch.prompt, out);
     else
@@ -136,8 +137,6 @@ void Mla::project(Kernels& kernels, Workspace& workspace, const Tensor& x, const
     wkv_a_.forward(kernels, input, latent);
     const Tensor c = latent.slice_columns(0, config_.kv_lora_rank);
     kernels.rms_norm(c, kv_norm_, eps, c);
-    kernels.rope(latent.reshape({tokens, 1, config_.latent_dim()}), batch.positions, rope_table,
-                 config_.rope_interleave);
 }
 
 // Prompt rows. K and V of all positions so far are rebuilt from the cache for every chunk of a

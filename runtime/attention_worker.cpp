@@ -66,7 +66,6 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       ffn_out_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       combined_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
-      host_logits_(kernels.device(), StageSide::host),
       micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences),
       not_begun_(std::min(limits.max_tokens, limits.max_sequences)),
       ahead_(kernels.device(), looks_ahead() ? limits : WorkerLimits{.max_tokens = 0},
@@ -128,22 +127,11 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const Step
         if (first < num_layers) agreed = finish_exchange(num_layers - 1, mb);
         const Range rows = run_head(batch.logit_rows, mb);
         if (!options.logits_ready || mb + 1 == num) continue;
-        ahead_.grow(options.logits_ready(logits_on_host(rows), rows.begin, rows.begin + rows.num));
+        ahead_.grow(options.logits_ready(logits_.view().slice_rows(rows.begin, rows.num),
+                                         rows.begin, rows.begin + rows.num));
         begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
     }
-    return {logits_on_host({0, static_cast<int64_t>(batch.logit_rows.size())}), agreed};
-}
-
-// All logits, of which the host may read `rows` and what it was given before in this step.
-Tensor AttentionWorker::logits_on_host(Range rows) {
-    const int64_t end = rows.begin + rows.num;
-    if (kernels_.device().type() == DeviceType::cpu) return logits_.view().slice_rows(0, end);
-    ScopedZone zone(Zone::head);
-    const Tensor logits = logits_.view().slice_rows(rows.begin, rows.num);
-    const Tensor copy = host_logits_.shaped_like(logits_).slice_rows(0, end);
-    kernels_.device().copy_to_host(copy.slice_rows(rows.begin, rows.num).data(), logits.data(),
-                                   static_cast<size_t>(logits.count()) * sizeof(float));
-    return copy;
+    return {logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size())), agreed};
 }
 
 int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {

@@ -2,7 +2,6 @@
 #pragma once
 #include <functional>
 
-#include "comm/staging.h"
 #include "layers/transformer.h"
 #include "runtime/expert_worker.h"
 #include "runtime/latent_cache.h"
@@ -69,7 +68,8 @@ class AttentionWorker {
 
     // Called in a step that looks ahead: once when all have agreed, for rows with which the next
     // step begins, at most agreed.max of them on any rank. Then whenever logits of some rows are
-    // there before the others', for the same rows and what follows them now.
+    // there before the others', logits [begin, end) of the step, for the same rows and what follows
+    // them now.
     using NextRows = std::function<StepBatch()>;
     using LogitsReady = std::function<StepBatch(const Tensor& logits, int64_t begin, int64_t end)>;
     struct StepOptions {
@@ -79,7 +79,8 @@ class AttentionWorker {
         LogitsReady logits_ready;
     };
     struct Result {
-        Tensor logits;     // [logit rows, vocab] in host memory, valid until the next step
+        // [logit rows, vocab] in the memory of the kernels' device, valid until the next step.
+        Tensor logits;
         Agreement agreed;  // of this step; `say` when there is nobody to agree with
     };
     // Computes the batch, which may have no rows, and writes its latents to the cache. All
@@ -100,7 +101,6 @@ class AttentionWorker {
     void start_exchange(int64_t layer, int micro_batch, const Tensor& x, Agreement say);
     Agreement finish_exchange(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
-    Tensor logits_on_host(Range rows);
     Range run_head(std::span<const int32_t> rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
     int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
@@ -115,7 +115,6 @@ class AttentionWorker {
     OwnedTensor ffn_out_;   // [max_tokens, dim] dense MLP or shared experts
     OwnedTensor combined_;  // [max_tokens, dim] routed experts
     OwnedTensor logits_;    // [max_logit_rows, vocab]
-    Stage host_logits_;     // of a device whose memory the host cannot read
     MicroBatches micro_batches_;
     StepPart not_begun_;  // of a micro-batch
     RowsAhead ahead_;

@@ -57,7 +57,9 @@ Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
       pages_(options.num_pages, options.share_prefixes),
       scheduler_(options.scheduler, pages_),
       worker_(kernels, model, fabric, experts, worker_limits(options)),
-      sampler_(model.config().vocab_size) {}
+      chooser_(kernels, model.config().vocab_size, options.scheduler.max_batch) {
+    sample_inputs_.reserve(static_cast<size_t>(options.scheduler.max_batch));
+}
 
 Engine::~Engine() = default;
 
@@ -139,7 +141,8 @@ bool Engine::step(bool more_coming) {
     const auto [logits, agreed] =
         worker_.step(plan_->batch(), step_options(num_unfinished() > 0 || more_coming));
     stop_announced_ = (agreed.any & kStopping) != 0;
-    choose_tokens(logits, num_chosen_, static_cast<int64_t>(plan_->logit_sequences.size()));
+    choose_tokens(logits.slice_rows(num_chosen_, logits.rows() - num_chosen_), num_chosen_,
+                  logits.rows());
     scheduler_.complete();
     trace_marks().sample(num_running(), num_generated_tokens_);
     return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
@@ -164,25 +167,32 @@ AttentionWorker::StepOptions Engine::step_options(bool busy) {
 // Tokens of logit rows [begin, end) of the step, whose sequences are through with it.
 void Engine::choose_tokens(const Tensor& logits, int64_t begin, int64_t end) {
     ScopedZone zone(Zone::sample);
-    for (int64_t i = begin; i < end; ++i) {
-        Sequence& sequence = *plan_->logit_sequences[static_cast<size_t>(i)];
-        scheduler_.complete(sequence);
-        choose_token(static_cast<Active&>(sequence), logits.row<float>(i));
+    const auto active = [&](size_t i) -> Active& {
+        return static_cast<Active&>(*plan_->logit_sequences[static_cast<size_t>(begin) + i]);
+    };
+    sample_inputs_.clear();
+    for (size_t i = 0; i < static_cast<size_t>(end - begin); ++i) {
+        scheduler_.complete(active(i));
+        sample_inputs_.push_back(sample_input(active(i)));
     }
+    chooser_.choose(logits, sample_inputs_,
+                    [&](size_t i, const SampledToken& sampled) { take_token(active(i), sampled); });
     num_chosen_ = end;
 }
 
-void Engine::choose_token(Active& active, const float* logits) {
+SampleInput Engine::sample_input(const Active& active) const {
+    const bool may_stop = active.num_generated() >= active.request.sampling.min_tokens;
+    return {.logits = {},
+            .params = active.request.sampling,
+            .id_hash = active.id_hash,
+            .sample = active.request.sample,
+            .tokens = active.tokens,
+            .num_prompt_tokens = active.prompt_length,
+            .banned = may_stop ? std::span<const int32_t>() : active.stop_tokens};
+}
+
+void Engine::take_token(Active& active, const SampledToken& sampled) {
     const SamplingParams& sampling = active.request.sampling;
-    const bool may_stop = active.num_generated() >= sampling.min_tokens;
-    const SampledToken sampled =
-        sampler_.sample({.logits = {logits, static_cast<size_t>(model_.config().vocab_size)},
-                         .params = sampling,
-                         .id_hash = active.id_hash,
-                         .sample = active.request.sample,
-                         .tokens = active.tokens,
-                         .num_prompt_tokens = active.prompt_length,
-                         .banned = may_stop ? std::span<const int32_t>() : active.stop_tokens});
     if (sampled.token < 0) {
         finish(
             active, FinishReason::error,

@@ -8,8 +8,8 @@
 
 #include "runtime/attention_worker.h"
 #include "runtime/request.h"
-#include "runtime/sampler.h"
 #include "runtime/scheduler.h"
+#include "runtime/token_chooser.h"
 #include "runtime/tokenizer.h"
 
 namespace ferry {
@@ -87,7 +87,8 @@ class Engine {
     std::string refusal(const Request& request) const;
     AttentionWorker::StepOptions step_options(bool busy);
     void choose_tokens(const Tensor& logits, int64_t begin, int64_t end);
-    void choose_token(Active& active, const float* logits);
+    SampleInput sample_input(const Active& active) const;
+    void take_token(Active& active, const SampledToken& sampled);
     bool append_token(Active& active, int32_t token);
     void finish(Active& active, FinishReason reason, std::string error = {});
 
@@ -101,7 +102,8 @@ class Engine {
     AttentionWorker worker_;
     const StepPlan* plan_ = nullptr;  // of the step under way
     int64_t num_chosen_ = 0;          // leading logit rows of it whose tokens are chosen
-    Sampler sampler_;
+    TokenChooser chooser_;
+    std::vector<SampleInput> sample_inputs_;       // of the rows that tokens are chosen for
     std::vector<std::unique_ptr<Active>> active_;  // by arrival
     size_t num_started_ = 0;                       // leading ones of active_ that had pages once
     std::vector<Completion> finished_;

@@ -24,7 +24,7 @@ ExpertWorker::ExpertWorker(Kernels& kernels, const Transformer& model, RankFabri
                  Experts::workspace_bytes(model.config(),
                                           max_rows(model.config(), model.part(), fabric.options())),
                  model.numerics()),
-      host_offsets_(kernels.device(), StageSide::host),
+      max_rows_(max_rows(model.config(), model.part(), fabric.options())),
       lateness_ns_(static_cast<size_t>(fabric.layout().num_attention())) {}
 
 void ExpertWorker::note(const ExpertBatch& batch) {
@@ -35,6 +35,16 @@ void ExpertWorker::note(const ExpertBatch& batch) {
         lateness_ns_[rank] += batch.arrived_ns[rank] - first;
 }
 
+namespace {
+
+// An exchange that leaves the counts on the GPU gives as many rows as can ever come.
+GroupOffsets groups_of(const ExpertBatch& batch) {
+    if (!batch.device_offsets.empty()) return {batch.device_offsets, true};
+    return {batch.offsets};
+}
+
+}  // namespace
+
 const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
     ScopedZone zone(Zone::experts, batch.layer, batch.micro_batch);
     note(batch);
@@ -42,18 +52,13 @@ const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
         if (batch.offsets[slot + 1] > batch.offsets[slot])
             zone.bytes += model_.experts(batch.layer).weight_bytes_per_expert();
     output_ = batch.rows;
-    std::span<const int64_t> offsets = batch.offsets;
-    if (!batch.device_offsets.empty()) offsets = offsets_on_host(batch.device_offsets);
-    const Tensor rows = batch.rows.slice_rows(0, offsets.empty() ? 0 : offsets.back());
+    const GroupOffsets groups = groups_of(batch);
+    if (groups.offsets.size() < 2) return output_;  // no experts of this layer are here
+    const Tensor rows = batch.rows.slice_rows(
+        0, groups.on_device ? std::min(batch.rows.rows(), max_rows_) : groups.offsets.back());
     if (rows.rows() > 0)
-        model_.experts(batch.layer).forward(kernels_, workspace_, rows, offsets, rows);
+        model_.experts(batch.layer).forward(kernels_, workspace_, rows, groups, rows);
     return output_;
-}
-
-// Waits for the GPU: how much the experts have to do is decided on the host.
-std::span<const int64_t> ExpertWorker::offsets_on_host(std::span<const int64_t> on_device) {
-    const Tensor bytes(on_device.data(), DType::u8, {static_cast<int64_t>(on_device.size_bytes())});
-    return {host_offsets_.copy_of(bytes).as<int64_t>(), on_device.size()};
 }
 
 void ExpertWorker::run() {

@@ -1,6 +1,5 @@
 // [8] The expert side of a rank: rows come in, go through the experts held here, and go back.
 #pragma once
-#include "comm/staging.h"
 #include "layers/transformer.h"
 #include "runtime/rank_fabric.h"
 
@@ -28,14 +27,13 @@ class ExpertWorker {
 
   private:
     void note(const ExpertBatch& batch);
-    std::span<const int64_t> offsets_on_host(std::span<const int64_t> on_device);
 
     Kernels& kernels_;
     const Transformer& model_;
     RankFabric& fabric_;
     Workspace workspace_;
+    int64_t max_rows_;
     Tensor output_;
-    Stage host_offsets_;
     std::vector<int64_t> lateness_ns_;
     int64_t num_batches_ = 0;
 };

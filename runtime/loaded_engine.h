@@ -61,6 +61,7 @@ class LoadedEngine {
     const RankModel& model() const { return *rank_; }
     ExpertWorker* experts() { return rank_->experts(); }
     std::string_view transport_name() const { return transport_->name(); }
+    UploadTotals uploads() const { return kernels_->upload_totals(); }
     int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:

@@ -63,6 +63,16 @@ int64_t block_bytes(const ModelConfig& c, const FabricOptions& options, const Mo
     return pair * peers * exchange.num_micro_batches;
 }
 
+// What tensor cores multiply (layers/cuda/grouped_gemm_launch.h): rows of experts as bf16, unless
+// the weights are f32.
+int64_t rounded_row_bytes(const WeightSource& source) {
+    constexpr int64_t kValuesAtOnce = 16;
+    const ModelConfig& c = source.config();
+    const auto info = source.find(fmt::format("layers/{}/ffn/experts/w1", c.n_dense_layers));
+    if (info && info->dtype == DType::f32) return 0;
+    return 2 * ceil_div(std::max(c.dim, c.moe_inter_dim), kValuesAtOnce) * kValuesAtOnce;
+}
+
 }  // namespace
 
 MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
@@ -76,7 +86,8 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
         const bool ahead = part.experts.empty() && options.exchange.num_micro_batches > 1 &&
                            options.blocks == nullptr;  // as AttentionWorker::looks_ahead()
         const int64_t rows = (ahead ? 4 : 3) * limits.max_tokens * c.dim +
-                             limits.max_logit_rows * c.vocab_size +
+                             // as they come, and as penalties change them
+                             2 * limits.max_logit_rows * c.vocab_size +
                              limits.max_context * c.qk_rope_head_dim;
         plan.parts.push_back({"activations", 4 * rows});
         plan.parts.push_back(
@@ -88,6 +99,8 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
         plan.parts.push_back(
             {"expert workspace", static_cast<int64_t>(Experts::workspace_bytes(c, rows))});
         plan.parts.push_back({"rows of experts", 4 * rows * c.dim});
+        const int64_t row_bytes = options.blocks != nullptr ? rounded_row_bytes(source) : 0;
+        if (row_bytes > 0) plan.parts.push_back({"rounded rows of experts", rows * row_bytes});
     }
     if (options.blocks != nullptr)
         plan.parts.push_back({"exchange blocks", block_bytes(c, options, part)});

@@ -1,4 +1,4 @@
-// [13] From a row of logits to a token. Depends on its input only, never on the batch; every sum
+// [14] From a row of logits to a token. Depends on its input only, never on the batch; every sum
 // has a fixed order, and no function of the C library that may differ decides a choice.
 //
 // Order of work, on l = logits in f32:

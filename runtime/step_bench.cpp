@@ -120,7 +120,8 @@ StepBench::StepBench(WeightSource& source, const Numerics& numerics,
       blocks_(blocks_of(kernels_->device())),
       rank_(source, *kernels_, numerics, fabric_of(config_, most_rows(workloads), blocks_.get()),
             *transport_),
-      worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), limits_of(workloads)) {
+      worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), limits_of(workloads)),
+      host_logits_(kernels_->device()) {
     if (on_gpu()) {
         device_rates_ = measure_device_rates(*kernels_);
     } else {
@@ -159,7 +160,7 @@ StepBench::Rows StepBench::rows_of(const StepWorkload& workload, int64_t first_s
 }
 
 Tensor StepBench::step(const Rows& rows) {
-    return worker_.step(rows.batch()).logits;
+    return host_logits_.of(worker_.step(rows.batch()).logits);
 }
 
 // Rows that every expert of every MoE layer got so far.

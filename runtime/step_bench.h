@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/staging.h"
 #include "layers/cpu/rates.h"
 #include "runtime/attention_worker.h"
 #include "runtime/rank_model.h"
@@ -70,6 +71,7 @@ class StepBench {
     std::unique_ptr<BlockTransport> blocks_;  // of a GPU
     RankModel rank_;
     AttentionWorker worker_;
+    HostView host_logits_;
     Buffer memory_;       // for the read loop of a CPU
     Rates device_rates_;  // of a GPU
 };

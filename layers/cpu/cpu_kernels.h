@@ -25,11 +25,13 @@ class CpuKernels final : public Kernels {
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
+    void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
+                      const Tensor& y, const Tensor* x_scales) override;
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                    const Tensor& y) override;
     void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) override;
     void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                      const Tensor& scales) override;
+                      const Tensor& scales, const int64_t* num_rows) override;
     void tree_sum(const Tensor& parts, const Tensor& y) override;
 
     void fill_zero(const Tensor& y) override;
@@ -37,19 +39,22 @@ class CpuKernels final : public Kernels {
     void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) override;
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
-    void silu_mul(const Tensor& gate_up, const Tensor& y) override;
+    void silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) override;
     void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
                       const Tensor& y) override;
     void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
                            bool power_of_two_scales, const Tensor& q,
                            const Tensor& scales) override;
     void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
-                           const Tensor& scales) override;
+                           const Tensor& scales, const int64_t* num_rows) override;
 
     void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
               bool interleave) override;
     void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                      const Tensor& cache) override;
+    void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                          const Tensor& table, bool interleave, std::span<const int64_t> slots,
+                          const Tensor& cache) override;
     void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                     const Tensor& out) override;
 

@@ -125,11 +125,12 @@ void CpuKernels::copy_head_columns(const Tensor& x, int64_t first_column, const 
     });
 }
 
-void CpuKernels::silu_mul(const Tensor& gate_up, const Tensor& y) {
+void CpuKernels::silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) {
     const int64_t inter = y.dim(1);
     check_shape(gate_up, "gate_up", DType::f32, {y.rows(), 2 * inter});
     check_shape(y, "y", DType::f32, {y.rows(), inter});
-    for_row_ranges(threads_, y.rows(), 4 * inter, [&](int64_t first, int64_t num) {
+    const int64_t rows = num_rows != nullptr ? *num_rows : y.rows();
+    for_row_ranges(threads_, rows, 4 * inter, [&](int64_t first, int64_t num) {
         for (int64_t row = first; row < first + num; ++row) {
             const float* gate = gate_up.row<float>(row);
             HWY_DYNAMIC_DISPATCH(silu_mul_row)(gate, gate + inter, inter, y.row<float>(row));

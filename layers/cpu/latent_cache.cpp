@@ -63,6 +63,13 @@ void CpuKernels::write_cache(const Tensor& latent, std::span<const int64_t> slot
     });
 }
 
+void CpuKernels::rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                                  const Tensor& table, bool interleave,
+                                  std::span<const int64_t> slots, const Tensor& cache) {
+    rope(latent.reshape({latent.rows(), 1, latent.dim(1)}), positions, table, interleave);
+    write_cache(latent, slots, cache);
+}
+
 void CpuKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages,
                             const Tensor& out) {
     check_shape(out, "out", DType::f32, {out.rows(), cache.dim(2)});

@@ -100,6 +100,15 @@ void CpuKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets,
     run_gemm(w, strides);
 }
 
+void CpuKernels::grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
+                              const Tensor& y, const Tensor* x_scales) {
+    const std::span offsets(device_offsets, static_cast<size_t>(w.spec.groups) + 1);
+    const int64_t rows = offsets.back();
+    const Tensor scales = x_scales != nullptr ? x_scales->slice_rows(0, rows) : Tensor();
+    grouped_gemm(x.slice_rows(0, rows), offsets, w, y.slice_rows(0, rows),
+                 x_scales != nullptr ? &scales : nullptr);
+}
+
 void CpuKernels::head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                            const Tensor& y) {
     check_shape(y, "y", DType::f32, {x.rows(), w.spec.groups, w.spec.out});

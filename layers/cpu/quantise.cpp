@@ -98,12 +98,13 @@ const float* sum_by_halves(const Tensor& parts, int64_t begin, int64_t end, int6
 }  // namespace
 
 void CpuKernels::quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                              const Tensor& scales) {
+                              const Tensor& scales, const int64_t* num_rows) {
     const int64_t columns = x.dim(1);
     check_shape(x, "x", DType::f32, {x.rows(), columns});
     check_shape(q, "q", DType::f32, {x.rows(), columns});
     check_shape(scales, "scales", DType::f32, {x.rows(), ceil_div(columns, kScaleBlock)});
-    for_row_ranges(threads_, x.rows(), columns, [&](int64_t first, int64_t num) {
+    const int64_t rows = num_rows != nullptr ? *num_rows : x.rows();
+    for_row_ranges(threads_, rows, columns, [&](int64_t first, int64_t num) {
         for (int64_t row = first; row < first + num; ++row)
             for (int64_t block = 0; block * kScaleBlock < columns; ++block) {
                 const int64_t begin = block * kScaleBlock;
@@ -118,13 +119,13 @@ void CpuKernels::rms_norm_quantise(const Tensor& x, const Tensor& weight, float 
                                    bool power_of_two_scales, const Tensor& q,
                                    const Tensor& scales) {
     rms_norm(x, weight, eps, q);
-    quantise_fp8(q, power_of_two_scales, q, scales);
+    quantise_fp8(q, power_of_two_scales, q, scales, nullptr);
 }
 
 void CpuKernels::silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
-                                   const Tensor& scales) {
-    silu_mul(gate_up, q);
-    quantise_fp8(q, power_of_two_scales, q, scales);
+                                   const Tensor& scales, const int64_t* num_rows) {
+    silu_mul(gate_up, q, num_rows);
+    quantise_fp8(q, power_of_two_scales, q, scales, num_rows);
 }
 
 void CpuKernels::tree_sum(const Tensor& parts, const Tensor& y) {

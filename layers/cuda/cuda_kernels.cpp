@@ -2,6 +2,7 @@
 
 #include "base/cuda_api.h"
 #include "layers/batch.h"
+#include "layers/cuda/sampling.h"
 
 namespace ferry {
 
@@ -32,6 +33,10 @@ void CudaKernels::fill_zero(const Tensor& y) {
     FERRY_CHECK(y.contiguous(), "y is {}", y.describe());
     const auto bytes = static_cast<size_t>(y.count() * size_bytes(y.dtype()));
     if (bytes > 0) check_cuda(cudaMemsetAsync(y.data(), 0, bytes, stream()), "clear memory");
+}
+
+std::unique_ptr<DeviceSampler> CudaKernels::make_sampler(int64_t vocab_size, int64_t max_rows) {
+    return std::make_unique<CudaSampler>(device_, vocab_size, max_rows);
 }
 
 std::unique_ptr<Kernels> make_cuda_kernels(int ordinal, int num_threads) {

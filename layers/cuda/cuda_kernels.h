@@ -32,20 +32,19 @@ class CudaKernels final : public Kernels {
     int64_t packed_bytes(const WeightSpec& spec) const override;
     void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
               const Tensor* scales) override;
+    UploadTotals upload_totals() const override { return upload_.totals(); }
     void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) override;
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
-    // The same, in one launch, with offsets [groups + 1] on the device: how many rows a group has
-    // is never known to the host. The last offset may be less than x.rows(); what is behind it
-    // stays as it is. fp8 weights are widened in registers.
+    // In one launch; fp8 weights are widened in registers.
     void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
-                      const Tensor& y, const Tensor* x_scales);
+                      const Tensor& y, const Tensor* x_scales) override;
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                    const Tensor& y) override;
     void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) override;
     void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                      const Tensor& scales) override;
+                      const Tensor& scales, const int64_t* num_rows) override;
     void tree_sum(const Tensor& parts, const Tensor& y) override;
 
     void fill_zero(const Tensor& y) override;
@@ -53,19 +52,22 @@ class CudaKernels final : public Kernels {
     void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) override;
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
-    void silu_mul(const Tensor& gate_up, const Tensor& y) override;
+    void silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) override;
     void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
                       const Tensor& y) override;
     void rms_norm_quantise(const Tensor& x, const Tensor& weight, float eps,
                            bool power_of_two_scales, const Tensor& q,
                            const Tensor& scales) override;
     void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
-                           const Tensor& scales) override;
+                           const Tensor& scales, const int64_t* num_rows) override;
 
     void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
               bool interleave) override;
     void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                      const Tensor& cache) override;
+    void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                          const Tensor& table, bool interleave, std::span<const int64_t> slots,
+                          const Tensor& cache) override;
     void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                     const Tensor& out) override;
 
@@ -75,6 +77,7 @@ class CudaKernels final : public Kernels {
     void gate(const Tensor& scores, const Tensor* bias, const GateParams& params,
               const Tensor& experts, const Tensor& weights) override;
     void log_sum_exp(const Tensor& logits, const Tensor& lse, std::span<int32_t> argmax) override;
+    std::unique_ptr<DeviceSampler> make_sampler(int64_t vocab_size, int64_t max_rows) override;
 
     // Host arrays on the device, in the order of the stream.
     StepArrays& step_arrays() { return step_arrays_; }
@@ -93,8 +96,6 @@ class CudaKernels final : public Kernels {
 
     // How each product that was seen is computed, one line each.
     std::vector<std::string> describe_plans() const;
-    // What pack has brought to the GPU, and how fast.
-    StagedUpload::Totals upload_totals() const { return upload_.totals(); }
 
   private:
     void multiply(const GemmShape& shape, const GemmOperands& operands);
@@ -102,7 +103,7 @@ class CudaKernels final : public Kernels {
                       const Tensor& y);
     template <bool kSilu>
     void quantise_rows(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                       const Tensor& scales);
+                       const Tensor& scales, const int64_t* num_rows);
     const uint16_t* narrowed(const Tensor& x, int64_t heads, int64_t head_stride, int64_t columns);
     const uint16_t* widened(const Tensor& x, const Tensor& x_scales);
     const uint16_t* widened(const Weight& w, int64_t group);

@@ -37,9 +37,10 @@ __global__ void add_kernel(Rows<const float> x, Rows<float> y, int64_t num_rows,
 
 template <int kWidth>
 __global__ void silu_mul_kernel(Rows<const float> gate_up, Rows<float> y, int64_t num_rows,
-                                int64_t inter) {
+                                const int64_t* num_used, int64_t inter) {
     const int64_t column = thread_column() * kWidth;
     if (column >= inter) return;
+    if (num_used != nullptr) num_rows = *num_used;
     for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
         const float* from = gate_up.data + row * gate_up.stride + column;
         const auto gate = load<kWidth>(from);
@@ -143,14 +144,14 @@ void CudaKernels::add(const Tensor& x, const Tensor& y) {
     });
 }
 
-void CudaKernels::silu_mul(const Tensor& gate_up, const Tensor& y) {
+void CudaKernels::silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) {
     const int64_t rows = y.rows(), inter = y.dim(1);
     check_rows(gate_up, "gate_up", rows, 2 * inter);
     check_rows(y, "y", rows, inter);
     if (y.empty()) return;
     with_width(takes_vectors(inter, {gate_up, y}), [&](auto width) {
         launch(silu_mul_kernel<width>, elementwise_shape(rows, inter / width), stream(),
-               rows_of<const float>(gate_up), rows_of<float>(y), rows, inter);
+               rows_of<const float>(gate_up), rows_of<float>(y), rows, num_rows, inter);
     });
 }
 

@@ -52,7 +52,11 @@ void CudaKernels::grouped_gemm(const Tensor& x, const int64_t* device_offsets, c
         params.x = rounded;
     }
     // As many as are there at once: two per multiprocessor.
-    launch_grouped_gemm(params, weights, 2 * info_.num_multiprocessors, stream());
+    const int64_t tile_columns = weights == GroupedWeights::f32 ? kGemmPlainTile : kGemmColumns;
+    const int64_t blocks =
+        std::min<int64_t>(2 * info_.num_multiprocessors,
+                          gemm_most_tiles(x.rows(), spec.groups, spec.out, tile_columns));
+    launch_grouped_gemm(params, weights, static_cast<int>(blocks), stream());
 }
 
 }  // namespace ferry

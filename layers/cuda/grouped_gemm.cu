@@ -154,7 +154,7 @@ __device__ void multiply_stage(
 __device__ inline void store_pair(const GroupedGemmParams& p, int64_t row, int column, float v0,
                                   float v1) {
     float* const y = p.y + row * p.y_stride + column;
-    if (column + 1 < p.out && (row * p.y_stride + column) % 2 == 0) {
+    if (column + 1 < p.out && reinterpret_cast<uintptr_t>(y) % sizeof(float2) == 0) {
         *reinterpret_cast<float2*>(y) = make_float2(v0, v1);
         return;
     }
@@ -267,9 +267,10 @@ __global__ __launch_bounds__(kThreads,
 
 // ---- f32: a thread has one element, the sums are the CPU's
 
-constexpr int kPlainTile = 16, kPlainDepth = 32;
+constexpr int kPlainTile = kGemmPlainTile, kPlainDepth = 32;
 
-__global__ __launch_bounds__(kPlainTile* kPlainTile) void grouped_gemm_f32(GroupedGemmParams p) {
+// Two blocks at once: without being told, nvcc aims at more for sm_80 and spills.
+__global__ __launch_bounds__(kPlainTile* kPlainTile, 2) void grouped_gemm_f32(GroupedGemmParams p) {
     FERRY_DYNAMIC_SHARED(memory);
     float(*const x)[kPlainDepth] = reinterpret_cast<float(*)[kPlainDepth]>(memory);
     float(*const w)[kPlainDepth + 1] = reinterpret_cast<float(*)[kPlainDepth + 1]>(x + kPlainTile);

@@ -23,7 +23,8 @@ struct GroupedGemmParams {
 enum class GroupedWeights { bf16, fp8, f32 };
 
 constexpr int kGemmThreads = 256;
-constexpr int kGemmColumns = 128;  // of y, in a tile: weight rows that a block streams
+constexpr int kGemmColumns = 128;   // of y, in a tile: weight rows that a block streams
+constexpr int kGemmPlainTile = 16;  // rows and columns of a tile of f32
 constexpr int kGemmMostGroups = 1024;
 
 // Rows of a tile of a group: small groups get small tiles, so that they are bound by reading the
@@ -48,6 +49,12 @@ constexpr int gemm_shared_bytes(int groups, bool fp8) {
     for (int rows = 16; rows <= 128; rows *= 2)
         most = gemm_tile_bytes(rows, fp8) > most ? gemm_tile_bytes(rows, fp8) : most;
     return (groups + 1 + 31) / 32 * 128 + most;
+}
+
+// Tiles that products of `rows` rows in any groups can have at most, however rows are spread.
+constexpr int64_t gemm_most_tiles(int64_t rows, int64_t groups, int64_t out, int64_t tile_columns) {
+    const int64_t row_tiles = rows / 16 + (rows < groups ? rows : groups);
+    return (out + tile_columns - 1) / tile_columns * row_tiles;
 }
 
 // bf16 and fp8 weights: tensor cores. f32: a thread per element with the CPU's order of operations.

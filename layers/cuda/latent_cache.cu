@@ -14,6 +14,48 @@ __global__ void write_cache_kernel(const float* latent, int64_t stride, const in
         store(load<kWidth>(latent + row * stride + column), cache + slots[row] * width + column);
 }
 
+struct Rotated {
+    const int32_t* positions;
+    const float* table;  // [positions, 2 pairs]
+    int64_t pairs;       // of the last 2 pairs columns
+    bool interleave;
+};
+
+// The value of one of the rotated columns, counted from the first of them: every product rounded
+// before the sum, as on the CPU.
+__device__ __forceinline__ float rotated(const float* row, int64_t column, const float2* angles,
+                                         const Rotated& call) {
+    const bool is_second = call.interleave ? column % 2 != 0 : column >= call.pairs;
+    const int64_t pair = call.interleave ? column / 2 : column - (is_second ? call.pairs : 0);
+    const int64_t first = call.interleave ? 2 * pair : pair;
+    const float a = row[first], b = row[first + (call.interleave ? 1 : call.pairs)];
+    const float2 angle = angles[pair];
+    return is_second ? __fadd_rn(__fmul_rn(a, angle.y), __fmul_rn(b, angle.x))
+                     : __fadd_rn(__fmul_rn(a, angle.x), -__fmul_rn(b, angle.y));
+}
+
+// As write_cache_kernel; each thread rotates its own columns.
+template <typename T, int kWidth>
+__global__ void rope_write_cache_kernel(const float* latent, int64_t stride, const int64_t* slots,
+                                        T* cache, int64_t num_rows, int64_t width, Rotated call) {
+    const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
+    if (column >= width) return;
+    const int64_t plain = width - 2 * call.pairs;
+    for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
+        const float* from = latent + row * stride;
+        auto values = load<kWidth>(from + column);
+        if (column + kWidth > plain) {
+            const auto* angles =
+                reinterpret_cast<const float2*>(call.table) + call.positions[row] * call.pairs;
+#pragma unroll
+            for (int i = 0; i < kWidth; ++i)
+                if (column + i >= plain)
+                    values.values[i] = rotated(from + plain, column + i - plain, angles, call);
+        }
+        store(values, cache + slots[row] * width + column);
+    }
+}
+
 template <typename T, int kWidth>
 __global__ void read_cache_kernel(const T* cache, const int32_t* pages, float* out, int64_t stride,
                                   int64_t num_rows, int64_t width) {
@@ -45,6 +87,37 @@ void CudaKernels::write_cache(const Tensor& latent, std::span<const int64_t> slo
         const auto write = [&]<typename T>(T* to) {
             launch(write_cache_kernel<T, vector>, elementwise_shape(rows, width / vector), stream(),
                    latent.as<float>(), latent.row_stride(), on_device, to, rows, width);
+        };
+        cache.dtype() == DType::f32 ? write(cache.as<float>()) : write(cache.as<uint16_t>());
+    });
+}
+
+void CudaKernels::rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                                   const Tensor& table, bool interleave,
+                                   std::span<const int64_t> slots, const Tensor& cache) {
+    const auto rows = static_cast<int64_t>(slots.size());
+    const int64_t width = cache.dim(2), r = table.dim(1);
+    check_shape(latent, "latent", DType::f32, {rows, width});
+    check_shape(table, "table", DType::f32, {table.rows(), r});
+    check_cache(cache, width);
+    FERRY_CHECK(static_cast<int64_t>(positions.size()) == rows, "{} positions of {} rows",
+                positions.size(), rows);
+    FERRY_CHECK(r % 2 == 0 && r <= width && table.contiguous(), "{} rotated columns of {}", r,
+                width);
+    for (int32_t position : positions)
+        FERRY_CHECK(position >= 0 && position < table.rows(), "position {} of {}", position,
+                    table.rows());
+    if (latent.empty()) return;
+    const Rotated rotated{.positions = step_arrays_.on_device(positions),
+                          .table = table.as<float>(),
+                          .pairs = r / 2,
+                          .interleave = interleave};
+    const int64_t* on_device = step_arrays_.on_device(slots);
+    with_width(takes_vectors(width, {latent, cache}), [&](auto vector) {
+        const auto write = [&]<typename T>(T* to) {
+            launch(rope_write_cache_kernel<T, vector>, elementwise_shape(rows, width / vector),
+                   stream(), latent.as<float>(), latent.row_stride(), on_device, to, rows, width,
+                   rotated);
         };
         cache.dtype() == DType::f32 ? write(cache.as<float>()) : write(cache.as<uint16_t>());
     });

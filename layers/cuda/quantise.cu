@@ -16,6 +16,7 @@ struct Quantise {
     float* scales;
     int64_t rows, columns, x_stride, q_stride, scales_stride;
     bool power_of_two;
+    const int64_t* num_rows;  // of `rows`, or null
 };
 
 // `width` values to be quantised, from column `column` on.
@@ -40,6 +41,7 @@ __global__ void quantise_kernel(Quantise call) {
         static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarpThreads) + threadIdx.x / kWarpThreads;
     if (index >= call.rows * blocks) return;  // a whole warp
     const int64_t row = index / blocks, block = index % blocks;
+    if (call.num_rows != nullptr && row >= *call.num_rows) return;
     const int64_t lane = threadIdx.x % kWarpThreads;
     const float* x = call.x + row * call.x_stride;
     float values[4] = {};
@@ -114,7 +116,7 @@ bool multiple_of(const void* address, uintptr_t bytes) {
 // x: [rows, columns], or [rows, 2 columns] for silu(gate) * up.
 template <bool kSilu>
 void CudaKernels::quantise_rows(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                                const Tensor& scales) {
+                                const Tensor& scales, const int64_t* num_rows) {
     const int64_t rows = x.rows(), columns = q.dim(1);
     check_shape(x, "x", DType::f32, {rows, kSilu ? 2 * columns : columns});
     check_shape(q, "q", DType::fp8_e4m3, {rows, columns});
@@ -130,18 +132,20 @@ void CudaKernels::quantise_rows(const Tensor& x, bool power_of_two_scales, const
                         .x_stride = x.row_stride(),
                         .q_stride = q.row_stride(),
                         .scales_stride = scales.row_stride(),
-                        .power_of_two = power_of_two_scales});
+                        .power_of_two = power_of_two_scales,
+                        .num_rows = num_rows});
     });
 }
 
 void CudaKernels::quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                               const Tensor& scales) {
-    quantise_rows<false>(x, power_of_two_scales, q, scales);
+                               const Tensor& scales, const int64_t* num_rows) {
+    quantise_rows<false>(x, power_of_two_scales, q, scales, num_rows);
 }
 
 void CudaKernels::silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales,
-                                    const Tensor& q, const Tensor& scales) {
-    quantise_rows<true>(gate_up, power_of_two_scales, q, scales);
+                                    const Tensor& q, const Tensor& scales,
+                                    const int64_t* num_rows) {
+    quantise_rows<true>(gate_up, power_of_two_scales, q, scales, num_rows);
 }
 
 void narrow_to_bf16(const NarrowToBf16& call, CUstream_st* stream) {

@@ -13,7 +13,7 @@ namespace {
 
 constexpr double kGreedyBelow = 1e-5;
 
-bool is_adjusted(const CudaSampleInput& input) {
+bool is_adjusted(const SampleRow& input) {
     return input.repetition_penalty != 1 || !input.banned.empty();
 }
 
@@ -38,11 +38,11 @@ CudaSampler::CudaSampler(CudaDevice& device, int64_t vocab_size, int64_t max_row
     sampled_.reserve(rows);
 }
 
-void CudaSampler::prepare(std::span<const CudaSampleInput> inputs) {
+void CudaSampler::prepare(std::span<const SampleRow> inputs) {
     queries_.clear();
     tokens_.clear();
     int64_t num_top = 0;
-    for (const CudaSampleInput& input : inputs) {
+    for (const SampleRow& input : inputs) {
         const bool greedy = input.temperature < kGreedyBelow;
         const int64_t wanted = std::min(input.num_top, vocab_size_);
         const auto generated = static_cast<int64_t>(input.tokens.size()) - input.num_prompt_tokens;
@@ -73,7 +73,7 @@ void CudaSampler::prepare(std::span<const CudaSampleInput> inputs) {
     logprobs_.resize(static_cast<size_t>(num_top));
 }
 
-void CudaSampler::reserve(std::span<const CudaSampleInput> inputs) {
+void CudaSampler::reserve(std::span<const SampleRow> inputs) {
     reserve_both<SampleQuery>(device_, queries_.size(), device_queries_, pinned_queries_);
     reserve_both<SampleResult>(device_, queries_.size(), device_results_, pinned_results_);
     reserve_both<int32_t>(device_, tokens_.size(), device_tokens_, pinned_tokens_);
@@ -117,10 +117,10 @@ void CudaSampler::run(const Tensor& logits) {
     check_cuda(cudaStreamSynchronize(stream), "wait for tokens");
 }
 
-std::span<const CudaSampledToken> CudaSampler::sample(const Tensor& logits,
-                                                      std::span<const CudaSampleInput> inputs) {
+std::span<const SampledRow> CudaSampler::sample(const Tensor& logits,
+                                                std::span<const SampleRow> inputs) {
     check_shape(logits, "logits", DType::f32, {logits.rows(), vocab_size_});
-    for (const CudaSampleInput& input : inputs)
+    for (const SampleRow& input : inputs)
         FERRY_CHECK(input.row >= 0 && input.row < logits.rows(), "row {} of {}", input.row,
                     logits.describe());
     sampled_.clear();
@@ -134,7 +134,7 @@ std::span<const CudaSampledToken> CudaSampler::sample(const Tensor& logits,
         const SampleQuery& query = queries_[i];
         const auto num_top = static_cast<size_t>(std::max(query.num_top, 0));
         const auto first = static_cast<size_t>(query.first_top);
-        CudaSampledToken sampled;
+        SampledRow sampled;
         sampled.token = results[i].token;
         if (query.num_top >= 0 && sampled.token >= 0) {
             const double log_sum = log_of_units(results[i].units);
@@ -145,7 +145,7 @@ std::span<const CudaSampledToken> CudaSampler::sample(const Tensor& logits,
             sampled.logprob = logprob(results[i].logit);
             for (size_t j = first; j < first + num_top; ++j)
                 logprobs_[j] = {top[j].token, logprob(top[j].logit)};
-            sampled.top = std::span<const CudaTokenLogprob>(logprobs_).subspan(first, num_top);
+            sampled.top = std::span<const RankedLogprob>(logprobs_).subspan(first, num_top);
         }
         sampled_.push_back(sampled);
     }

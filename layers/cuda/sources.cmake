@@ -27,5 +27,9 @@ set(FERRY_CUDA_SOURCES
 # Kernels that must not spill registers (tests/layers/cuda/ptxas_report.sh).
 set(FERRY_CUDA_UNSPILLED
     layers/cuda/gate.cu
+    layers/cuda/grouped_gemm.cu
+    layers/cuda/latent_cache.cu
+    layers/cuda/mla_decode.cu
+    layers/cuda/mla_prefill.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu)

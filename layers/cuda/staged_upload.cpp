@@ -57,7 +57,7 @@ void StagedUpload::copy(void* to, size_t to_pitch, const void* from, size_t from
     totals_.seconds += spent.count();
 }
 
-StagedUpload::Totals StagedUpload::totals() const {
+UploadTotals StagedUpload::totals() const {
     const std::lock_guard lock(mutex_);
     return totals_;
 }

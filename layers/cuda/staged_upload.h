@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/device_cuda.h"
+#include "layers/kernels.h"
 
 namespace ferry {
 
@@ -20,14 +21,7 @@ class StagedUpload {
 
     // Since the beginning: what was copied, and the time that callers spent in copy, of all threads
     // together.
-    struct Totals {
-        int64_t bytes = 0;
-        double seconds = 0;
-        double bytes_per_s() const {
-            return seconds > 0 ? static_cast<double>(bytes) / seconds : 0;
-        }
-    };
-    Totals totals() const;
+    UploadTotals totals() const;
 
   private:
     static constexpr size_t kBufferBytes = size_t{8} << 20;
@@ -45,7 +39,7 @@ class StagedUpload {
     std::condition_variable freed_;
     std::vector<Slot> slots_;  // made when first needed
     size_t next_ = 0;
-    Totals totals_;
+    UploadTotals totals_;
 };
 
 }  // namespace ferry

@@ -202,11 +202,18 @@ void bench_experts(double copy_rate) {
 }
 
 int run(int argc, char** argv) {
+    const std::set<std::string> named(argv + 1, argv + argc);
+    for (const std::string& name : named)
+        if (name != "decode" && name != "prefill" && name != "experts") {
+            fmt::print(stderr,
+                       "cuda_kernels_bench: unknown kernels '{}': decode, prefill or experts\n",
+                       name);
+            return 2;
+        }
     if (num_cuda_devices() == 0) {
         fmt::print("no GPU: nothing to measure\n");
         return 77;
     }
-    const std::set<std::string> named(argv + 1, argv + argc);
     const auto wanted = [&](const char* name) { return named.empty() || named.contains(name); };
     gpu().make_current();
     const auto kernels = make_cuda_kernels(0);

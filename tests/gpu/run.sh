@@ -71,7 +71,8 @@ if [ ! -x "$bundle/bin/ferry" ]; then
     cmake --preset release >"$logs/configure.log" 2>&1 && cmake --build --preset release -j "$(nproc)" >"$logs/build.log" 2>&1 ||
         { tail -n 5 "$logs"/configure.log "$logs"/build.log; echo "run.sh: no bundle, and it cannot be built here"; exit 2; }
     bundle=build/bundle
-    launch/bundle.sh --output "$bundle" $(find build/release/tests -name '*_gpu' -type f -perm -u+x) || exit 2
+    launch/bundle.sh --output "$bundle" $(find build/release/tests \( -name '*_gpu' -o -name cuda_kernels_bench \) \
+        -type f -perm -u+x) || exit 2
 fi
 bin=$(cd "$bundle/bin" && pwd)
 # NCCL and cuBLAS of a Python environment, where the machine has no others.
@@ -169,6 +170,15 @@ fi
 
 # ---- Benchmarks, beside PyTorch on the same machine
 if [ "$quick" = 0 ]; then
+    bench_kernels() {
+        "$bin/cuda_kernels_bench" | tee "$logs/kernels.txt" && echo "FIGURES $(wc -l <"$logs/kernels.txt") lines in $logs/kernels.txt"
+    }
+    # What one of eight expert ranks computes of a layer with all 256 experts.
+    bench_expert_ranks() {
+        "$bin/ferry" bench layer --shape configs/models/deepseek-v3.yaml --set model.layers=4 --set engine.device=cuda \
+            --decode 128 --context 1024 --prefill 0 --repetitions 5 --expert-ranks 8 --json "$logs/expert-ranks.json" &&
+            echo "FIGURES figures in $logs/expert-ranks.json"
+    }
     # Four layers of DeepSeek-V3: three with a dense MLP, one with all 256 experts.
     bench_ferry() {
         local context
@@ -179,13 +189,19 @@ if [ "$quick" = 0 ]; then
         done
         echo "FIGURES $(ls "$logs"/ferry-*.json | wc -l) files of figures in $logs"
     }
-    export -f bench_ferry
+    export -f bench_ferry bench_kernels bench_expert_ranks
     export logs
+    if [ -x "$bin/cuda_kernels_bench" ]; then
+        shell_piece bench_kernels 60
+    else
+        row bench_kernels skipped - "the bundle has no cuda_kernels_bench"
+    fi
     shell_piece bench_ferry 150
     if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
         piece peer_torch 90 python3 tests/gpu/peer_torch.py --json "$logs/torch.json" --compare "$logs"/ferry-*.json
     else
         row peer_torch skipped - "no PyTorch that sees the GPU"
     fi
+    shell_piece bench_expert_ranks 90
 fi
 finish

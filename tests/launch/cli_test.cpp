@@ -353,6 +353,37 @@ TEST(Bench, LayerMeasuresAndComparesBits) {
                  "16384 positions");
 }
 
+TEST(Bench, LayerTimesTheSharesOfVirtualExpertRanks) {
+    const TempDir dir;
+    const std::string shape = std::string(FERRY_SOURCE_DIR) + "/tests/launch/tiny_model.yaml";
+    const std::vector<std::string> command{"bench",     "layer", "--shape",       shape,
+                                           "--decode",  "40",    "--context",     "10",
+                                           "--prefill", "0",     "--repetitions", "2"};
+    auto arguments = command;
+    arguments.insert(arguments.end(), {"--expert-ranks", "3", "--json", dir / "out.json"});
+    const ProcessResult result = ferry(arguments);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const auto json = nlohmann::json::parse(read_file(dir / "out.json"));
+    const std::string name = "decode 40 at 10, 1 of 3 expert ranks";
+    EXPECT_THAT(json["parameters"][name], HasSubstr("2 to 3 experts"));
+    int num_rows = 0;
+    for (const auto& row : json["rows"]) {
+        if (row["workload"] != name) continue;
+        ++num_rows;
+        EXPECT_EQ(row["stage"], "experts");
+        EXPECT_GT(row["best_us"], 0);
+        EXPECT_EQ(row["check"], "same");
+        // 120 tokens choose among 8 experts: all 3 of a rank, or both of the last, have rows.
+        EXPECT_EQ(static_cast<int64_t>(row["bytes"]) % (3 * 64 * 32 * 2), 0);
+        EXPECT_GE(row["bytes"], 2 * 3 * 64 * 32 * 2);
+        EXPECT_LE(row["bytes"], 3 * 3 * 64 * 32 * 2);
+    }
+    EXPECT_EQ(num_rows, 1);
+    arguments = command;
+    arguments.insert(arguments.end(), {"--expert-ranks", "9"});
+    expect_error(ferry(arguments), 2, "9 ranks cannot share the 8 experts");
+}
+
 TEST(Bench, ExchangeOfOneRankBringsEveryElementBack) {
     const TempDir dir;
     const ProcessResult result =

@@ -38,9 +38,11 @@ expect() { # CODE NAME PATTERN COMMAND...
 "$ferry" generate "${settings[@]}" --output "$work/cpu" >"$work/cpu.log" 2>&1 || fail "$(cat "$work/cpu.log")"
 [ "$(tokens cpu | wc -l)" = 2 ] || fail "the CPU wrote $(tokens cpu)"
 
-expect 0 one 'rank +host +device' "$emulated" generate "${settings[@]}" "${gpu[@]}" --output "$work/one"
+expect 0 one 'rank +host +device' "$emulated" generate "${settings[@]}" "${gpu[@]}" --set log.progress=on \
+    --output "$work/one"
 same one
 grep -q 'weights .* = .*GiB' "$work/one.log" || fail "no memory plan: $(cat "$work/one.log")"
+grep -q 'GB of it to GPUs through pinned memory, .* GB/s a thread' "$work/one.log" || fail "no rate: $(cat "$work/one.log")"
 grep -q 'exchange.transport: self' "$work/one.log" || fail "no transport: $(cat "$work/one.log")"
 
 if command -v mpirun >/dev/null && [[ $("$ferry" --version) =~ MPI\ .*Open\ MPI ]]; then

@@ -65,7 +65,8 @@ TEST_P(DeviceMemory, GivesTheSameTokensOnEveryLayout) {
         AttentionWorker worker(*kernels, rank.model(), rank.fabric(), rank.experts(), kLimits);
         std::vector<int32_t> prompt = kPrompt;
         prompt.resize(prompt.size() - static_cast<size_t>(rank.fabric().attention_rank()));
-        const auto tokens = greedy_tokens(worker, prompt, kNumTokens, kLimits.num_pages);
+        const auto tokens =
+            greedy_tokens(worker, kernels->device(), prompt, kNumTokens, kLimits.num_pages);
         rank.fabric().exchange().attention()->close();
         EXPECT_EQ(tokens, OneRankModel(source).greedy(prompt, kNumTokens));
     }

@@ -1,6 +1,7 @@
 // Golden data of whole models: tests/golden/README.md tells the fields.
 #pragma once
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -9,8 +10,15 @@
 
 namespace ferry::testing {
 
+// Where the project's sources are; said again on a machine that they were carried to
+// (tests/gpu/run.sh).
+inline std::string source_folder() {
+    const char* given = std::getenv("FERRY_TEST_SOURCE_DIR");
+    return given != nullptr ? given : FERRY_SOURCE_DIR;
+}
+
 inline std::string golden_folder(const std::string& name) {
-    return std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/" + name;
+    return source_folder() + "/tests/golden/data/" + name;
 }
 
 inline nlohmann::json read_golden_json(const std::string& folder) {

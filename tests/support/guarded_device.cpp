@@ -97,6 +97,11 @@ class GuardedKernels final : public Kernels {
         const Open open;
         cpu_->grouped_gemm(x, offsets, w, y, x_scales);
     }
+    void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
+                      const Tensor& y, const Tensor* x_scales) override {
+        const Open open;
+        cpu_->grouped_gemm(x, device_offsets, w, y, x_scales);
+    }
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                    const Tensor& y) override {
         const Open open;
@@ -107,9 +112,9 @@ class GuardedKernels final : public Kernels {
         cpu_->copy_head_columns(x, first_column, y);
     }
     void quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
-                      const Tensor& scales) override {
+                      const Tensor& scales, const int64_t* num_rows) override {
         const Open open;
-        cpu_->quantise_fp8(x, power_of_two_scales, q, scales);
+        cpu_->quantise_fp8(x, power_of_two_scales, q, scales, num_rows);
     }
     void tree_sum(const Tensor& parts, const Tensor& y) override {
         const Open open;
@@ -143,17 +148,17 @@ class GuardedKernels final : public Kernels {
         cpu_->rms_norm_quantise(x, weight, eps, power_of_two_scales, q, scales);
     }
     void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
-                           const Tensor& scales) override {
+                           const Tensor& scales, const int64_t* num_rows) override {
         const Open open;
-        cpu_->silu_mul_quantise(gate_up, power_of_two_scales, q, scales);
+        cpu_->silu_mul_quantise(gate_up, power_of_two_scales, q, scales, num_rows);
     }
     void add(const Tensor& x, const Tensor& y) override {
         const Open open;
         cpu_->add(x, y);
     }
-    void silu_mul(const Tensor& gate_up, const Tensor& y) override {
+    void silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) override {
         const Open open;
-        cpu_->silu_mul(gate_up, y);
+        cpu_->silu_mul(gate_up, y, num_rows);
     }
     void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
               bool interleave) override {
@@ -164,6 +169,12 @@ class GuardedKernels final : public Kernels {
                      const Tensor& cache) override {
         const Open open;
         cpu_->write_cache(latent, slots, cache);
+    }
+    void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
+                          const Tensor& table, bool interleave, std::span<const int64_t> slots,
+                          const Tensor& cache) override {
+        const Open open;
+        cpu_->rope_write_cache(latent, positions, table, interleave, slots, cache);
     }
     void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                     const Tensor& out) override {

@@ -27,7 +27,8 @@ OneRankModel::OneRankModel(WeightSource& source, std::unique_ptr<Kernels> kernel
       transport_(make_self_transport()),
       rank_(source, *kernels_, numerics,
             fabric_of(source.config(), kLimits.max_tokens, num_micro_batches, blocks), *transport_),
-      worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), kLimits) {}
+      worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), kLimits),
+      host_logits_(kernels_->device()) {}
 
 std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>& tokens,
                                                      int64_t prompt_length, int64_t chunk) {
@@ -46,7 +47,7 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
         std::iota(every_row.begin(), every_row.end(), 0);
         StepBatch batch = plan.batch();
         batch.logit_rows = every_row;
-        const Tensor logits = worker_.step(batch).logits;
+        const Tensor logits = host_logits_.of(worker_.step(batch).logits);
         for (int64_t row = 0; row < logits.rows(); ++row)
             result.emplace_back(logits.row<float>(row), logits.row<float>(row) + vocab_size());
         scheduler.complete();
@@ -56,11 +57,13 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
 
 std::vector<int32_t> OneRankModel::greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
                                           int64_t chunk) {
-    return greedy_tokens(worker_, prompt, num_tokens, kLimits.num_pages, chunk);
+    return greedy_tokens(worker_, kernels_->device(), prompt, num_tokens, kLimits.num_pages, chunk);
 }
 
-std::vector<int32_t> greedy_tokens(AttentionWorker& worker, const std::vector<int32_t>& prompt,
-                                   int64_t num_tokens, int64_t num_pages, int64_t chunk) {
+std::vector<int32_t> greedy_tokens(AttentionWorker& worker, Device& device,
+                                   const std::vector<int32_t>& prompt, int64_t num_tokens,
+                                   int64_t num_pages, int64_t chunk) {
+    HostView host_logits(device);
     PageAllocator pages(num_pages, false);
     Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk},
                         pages);
@@ -71,7 +74,7 @@ std::vector<int32_t> greedy_tokens(AttentionWorker& worker, const std::vector<in
     scheduler.add(sequence);
     while (static_cast<int64_t>(sequence.tokens.size()) < sequence.max_length) {
         const StepPlan& plan = scheduler.plan();
-        const Tensor logits = worker.step(plan.batch()).logits;
+        const Tensor logits = host_logits.of(worker.step(plan.batch()).logits);
         scheduler.complete();
         if (logits.rows() == 0) continue;
         const float* row = logits.row<float>(0);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "comm/staging.h"
 #include "runtime/attention_worker.h"
 #include "runtime/rank_model.h"
 #include "runtime/scheduler.h"
@@ -12,8 +13,9 @@ namespace ferry {
 
 // The greedy continuation of a prompt, computed at most `chunk` rows at a time. All attention ranks
 // of a world take as many steps.
-std::vector<int32_t> greedy_tokens(AttentionWorker& worker, const std::vector<int32_t>& prompt,
-                                   int64_t num_tokens, int64_t num_pages, int64_t chunk = 512);
+std::vector<int32_t> greedy_tokens(AttentionWorker& worker, Device& device,
+                                   const std::vector<int32_t>& prompt, int64_t num_tokens,
+                                   int64_t num_pages, int64_t chunk = 512);
 
 class OneRankModel {
   public:
@@ -45,6 +47,7 @@ class OneRankModel {
     std::unique_ptr<Transport> transport_;
     RankModel rank_;
     AttentionWorker worker_;
+    HostView host_logits_;
 };
 
 }  // namespace ferry

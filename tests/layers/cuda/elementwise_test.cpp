@@ -51,6 +51,23 @@ TEST(CudaElementwise, SiluMul) {
         }
 }
 
+TEST(CudaElementwise, SiluMulOfLeadingRowsOnly) {
+    const Buffer num_rows(cuda_device(0), sizeof(int64_t));
+    for (const int64_t used : {0, 1, 3}) {
+        cuda_device(0).copy_from_host(num_rows.data(), &used, sizeof(used));
+        const CudaTensor from(Matrix(4, 2 * 30, 3)), all(DType::f32, {4, 30});
+        const CudaTensor to(DType::f32, {4, 30});
+        cuda_kernels().silu_mul(from, all);
+        cuda_kernels().silu_mul(from, to, num_rows.as<int64_t>());
+        std::vector<float> expected = all.values(), got = to.values();
+        const auto first_unused = used * 30;
+        for (auto i = got.begin() + first_unused; i != got.end(); ++i) EXPECT_TRUE(std::isnan(*i));
+        got.resize(static_cast<size_t>(first_unused));
+        expected.resize(got.size());
+        expect_same_bits(got, expected);
+    }
+}
+
 TEST(CudaElementwise, EmbedAndGather) {
     const auto cpu = make_cpu_kernels(1);
     const std::vector<int32_t> tokens{4, 0, 9, 9, 1};

@@ -224,6 +224,10 @@ TEST(CudaGroupedGemm, PublishedShapesOnAGpu) {
 }
 
 TEST(CudaGroupedGemm, PlansByHand) {
+    // An upper bound: a row more in each group, and every 16 rows.
+    EXPECT_EQ(gemm_most_tiles(20, 3, 130, kGemmColumns), 2 * (1 + 3));
+    EXPECT_EQ(gemm_most_tiles(2, 256, 128, kGemmColumns), 2);
+    EXPECT_EQ(gemm_most_tiles(4096, 256, 2048, kGemmColumns), 16 * (256 + 256));
     EXPECT_EQ(gemm_tile_rows(0), 16);
     EXPECT_EQ(gemm_tile_rows(16), 16);
     EXPECT_EQ(gemm_tile_rows(17), 32);

@@ -35,5 +35,36 @@ TEST(CudaLatentCache, WritesAndReadsTheBitsOfTheCpu) {
             }
 }
 
+TEST(CudaLatentCache, RotatesAndWritesTheBitsOfTheCpu) {
+    const auto cpu = make_cpu_kernels(1);
+    const std::vector<int32_t> page{1}, positions{5, 0, 31, 7, 7};
+    const std::vector<int64_t> slots{67, 64, 65, 68, 66};
+    for (DType dtype : {DType::f32, DType::bf16})
+        for (bool interleave : {true, false})
+            for (const auto& [width, r] : {std::pair{7, 2}, {24, 10}, {32, 32}, {576, 64}})
+                for (int64_t rows : {0, 1, 5}) {
+                    SCOPED_TRACE(fmt::format("{} rows of {}, {} rotated, {}, interleave {}", rows,
+                                             width, r, to_string(dtype), interleave));
+                    const auto num = static_cast<size_t>(rows);
+                    const std::span used(positions.data(), num);
+                    const std::span to(slots.data(), num);
+                    const Matrix latent(rows, width, 1), table(32, r, 9);
+                    const CudaTensor latent_device(latent), table_device(table);
+                    Matrix out(5, width);
+                    OwnedTensor cache(cpu_device(), dtype, {2, kPageTokens, width});
+                    const CudaTensor cache_device(dtype, {2, kPageTokens, width});
+                    const CudaTensor out_device(DType::f32, {5, width});
+                    cpu->fill_zero(cache);
+                    cpu->rope(latent.view.reshape({rows, 1, width}), used, table.view, interleave);
+                    cpu->write_cache(latent.view, to, cache);
+                    cpu->read_cache(cache, page, out.view);
+                    cuda_kernels().fill_zero(cache_device);
+                    cuda_kernels().rope_write_cache(latent_device, used, table_device, interleave,
+                                                    to, cache_device);
+                    cuda_kernels().read_cache(cache_device, page, out_device);
+                    expect_same_bits(out_device.values(), out.values);
+                }
+}
+
 }  // namespace
 }  // namespace ferry

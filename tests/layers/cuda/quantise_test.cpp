@@ -77,5 +77,35 @@ TEST(CudaQuantise, NormedAndActivatedRows) {
             }
 }
 
+// Buffers are for the worst case; only the device knows how many rows there are.
+TEST(CudaQuantise, LeadingRowsOnly) {
+    constexpr int64_t kRows = 5, kUsed = 3, kColumns = 130;
+    Kernels& kernels = cuda_kernels();
+    const Buffer num_rows(cuda_device(0), sizeof(int64_t));
+    cuda_device(0).copy_from_host(num_rows.data(), &kUsed, sizeof(kUsed));
+    const CudaTensor x(Matrix(kRows, kColumns, 1)), gate_up(Matrix(kRows, 2 * kColumns, 2));
+    for (const bool activated : {false, true}) {
+        const CudaTensor all_q(DType::fp8_e4m3, {kRows, kColumns}), all(DType::f32, {kRows, 2});
+        const CudaTensor q(DType::fp8_e4m3, {kRows, kColumns}), scales(DType::f32, {kRows, 2});
+        if (activated) {
+            kernels.silu_mul_quantise(gate_up, false, all_q, all);
+            kernels.silu_mul_quantise(gate_up, false, q, scales, num_rows.as<int64_t>());
+        } else {
+            kernels.quantise_fp8(x, false, all_q, all);
+            kernels.quantise_fp8(x, false, q, scales, num_rows.as<int64_t>());
+        }
+        std::vector<uint8_t> codes = all_q.values<uint8_t>();
+        std::fill(codes.begin() + kUsed * kColumns, codes.end(), uint8_t{0xff});
+        EXPECT_EQ(q.values<uint8_t>(), codes);
+        for (int64_t i = 0; i < kRows * 2; ++i) {
+            const auto at = static_cast<size_t>(i);
+            if (i < kUsed * 2)
+                EXPECT_EQ(scales.values()[at], all.values()[at]);
+            else
+                EXPECT_TRUE(std::isnan(scales.values()[at]));
+        }
+    }
+}
+
 }  // namespace
 }  // namespace ferry

@@ -17,7 +17,7 @@ struct Query {
     std::vector<int32_t> banned = {};
 };
 
-CudaSampleInput to_cuda(const Query& query, int64_t row) {
+SampleRow to_cuda(const Query& query, int64_t row) {
     const SamplingParams& params = query.params;
     return {.row = row,
             .temperature = params.temperature,
@@ -41,7 +41,7 @@ void expect_the_tokens_of_the_cpu(const Matrix& logits, const std::vector<Query>
     CudaSampler cuda(cuda_device(0), vocab, rows);
     const CudaTensor device_logits(logits);
     for (const Query& query : queries) {
-        std::vector<CudaSampleInput> inputs;
+        std::vector<SampleRow> inputs;
         for (int64_t row = rows; row-- > 0;) inputs.push_back(to_cuda(query, row));
         const auto sampled = cuda.sample(device_logits, inputs);
         ASSERT_EQ(sampled.size(), inputs.size());

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "copies.h"
 #include "cuda_runtime.h"
 #include "fiber.h"
 #include "options.h"
@@ -203,6 +204,11 @@ void wait_for(CUevent_st* event, uint64_t recorded) {
     }
 }
 
+cuda_emulation::Copies& to_host() {
+    static cuda_emulation::Copies copies;
+    return copies;
+}
+
 // Asynchronous copies read pageable host memory before they return.
 bool is_pinned_or_device(const void* data);
 
@@ -354,6 +360,10 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
         (kind == cudaMemcpyDeviceToHost && (to_device || !from_device)) ||
         (kind == cudaMemcpyDeviceToDevice && !(to_device && from_device)))
         fail("a copy whose direction is not what its addresses say");
+    if (from_device && !to_device) {
+        ++to_host().num;
+        to_host().bytes += static_cast<int64_t>(width * height);
+    }
     submit(stream, [=] {
         for (size_t row = 0; row < height; ++row)
             if (width > 0)
@@ -506,6 +516,11 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
     delete executable;
     return cudaSuccess;
+}
+
+cuda_emulation::Copies cuda_emulation::copies_to_host() {
+    const Guard guard(lock());
+    return to_host();
 }
 
 // ---- Launches

@@ -1,0 +1,165 @@
+// The engine on the emulated GPU: the CPU's tokens whatever the settings of sampling, and how
+// little a step copies to the host: neither logits nor how many rows experts got.
+#include <gtest/gtest.h>
+
+#include "comm/wire.h"
+#include "layers/cuda/sampling_launch.h"
+#include "runtime/engine.h"
+#include "runtime/expert_share_bench.h"
+#include "runtime/hf_model.h"
+#include "runtime/memory_plan.h"
+#include "runtime/rank_model.h"
+#include "tests/support/cuda_emulation/copies.h"
+#include "tests/support/golden_models.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kMicroBatches = 2;
+constexpr int64_t kMaxTokens = 64;  // of one step
+
+class TestEngine {
+  public:
+    explicit TestEngine(std::unique_ptr<Kernels> kernels, const char* family = "v3")
+        : source_(testing::golden_folder("models/") + family),
+          kernels_(std::move(kernels)),
+          transport_(make_self_transport()),
+          blocks_(blocks_of(kernels_->device())),
+          rank_(source_, *kernels_, {}, fabric(source_.config(), blocks_.get()), *transport_),
+          engine_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(),
+                  {.scheduler = {.max_batch = 8, .max_batch_tokens = kMaxTokens},
+                   .num_pages = 16,
+                   .max_context = 128},
+                  {}, std::nullopt) {}
+
+    Engine* operator->() { return &engine_; }
+    int64_t num_moe_layers() const {
+        return source_.config().n_layers - source_.config().n_dense_layers;
+    }
+    std::vector<Completion> run(const std::vector<Request>& requests) {
+        for (const Request& request : requests) engine_.submit(request);
+        while (engine_.step()) {
+        }
+        std::vector<Completion> finished = engine_.take_finished();
+        std::ranges::sort(finished, {}, &Completion::index);
+        return finished;
+    }
+
+  private:
+    static std::unique_ptr<BlockTransport> blocks_of(Device& device) {
+        auto* gpu = dynamic_cast<CudaDevice*>(&device);
+        return gpu != nullptr ? make_self_blocks(*gpu) : nullptr;
+    }
+    static FabricOptions fabric(const ModelConfig& config, BlockTransport* blocks) {
+        FabricOptions options = single_rank_fabric(config, kMaxTokens, kMicroBatches);
+        options.blocks = blocks;
+        return options;
+    }
+
+    HfModel source_;
+    std::unique_ptr<Kernels> kernels_;
+    std::unique_ptr<Transport> transport_;
+    std::unique_ptr<BlockTransport> blocks_;
+    RankModel rank_;
+    Engine engine_;
+};
+
+Request request(int64_t index, const SamplingParams& sampling) {
+    Request made{.index = index,
+                 .sample = 0,
+                 .id = {fmt::format("r{}", index), false},
+                 .prompt_tokens = {},
+                 .sampling = sampling};
+    for (int64_t i = 0; i < 3 + index; ++i)
+        made.prompt_tokens.push_back(static_cast<int32_t>((7 + index * 31 + i * 17) % 256));
+    return made;
+}
+
+TEST(CudaEngine, EverySettingOfSamplingGivesTheTokensOfTheCpu) {
+    const std::vector<Request> requests{
+        request(0, {.max_tokens = 6, .logprobs = 3}),
+        request(1, {.temperature = 0.9, .seed = 11, .max_tokens = 6, .logprobs = 0}),
+        request(2, {.temperature = 1.5, .top_k = 20, .top_p = 0.9, .seed = 12, .max_tokens = 6}),
+        request(3, {.temperature = 0.7, .min_p = 0.05, .seed = 13, .max_tokens = 6}),
+        request(4, {.temperature = 1, .repetition_penalty = 1.3, .seed = 14, .max_tokens = 6}),
+        request(5, {.max_tokens = 6, .min_tokens = 4, .stop_token_ids = {0, 1, 2, 3, 4, 5}})};
+    TestEngine cpu(make_cpu_kernels(1)), cuda(make_cuda_kernels(0));
+    const std::vector<Completion> expected = cpu.run(requests), got = cuda.run(requests);
+    ASSERT_EQ(got.size(), requests.size());
+    ASSERT_EQ(expected.size(), requests.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+        SCOPED_TRACE(i);
+        EXPECT_EQ(got[i].tokens, expected[i].tokens);
+        EXPECT_EQ(got[i].finish_reason, expected[i].finish_reason);
+        ASSERT_EQ(got[i].logprobs.size(), expected[i].logprobs.size());
+        ASSERT_EQ(got[i].top_logprobs.size(), expected[i].top_logprobs.size());
+        for (size_t j = 0; j < got[i].logprobs.size(); ++j)
+            EXPECT_NEAR(got[i].logprobs[j], expected[i].logprobs[j], 1e-3);
+        for (size_t j = 0; j < got[i].top_logprobs.size(); ++j)
+            EXPECT_EQ(got[i].top_logprobs[j].token, expected[i].top_logprobs[j].token);
+    }
+}
+
+// Per micro-batch the header of the last exchange, which says what ranks agreed; and the tokens. Of
+// the experts' counts and of the logits nothing, in any layer.
+TEST(CudaEngine, AStepCopiesOnlyTokensToTheHost) {
+    constexpr int64_t kRequests = 4;
+    for (const char* family : {"v3", "v3-bf16", "v3-fp8"}) {
+        SCOPED_TRACE(family);
+        TestEngine cuda(make_cuda_kernels(0), family);
+        ASSERT_GT(cuda.num_moe_layers(), 1);
+        for (int64_t i = 0; i < kRequests; ++i)
+            cuda->submit(request(i, {.max_tokens = 8, .ignore_eos = true}));
+        cuda->step();
+        for (int step = 0; step < 2; ++step) {
+            const cuda_emulation::Copies before = cuda_emulation::copies_to_host();
+            cuda->step();
+            const cuda_emulation::Copies after = cuda_emulation::copies_to_host();
+            EXPECT_EQ(cuda->last_step().generated, kRequests);
+            EXPECT_EQ(after.num - before.num, kMicroBatches + 1);
+            EXPECT_EQ(after.bytes - before.bytes,
+                      static_cast<int64_t>(kMicroBatches * sizeof(MessageHeader) +
+                                           kRequests * sizeof(SampleResult)));
+        }
+    }
+}
+
+TEST(CudaEngine, MemoryPlanHasTheRowsThatTensorCoresMultiply) {
+    const std::unique_ptr<BlockTransport> blocks = make_self_blocks(cuda_device(0));
+    for (const char* family : {"v3", "v3-bf16", "v3-fp8"}) {
+        SCOPED_TRACE(family);
+        HfModel source(testing::golden_folder("models/") + family);
+        const ModelConfig& c = source.config();
+        FabricOptions options = single_rank_fabric(c, kMaxTokens);
+        options.blocks = blocks.get();
+        const MemoryPlan plan = plan_memory(source, {}, options, 0, {});
+        int64_t found = 0;
+        for (const MemoryPlan::Part& part : plan.parts)
+            if (part.name == "rounded rows of experts") found = part.size_bytes;
+        const int64_t widest = std::max(c.dim, c.moe_inter_dim);
+        ASSERT_EQ(widest % 16, 0);
+        const bool rounds = std::string(family) != "v3";  // whose weights are f32
+        EXPECT_EQ(found, rounds ? kMaxTokens * c.n_activated_experts * widest * 2 : 0);
+    }
+}
+
+TEST(CudaEngine, VirtualExpertRanksShareALayer) {
+    HfModel source(testing::golden_folder("models/v3-fp8"));
+    const ModelConfig& config = source.config();
+    const auto kernels = make_cuda_kernels(0);
+    const auto shares =
+        bench_expert_shares(source, {.fp8_activations = true}, *kernels, std::vector<int64_t>{5},
+                            {.num_ranks = 3, .num_warmups = 1, .num_repetitions = 1});
+    int64_t num_experts = 0, num_rows = 0;
+    for (const ExpertShare& share : shares.at(0)) {
+        num_experts += share.num_experts;
+        num_rows += share.num_rows;
+        EXPECT_TRUE(share.same_bits);
+        EXPECT_GT(share.best_s, 0);
+    }
+    EXPECT_EQ(num_experts, config.n_routed_experts);
+    EXPECT_EQ(num_rows, 3 * 5 * config.n_activated_experts);
+}
+
+}  // namespace
+}  // namespace ferry
