@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 
 #include "base/cores.h"
@@ -15,6 +16,7 @@
 #include "runtime/config.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/opened_model.h"
+#include "runtime/run_trace.h"
 #include "runtime/step_bench.h"
 
 namespace ferry {
@@ -103,6 +105,16 @@ void bench_layer(const Arguments& arguments) {
         report.add_parameter("threads", int64_t{threads});
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    std::optional<World> world;  // of one rank, which nothing but a trace needs
+    std::optional<RunTrace> run_trace;
+    if (!config.log.trace.empty()) {
+        world.emplace(nullptr, nullptr);
+        if (world->size() > 1)
+            throw Error(ErrorKind::usage,
+                        "log.trace: bench layer runs on one rank, the launcher started {}",
+                        world->size());
+        run_trace.emplace(*world, true);
+    }
     bool same_bits = true;
     for (const StepWorkload& workload : workloads) {
         const StepTimes times = bench.run(workload, arguments.warmup, arguments.repetitions);
@@ -111,6 +123,10 @@ void bench_layer(const Arguments& arguments) {
                                  times.experts_per_layer);
         same_bits &= times.same_bits;
         add_rows(times, report);
+    }
+    if (run_trace) {
+        run_trace->finish();
+        run_trace->write(*world, bench.layout(), config.log.trace);
     }
     std::string versions = describe_versions();
     std::replace(versions.begin(), versions.end(), '\n', ';');

@@ -59,7 +59,10 @@ std::span<const int64_t> ExpertWorker::offsets_on_host(std::span<const int64_t> 
 void ExpertWorker::run() {
     if (!fabric_.has_exchange()) return;
     ExpertSide& side = *fabric_.exchange().experts();
-    while (const ExpertBatch* batch = side.receive()) {
+    for (;;) {
+        ScopedZone step(Zone::step);
+        const ExpertBatch* batch = side.receive();
+        if (batch == nullptr) return;
         if (batch->layer == model_.config().n_dense_layers && batch->micro_batch == 0) {
             progress_state().step.fetch_add(1, std::memory_order_relaxed);
             progress_state().publish(trace());

@@ -61,6 +61,8 @@ class LoadedEngine {
     const RankModel& model() const { return *rank_; }
     ExpertWorker* experts() { return rank_->experts(); }
     std::string_view transport_name() const { return transport_->name(); }
+    // GPUs that the ranks of this engine compute on, each counted once; 0: none.
+    int num_gpus() const { return devices_.num_devices(); }
     int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:
