@@ -14,7 +14,6 @@
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
 #include "launch/launched_job.h"
-#include "launch/versions.h"
 #include "runtime/input_file.h"
 #include "runtime/run_trace.h"
 #include "runtime/stop_signal.h"

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -67,6 +68,20 @@ std::string busy_lines(const std::vector<double>& shares) {
     }
     lines.erase(lines.find_last_not_of(' ') + 1);
     return lines + "\n";
+}
+
+// The longest first; what rounds to nothing is left out.
+std::string phase_lines(const Json& phases) {
+    constexpr double kLeastShare = 0.005;
+    std::vector<std::pair<double, std::string>> order;
+    for (const auto& [name, share] : phases.items())
+        if (share.get<double>() >= kLeastShare) order.emplace_back(share.get<double>(), name);
+    std::sort(order.begin(), order.end(), std::greater<>());
+    std::string lines = order.empty() ? "" : "phases    of all ranks' time\n";
+    for (const auto& [share, name] : order)
+        lines +=
+            fmt::format("  {:<16} [{}] {:>3.0f} %\n", name, bar(share, kBarWidth), share * 100);
+    return lines;
 }
 
 }  // namespace
@@ -285,9 +300,7 @@ std::string status_text(const std::string& text, const std::string& where, doubl
                                json["slowest_rank"]["role"].get<std::string>(),
                                json["slowest_rank"]["busy_share"].get<double>() * 100);
         out += busy_lines(json["busy_shares"].get<std::vector<double>>());
-        for (const auto& [name, share] : json["phases"].items())
-            out += fmt::format("  {:<16} [{}] {:>3.0f} %\n", name,
-                               bar(share.get<double>(), kBarWidth), share.get<double>() * 100);
+        out += phase_lines(json["phases"]);
         return out;
     } catch (const Json::exception&) {
         throw Error(ErrorKind::input, "{}: is a status file of another version", where);
