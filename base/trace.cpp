@@ -4,6 +4,8 @@ namespace ferry {
 
 std::string_view to_string(Zone zone) {
     switch (zone) {
+        case Zone::step:
+            return "step";
         case Zone::schedule:
             return "schedule";
         case Zone::embed:
@@ -50,6 +52,8 @@ std::string_view to_string(Zone zone) {
 
 void Trace::record_events(size_t capacity) {
     capacity_ = capacity;
+    dropped_events_ = 0;
+    events_.clear();
     events_.reserve(capacity);
 }
 

@@ -11,6 +11,7 @@
 namespace ferry {
 
 enum class Zone : uint8_t {
+    step,  // around all others of one step; its own time is what lies between them
     schedule,
     embed,
     attention,
@@ -65,7 +66,8 @@ class ZoneObserver {
 // rank's main thread only; worker threads of kernels do not report.
 class Trace {
   public:
-    // Keeps up to `capacity` events (allocated here); later ones are counted in `dropped_events`.
+    // From now on keeps up to `capacity` events (allocated here), none of those before; later ones
+    // are counted in `dropped_events`. 0: keeps none.
     void record_events(size_t capacity);
     // `inside_ns`: of it spent in zones that lay inside.
     void add(const TraceEvent& event, int64_t flops, int64_t inside_ns = 0);

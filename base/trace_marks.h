@@ -30,9 +30,12 @@ struct CounterSample {
 // Used by a rank's main thread only.
 class TraceMarks {
   public:
-    // Keeps up to `capacity` marks and as many samples, allocated here; later ones are left out.
+    // From now on keeps up to `capacity` marks and as many samples, allocated here, none of those
+    // before; later ones are left out. 0: keeps none.
     void record(size_t capacity) {
         capacity_ = capacity;
+        marks_.clear();
+        samples_.clear();
         marks_.reserve(capacity);
         samples_.reserve(capacity);
     }

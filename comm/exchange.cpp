@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/trace.h"
 #include "comm/exchange_sides.h"
 
 namespace ferry {
@@ -79,30 +80,26 @@ class ExchangeImpl final : public Exchange {
     ExchangeTimes times() const override {
         return attention_ ? attention_->times() : ExchangeTimes{};
     }
-    void wait_a_little(int layer, int micro_batch) override {
-        if (!waiting_) {
-            waiting_ = true;
-            wait_begin_ns_ = trace_now_ns();
-            shared_.waiter.begin(Activity::waiting_combine, layer, micro_batch);
-        }
+    void begin_wait(int layer, int micro_batch) override {
+        wait_zone_.emplace(Zone::combine_wait, layer, micro_batch);
+        shared_.waiter.begin(Activity::waiting_combine, layer, micro_batch);
+    }
+    void wait_a_little(int micro_batch) override {
         // Replies cannot come before this rank's own experts have heard from everybody.
         shared_.waiter.poll([&](auto add) {
             if (experts_->missing(micro_batch, add) == 0) attention_->missing(micro_batch, add);
         });
     }
     void end_wait() override {
-        if (!waiting_) return;
-        waiting_ = false;
         shared_.waiter.end();
-        trace().add({Zone::combine_wait, -1, -1, wait_begin_ns_, trace_now_ns(), 0}, 0);
+        wait_zone_.reset();
     }
 
   private:
     ExchangeShared shared_;
     std::optional<AttentionSideImpl> attention_;
     std::optional<ExpertSideImpl> experts_;
-    bool waiting_ = false;
-    int64_t wait_begin_ns_ = 0;
+    std::optional<ScopedZone> wait_zone_;  // of a rank with both roles
 };
 
 ExchangeSetup checked(ExchangeSetup setup) {

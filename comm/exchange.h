@@ -142,20 +142,32 @@ class Exchange {
     // never call it.
     template <typename Serve>
     Agreement combine(int layer, int micro_batch, const Tensor& out, Serve&& serve) {
-        while (experts() != nullptr && !attention()->combine_ready(micro_batch)) {
+        if (experts() != nullptr) serve_until_ready(layer, micro_batch, serve);
+        return attention()->combine(layer, micro_batch, out);
+    }
+
+    // For combine() above.
+    virtual void begin_wait(int layer, int micro_batch) = 0;
+    // Between these two: yields, keeps the deadline, throws Error(communication).
+    virtual void wait_a_little(int micro_batch) = 0;
+    virtual void end_wait() = 0;
+
+  private:
+    // Looking for messages counts as waiting: on a busy machine the look itself may take a while.
+    template <typename Serve>
+    void serve_until_ready(int layer, int micro_batch, Serve&& serve) {
+        begin_wait(layer, micro_batch);
+        while (!attention()->combine_ready(micro_batch)) {
             if (const ExpertBatch* batch = experts()->try_receive()) {
                 end_wait();
                 experts()->reply(serve(*batch));
+                begin_wait(layer, micro_batch);
             } else {
-                wait_a_little(layer, micro_batch);
+                wait_a_little(micro_batch);
             }
         }
         end_wait();
-        return attention()->combine(layer, micro_batch, out);
     }
-    // Inside such a loop of one's own: yields, keeps the deadline, throws Error(communication).
-    virtual void wait_a_little(int layer, int micro_batch) = 0;
-    virtual void end_wait() = 0;
 };
 
 struct ExchangeSetup {

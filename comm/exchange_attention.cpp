@@ -179,7 +179,8 @@ Agreement AttentionSideImpl::combine(int layer, int micro_batch, const Tensor& o
     MicroBatch& batch = batches_[micro_batch];
     FERRY_CHECK(layer == batch.layer, "combine of layer {}, but layer {} was dispatched", layer,
                 batch.layer);
-    if (!combine_ready(micro_batch)) {
+    if (batch.num_waiting > 0) {
+        // The first look too: MPI may give the core away in it.
         ScopedZone zone(Zone::combine_wait, layer, micro_batch);
         shared_.waiter.begin(Activity::waiting_combine, layer, micro_batch);
         while (!combine_ready(micro_batch))

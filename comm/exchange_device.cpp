@@ -476,7 +476,8 @@ class DeviceExchange final : public Exchange {
         return experts_->load(layer);
     }
     ExchangeTimes times() const override { return {}; }  // the host does not see replies come
-    void wait_a_little(int, int) override {}
+    void begin_wait(int, int) override {}
+    void wait_a_little(int) override {}
     void end_wait() override {}
 
   private:

@@ -124,17 +124,23 @@ const ExpertBatch* ExpertSideImpl::try_receive() {
 }
 
 const ExpertBatch* ExpertSideImpl::receive() {
-    int micro_batch = find_complete();
-    if (micro_batch < 0 && !closed()) {
-        ScopedZone zone(Zone::dispatch_wait, batch_.layer, next_micro_batch_);
-        shared_.waiter.begin(Activity::waiting_dispatch, batch_.layer, next_micro_batch_);
-        while ((micro_batch = find_complete()) < 0 && !closed())
-            shared_.waiter.poll([&](auto add) { missing(next_micro_batch_, add); });
-        shared_.waiter.end();
-    }
+    const int micro_batch = wait_for_complete();
     if (micro_batch < 0) return nullptr;
     start_batch(micro_batch);
     return &batch_;
+}
+
+// -1 when every attention rank has closed. The first look counts as waiting too: MPI may give the
+// core away in it.
+int ExpertSideImpl::wait_for_complete() {
+    ScopedZone zone(Zone::dispatch_wait, batch_.layer, next_micro_batch_);
+    int micro_batch = find_complete();
+    if (micro_batch >= 0 || closed()) return micro_batch;
+    shared_.waiter.begin(Activity::waiting_dispatch, batch_.layer, next_micro_batch_);
+    while ((micro_batch = find_complete()) < 0 && !closed())
+        shared_.waiter.poll([&](auto add) { missing(next_micro_batch_, add); });
+    shared_.waiter.end();
+    return micro_batch;
 }
 
 // All sources are here: put their rows in order.

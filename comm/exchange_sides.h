@@ -149,6 +149,7 @@ class ExpertSideImpl final : public ExpertSide {
 
     // The micro-batch whose rows are all here, or -1.
     int find_complete();
+    int wait_for_complete();
     void poll_source(int micro_batch, int source);
     void complete(MicroBatch& batch, int source);
     void start_batch(int micro_batch);

@@ -74,9 +74,8 @@ class StagedExchange final : public Exchange {
         return host_->expert_load(layer);
     }
     ExchangeTimes times() const override { return host_->times(); }
-    void wait_a_little(int layer, int micro_batch) override {
-        host_->wait_a_little(layer, micro_batch);
-    }
+    void begin_wait(int layer, int micro_batch) override { host_->begin_wait(layer, micro_batch); }
+    void wait_a_little(int micro_batch) override { host_->wait_a_little(micro_batch); }
     void end_wait() override { host_->end_wait(); }
 
   private:

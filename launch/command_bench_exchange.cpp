@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "comm/exchange_bench.h"
 #include "launch/bench_report.h"
@@ -18,6 +19,7 @@
 #include "runtime/input_file.h"
 #include "runtime/placements.h"
 #include "runtime/routing_record.h"
+#include "runtime/run_trace.h"
 
 namespace ferry {
 namespace {
@@ -33,7 +35,7 @@ const std::map<std::string, CombineMode> kCombines{{"exact", CombineMode::exact}
 struct Arguments {
     std::vector<std::string> transports{"auto"}, layouts, routings{"uniform"}, dtypes{"bf16"},
         modes{"auto"};
-    std::string combine = "exact", json, csv;
+    std::string combine = "exact", json, csv, trace;
     std::vector<int64_t> tokens{1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096}, dims{7168};
     int64_t topk = 8;
     int num_experts = 256, warmup = 5, repetitions = 50;
@@ -127,10 +129,22 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
     report.add_parameter("combine", arguments.combine);
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    const size_t num_cases = arguments.transports.size() * layouts.size() *
+                             arguments.routings.size() * arguments.dtypes.size() *
+                             arguments.modes.size() * arguments.dims.size() *
+                             arguments.tokens.size();
     int64_t num_wrong = 0;
     std::string matrix;
     const auto run = [&](ExchangeBenchCase bench_case, const std::string& name, int64_t tokens) {
+        std::optional<RunTrace> run_trace;
+        if (!arguments.trace.empty()) run_trace.emplace(world, true);
         const ExchangeBenchResult result = bench_exchange(world, bench_case);
+        if (run_trace) {
+            run_trace->finish();
+            const std::string one = fmt::format("{} {} {}", bench_case.transport, name, tokens);
+            run_trace->write(world, make_layout(bench_case.layout, world.node_of_rank()),
+                             num_cases > 1 ? trace_path_of(arguments.trace, one) : arguments.trace);
+        }
         num_wrong += result.num_wrong;
         report.add_row({fmt::format("{} {}", result.transport, name), tokens,
                         result.dispatch.min_us, result.dispatch.median_us, result.dispatch.p99_us,
@@ -245,6 +259,9 @@ void add_bench_exchange(Command& bench) {
         .show_default();
     command.flag("--wait-matrix", arguments->wait_matrix,
                  "Also print which attention rank made which expert rank wait (JSON always tells)");
+    command.option("--trace", arguments->trace,
+                   "Write a Chrome/Perfetto trace of all exchanges to this file; of several cases, "
+                   "each to a file named after it");
     command.option("--json", arguments->json, "Write JSON to this file; - : to stdout");
     command.option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
     command.on_run([arguments] { run_bench_exchange(*arguments); });

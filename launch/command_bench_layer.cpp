@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 
 #include "base/cores.h"
@@ -16,6 +17,7 @@
 #include "runtime/expert_share_bench.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/opened_model.h"
+#include "runtime/run_trace.h"
 #include "runtime/step_bench.h"
 
 namespace ferry {
@@ -148,6 +150,16 @@ void bench_layer(const Arguments& arguments) {
         report.add_parameter("threads", int64_t{threads});
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    std::optional<World> world;  // of one rank, which nothing but a trace needs
+    std::optional<RunTrace> run_trace;
+    if (!config.log.trace.empty()) {
+        world.emplace(nullptr, nullptr);
+        if (world->size() > 1)
+            throw Error(ErrorKind::usage,
+                        "log.trace: bench layer runs on one rank, the launcher started {}",
+                        world->size());
+        run_trace.emplace(*world, true);
+    }
     bool same_bits = true;
     std::vector<StepTimes> all_times;
     for (const StepWorkload& workload : workloads) {
@@ -158,6 +170,10 @@ void bench_layer(const Arguments& arguments) {
                                  times.experts_per_layer);
         same_bits &= times.same_bits;
         add_rows(name_of(workload), times, times.stages.back().best_s, report);
+    }
+    if (run_trace) {
+        run_trace->finish();
+        run_trace->write(*world, bench->layout(), config.log.trace);
     }
     bench.reset();  // the memory of the whole model
     if (arguments.expert_ranks > 0)

@@ -1,19 +1,31 @@
 // `ferry bench scaling`: the same workload, or one that grows with the ranks, over a list of
-// layouts inside one job.
+// layouts: inside one job, or each as a job of its own that is started through the launcher.
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 
+#include "comm/launcher.h"
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
 #include "launch/command_line.h"
+#include "launch/launched_job.h"
+#include "runtime/input_file.h"
+#include "runtime/run_trace.h"
 #include "runtime/stop_signal.h"
 
 namespace ferry {
 namespace {
 
+using Json = nlohmann::ordered_json;
+
 struct Arguments : BenchArguments {
     std::vector<std::string> layouts, kinds{"strong", "weak"};
+    std::string launcher;
 };
 
 const std::vector<BenchColumn> kColumns{
@@ -40,81 +52,259 @@ std::vector<std::string> default_layouts(int world_size) {
     return layouts;
 }
 
-class Scaling {
-  public:
-    Scaling(BenchJob& job, const Arguments& arguments)
-        : job_(job),
-          arguments_(arguments),
-          runner_(job.world, job.watchdog ? &*job.watchdog : nullptr, job.config, job.model,
-                  arguments.status_dir),
-          report_("scaling", kColumns) {
-        for (const std::string& text :
-             arguments.layouts.empty() ? default_layouts(job.world.size()) : arguments.layouts)
-            layouts_.push_back(parse_layout_choice(text, "--layout"));
-    }
+// One line of the table before it is compared with the first.
+struct Point {
+    std::string kind;
+    LayoutChoice layout;
+    int num_ranks = 1;
+    int64_t num_requests = 0;
 
-    void run() {
-        const WorkloadOptions options =
-            workload_options(arguments_, job_.model.source->config().vocab_size);
-        describe_bench(arguments_, job_, options, make_workload(options).size(), report_);
-        for (const std::string& kind : arguments_.kinds) {
-            first_rate_ = 0;
-            for (const LayoutChoice& layout : layouts_)
-                if (!stopped()) run_one(kind, layout, options);
+    std::string name() const { return kind + " " + layout.text; }
+};
+
+// All of them; weak scaling: as many requests per rank as the first layout has.
+std::vector<Point> make_points(const std::vector<std::string>& kinds,
+                               const std::vector<LayoutChoice>& layouts, int world_size,
+                               const WorkloadOptions& options) {
+    const int64_t num_requests = options.num_requests > 0
+                                     ? options.num_requests
+                                     : static_cast<int64_t>(options.lengths.size());
+    const int first_ranks = layouts[0].num_ranks(world_size);
+    std::vector<Point> points;
+    for (const std::string& kind : kinds)
+        for (const LayoutChoice& layout : layouts) {
+            const int ranks = layout.num_ranks(world_size);
+            points.push_back({kind, layout, ranks,
+                              kind == "weak" ? num_requests * ranks / first_ranks : num_requests});
         }
-        if (job_.world.rank() == 0) report_.publish(arguments_.json, arguments_.csv);
-        if (job_.world.all_max(all_valid_ ? 0 : 1) > 0)
+    return points;
+}
+
+struct Measured {
+    int num_nodes = 1;
+    std::string skipped{};  // why
+    ThroughputFigures figures{};
+};
+
+// The table, with speed-up and efficiency against the first layout of each kind that ran.
+class ScalingTable {
+  public:
+    ScalingTable() : report_("scaling", kColumns) {}
+    BenchReport& report() { return report_; }
+    bool all_valid() const { return all_valid_; }
+
+    void add(const Point& point, const Measured& measured) {
+        const ThroughputFigures& figures = measured.figures;
+        all_valid_ &= figures.results_hold;
+        if (point.kind != kind_) first_rate_ = 0;
+        kind_ = point.kind;
+        if (first_rate_ == 0) {
+            first_rate_ = figures.output_tokens_per_s;
+            first_ranks_ = point.num_ranks;
+        }
+        const double speedup = first_rate_ > 0 ? figures.output_tokens_per_s / first_rate_ : 0;
+        report_.add_row({point.kind, point.layout.text, int64_t{point.num_ranks},
+                         int64_t{measured.num_nodes}, point.num_requests, measured.skipped,
+                         figures.wall_s, figures.spread, figures.output_tokens_per_s,
+                         figures.output_tokens_per_s / point.num_ranks, speedup,
+                         speedup * first_ranks_ / point.num_ranks, figures.word});
+    }
+    // Throws Error(communication) unless the results hold.
+    void require_valid() const {
+        if (!all_valid_)
             throw Error(ErrorKind::communication,
                         "the results do not hold: ferry bench throughput says why");
     }
 
   private:
-    bool stopped() { return job_.world.all_max(stop_requested() ? 1 : 0) > 0; }
-
-    // Weak scaling: as many requests per rank as the first layout has.
-    void run_one(const std::string& kind, const LayoutChoice& layout, WorkloadOptions options) {
-        const int ranks = layout.num_ranks(job_.world.size());
-        const int first_ranks = layouts_[0].num_ranks(job_.world.size());
-        if (options.num_requests == 0)
-            options.num_requests = static_cast<int64_t>(options.lengths.size());
-        if (kind == "weak") options.num_requests = options.num_requests * ranks / first_ranks;
-        ThroughputSweep sweep;
-        sweep.layouts = {layout};
-        const ThroughputOutcome outcome =
-            runner_.run(sweep.cases(job_.config)[0], layout, make_workload(options),
-                        {.num_repetitions = arguments_.repetitions,
-                         .num_warmup_requests = arguments_.warmup,
-                         .seed = arguments_.seed,
-                         .stop_requested = [] { return stop_requested(); }});
-        if (job_.world.rank() != 0) return;
-        const ThroughputFigures figures = figures_of(outcome, job_.model.source->config());
-        all_valid_ &= figures.results_hold;
-        if (first_rate_ == 0) first_rate_ = figures.output_tokens_per_s;
-        const double speedup = first_rate_ > 0 ? figures.output_tokens_per_s / first_rate_ : 0;
-        report_.add_row({kind, layout.text, int64_t{ranks}, int64_t{outcome.about.num_nodes},
-                         options.num_requests, outcome.about.skipped, figures.wall_s,
-                         figures.spread, figures.output_tokens_per_s,
-                         figures.output_tokens_per_s / ranks, speedup,
-                         speedup * first_ranks / ranks, figures.word});
-    }
-
-    BenchJob& job_;
-    const Arguments& arguments_;
-    ThroughputRunner runner_;
     BenchReport report_;
-    std::vector<LayoutChoice> layouts_;
-    double first_rate_ = 0;  // of the first layout that ran
+    std::string kind_;
+    double first_rate_ = 0;
+    int first_ranks_ = 1;
     bool all_valid_ = true;
 };
+
+std::vector<LayoutChoice> parse_layouts(const std::vector<std::string>& texts) {
+    std::vector<LayoutChoice> layouts;
+    for (const std::string& text : texts) layouts.push_back(parse_layout_choice(text, "--layout"));
+    return layouts;
+}
+
+// Collective: each layout on the first ranks of this job.
+void scale_in_job(World& world, const Arguments& arguments) {
+    BenchJob job(world, arguments);
+    ThroughputRunner runner(world, job.watchdog ? &*job.watchdog : nullptr, job.config, job.model,
+                            arguments.status_dir);
+    WorkloadOptions options = workload_options(arguments, job.model.source->config().vocab_size);
+    ScalingTable table;
+    describe_bench(arguments, job, options, make_workload(options).size(), table.report());
+    const std::vector<LayoutChoice> layouts = parse_layouts(
+        arguments.layouts.empty() ? default_layouts(world.size()) : arguments.layouts);
+    for (const Point& point : make_points(arguments.kinds, layouts, world.size(), options)) {
+        if (world.all_max(stop_requested() ? 1 : 0) > 0) break;
+        options.num_requests = point.num_requests;
+        ThroughputSweep sweep;
+        sweep.layouts = {point.layout};
+        ThroughputCase about = sweep.cases(job.config)[0];
+        if (const std::string& trace = job.config.log.trace; !trace.empty())
+            about.trace = trace_path_of(trace, point.name());
+        const ThroughputOutcome outcome =
+            runner.run(std::move(about), point.layout, make_workload(options),
+                       {.num_repetitions = arguments.repetitions,
+                        .num_warmup_requests = arguments.warmup,
+                        .seed = arguments.seed,
+                        .stop_requested = [] { return stop_requested(); }});
+        if (world.rank() == 0)
+            table.add(point, {outcome.about.num_nodes, outcome.about.skipped,
+                              figures_of(outcome, job.model.source->config())});
+    }
+    if (world.rank() == 0) table.report().publish(arguments.json, arguments.csv);
+    if (world.all_max(table.all_valid() ? 0 : 1) > 0) table.require_valid();
+}
+
+// Options of `ferry bench throughput` that measure one point.
+std::vector<std::string> throughput_arguments(const Arguments& arguments, const Point& point,
+                                              const std::string& trace, const std::string& json) {
+    std::vector<std::string> words{"bench", "throughput"};
+    if (!arguments.config_file.empty()) words.push_back(arguments.config_file);
+    const auto add = [&](const char* name, const std::string& value) {
+        if (!value.empty()) words.insert(words.end(), {name, value});
+    };
+    add("--model", arguments.model);
+    add("--shape", arguments.shape);
+    for (const std::string& setting : arguments.overrides) add("--set", setting);
+    if (!trace.empty()) add("--set", "log.trace=" + trace_path_of(trace, point.name()));
+    add("--layout", point.layout.text);
+    add("--requests", std::to_string(point.num_requests));
+    add("--input", arguments.input);
+    add("--output", arguments.output);
+    add("--lengths", arguments.lengths_file);
+    add("--prefix-share", fmt::format("{}", arguments.prefix_share));
+    add("--arrivals", arguments.arrivals);
+    if (arguments.rate > 0) add("--rate", fmt::format("{}", arguments.rate));
+    add("--seed", std::to_string(arguments.seed));
+    add("--warmup", std::to_string(arguments.warmup));
+    add("--repetitions", std::to_string(arguments.repetitions));
+    add("--status-dir", arguments.status_dir);
+    add("--json", json);
+    return words;
+}
+
+// Each layout as a job of its own.
+class LaunchedScaling {
+  public:
+    explicit LaunchedScaling(const Arguments& arguments)
+        : arguments_(arguments),
+          launcher_(arguments.launcher == "auto" ? default_launcher() : arguments.launcher),
+          result_path_((std::filesystem::path(arguments.json.empty() || arguments.json == "-"
+                                                  ? std::string("scaling.json")
+                                                  : arguments.json)
+                            .string() +
+                        fmt::format(".{}", ::getpid()))) {}
+
+    void run() {
+        const Config config = config_of(arguments_);
+        for (const Point& point : points()) {
+            if (stop_requested()) break;
+            measure(point, config.log.trace);
+        }
+        describe();
+        table_.report().publish(arguments_.json, arguments_.csv);
+        if (stop_requested())
+            throw Error(ErrorKind::requeue, "stopped; what was finished before is reported");
+        table_.require_valid();
+    }
+
+  private:
+    std::vector<Point> points() const {
+        const std::vector<LayoutChoice> layouts = parse_layouts(arguments_.layouts);
+        for (const LayoutChoice& layout : layouts)
+            if (layout.num_ranks(0) == 0)
+                throw Error(ErrorKind::usage,
+                            "--layout {}: with --launcher a layout names its ranks: colocated:4",
+                            layout.text);
+        if (layouts.empty())
+            throw Error(ErrorKind::usage,
+                        "--launcher: needs --layout, such as colocated:1,colocated:2,2:2");
+        return make_points(arguments_.kinds, layouts, 0, workload_options(arguments_, 2));
+    }
+
+    void measure(const Point& point, const std::string& trace) {
+        const std::vector<std::string> words = launcher_words(launcher_, point.num_ranks);
+        fmt::print(stderr, "{}: {}\n", point.name(), fmt::join(words, " "));
+        const int code =
+            run_launched_job(words, throughput_arguments(arguments_, point, trace, result_path_));
+        table_.add(point, read_result(code));
+        std::error_code gone;
+        std::filesystem::remove(result_path_, gone);
+    }
+
+    // What the job wrote before it ended with `code`.
+    Measured read_result(int code) {
+        const bool stopped = code == exit_code(ErrorKind::requeue);
+        const Json json =
+            std::filesystem::exists(result_path_)
+                ? Json::parse(read_text_file(result_path_, int64_t{1} << 30), nullptr, false)
+                : Json();
+        if (!json.is_object() || json["rows"].empty()) {
+            Measured none{.skipped = stopped ? "stopped" : fmt::format("exit code {}", code)};
+            none.figures.results_hold = stopped;
+            if (!stopped) none.figures.word = "NO";
+            return none;
+        }
+        const Json& row = json["rows"][0];
+        if (largest_.is_null() || row["ranks"] > largest_["rows"][0]["ranks"]) largest_ = json;
+        return {.num_nodes = row["nodes"],
+                .skipped = row["skipped"],
+                .figures = {.wall_s = row["wall_s"],
+                            .output_tokens_per_s = row["output_tokens_per_s"],
+                            .spread = row["spread"],
+                            .word = row["valid"],
+                            .results_hold = code == 0 || stopped}};
+    }
+
+    // What was measured where, as the job with most ranks said it.
+    void describe() {
+        BenchReport& report = table_.report();
+        report.add_parameter("launcher", launcher_);
+        if (largest_.is_null()) return;
+        for (const char* section : {"format", "time", "versions", "hosts", "config", "workload"})
+            report.add_section(section, largest_[section].dump());
+        for (const auto& [name, value] : largest_["parameters"].items()) {
+            if (value.is_string())
+                report.add_parameter(name, value.get<std::string>());
+            else if (value.is_number_integer())
+                report.add_parameter(name, value.get<int64_t>());
+            else
+                report.add_parameter(name, value.get<double>());
+        }
+    }
+
+    const Arguments& arguments_;
+    const std::string launcher_, result_path_;
+    ScalingTable table_;
+    Json largest_;
+};
+
+void scale_through_launcher(const Arguments& arguments) {
+    if (launcher_tasks([](const char* name) { return std::getenv(name); }) > 1)
+        throw Error(ErrorKind::usage,
+                    "--launcher: starts jobs itself; run ferry bench scaling once, without mpirun "
+                    "or srun");
+    install_stop_signals();
+    LaunchedScaling(arguments).run();
+}
 
 }  // namespace
 
 void add_bench_scaling(Command& bench) {
     Command command = bench.add_command(
         "scaling",
-        "Throughput over a list of layouts inside one job (mpirun, srun), each on the first ranks "
-        "of it: strong scaling (the same requests) and weak (as many per rank), with speed-up and "
-        "efficiency against the first layout");
+        "Throughput over a list of layouts, with speed-up and efficiency against the first: "
+        "strong "
+        "scaling (the same requests) and weak (as many per rank). Inside one job (mpirun, "
+        "srun), "
+        "each layout on the first ranks of it; or, with --launcher, each as a job of its own");
     const auto arguments = std::make_shared<Arguments>();
     add_model_options(command, *arguments);
     command
@@ -126,12 +316,14 @@ void add_bench_scaling(Command& bench) {
         .comma_separated()
         .one_of({"strong", "weak"})
         .show_default();
+    command.option(
+        "--launcher", arguments->launcher,
+        "Start a job for each layout: a command in which {ranks} is the number of ranks, "
+        "or auto: srun in a Slurm allocation, else mpirun");
     add_workload_options(command, *arguments);
     command.on_run([arguments] {
-        run_bench_job([&](World& world) {
-            BenchJob job(world, *arguments);
-            Scaling(job, *arguments).run();
-        });
+        if (!arguments->launcher.empty()) return scale_through_launcher(*arguments);
+        run_bench_job([&](World& world) { scale_in_job(world, *arguments); });
     });
 }
 

@@ -7,6 +7,7 @@
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
 #include "launch/command_line.h"
+#include "runtime/run_trace.h"
 #include "runtime/stop_signal.h"
 
 namespace ferry {
@@ -28,12 +29,16 @@ void bench_throughput_on(World& world, const Arguments& arguments) {
         workload_options(arguments, job.model.source->config().vocab_size);
     const std::vector<WorkloadRequest> workload = make_workload(options);
 
-    ThroughputReport report(arguments.targets, job.model.source->config());
+    ThroughputReport report(arguments.targets, job.model.source->config(),
+                            job.config.engine.device == Config::Engine::Device::cuda);
     describe_bench(arguments, job, options, workload.size(), report.report());
     ThroughputRunner runner(world, job.watchdog ? &*job.watchdog : nullptr, job.config, job.model,
                             arguments.status_dir);
-    for (ThroughputCase& each : sweep.cases(job.config)) {
+    std::vector<ThroughputCase> cases = sweep.cases(job.config);
+    for (ThroughputCase& each : cases) {
         each.rate = arguments.rate;
+        if (const std::string& trace = job.config.log.trace; !trace.empty())
+            each.trace = cases.size() > 1 ? trace_path_of(trace, each.name()) : trace;
         const auto layout =
             std::find_if(sweep.layouts.begin(), sweep.layouts.end(),
                          [&](const LayoutChoice& choice) { return choice.text == each.layout; });
@@ -63,7 +68,9 @@ void add_bench_throughput(Command& bench) {
         "Tokens per second, latencies, phases and balance of a workload, on one rank or under "
         "mpirun or srun. Lists are swept within the job: a layout that needs fewer ranks runs on "
         "the first of them, one that needs more is skipped. Prompts are random tokens, requests "
-        "generate exactly the tokens asked for. With Ctrl-C the finished cases are reported");
+        "generate exactly the tokens asked for. With Ctrl-C the finished cases are reported; the "
+        "exit "
+        "code is 75 then, or mpirun's own, which gives 75 after a SIGUSR1");
     const auto arguments = std::make_shared<Arguments>();
     const auto list = [&](const char* name, auto& values, const char* help) {
         return command.option(name, values, help).comma_separated();

@@ -1,6 +1,7 @@
 // `ferry top`: a running job, live in the terminal, from the status file that its rank 0 writes.
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -133,6 +134,27 @@ void sleep_unless_interrupted(double seconds) {
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
 }
 
+// As much of the text as the terminal shows without a line that wraps or scrolls; each line wipes
+// what was behind it.
+std::string screen_of(const std::string& text) {
+    winsize size{};
+    const bool known = ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+    const int columns = known ? size.ws_col : 80, rows = known ? size.ws_row : 1000;
+    std::string screen;
+    int column = 0, row = 1;
+    for (const char c : text) {
+        const bool starts = (static_cast<unsigned char>(c) & 0xC0) != 0x80;  // a character of UTF-8
+        if (c == '\n') {
+            if (++row > rows) break;
+            screen += "\033[K\n";
+            column = 0;
+        } else if ((column += starts ? 1 : 0) <= columns) {
+            screen += c;
+        }
+    }
+    return screen;
+}
+
 // Redraws in place until the job has ended or Ctrl-C.
 void watch(const std::string& path, double interval_s) {
     struct sigaction action {};
@@ -143,10 +165,7 @@ void watch(const std::string& path, double interval_s) {
     for (bool ended = false; !ended && !interrupted;) {
         const std::string text = read_all(path);
         ended = has_ended(text);
-        std::string lines;
-        for (const char c : status_text(text, path, age_s(path)))
-            lines += c == '\n' ? "\033[K\n" : std::string(1, c);
-        fmt::print("\033[H{}\033[J", lines);
+        fmt::print("\033[H{}\033[J", screen_of(status_text(text, path, age_s(path))));
         std::fflush(stdout);
         if (!ended) sleep_unless_interrupted(interval_s);
     }

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -20,6 +21,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr auto kInterval = std::chrono::seconds(1);
 constexpr double kStaleS = 10;
+constexpr size_t kBarWidth = 20;
 
 // Waiting for other ranks, or for requests.
 bool is_wait(Zone zone) {
@@ -48,6 +50,38 @@ std::string bar(double share, size_t width) {
     const auto filled =
         static_cast<size_t>(std::clamp(share, 0.0, 1.0) * static_cast<double>(width) + 0.5);
     return std::string(filled, '#') + std::string(width - filled, '.');
+}
+
+double share_of(int64_t part, int64_t whole) {
+    return static_cast<double>(part) / static_cast<double>(std::max<int64_t>(whole, 1));
+}
+
+// How busy each of a few ranks is, four in a line of 80 columns.
+std::string busy_lines(const std::vector<double>& shares) {
+    constexpr size_t kInLine = 4, kMostRanks = 32;
+    std::string lines;
+    if (shares.size() < 2 || shares.size() > kMostRanks) return lines;
+    for (size_t rank = 0; rank < shares.size(); ++rank) {
+        if (rank % kInLine == 0) lines += rank == 0 ? "busy      " : "\n          ";
+        lines += fmt::format("{:>2} [{}]{:>3.0f} %{}", rank, bar(shares[rank], 6),
+                             shares[rank] * 100, rank % kInLine + 1 < kInLine ? "  " : "");
+    }
+    lines.erase(lines.find_last_not_of(' ') + 1);
+    return lines + "\n";
+}
+
+// The longest first; what rounds to nothing is left out.
+std::string phase_lines(const Json& phases) {
+    constexpr double kLeastShare = 0.005;
+    std::vector<std::pair<double, std::string>> order;
+    for (const auto& [name, share] : phases.items())
+        if (share.get<double>() >= kLeastShare) order.emplace_back(share.get<double>(), name);
+    std::sort(order.begin(), order.end(), std::greater<>());
+    std::string lines = order.empty() ? "" : "phases    of all ranks' time\n";
+    for (const auto& [share, name] : order)
+        lines +=
+            fmt::format("  {:<16} [{}] {:>3.0f} %\n", name, bar(share, kBarWidth), share * 100);
+    return lines;
 }
 
 }  // namespace
@@ -241,33 +275,32 @@ std::string status_text(const std::string& text, const std::string& where, doubl
         out += fmt::format("\nmodel     {}\nlayout    {}\n", json["model"].get<std::string>(),
                            json["layout"].get<std::string>());
         const auto total = requests["total"].get<int64_t>();
-        out += fmt::format("requests  {}{} done, {} running, {} waiting",
-                           requests["done"].get<int64_t>(),
-                           total > 0 ? fmt::format(" of {}", total) : "",
-                           requests["running"].get<int64_t>(), requests["waiting"].get<int64_t>());
+        const auto done = requests["done"].get<int64_t>();
+        out += fmt::format(
+            "requests  {}{}{} done, {} running, {} waiting",
+            total > 0 ? fmt::format("[{}] ", bar(share_of(done, total), kBarWidth)) : "", done,
+            total > 0 ? fmt::format(" of {}", total) : "", requests["running"].get<int64_t>(),
+            requests["waiting"].get<int64_t>());
         if (requests["failed"].get<int64_t>() > 0)
             out += fmt::format(", {} failed", requests["failed"].get<int64_t>());
         out += fmt::format("\ntokens    {:.1f}/s now, {} generated\n",
                            tokens["per_s"].get<double>(), tokens["generated"].get<int64_t>());
         const auto pages = cache["pages"].get<int64_t>(), used = cache["used"].get<int64_t>();
-        if (pages > 0) {
-            const double share = static_cast<double>(used) / static_cast<double>(pages);
-            out += fmt::format("cache     [{}] {} of {} pages\n", bar(share, 20), used, pages);
-        }
+        if (pages > 0)
+            out += fmt::format("cache     [{}] {} of {} pages\n",
+                               bar(share_of(used, pages), kBarWidth), used, pages);
         if (json["slowest_phase"].is_object())
-            out += fmt::format("slowest   phase {} ({:.0f} % of all ranks' time)",
+            out += fmt::format("slowest   phase {} ({:.0f} % of all ranks' time)\n",
                                json["slowest_phase"]["name"].get<std::string>(),
                                json["slowest_phase"]["share"].get<double>() * 100);
         if (json["slowest_rank"].is_object())
-            out += fmt::format("; rank {} on {} ({}, busy {:.0f} %)",
+            out += fmt::format("          rank {} on {} ({}, busy {:.0f} %)\n",
                                json["slowest_rank"]["rank"].get<int64_t>(),
                                json["slowest_rank"]["host"].get<std::string>(),
                                json["slowest_rank"]["role"].get<std::string>(),
                                json["slowest_rank"]["busy_share"].get<double>() * 100);
-        if (json["slowest_phase"].is_object()) out += '\n';
-        for (const auto& [name, share] : json["phases"].items())
-            out += fmt::format("  {:<16} [{}] {:>3.0f} %\n", name, bar(share.get<double>(), 20),
-                               share.get<double>() * 100);
+        out += busy_lines(json["busy_shares"].get<std::vector<double>>());
+        out += phase_lines(json["phases"]);
         return out;
     } catch (const Json::exception&) {
         throw Error(ErrorKind::input, "{}: is a status file of another version", where);

@@ -40,6 +40,9 @@ const std::vector<BenchColumn> kColumns{
     {.key = "output_tokens_per_s_per_rank", .heading = "/rank", .num_digits = 1},
     {.key = "output_tokens_per_s_per_node", .heading = ""},
     {.key = "output_tokens_per_s_per_gpu", .heading = ""},
+    {.key = "prefill_tokens_per_s_per_rank", .heading = ""},
+    {.key = "prefill_tokens_per_s_per_node", .heading = ""},
+    {.key = "prefill_tokens_per_s_per_gpu", .heading = ""},
     {.key = "prefill_phase_tokens_per_s", .heading = ""},
     {.key = "decode_phase_tokens_per_s", .heading = ""},
     {.key = "ttft_p50_ms", .heading = "TTFT ms p50"},
@@ -50,10 +53,18 @@ const std::vector<BenchColumn> kColumns{
     {.key = "itl_p99_ms", .heading = "ITL p99", .num_digits = 2},
     {.key = "goodput_requests_per_s", .heading = "good req/s", .num_digits = 2},
     {.key = "goodput_share", .heading = ""},
-    {.key = "hidden_share", .heading = "hidden %", .num_digits = 0, .scale = 100},
+    {.key = "hidden_share", .heading = "hidden <= %", .num_digits = 0, .scale = 100},
     {.key = "imbalance", .heading = "max/mean", .num_digits = 2},
     {.key = "peak_rss_bytes", .heading = "MB/rank", .num_digits = 0, .scale = 1e-6},
     {.key = "valid", .heading = "valid"}};
+
+// Where no GPU computes there is no rate of one.
+std::vector<BenchColumn> columns_for(bool with_gpus) {
+    std::vector<BenchColumn> columns = kColumns;
+    if (!with_gpus)
+        std::erase_if(columns, [](const auto& column) { return column.key.ends_with("_per_gpu"); });
+    return columns;
+}
 
 double median(std::vector<double> values) {
     if (values.empty()) return 0;
@@ -195,7 +206,7 @@ ExchangeFigures exchange_of(const Repetition& repetition) {
         figures.combine_bytes += zone_of(rank, Zone::reply).bytes;
         if (!rank.attention) continue;
         figures.in_flight_s += seconds(rank.in_flight_ns);
-        figures.exposed_s += seconds(zone_of(rank, Zone::combine_wait).time_ns);
+        figures.exposed_s += seconds(zone_of(rank, Zone::combine_wait).self_ns);
     }
     if (figures.in_flight_s > 0)
         figures.hidden_share = std::max(0.0, 1 - figures.exposed_s / figures.in_flight_s);
@@ -350,13 +361,29 @@ std::string phase_table(const Repetition& repetition) {
     return text;
 }
 
-ThroughputReport::ThroughputReport(ServiceTargets targets, const ModelConfig& model)
-    : targets_(targets), model_(model), report_("throughput", kColumns) {}
+ThroughputReport::ThroughputReport(ServiceTargets targets, const ModelConfig& model, bool with_gpus)
+    : targets_(targets),
+      model_(model),
+      with_gpus_(with_gpus),
+      num_columns_(columns_for(with_gpus).size()),
+      report_("throughput", columns_for(with_gpus)) {}
+
+// Of each rate: per rank, per node and, with GPUs, per GPU.
+std::vector<double> ThroughputReport::shares_of(const ThroughputCase& about,
+                                                const std::vector<double>& rates) const {
+    std::vector<double> shares;
+    for (const double rate : rates) {
+        shares.push_back(rate / about.num_ranks);
+        shares.push_back(rate / about.num_nodes);
+        if (with_gpus_) shares.push_back(rate / std::max(1, about.num_gpus));
+    }
+    return shares;
+}
 
 void ThroughputReport::add(const ThroughputOutcome& outcome) {
     std::vector<BenchValue> row = settings_of(outcome.about);
     if (outcome.repetitions.empty()) {
-        while (row.size() + 1 < kColumns.size()) row.emplace_back(0.0);
+        while (row.size() + 1 < num_columns_) row.emplace_back(0.0);
         row.emplace_back("skipped");
         report_.add_row(std::move(row));
         notes_ += fmt::format("\n{}: skipped: {}\n", outcome.about.name(), outcome.about.skipped);
@@ -374,29 +401,17 @@ void ThroughputReport::add(const ThroughputOutcome& outcome) {
     const double output = median_of(all, &Rates::output), prefill = median_of(all, &Rates::prefill);
     int64_t peak_bytes = 0;
     for (const RankReport& rank : middle.ranks) peak_bytes = std::max(peak_bytes, rank.peak_bytes);
-    const double num_gpus = outcome.about.num_gpus;
-    for (const double figure : {median_of(all, &Rates::wall_s),
-                                spread_of(all),
-                                median_of(all, &Rates::requests),
-                                prefill,
-                                output,
-                                prefill + output,
-                                output / outcome.about.num_ranks,
-                                output / outcome.about.num_nodes,
-                                num_gpus > 0 ? output / num_gpus : 0.0,
-                                median_of(all, &Rates::prefill_phase),
-                                median_of(all, &Rates::decode_phase),
-                                latency.ttft.p50,
-                                latency.ttft.p99,
-                                latency.tpot.p50,
-                                latency.tpot.p99,
-                                latency.itl.p50,
-                                latency.itl.p99,
-                                latency.good_per_s,
-                                latency.good_share,
-                                exchange.hidden_share,
-                                imbalance,
-                                static_cast<double>(peak_bytes)})
+    const std::vector<double> shares = shares_of(outcome.about, {output, prefill});
+    for (const double figure :
+         {median_of(all, &Rates::wall_s), spread_of(all), median_of(all, &Rates::requests), prefill,
+          output, prefill + output})
+        row.emplace_back(figure);
+    row.insert(row.end(), shares.begin(), shares.end());
+    for (const double figure :
+         {median_of(all, &Rates::prefill_phase), median_of(all, &Rates::decode_phase),
+          latency.ttft.p50, latency.ttft.p99, latency.tpot.p50, latency.tpot.p99, latency.itl.p50,
+          latency.itl.p99, latency.good_per_s, latency.good_share, exchange.hidden_share, imbalance,
+          static_cast<double>(peak_bytes)})
         row.emplace_back(figure);
     row.emplace_back(validity.word());
     report_.add_row(std::move(row));
@@ -434,6 +449,7 @@ void ThroughputReport::add(const ThroughputOutcome& outcome) {
                                        .dump());
     report_.add_detail("expert_load", load.dump());
     report_.add_detail("wait_us", Json(middle.wait_us).dump());
+    if (!outcome.about.trace.empty()) report_.add_detail("trace", Json(outcome.about.trace).dump());
     report_.add_detail("validity", json_of(validity).dump());
     notes_ +=
         fmt::format("\n{}\n{}{}", outcome.about.name(), phase_table(middle), line_of(validity));

@@ -17,8 +17,12 @@
 //                                    of the repetition of median length; times are without zones
 //                                    inside and add up to covered * wall_s
 //   "exchange": {in_flight_s, exposed_s, hidden_share, dispatch_bytes, combine_bytes}
+//                                    hidden_share is an upper bound: replies count as in flight
+//                                    until the rank looks for them, also when they came while it
+//                                    computed
 //   "expert_load": [{layer, max_over_mean, rank_max_over_mean, rows: [by expert]}]
 //   "wait_us": [by expert rank [by attention rank]]
+//   "trace": file with the trace of the last repetition; only with log.trace
 //   "validity": {valid, all_finished, token_counts, same_outputs, expert_rows, phases_covered,
 //                outputs, doubts: []}
 #pragma once
@@ -41,6 +45,7 @@ struct ThroughputCase {
     double rate = 0;         // 0: all at once
     std::string settings{};  // what differs between the cases of a layout: "batch 8 sized"
     std::string skipped{};
+    std::string trace{};  // file for a trace of the last repetition; empty: none
 
     std::string name() const { return layout + " " + settings; }
 };
@@ -73,7 +78,8 @@ ThroughputFigures figures_of(const ThroughputOutcome& outcome, const ModelConfig
 
 class ThroughputReport {
   public:
-    ThroughputReport(ServiceTargets targets, const ModelConfig& model);
+    // `with_gpus`: ranks compute on GPUs; rates of one GPU are columns too.
+    ThroughputReport(ServiceTargets targets, const ModelConfig& model, bool with_gpus = false);
 
     BenchReport& report() { return report_; }
     void add(const ThroughputOutcome& outcome);
@@ -83,8 +89,13 @@ class ThroughputReport {
     bool all_valid() const { return all_valid_; }
 
   private:
+    std::vector<double> shares_of(const ThroughputCase& about,
+                                  const std::vector<double>& rates) const;
+
     ServiceTargets targets_;
     ModelConfig model_;
+    bool with_gpus_;
+    size_t num_columns_;
     BenchReport report_;
     std::string notes_;
     bool all_valid_ = true;

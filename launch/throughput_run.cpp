@@ -8,6 +8,7 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "launch/gpu_facts.h"
 #include "launch/status_file.h"
 #include "launch/versions.h"
 #include "runtime/run_trace.h"
@@ -171,6 +172,7 @@ ThroughputOutcome ThroughputRunner::run_on(World& part, ThroughputCase about, co
     const ModelConfig& shape = model_.source->config();
     LoadedEngine loaded(config, model_, part, {});
     about.num_nodes = part.num_nodes();
+    about.num_gpus = loaded.num_gpus();
     about.transport = std::string(loaded.transport_name());
     about.threads = loaded.num_threads();
     if (options.num_warmup_requests < 0)
@@ -190,7 +192,7 @@ ThroughputOutcome ThroughputRunner::run_on(World& part, ThroughputCase about, co
     };
     std::optional<RunTrace> run_trace;
     options.before_repetition = [&](bool last) {
-        if (last && !config.log.trace.empty()) run_trace.emplace(part, true);
+        if (last && !about.trace.empty()) run_trace.emplace(part, true);
     };
     if (watchdog_ != nullptr) watchdog_->arm(true);
     ThroughputOutcome outcome;
@@ -198,7 +200,7 @@ ThroughputOutcome ThroughputRunner::run_on(World& part, ThroughputCase about, co
     if (watchdog_ != nullptr) watchdog_->arm(false);
     if (run_trace) {
         run_trace->finish();
-        run_trace->write(part, loaded.fabric().layout(), config.log.trace);
+        run_trace->write(part, loaded.fabric().layout(), about.trace);
     }
     status.finish(stop_requested() ? JobState::stopped : JobState::finished);
     if (outcome.repetitions.empty()) about.skipped = "stopped";
@@ -223,7 +225,7 @@ std::string hosts_json(World& world) {
                    {"kernel", machine.kernel},
                    {"cores", machine.cores},
                    {"memory_bytes", machine.memory_bytes},
-                   {"gpus", 0}};
+                   {"gpus", gpu_facts().gpus.size()}};
     const std::vector<std::string> all = world.all_gather(own.dump());
     Json hosts = Json::array();
     for (int node = 0; node < world.num_nodes(); ++node) {

@@ -1,6 +1,7 @@
 #include "runtime/device_binding.h"
 
 #include <algorithm>
+#include <set>
 
 #include "base/check.h"
 #include "base/error.h"
@@ -40,6 +41,12 @@ std::string DeviceTable::describe() const {
     for (size_t rank = 0; rank < rows.size(); ++rank)
         text += fmt::format("\n{:>4}  {:<{}}  {}", rank, rows[rank].host, width, rows[rank].device);
     return text;
+}
+
+int DeviceTable::num_devices() const {
+    std::set<std::string> ids;
+    for (const Row& row : rows) ids.insert(row.id);
+    return static_cast<int>(ids.size());
 }
 
 bool DeviceTable::one_rank_each() const {

@@ -21,6 +21,7 @@ struct DeviceTable {
     std::vector<Row> rows;  // by world rank
 
     std::string describe() const;
+    int num_devices() const;  // different ones
     bool one_rank_each() const;
     // Throws Error(usage) that names two ranks of one device and what to do, unless there are none:
     // NCCL refuses such a world.

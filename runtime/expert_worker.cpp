@@ -64,7 +64,10 @@ const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
 void ExpertWorker::run() {
     if (!fabric_.has_exchange()) return;
     ExpertSide& side = *fabric_.exchange().experts();
-    while (const ExpertBatch* batch = side.receive()) {
+    for (;;) {
+        ScopedZone step(Zone::step);
+        const ExpertBatch* batch = side.receive();
+        if (batch == nullptr) return;
         if (batch->layer == model_.config().n_dense_layers && batch->micro_batch == 0) {
             progress_state().step.fetch_add(1, std::memory_order_relaxed);
             progress_state().publish(trace());

@@ -62,6 +62,8 @@ class LoadedEngine {
     ExpertWorker* experts() { return rank_->experts(); }
     std::string_view transport_name() const { return transport_->name(); }
     UploadTotals uploads() const { return kernels_->upload_totals(); }
+    // GPUs that the ranks of this engine compute on, each counted once; 0: none.
+    int num_gpus() const { return devices_.num_devices(); }
     int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:

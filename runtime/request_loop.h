@@ -62,6 +62,7 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
     bool more_lines = true;
     RequestLine line;
     while (more_lines || engine.num_unfinished() > 0) {
+        ScopedZone step(Zone::step);
         if (hooks.stop_requested()) return LoopEnd::stopped;
         while (more_lines && engine.has_room() && reader.ready()) {
             ScopedZone zone(Zone::schedule);
@@ -92,6 +93,7 @@ LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& 
     int64_t num_read = 0;
     RequestLine line;
     while (more_steps || claims.requested()) {
+        ScopedZone step(Zone::step);
         if (hooks.stop_requested()) engine.announce_stop();
         if (!stopped && (hooks.stop_requested() || engine.stop_announced())) {
             stopped = true;

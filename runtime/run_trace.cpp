@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <vector>
 
 #include "base/error.h"
@@ -23,11 +25,6 @@ struct Totals {
 
 double milliseconds(int64_t ns) {
     return static_cast<double>(ns) * 1e-6;
-}
-
-// Lies inside another zone of the same rank.
-bool is_nested(Zone zone) {
-    return zone == Zone::tensor_parallel;
 }
 
 std::string role_of(const Layout& layout, int rank) {
@@ -69,12 +66,12 @@ Column column(const std::vector<Totals>& ranks, Zone zone) {
     Column result;
     for (const Totals& rank : ranks) {
         const ZoneTotals& totals = rank.zones[static_cast<size_t>(zone)];
-        int64_t ns = totals.time_ns;
+        int64_t ns = totals.self_ns;
         if (zone == Zone::idle) {
             ns = rank.wall_ns;
             for (int z = 0; z < kNumZones; ++z)
-                if (!is_nested(static_cast<Zone>(z)) && static_cast<Zone>(z) != Zone::idle)
-                    ns -= rank.zones[static_cast<size_t>(z)].time_ns;
+                if (static_cast<Zone>(z) != Zone::idle)
+                    ns -= rank.zones[static_cast<size_t>(z)].self_ns;
         }
         result.mean_ms += milliseconds(ns) / static_cast<double>(ranks.size());
         result.max_ms = std::max(result.max_ms, milliseconds(ns));
@@ -85,7 +82,7 @@ Column column(const std::vector<Totals>& ranks, Zone zone) {
 
 }  // namespace
 
-RunTrace::RunTrace(World& world, bool record) {
+RunTrace::RunTrace(World& world, bool record) : records_(record) {
     if (record) {
         trace().record_events(kMaxEvents);
         trace_marks().record(kMaxEvents / 2);
@@ -94,6 +91,12 @@ RunTrace::RunTrace(World& world, bool record) {
     world.barrier();
     trace().reset_totals();
     begin_ns_ = end_ns_ = trace_now_ns();
+}
+
+RunTrace::~RunTrace() {
+    if (!records_) return;
+    trace().record_events(0);
+    trace_marks().record(0);
 }
 
 void RunTrace::write(World& world, const Layout& layout, const std::string& path) const {
@@ -166,11 +169,24 @@ std::string RunTrace::phase_table(World& world, const Layout& layout) const {
                                 : fmt::format("{:>10.1f} {:>10.1f}", right.mean_ms, right.max_ms);
         text += fmt::format(" {:>12.1f}\n", static_cast<double>(left.bytes + right.bytes) * 1e-6);
     }
-    text +=
-        "tensor_parallel is a part of embed, dense, shared and head; idle is what no zone holds";
+    text += "times are without the zones inside; idle is what no zone holds";
     if (dropped_events > 0)
         text += fmt::format("\n{} events did not fit the trace, which ends early", dropped_events);
     return text;
+}
+
+std::string trace_path_of(const std::string& path, const std::string& name) {
+    std::string words;
+    for (const char c : name) {
+        const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.' || c == '_';
+        if (plain)
+            words += c;
+        else if (!words.empty() && words.back() != '-')
+            words += '-';
+    }
+    const std::filesystem::path file(path);
+    return (file.parent_path() / (file.stem().string() + "-" + words)).string() +
+           file.extension().string();
 }
 
 }  // namespace ferry

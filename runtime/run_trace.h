@@ -17,6 +17,9 @@ class RunTrace {
     // false keeps totals only. Measures how far clocks are apart, and so does write(): between
     // these two, clocks are taken to drift evenly.
     RunTrace(World& world, bool record);
+    ~RunTrace();  // Events are no longer kept.
+    RunTrace(const RunTrace&) = delete;
+    RunTrace& operator=(const RunTrace&) = delete;
     // Collective, at the end of what is traced.
     void finish() { end_ns_ = trace_now_ns(); }
 
@@ -30,9 +33,13 @@ class RunTrace {
     std::string phase_table(World& world, const Layout& layout) const;
 
   private:
+    bool records_;
     int64_t begin_ns_ = 0;
     int64_t end_ns_ = 0;
     ClockOffset begin_offset_;
 };
+
+// The file of one of several traces: "trace.json" and "1:1 batch 8" make "trace-1-1-batch-8.json".
+std::string trace_path_of(const std::string& path, const std::string& name);
 
 }  // namespace ferry

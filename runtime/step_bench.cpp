@@ -83,9 +83,14 @@ const std::array<StageZones, 8> kStages{
       {Zone::pack, Zone::dispatch_wait, Zone::reply, Zone::combine_wait, Zone::combine}},
      {"head", {Zone::head}}}};
 
+// Zones of the exchange lie in one another; those of other stages hold only parts of themselves
+// (tensor_parallel).
 double seconds_of(const StageZones& stage) {
     int64_t ns = 0;
-    for (const Zone zone : stage.zones) ns += trace().totals()[static_cast<size_t>(zone)].time_ns;
+    for (const Zone zone : stage.zones) {
+        const ZoneTotals& totals = trace().totals()[static_cast<size_t>(zone)];
+        ns += stage.zones.size() > 1 ? totals.self_ns : totals.time_ns;
+    }
     return static_cast<double>(ns) * 1e-9;
 }
 

@@ -51,6 +51,7 @@ class StepBench {
 
     StepTimes run(const StepWorkload& workload, int num_warmups, int num_repetitions);
 
+    const Layout& layout() { return rank_.fabric().layout(); }  // of one rank
     int64_t weight_bytes() const { return rank_.model().weight_bytes(); }
 
   private:

@@ -12,9 +12,13 @@ namespace ferry {
 std::vector<std::string> weight_files(const std::string& model_path);
 int64_t total_file_bytes(const std::vector<std::string>& paths);
 
-// Asks the system to forget cached pages of the files (posix_fadvise; needs no rights). Pages that
-// somebody has mapped, or that are not on disk yet, stay: cached_share() tells.
-void drop_from_cache(const std::vector<std::string>& paths);
+// Asks the system to forget cached pages of the files (posix_fadvise; needs no rights) and, where
+// pages stay and this process may (root), of the whole node (/proc/sys/vm/drop_caches). Pages that
+// somebody has mapped stay, and all of a file system in memory: cached_share() tells. Returns what
+// was asked last: "posix_fadvise", "drop_caches".
+std::string drop_from_cache(const std::vector<std::string>& paths);
+// Files of which no more than this is cached are cold.
+constexpr double kColdShare = 0.02;
 // Which part of the files is in this node's page cache, 0 ... 1.
 double cached_share(const std::vector<std::string>& paths);
 

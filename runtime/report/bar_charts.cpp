@@ -71,9 +71,9 @@ void draw_x_axis(Svg& svg, const Axis& axis, const BarLayout& layout, double bot
 
 std::string phase_style(std::string_view phase) {
     static constexpr std::string_view kKnown[] = {
-        "schedule", "embed",  "attention",    "gate",    "norm",   "pack",    "dispatch_wait",
-        "experts",  "reply",  "combine_wait", "combine", "shared", "dense",   "tensor_parallel",
-        "head",     "sample", "output",       "idle",    "load",   "exchange"};
+        "schedule",        "step",    "embed",  "attention",    "gate",    "norm",   "pack",
+        "dispatch_wait",   "experts", "reply",  "combine_wait", "combine", "shared", "dense",
+        "tensor_parallel", "head",    "sample", "output",       "idle",    "load",   "exchange"};
     const bool known = std::ranges::find(kKnown, phase) != std::end(kKnown);
     return known ? fmt::format("p-{}", phase) : "p-other";
 }

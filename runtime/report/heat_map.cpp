@@ -90,8 +90,10 @@ void draw_labels(Svg& svg, const HeatMap& chart, const Cells& cells) {
         free_from = x + half + 8;
     }
     svg.text(0, 12, chart.text.y_label, Anchor::start, "label", svg.width());
-    svg.text((cells.left + svg.width()) / 2, bottom + 35, chart.text.x_label, Anchor::middle,
-             "label", svg.width());
+    const double half = text_width(chart.text.x_label, kFontPx) / 2;
+    const double middle = (cells.left + cells.x(chart.column_labels.size())) / 2;
+    svg.text(std::clamp(middle, half, std::max(half, svg.width() - half)), bottom + 35,
+             chart.text.x_label, Anchor::middle, "label", svg.width());
 }
 
 void draw_key(Svg& svg, double left, double y, double most, const std::string& unit) {

@@ -27,8 +27,10 @@ std::string element(const char* name, const std::string& text) {
 }
 
 std::string html(const Table& table) {
-    std::string text = "<div class=\"scroll\"><table>";
-    if (!table.caption.empty()) text += element("caption", table.caption);
+    std::string text;
+    if (!table.caption.empty()) text += element("h3", table.caption);  // does not scroll
+    text += fmt::format("<div class=\"scroll\"><table aria-label=\"{}\">",
+                        escape_html(table.caption.empty() ? "Numbers" : table.caption));
     text += "<thead><tr>";
     for (const Column& column : table.columns)
         text += fmt::format("<th scope=\"col\"{}>{}{}</th>", column.is_number ? " class=\"n\"" : "",

@@ -56,6 +56,7 @@ std::vector<std::string> phase_names(const std::vector<RolePhases>& all) {
 }
 
 std::string for_people(std::string phase) {
+    if (phase == "step") return "between phases";
     std::ranges::replace(phase, '_', ' ');
     return phase;
 }
@@ -108,7 +109,7 @@ Table exchange_table(const std::vector<NamedRow>& rows) {
     Table table = table_of(exchanges, "Case",
                            {{"in_flight_s", "In flight", "s"},
                             {"exposed_s", "Waited for", "s"},
-                            {"hidden_share", "Hidden", "%", 100},
+                            {"hidden_share", "Hidden", "%, at most", 100, 3},
                             {"dispatch_bytes", "Dispatched", "MB", 1e-6},
                             {"combine_bytes", "Combined", "MB", 1e-6}});
     table.caption = "Exchange: how much of it was hidden behind computing";

@@ -124,11 +124,14 @@ const std::vector<Field> kThroughputFields{{"output_tokens_per_s", "Output", "to
                                            {"spread", "Spread", "%", 100, 2}};
 const std::vector<Field> kShareFields{
     {"output_tokens_per_s_per_rank", "Output", "tokens/s and rank"},
-    {"output_tokens_per_s_per_node", "", "and node"},
-    {"output_tokens_per_s_per_gpu", "", "and GPU"},
+    {"output_tokens_per_s_per_node", "Output", "tokens/s and node"},
+    {"output_tokens_per_s_per_gpu", "Output", "tokens/s and GPU"},
+    {"prefill_tokens_per_s_per_rank", "Prefill", "tokens/s and rank"},
+    {"prefill_tokens_per_s_per_node", "Prefill", "tokens/s and node"},
+    {"prefill_tokens_per_s_per_gpu", "Prefill", "tokens/s and GPU"},
     {"peak_rss_bytes", "Memory", "MB, largest rank", 1e-6},
     {"imbalance", "Experts", "max/mean", 1, 3},
-    {"hidden_share", "Exchange", "% hidden", 100, 3}};
+    {"hidden_share", "Exchange", "% hidden, at most", 100, 3}};
 
 void add_validity(const std::vector<NamedRow>& rows, Table& table) {
     table.columns.push_back({.name = "Valid"});

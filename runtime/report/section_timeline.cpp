@@ -16,6 +16,7 @@ constexpr int kMaxRanks = 8;
 constexpr size_t kMaxSpans = 4000;
 constexpr size_t kMaxArrows = 120;
 constexpr double kFewSpans = 60;
+constexpr std::string_view kAround = "step";  // holds all others and would only cover the lane
 
 struct Window {
     double begin_us = 0, end_us = 0;
@@ -155,6 +156,7 @@ Figure timeline_figure(const TraceResult& result) {
     const TrackOf tracks = add_tracks(trace, window, timeline);
     for (const TraceSpan& span : trace.spans) {
         if (span.end_us <= window.begin_us || span.begin_us >= window.end_us) continue;
+        if (span.name == kAround) continue;
         const auto track = tracks.find({span.rank, span.track});
         if (track == tracks.end() || timeline.spans.size() >= kMaxSpans) continue;
         timeline.spans.push_back({track->second, span.begin_us, span.end_us, phase_style(span.name),

@@ -39,7 +39,7 @@ summary{cursor:pointer;color:var(--muted);width:max-content}
 summary:hover,summary:focus-visible{color:var(--c1)}
 .scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;width:100%;font-size:13px;line-height:1.4;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-weight:650;font-size:15px;padding:0 0 8px}
+.card>h3{margin-bottom:8px}
 th,td{padding:5px 10px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{font-weight:600;vertical-align:bottom;white-space:nowrap}
 th small{display:block;font-weight:400;color:var(--muted);font-size:12px}
@@ -62,6 +62,7 @@ footer{color:var(--muted);font-size:13px;padding-top:28px;padding-bottom:40px}
 svg text{font-size:12px;fill:var(--text)}
 svg .tick,svg .note{fill:var(--muted)}
 svg .note{fill:var(--text)}
+svg .point{paint-order:stroke;stroke:var(--ground);stroke-width:4px;stroke-linejoin:round}
 svg .group{font-weight:650}
 svg .hot{fill:var(--hot)}
 svg line.grid{stroke:var(--gridline);stroke-width:1}
@@ -84,7 +85,7 @@ svg rect.neutral{fill:var(--axis)}
 .p-gate{fill:var(--c6)}.p-norm{fill:url(#hatch-6)}.p-pack{fill:var(--c8)}.p-reply{fill:url(#hatch-8)}
 .p-dispatch_wait{fill:url(#hatch-2)}.p-combine_wait{fill:var(--c2)}.p-combine{fill:var(--c5)}.p-exchange{fill:url(#hatch-5)}
 .p-tensor_parallel{fill:url(#hatch-4)}.p-head{fill:var(--c4)}.p-embed{fill:url(#hatch-4)}
-.p-sample{fill:var(--c7)}.p-schedule{fill:url(#hatch-7)}.p-output,.p-load,.p-other{fill:var(--axis)}.p-idle{fill:var(--gridline)}
+.p-sample{fill:var(--c7)}.p-schedule{fill:url(#hatch-7)}.p-step,.p-output,.p-load,.p-other{fill:var(--axis)}.p-idle{fill:var(--gridline)}
 @media (max-width:760px){
 main,header,footer{padding-left:14px;padding-right:14px}
 header{padding-top:22px}

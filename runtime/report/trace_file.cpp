@@ -70,7 +70,10 @@ TraceFile parse_trace(const std::string& text, const std::string& name) {
     } catch (const Json::exception& error) {
         throw Error(ErrorKind::input, "{}: not a valid trace: {}", name, in_quotes(error.what()));
     }
-    std::ranges::stable_sort(trace.spans, {}, &TraceSpan::begin_us);
+    // What lies inside another span comes after it.
+    std::ranges::stable_sort(trace.spans, [](const TraceSpan& a, const TraceSpan& b) {
+        return a.begin_us != b.begin_us ? a.begin_us < b.begin_us : a.end_us > b.end_us;
+    });
     return trace;
 }
 

@@ -127,7 +127,7 @@ void draw_labels(Svg& svg, const XyChart& chart, const Frame& frame) {
                 if (std::any_of(taken.begin(), taken.end(),
                                 [&](const Box& other) { return box.meets(other); }))
                     continue;
-                svg.text(box.left, box.bottom - 3, point.label, Anchor::start, "note");
+                svg.text(box.left, box.bottom - 3, point.label, Anchor::start, "note point");
                 taken.push_back(box);
                 break;
             }

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# cluster_test.sh FERRY SOURCE_DIR SWITCH: jobs over four hosts (cluster.sh) with real TCP between them. The same bytes
+# cluster_test.sh FERRY SOURCE_DIR SWITCH TRACE_CHECK: jobs over four hosts (cluster.sh) with real TCP between them. The same bytes
 # as one rank, on a bridge, at 1 Gbit/s (tbf), and with 0.5 ms of delay; then a link that is cut in mid-run: every rank
 # that can be reached says where it is, the job ends with exit code 5, and goes on elsewhere, nothing lost or doubled.
 set -uo pipefail
 ferry=$1
 source=$2
 switch=$3
+trace_check=$4
 cluster=$source/tests/cluster/cluster.sh
 export CLUSTER_DIR CLUSTER_NAME=fy$(($$ % 10000))h CLUSTER_NET=10.78.$(($$ % 250))
 CLUSTER_DIR=$(mktemp -d)/cluster
@@ -71,6 +72,16 @@ fi
 echo "delay 500" >"$CLUSTER_DIR/switch"
 echo "rate 1000" >"$CLUSTER_DIR/switch"
 compare "0.5 ms" 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 engine.micro_batches=2
+# Four hosts, the clock of every process with a zero of its own: no arrow goes back in time by more than the error that the
+# trace states, half of the quickest answer's way there and back.
+compare "0.5 ms" 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 log.trace="$work/trace.json"
+"$trace_check" "$work/trace.json" >"$work/log" || fail "the trace over four hosts"
+grep -qE "^4 ranks, [1-9][0-9]* spans, [1-9][0-9]* flows, .* 0 problems" "$work/log" || fail "a trace without flows"
+errors=$(sed -n 's/.*"rank":[1-9].*"clock_error_us":\([0-9]*\).*/\1/p' "$work/trace.json" | tr '\n' ' ')
+for error in $errors; do
+    [ "$error" -ge 450 ] && [ "$error" -le 50000 ] || fail "clocks known to $errors us"
+done
+echo "ok: trace over four hosts, clocks known to $errors us"
 
 # Host 3 is cut off once some requests are finished.
 rm -rf "$work/out"

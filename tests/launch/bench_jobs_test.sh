@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# bench_jobs_test.sh FERRY SOURCE_DIR: ferry bench throughput | scaling | load and ferry top, from the command line, on
+# bench_jobs_test.sh FERRY SOURCE_DIR TRACE_CHECK: ferry bench throughput | scaling | load and ferry top, from the command line, on
 # one and on several ranks.
 set -uo pipefail
 ferry=$1
 source=$2
+trace_check=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 run=("$source/tests/support/mpirun.sh")
 "$ferry" convert "$source/configs/demo" "$work/demo" 2>/dev/null || exit 1
-small=(--requests 4 --input 9 --output 4 --repetitions 1 --set engine.threads=1 --set engine.cache_gib=0.05
+short=(--requests 4 --input 9 --output 4 --set engine.threads=1 --set engine.cache_gib=0.05
     --set log.level=warn)
+small=("${short[@]}" --repetitions 1)
 
 source "$source/tests/support/expect.sh"
 holds() { # FILE TEXT
@@ -26,6 +28,32 @@ expect 0 "2:2 batch 32: skipped: needs 4 ranks, this job has 3" "${run[@]}" 3 "$
 expect 0 "bench 1:2 batch 32: finished" "$ferry" top "$work"
 expect 0 "efficiency %" "${run[@]}" 2 "$ferry" bench scaling --model "$work/demo" "${small[@]}" --json "$work/s.json"
 holds "$work/s.json" '"kind": "weak"'
+expect 0 "efficiency %" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1,1:1 --kind strong \
+    --launcher "${run[*]} {ranks}" --set log.trace="$work/s.trace.json" --json "$work/s.json"
+holds "$work/s.json" '"launcher": '
+holds "$work/s.json" '"layout": "1:1"'
+holds "$work/s.trace-strong-1-1.json" '"rows"'
+expect 5 "the results do not hold" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1 --kind strong \
+    --launcher "env false"
+expect 2 "with --launcher a layout names its ranks" "$ferry" bench scaling --model "$work/demo" --layout colocated --launcher auto
+expect 2 "needs --layout" "$ferry" bench scaling --model "$work/demo" --launcher auto
+expect 2 "no-such-launcher: cannot be started" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1 \
+    --launcher no-such-launcher
+expect 2 "run ferry bench scaling once" "${run[@]}" 2 "$ferry" bench scaling --model "$work/demo" --layout 1:1 --launcher auto
+
+# A trace of each case, of a benchmark of layers and of exchanges.
+expect 0 "validity" "$ferry" bench throughput --model "$work/demo" "${small[@]}" --batch 1,2 --set log.trace="$work/t.json"
+expect 0 "step" "$ferry" bench layer --shape "$source/tests/launch/tiny_model.yaml" --decode 1 --context 8 --prefill 16 \
+    --warmup 1 --repetitions 2 --set log.trace="$work/layer.json"
+expect 0 "1:1" "${run[@]}" 2 "$ferry" bench exchange --tokens 1,8 --dim 64 --experts 8 --topk 2 --repetitions 3 \
+    --trace "$work/e.json"
+for trace in t-colocated-batch-1 t-colocated-batch-2 layer e-auto-1-1-uniform-bf16-auto-x-64-8; do
+    expect 0 " 0 problems" "$trace_check" "$work/$trace.json"
+done
+holds "$work/e-auto-1-1-uniform-bf16-auto-x-64-8.json" '"rows"'
+expect 2 "runs on one rank" "${run[@]}" 2 "$ferry" bench layer --shape "$source/tests/launch/tiny_model.yaml" --decode 1 \
+    --context 8 --prefill 0 --set log.trace="$work/layer.json"
+
 expect 0 "load/read %" "${run[@]}" 2 "$ferry" bench load --model "$work/demo" --layout 1:1,colocated:1 \
     --repetitions 1 --set engine.threads=1 --set engine.cache_gib=0.05 --json "$work/l.json"
 holds "$work/l.json" '"state": "cold"'
@@ -42,6 +70,36 @@ for job in 7 8; do
     expect 0 "6 of 6 done" env PATH="$work/bin:$PATH" "$ferry" top --once $job
 done
 expect 2 "does not know this job here; give the job's output folder" env PATH="$work/bin:$PATH" "$ferry" top 9
+
+# Pages of a file system in memory cannot be dropped: no cold start.
+if memory=$(mktemp -d /dev/shm/ferry-test-XXXXXX 2>/dev/null); then
+    cp -rL "$work/demo" "$memory" &&
+        expect 0 "cached" "$ferry" bench load --model "$memory/demo" --files cold --repetitions 1 --set engine.cache_gib=0.05 \
+            --json "$work/l.json" && holds "$work/l.json" '"state": "cached"'
+    rm -rf "$memory"
+fi
+
+# Stopped in the second case: the first is reported, and nothing hangs.
+stop_in_second() { # SIGNAL CODE COMMAND...
+    local signal=$1 code=$2 job got=0
+    shift 2
+    rm -rf "$work/status" "$work/stop.json"
+    mkdir "$work/status"
+    env --default-signal=INT "$@" bench throughput --model "$work/demo" "${short[@]}" --batch 1,4 --repetitions 40 \
+        --status-dir "$work/status" --json "$work/stop.json" >"$work/log" 2>&1 &
+    job=$!
+    until grep -qs "batch 4" "$work/status/status.json" || ! kill -0 $job 2>/dev/null; do sleep 0.02; done
+    kill -"$signal" $job
+    wait $job || got=$?
+    [ $got -eq "$code" ] || { echo "FAILED: $signal to $*: exit code $got"; tail -5 "$work/log"; failed=$((failed + 1)); }
+    holds "$work/stop.json" '"settings": "batch 1"'
+    holds "$work/stop.json" '"all_finished": true'
+}
+stop_in_second INT 75 "$ferry"
+# mpirun hands SIGUSR1 to the ranks and ends as they do; after Ctrl-C it ends with a code of its own.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_mpi_yield_when_idle=1
+stop_in_second USR1 75 mpirun -n 2 --oversubscribe --bind-to none "$ferry"
+stop_in_second INT 1 mpirun -n 2 --oversubscribe --bind-to none "$ferry"
 
 expect 2 "--rate: needs --arrivals" "$ferry" bench throughput --model "$work/demo" --rate 3
 expect 2 "--layout 2-2: write attention:expert ranks" "$ferry" bench throughput --model "$work/demo" --layout 2-2

@@ -88,10 +88,8 @@ TEST(Throughput, EveryLayoutGivesTheSameOutputsAndItsPhasesAddUp) {
             EXPECT_EQ(std::ssize(repetition.between_tokens_s), num_output - 10);
             EXPECT_EQ(outputs_of(repetition), outputs.value_or(outputs_of(repetition)));
             outputs = outputs_of(repetition);
-            // A rank that shares its core may lose it between two zones.
-            const double slack = test_world().size() > 2 ? 0.1 : 0.03;
             for (const RankReport& rank : repetition.ranks)
-                EXPECT_NEAR(rank.covered(), 1, slack) << "rank " << rank.rank;
+                EXPECT_NEAR(rank.covered(), 1, 0.03) << "rank " << rank.rank;
         }
     }
 }
