@@ -35,7 +35,7 @@ if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     ctest --test-dir build/asan -L mpi -R '\.n4$|layouts_test|startup_test' --output-on-failure
     step "tsan: worker threads and watchdog"
     cmake --preset tsan
-    cmake --build --preset tsan -j "${FERRY_JOBS:-$(nproc)}" --target base_test watchdog_test ferry
+    cmake --build --preset tsan -j "${FERRY_JOBS:-$(nproc)}" --target base_test watchdog_test
     ctest --test-dir build/tsan -R '^base_test$|^watchdog_test\.n[124]$' --output-on-failure
 fi
 
