@@ -63,6 +63,7 @@ class LoadedEngine {
     std::string_view transport_name() const { return transport_->name(); }
     // GPUs that the ranks of this engine compute on, each counted once; 0: none.
     int num_gpus() const { return devices_.num_devices(); }
+    Device& device() { return kernels_->device(); }
     int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:
