@@ -234,9 +234,17 @@ class LaunchedScaling {
         fmt::print(stderr, "{}: {}\n", point.name(), fmt::join(words, " "));
         const int code =
             run_launched_job(words, throughput_arguments(arguments_, point, trace, result_path_));
+        refuse_mistakes(code);
         table_.add(point, read_result(code));
         std::error_code gone;
         std::filesystem::remove(result_path_, gone);
+    }
+
+    // What the first job refuses is a mistake in the options, and others would refuse it too.
+    void refuse_mistakes(int code) const {
+        for (const ErrorKind kind : {ErrorKind::usage, ErrorKind::checkpoint, ErrorKind::input})
+            if (code == exit_code(kind) && largest_.is_null())
+                throw Error(kind, "the first job ended with exit code {} and said why", code);
     }
 
     // What the job wrote before it ended with `code`.
