@@ -308,10 +308,8 @@ void scale_through_launcher(const Arguments& arguments) {
 void add_bench_scaling(CLI::App& bench) {
     CLI::App* command = bench.add_subcommand(
         "scaling",
-        "Throughput over a list of layouts, with speed-up and efficiency against the first: "
-        "strong "
-        "scaling (the same requests) and weak (as many per rank). Inside one job (mpirun, "
-        "srun), "
+        "Throughput over a list of layouts, with speed-up and efficiency against the first: strong "
+        "scaling (the same requests) and weak (as many per rank). Inside one job (mpirun, srun), "
         "each layout on the first ranks of it; or, with --launcher, each as a job of its own");
     const auto arguments = std::make_shared<Arguments>();
     add_model_options(*command, *arguments);
