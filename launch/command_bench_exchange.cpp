@@ -260,8 +260,8 @@ void add_bench_exchange(Command& bench) {
     command.flag("--wait-matrix", arguments->wait_matrix,
                  "Also print which attention rank made which expert rank wait (JSON always tells)");
     command.option("--trace", arguments->trace,
-                   "Write a Chrome/Perfetto trace of all exchanges to this file; of several cases, "
-                   "each to a file named after it");
+                   "Write a Chrome/Perfetto trace of all exchanges to this file; of several "
+                   "cases, each to a file named after it");
     command.option("--json", arguments->json, "Write JSON to this file; - : to stdout");
     command.option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
     command.on_run([arguments] { run_bench_exchange(*arguments); });

@@ -209,9 +209,9 @@ void add_bench_layer(Command& bench) {
         .show_default();
     command
         .option("--expert-ranks", arguments->expert_ranks,
-                "Also time the experts of one MoE layer as so many ranks share them, each on the "
-                "rows that as many attention ranks send it: one after the other, the slowest is "
-                "shown; 0: not")
+                "Also time the experts of one MoE layer as so many ranks share them, each on "
+                "the rows that as many attention ranks send it: one after the other, the "
+                "slowest is shown; 0: not")
         .in_range(0, 4096)
         .show_default();
     command.option("--warmup", arguments->warmup, "Steps before timing")

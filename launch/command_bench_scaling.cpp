@@ -234,9 +234,17 @@ class LaunchedScaling {
         fmt::print(stderr, "{}: {}\n", point.name(), fmt::join(words, " "));
         const int code =
             run_launched_job(words, throughput_arguments(arguments_, point, trace, result_path_));
+        refuse_mistakes(code);
         table_.add(point, read_result(code));
         std::error_code gone;
         std::filesystem::remove(result_path_, gone);
+    }
+
+    // What the first job refuses is a mistake in the options, and others would refuse it too.
+    void refuse_mistakes(int code) const {
+        for (const ErrorKind kind : {ErrorKind::usage, ErrorKind::checkpoint, ErrorKind::input})
+            if (code == exit_code(kind) && largest_.is_null())
+                throw Error(kind, "the first job ended with exit code {} and said why", code);
     }
 
     // What the job wrote before it ended with `code`.
@@ -300,10 +308,8 @@ void scale_through_launcher(const Arguments& arguments) {
 void add_bench_scaling(Command& bench) {
     Command command = bench.add_command(
         "scaling",
-        "Throughput over a list of layouts, with speed-up and efficiency against the first: "
-        "strong "
-        "scaling (the same requests) and weak (as many per rank). Inside one job (mpirun, "
-        "srun), "
+        "Throughput over a list of layouts, with speed-up and efficiency against the first: strong "
+        "scaling (the same requests) and weak (as many per rank). Inside one job (mpirun, srun), "
         "each layout on the first ranks of it; or, with --launcher, each as a job of its own");
     const auto arguments = std::make_shared<Arguments>();
     add_model_options(command, *arguments);
@@ -316,10 +322,9 @@ void add_bench_scaling(Command& bench) {
         .comma_separated()
         .one_of({"strong", "weak"})
         .show_default();
-    command.option(
-        "--launcher", arguments->launcher,
-        "Start a job for each layout: a command in which {ranks} is the number of ranks, "
-        "or auto: srun in a Slurm allocation, else mpirun");
+    command.option("--launcher", arguments->launcher,
+                   "Start a job for each layout: a command in which {ranks} is the number of "
+                   "ranks, or auto: srun in a Slurm allocation, else mpirun");
     add_workload_options(command, *arguments);
     command.on_run([arguments] {
         if (!arguments->launcher.empty()) return scale_through_launcher(*arguments);

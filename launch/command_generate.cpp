@@ -189,7 +189,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     const bool traced = !config.log.trace.empty();
     if (!config.log.routing.empty()) routing_recorder().start();
     std::optional<RunTrace> run_trace;
-    if (traced) run_trace.emplace(world, true);
+    if (traced) run_trace.emplace(world, true, &loaded.device());
     if (watchdog != nullptr) watchdog->arm(true);
     LoopEnd end = LoopEnd::finished;
     if (loaded.engine() == nullptr) {

@@ -192,7 +192,7 @@ ThroughputOutcome ThroughputRunner::run_on(World& part, ThroughputCase about, co
     };
     std::optional<RunTrace> run_trace;
     options.before_repetition = [&](bool last) {
-        if (last && !about.trace.empty()) run_trace.emplace(part, true);
+        if (last && !about.trace.empty()) run_trace.emplace(part, true, &loaded.device());
     };
     if (watchdog_ != nullptr) watchdog_->arm(true);
     ThroughputOutcome outcome;

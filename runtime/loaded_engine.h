@@ -61,9 +61,10 @@ class LoadedEngine {
     const RankModel& model() const { return *rank_; }
     ExpertWorker* experts() { return rank_->experts(); }
     std::string_view transport_name() const { return transport_->name(); }
-    UploadTotals uploads() const { return kernels_->upload_totals(); }
     // GPUs that the ranks of this engine compute on, each counted once; 0: none.
     int num_gpus() const { return devices_.num_devices(); }
+    Device& device() { return kernels_->device(); }
+    UploadTotals uploads() const { return kernels_->upload_totals(); }
     int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:

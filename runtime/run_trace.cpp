@@ -16,6 +16,7 @@ namespace ferry {
 namespace {
 
 constexpr size_t kMaxEvents = size_t{1} << 19;  // of a rank: 20 MiB
+constexpr size_t kMaxGpuZones = size_t{1} << 16;
 
 struct Totals {
     int64_t wall_ns;
@@ -82,15 +83,23 @@ Column column(const std::vector<Totals>& ranks, Zone zone) {
 
 }  // namespace
 
-RunTrace::RunTrace(World& world, bool record) : records_(record) {
+RunTrace::RunTrace(World& world, bool record, Device* device) : records_(record) {
     if (record) {
         trace().record_events(kMaxEvents);
         trace_marks().record(kMaxEvents / 2);
         begin_offset_ = measure_clock_offset(world, trace_now_ns);
+        if (auto* gpu = dynamic_cast<CudaDevice*>(device))
+            gpu_ = std::make_unique<GpuTimeline>(*gpu, kMaxGpuZones);
     }
     world.barrier();
     trace().reset_totals();
     begin_ns_ = end_ns_ = trace_now_ns();
+}
+
+void RunTrace::finish() {
+    end_ns_ = trace_now_ns();
+    if (gpu_) gpu_events_ = gpu_->events();
+    gpu_.reset();
 }
 
 RunTrace::~RunTrace() {
@@ -112,6 +121,7 @@ void RunTrace::write(World& world, const Layout& layout, const std::string& path
         .num_attention = layout.num_attention(),
         .num_expert = layout.num_expert(),
         .events = trace().events(),
+        .gpu_events = gpu_events_,
         .marks = trace_marks().marks(),
         .samples = trace_marks().samples(),
         .begin_ns = begin_ns_,

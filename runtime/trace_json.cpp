@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kRateWindowNs = 20'000'000;  // of tokens per second
 constexpr int kMaxPairs = 64;  // of ranks with an arrow for each; beyond: one expert rank in turn
+constexpr int kGpuTrack = 1 + kMaxMicroBatches;
 
 class Writer {
   public:
@@ -17,7 +18,11 @@ class Writer {
 
     std::string write() {
         name_tracks();
-        spans();
+        spans(trace_.events, 0);
+        if (!trace_.gpu_events.empty()) {
+            name_track(kGpuTrack, "GPU stream");
+            spans(trace_.gpu_events, kGpuTrack);
+        }
         in_flight();
         arrows();
         counters();
@@ -44,12 +49,12 @@ class Writer {
               trace_.rank, track, name);
     }
 
-    void spans() {
-        for (const TraceEvent& span : trace_.events)
+    void spans(std::span<const TraceEvent> events, int track) {
+        for (const TraceEvent& span : events)
             if (span.begin_ns >= trace_.begin_ns)
-                event(R"({{"ph":"X","name":"{}","pid":{},"tid":0,"ts":{:.3f},"dur":{:.3f},)"
+                event(R"({{"ph":"X","name":"{}","pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f},)"
                       R"("args":{{"layer":{},"micro_batch":{},"bytes":{}}}}})",
-                      to_string(span.zone), trace_.rank, us(span.begin_ns),
+                      to_string(span.zone), trace_.rank, track, us(span.begin_ns),
                       us(span.end_ns) - us(span.begin_ns), span.layer, span.micro_batch,
                       span.bytes);
     }

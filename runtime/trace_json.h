@@ -1,6 +1,7 @@
 // One rank's part of a trace in the format that chrome://tracing and ui.perfetto.dev open
-// ("Trace Event Format"): spans on a track for computing and one for each micro-batch's exchange in
-// flight, arrows from dispatch over its experts to combine, counters.
+// ("Trace Event Format"): spans on a track for computing, one for each micro-batch's exchange in
+// flight and one for the stream of a GPU, arrows from dispatch over its experts to combine,
+// counters.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -30,6 +31,7 @@ struct RankTrace {
     int expert_rank = -1;
     int num_attention = 1, num_expert = 1;  // of the layout
     std::span<const TraceEvent> events{};
+    std::span<const TraceEvent> gpu_events{};  // of its GPU's stream; empty without one
     std::span<const TraceMark> marks{};
     std::span<const CounterSample> samples{};
     int64_t begin_ns = 0;  // what was before is left out

@@ -35,6 +35,8 @@ holds "$work/s.json" '"layout": "1:1"'
 holds "$work/s.trace-strong-1-1.json" '"rows"'
 expect 5 "the results do not hold" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1 --kind strong \
     --launcher "env false"
+expect 3 "the first job ended with exit code 3" "$ferry" bench scaling --model "$work/nothing" --layout 1:1 --kind strong \
+    --launcher "${run[*]} {ranks}"
 expect 2 "with --launcher a layout names its ranks" "$ferry" bench scaling --model "$work/demo" --layout colocated --launcher auto
 expect 2 "needs --layout" "$ferry" bench scaling --model "$work/demo" --launcher auto
 expect 2 "no-such-launcher: cannot be started" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1 \

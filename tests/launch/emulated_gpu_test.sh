@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# emulated_gpu_test.sh FERRY_EMULATED FERRY SOURCE_DIR: the whole executable on emulated GPUs (tests/support/
+# emulated_gpu_test.sh FERRY_EMULATED FERRY SOURCE_DIR TRACE_CHECK: the whole executable on emulated GPUs (tests/support/
 # cuda_emulation): engine.device: cuda writes the CPU's tokens on one rank and on several that share a GPU, names the
 # memory that it lacks, and refuses what cannot work.
 set -euo pipefail
 emulated=$1
 ferry=$2
 source=$3
+trace_check=$4
 work=$(mktemp -d "${TMPDIR:-/tmp}/ferry-gpu.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 fail() { echo "emulated_gpu_test: $*" >&2; exit 1; }
@@ -39,11 +40,13 @@ expect() { # CODE NAME PATTERN COMMAND...
 [ "$(tokens cpu | wc -l)" = 2 ] || fail "the CPU wrote $(tokens cpu)"
 
 expect 0 one 'rank +host +device' "$emulated" generate "${settings[@]}" "${gpu[@]}" --set log.progress=on \
-    --output "$work/one"
+    --output "$work/one" --set log.trace="$work/trace.json"
 same one
 grep -q 'weights .* = .*GiB' "$work/one.log" || fail "no memory plan: $(cat "$work/one.log")"
 grep -q 'GB of it to GPUs through pinned memory, .* GB/s a thread' "$work/one.log" || fail "no rate: $(cat "$work/one.log")"
 grep -q 'exchange.transport: self' "$work/one.log" || fail "no transport: $(cat "$work/one.log")"
+grep -q '"GPU stream"' "$work/trace.json" || fail "the trace has no track of the GPU's stream"
+"$trace_check" "$work/trace.json" >"$work/trace.log" || fail "$(cat "$work/trace.log")"
 
 if command -v mpirun >/dev/null && [[ $("$ferry" --version) =~ MPI\ .*Open\ MPI ]]; then
     on_ranks 3 three --set layout.mode=disaggregated --set layout.attention_ranks=1 --set layout.expert_ranks=2 \
