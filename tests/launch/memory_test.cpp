@@ -32,7 +32,7 @@ void expect_flat(const ProcessResult& result, int num_requests, const TempDir& d
     const std::string lines = read_file(dir / "out/completions.jsonl");
     EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), num_requests);
     EXPECT_EQ(lines.find("\"error\""), std::string::npos);
-    const auto& samples = result.resident_bytes;
+    const auto& samples = result.own_bytes;
     ASSERT_GT(samples.size(), 100u);
     const auto third = samples.begin() + static_cast<int64_t>(samples.size() / 3);
     const int64_t warm = *std::max_element(samples.begin(), third);

@@ -154,7 +154,7 @@ TEST(Throughput, ReportHoldsEverything) {
     for (const Json& rank : row["ranks_detail"]) {
         double sum = 0;
         for (const Json& phase : rank["phases"]) sum += phase["time_s"].get<double>();
-        EXPECT_NEAR(sum / rank["wall_s"].get<double>(), 1, 0.1);  // a rank may lose its core
+        EXPECT_NEAR(sum / rank["wall_s"].get<double>(), 1, 0.03);
     }
     EXPECT_EQ(row["expert_load"].size(), 4u);  // the demo model has five layers, one of them dense
     for (const Json& layer : row["expert_load"]) EXPECT_GE(layer["max_over_mean"].get<double>(), 1);

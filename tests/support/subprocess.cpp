@@ -40,11 +40,11 @@ int64_t file_size(const std::string& path) {
 }
 
 // Memory of a process that is really there; 0 when it is gone.
-int64_t resident_bytes(pid_t process) {
+int64_t own_bytes(pid_t process) {
     std::ifstream file("/proc/" + std::to_string(process) + "/statm");
-    int64_t pages = 0, resident = 0;
-    file >> pages >> resident;
-    return resident * ::sysconf(_SC_PAGESIZE);
+    int64_t pages = 0, resident = 0, of_files = 0;
+    file >> pages >> resident >> of_files;
+    return (resident - of_files) * ::sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ ProcessResult run_process(const std::vector<std::string>& arguments,
             signal_sent = true;
         }
         if (Clock::now() - start > std::chrono::seconds(100)) ::kill(child, SIGKILL);
-        if (const int64_t bytes = resident_bytes(child)) result.resident_bytes.push_back(bytes);
+        if (const int64_t bytes = own_bytes(child)) result.own_bytes.push_back(bytes);
         ::usleep(options.signal_when_grown.empty() ? 1000 : 100);
     }
     if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);

@@ -14,7 +14,9 @@ struct ProcessResult {
     int signal = 0;
     std::string out;
     std::string err;
-    std::vector<int64_t> resident_bytes;  // every few milliseconds
+    // Resident memory less that of files, which the kernel may take away at any time; every few
+    // milliseconds.
+    std::vector<int64_t> own_bytes;
 };
 
 struct ProcessOptions {
