@@ -40,7 +40,7 @@ if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     UCX_MEM_MMAP_HOOK_MODE=none ctest --test-dir build/tsan -R '^base_test$|^watchdog_test\.n[124]$' --output-on-failure
 fi
 
-# Every fuzz target, two at a time; only the readers that they reach are built with clang++ and sanitizers.
+# Every fuzz target, three at a time; only the readers that they reach are built with clang++ and sanitizers.
 libfuzzer() {
     echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
         clang++ -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null
@@ -53,7 +53,7 @@ else
     step "fuzz, ${FERRY_FUZZ_SECONDS:-60} s each"
     cmake --preset fuzz -DFERRY_FUZZ_SECONDS="${FERRY_FUZZ_SECONDS:-60}" >/dev/null
     cmake --build --preset fuzz -j "${FERRY_JOBS:-$(nproc)}"
-    ctest --test-dir build/fuzz -L fuzz --output-on-failure -j 2
+    ctest --test-dir build/fuzz -L fuzz --output-on-failure -j 3
 fi
 
 step "done"
