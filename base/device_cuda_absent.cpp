@@ -7,7 +7,8 @@ namespace {
 
 [[noreturn]] void refuse() {
     throw Error(ErrorKind::usage,
-                "this Ferry was built without CUDA (no nvcc was found); use engine.device: cpu");
+                "this Ferry was built without CUDA (nvcc was not found, or -DFERRY_CUDA=OFF); use "
+                "engine.device: cpu");
 }
 
 }  // namespace

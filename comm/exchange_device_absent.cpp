@@ -5,10 +5,12 @@
 namespace ferry {
 
 std::unique_ptr<Exchange> make_device_exchange(const ExchangeSetup&, BlockTransport&) {
-    throw Error(ErrorKind::usage, "this Ferry was built without CUDA (no nvcc was found)");
+    throw Error(ErrorKind::usage,
+                "this Ferry was built without CUDA (nvcc was not found, or -DFERRY_CUDA=OFF)");
 }
 std::unique_ptr<BlockTransport> make_self_blocks(CudaDevice&) {
-    throw Error(ErrorKind::usage, "this Ferry was built without CUDA (no nvcc was found)");
+    throw Error(ErrorKind::usage,
+                "this Ferry was built without CUDA (nvcc was not found, or -DFERRY_CUDA=OFF)");
 }
 
 }  // namespace ferry

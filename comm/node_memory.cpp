@@ -46,7 +46,7 @@ void NodeMemory::grow(size_t size_bytes) {
                                 MPI_INFO_NULL, impl_->members, &own, &window) != MPI_SUCCESS)
         throw Error(ErrorKind::memory,
                     "cannot allocate {:.2f} GiB that the ranks of a node share; is /dev/shm large "
-                    "enough for the attention weights?",
+                    "enough for them?",
                     static_cast<double>(window_bytes) / (1 << 30));
     impl_->windows.push_back(window);
     MPI_Aint size = 0;

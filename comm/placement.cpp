@@ -129,6 +129,25 @@ std::string Placement::describe() const {
     return text;
 }
 
+std::vector<SharedExpert> shared_experts(const Placement& placement, std::span<const int> node,
+                                         int expert_rank) {
+    std::vector<SharedExpert> shared;
+    for (int expert = 0; expert < placement.num_experts(); ++expert) {
+        SharedExpert one{.expert = expert};
+        int num_copies = 0, last = -1;
+        for (const ExpertCopy& copy : placement.copies(expert)) {  // by rank
+            if (!std::binary_search(node.begin(), node.end(), copy.expert_rank)) continue;
+            ++num_copies;
+            if (copy.expert_rank == last) continue;
+            last = copy.expert_rank;
+            if (last == expert_rank) one.holder = one.num_holders;
+            ++one.num_holders;
+        }
+        if (num_copies > 1) shared.push_back(one);
+    }
+    return shared;
+}
+
 Placement contiguous_placement(int num_experts, int num_ranks) {
     std::vector<std::vector<int>> experts_of_rank(num_ranks);
     int expert = 0;

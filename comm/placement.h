@@ -51,6 +51,18 @@ class Placement {
     int num_copies_ = 0;
 };
 
+// An expert that has several copies on one node, as one of the node's ranks sees it.
+struct SharedExpert {
+    int expert = 0;
+    int num_holders = 0;  // ranks of the node that hold it
+    int holder = -1;      // which of them this rank is; -1: none
+
+    bool operator==(const SharedExpert&) const = default;
+};
+// By expert, for expert rank `expert_rank` of a node whose expert ranks are `node`, ascending.
+std::vector<SharedExpert> shared_experts(const Placement& placement, std::span<const int> node,
+                                         int expert_rank);
+
 // Ranges of consecutive experts; the first num_experts % num_ranks ranks hold one more.
 Placement contiguous_placement(int num_experts, int num_ranks);
 

@@ -53,7 +53,7 @@ class UcxTransport final : public Transport {
         for (int p = 0; p < world.size(); ++p) peers_.emplace_back().rank = p;
         set_handler(kHello, [](void* self, const void* header, size_t, void*, size_t,
                                const ucp_am_recv_param_t*) {
-            const auto& hello = *static_cast<const Greeting*>(header);
+            const Greeting hello = greeting_at(header);
             Peer& peer = static_cast<UcxTransport*>(self)->peers_[hello.rank];
             peer.path_in = hello.path;
             ++peer.num_hellos;
@@ -61,8 +61,7 @@ class UcxTransport final : public Transport {
         });
         set_handler(kGoodbye, [](void* self, const void* header, size_t, void*, size_t,
                                  const ucp_am_recv_param_t*) {
-            const auto& goodbye = *static_cast<const Greeting*>(header);
-            static_cast<UcxTransport*>(self)->peers_[goodbye.rank].left = true;
+            static_cast<UcxTransport*>(self)->peers_[greeting_at(header).rank].left = true;
             return UCS_OK;
         });
     }
@@ -154,6 +153,12 @@ class UcxTransport final : public Transport {
         int32_t rank;
         Path path;
     };
+    // UCX gives headers at any address.
+    static Greeting greeting_at(const void* header) {
+        Greeting greeting;
+        std::memcpy(&greeting, header, sizeof greeting);
+        return greeting;
+    }
     struct Peer {
         int rank = 0;
         UcxTransport* owner = nullptr;

@@ -4,10 +4,11 @@
 
 namespace ferry {
 
-Experts::Experts(WeightLoader& loader, const std::string& prefix, std::span<const int32_t> experts)
-    : w1_(loader.experts(prefix + "w1", experts)),
-      w2_(loader.experts(prefix + "w2", experts)),
-      w3_(loader.experts(prefix + "w3", experts)) {}
+Experts::Experts(WeightLoader& loader, const std::string& prefix, std::span<const int32_t> experts,
+                 std::span<const SharedExpert> shared)
+    : w1_(loader.experts(prefix + "w1", experts, shared)),
+      w2_(loader.experts(prefix + "w2", experts, shared)),
+      w3_(loader.experts(prefix + "w3", experts, shared)) {}
 
 void Experts::forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
                       const GroupOffsets& groups, const Tensor& y) const {

@@ -8,8 +8,10 @@ namespace ferry {
 class Experts {
   public:
     Experts() = default;  // none
-    // `prefix`: "layers/3/ffn/experts/"; local expert i is experts[i].
-    Experts(WeightLoader& loader, const std::string& prefix, std::span<const int32_t> experts);
+    // `prefix`: "layers/3/ffn/experts/"; local expert i is experts[i], which may be none where the
+    // node's ranks share some.
+    Experts(WeightLoader& loader, const std::string& prefix, std::span<const int32_t> experts,
+            std::span<const SharedExpert> shared = {});
 
     // Rows of group e of x go through local expert e; x, y [rows, dim], the last offset rows, or
     // on the device not more. Each expert's weights are read once, whatever the number of rows.

@@ -36,9 +36,26 @@ struct Weight {
     Buffer data;    // packed values
     Buffer scales;  // fp8 only: f32 [groups][ceil(out/128), ceil(in/128)], plain order
 
+    // By group, instead of the two above (CPU): some groups are shared with other ranks.
+    struct Group {
+        Buffer data, scales;
+    };
+    std::vector<Group> apart = {};
+
+    std::byte* group_data(int64_t group) const {
+        if (!apart.empty()) return apart[static_cast<size_t>(group)].data.as<std::byte>();
+        return data.as<std::byte>() + static_cast<int64_t>(data.size_bytes()) / spec.groups * group;
+    }
+    float* group_scales(int64_t group) const {
+        if (!apart.empty()) return apart[static_cast<size_t>(group)].scales.as<float>();
+        return scales.as<float>() +
+               static_cast<int64_t>(scales.size_bytes() / sizeof(float)) / spec.groups * group;
+    }
     // Bytes of values and scales that one use of all groups reads.
     int64_t size_bytes() const {
-        return static_cast<int64_t>(data.size_bytes() + scales.size_bytes());
+        size_t sum = data.size_bytes() + scales.size_bytes();
+        for (const Group& group : apart) sum += group.data.size_bytes() + group.scales.size_bytes();
+        return static_cast<int64_t>(sum);
     }
 };
 

@@ -25,10 +25,13 @@ Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Nume
             blocks_.emplace_back(loader, layer, part, numerics);
         }
         const std::span<const int32_t> held = part.experts_of(config_, layer);
-        if (held.empty())
+        const std::span<const SharedExpert> shared =
+            loader.shares().shared_experts_of(config_, layer);
+        if (held.empty() && shared.empty())
             experts_.emplace_back();
         else
-            experts_.emplace_back(loader, fmt::format("layers/{}/ffn/experts/", layer), held);
+            experts_.emplace_back(loader, fmt::format("layers/{}/ffn/experts/", layer), held,
+                                  shared);
     }
     weight_bytes_ = loader.bytes_read() - before;
 }

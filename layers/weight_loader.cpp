@@ -1,5 +1,6 @@
 #include "layers/weight_loader.h"
 
+#include <algorithm>
 #include <exception>
 #include <mutex>
 #include <numeric>
@@ -39,6 +40,10 @@ void widen(const void* from, DType dtype, int64_t count, float* to) {
     }
 }
 
+Buffer view_of(const Buffer& buffer) {
+    return Buffer::adopt(buffer.data(), buffer.size_bytes(), [] {});
+}
+
 Range scale_range(Range range) {
     return {range.begin / kScaleBlock, ceil_div(range.num, kScaleBlock)};
 }
@@ -53,10 +58,25 @@ ModelPart ModelPart::whole(const ModelConfig& config) {
     return part;
 }
 
+namespace {
+
+// Of one list for all MoE layers, or one per MoE layer.
+template <typename T>
+std::span<const T> list_of(const std::vector<std::vector<T>>& lists, const ModelConfig& config,
+                           int64_t layer) {
+    if (lists.empty() || !config.is_moe_layer(layer)) return {};
+    return lists.size() == 1 ? lists[0] : lists[static_cast<size_t>(layer - config.n_dense_layers)];
+}
+
+}  // namespace
+
 std::span<const int32_t> ModelPart::experts_of(const ModelConfig& config, int64_t layer) const {
-    if (experts.empty() || !config.is_moe_layer(layer)) return {};
-    return experts.size() == 1 ? experts[0]
-                               : experts[static_cast<size_t>(layer - config.n_dense_layers)];
+    return list_of(experts, config, layer);
+}
+
+std::span<const SharedExpert> NodeShares::shared_experts_of(const ModelConfig& config,
+                                                            int64_t layer) const {
+    return list_of(shared_experts, config, layer);
 }
 
 WeightLoader::WeightLoader(WeightSource& source, Kernels& kernels,
@@ -162,32 +182,74 @@ Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
     std::vector<Piece> pieces;
     for (int64_t first = 0; first < out.num; first += rows_per_piece) {
         const Range rows{out.begin + first, std::min(rows_per_piece, out.num - first)};
-        pieces.push_back({0, first, rows.num, {rows, in}, {scale_range(rows), scale_range(in)}});
+        pieces.push_back({0,
+                          first,
+                          rows.num,
+                          is_mine(first / rows_per_piece),
+                          {rows, in},
+                          {scale_range(rows), scale_range(in)}});
     }
     fill(name, weight, pieces);
     return weight;
 }
 
-Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> experts) {
+// Those that the node's ranks share lie in its memory, once; all its expert ranks take it, those
+// that do not hold them too.
+Weight WeightLoader::make_expert_weight(const WeightSpec& spec, std::span<const int32_t> experts,
+                                        std::span<const SharedExpert> shared) {
+    if (shared.empty()) return kernels_.make_weight(spec);
+    const HeldAlike held_alike(*this, shares_.experts);
+    WeightSpec one = spec;
+    one.groups = 1;
+    Weight weight{.spec = spec, .data = {}, .scales = {}};
+    weight.apart.resize(experts.size());
+    for (const SharedExpert& copies : shared) {
+        Weight memory = make_weight(one);
+        for (size_t group = 0; group < experts.size(); ++group) {
+            if (experts[group] != copies.expert) continue;
+            Weight::Group& place = weight.apart[group];
+            place.data = std::exchange(memory.data, view_of(memory.data));
+            place.scales = std::exchange(memory.scales, view_of(memory.scales));
+        }
+    }
+    for (Weight::Group& place : weight.apart) {
+        if (place.data.data() != nullptr) continue;
+        Weight memory = kernels_.make_weight(one);
+        place = {std::move(memory.data), std::move(memory.scales)};
+    }
+    return weight;
+}
+
+Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> experts,
+                             std::span<const SharedExpert> shared) {
     const TensorInfo tensor = info(name);
     const int64_t out = tensor.shape[1], in = tensor.shape[2];
-    Weight weight = kernels_.make_weight({.dtype = tensor.dtype,
-                                          .groups = static_cast<int64_t>(experts.size()),
-                                          .out = out,
-                                          .in = in});
+    Weight weight = make_expert_weight({.dtype = tensor.dtype,
+                                        .groups = static_cast<int64_t>(experts.size()),
+                                        .out = out,
+                                        .in = in},
+                                       experts, shared);
     const int64_t rows_per_piece =
         std::max<int64_t>(1, kPieceBytes / (in * size_bytes(tensor.dtype)) / kScaleBlock) *
         kScaleBlock;
     std::vector<Piece> pieces;
-    for (size_t group = 0; group < experts.size(); ++group)
+    for (size_t group = 0; group < experts.size(); ++group) {
+        const auto copies = std::ranges::find(shared, experts[group], &SharedExpert::expert);
+        const bool again = std::ranges::find(experts.first(group), experts[group]) !=
+                           experts.begin() + static_cast<int64_t>(group);
         for (int64_t first = 0; first < out; first += rows_per_piece) {
             const Range rows{first, std::min(rows_per_piece, out - first)};
+            const bool mine =
+                copies == shared.end() ||
+                (!again && first / rows_per_piece % copies->num_holders == copies->holder);
             pieces.push_back({static_cast<int64_t>(group),
                               first,
                               rows.num,
+                              mine,
                               {{experts[group], 1}, rows, {0, in}},
                               {{experts[group], 1}, scale_range(rows), scale_range({0, in})}});
         }
+    }
     fill(name, weight, pieces);
     return weight;
 }
@@ -198,8 +260,8 @@ void WeightLoader::fill(const std::string& name, Weight& weight, const std::vect
     std::exception_ptr failure;
     std::mutex failure_mutex;
     kernels_.threads().parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
-        if (!is_mine(i)) return;
         const Piece& piece = pieces[static_cast<size_t>(i)];
+        if (!piece.mine) return;
         thread_local std::vector<std::byte> staging;
         thread_local std::vector<float> scales;
         try {

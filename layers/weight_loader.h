@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "comm/node_memory.h"
+#include "comm/placement.h"
 #include "layers/kernels.h"
 #include "layers/weight_source.h"
 
@@ -29,6 +30,11 @@ struct ModelPart {
 struct NodeShares {
     NodeMemory* attention = nullptr;  // all attention ranks: attention, norms, gates
     NodeMemory* slice = nullptr;      // those with the same tensor-parallel slices
+    NodeMemory* experts = nullptr;    // all expert ranks: routed experts with several copies there
+    // Which those are: one list for all MoE layers, or one per MoE layer; none without `experts`.
+    std::vector<std::vector<SharedExpert>> shared_experts = {};
+
+    std::span<const SharedExpert> shared_experts_of(const ModelConfig& config, int64_t layer) const;
 };
 
 class WeightLoader {
@@ -52,7 +58,7 @@ class WeightLoader {
     WeightLoader(WeightSource& source, Kernels& kernels,
                  std::function<void(int64_t bytes)> progress = {});
     // What is shared is whole after a barrier of the shares, which must outlive the weights.
-    void share_on_node(const NodeShares& shares) { shares_ = shares; }
+    void share_on_node(NodeShares shares) { shares_ = std::move(shares); }
     const NodeShares& shares() const { return shares_; }
 
     const ModelConfig& config() const { return source_.config(); }
@@ -72,8 +78,10 @@ class WeightLoader {
     // Matrix [out, in], or the box `out` x `in` of it (fp8: begins at multiples of 128).
     Weight linear(const std::string& name);
     Weight linear(const std::string& name, Range out, Range in);
-    // The named experts of [experts, out, in], one group each.
-    Weight experts(const std::string& name, std::span<const int32_t> experts);
+    // The named experts of [experts, out, in], one group each. Collective over the node's expert
+    // ranks when some are `shared` there.
+    Weight experts(const std::string& name, std::span<const int32_t> experts,
+                   std::span<const SharedExpert> shared = {});
     // Rows `out` of a matrix (fp8: from a multiple of 128) as plain f32 [out, in], scales applied.
     // `packed` (may be null), an empty weight of these rows, is filled too. Not shared: for callers
     // that go by is_mine().
@@ -84,9 +92,12 @@ class WeightLoader {
   private:
     struct Piece {
         int64_t group, first_out, num_out;
+        bool mine;
         std::vector<Range> box;        // in the source tensor
         std::vector<Range> scale_box;  // in its scales
     };
+    Weight make_expert_weight(const WeightSpec& spec, std::span<const int32_t> experts,
+                              std::span<const SharedExpert> shared);
     void fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces);
     void read(const std::string& name, std::span<const Range> box, std::span<std::byte> to);
     void tell_progress() const;

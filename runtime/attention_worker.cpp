@@ -19,41 +19,6 @@ size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& nu
            static_cast<size_t>(4 * tokens * 5 * c.dim + routing + head + kSlack);
 }
 
-constexpr int64_t kMinSliceRows = 32;  // fewer read the weights of dense layers too often
-
-RowsAhead::RowsAhead(Device& device, const WorkerLimits& limits, int64_t dim)
-    : hidden_(device, DType::f32, {limits.max_tokens, dim}),
-      slice_(std::min(limits.max_tokens, limits.max_sequences)) {}
-
-void RowsAhead::clear() {
-    batch_ = {};
-    rows_per_slice_ = num_slices_ = num_begun_ = 0;
-}
-
-void RowsAhead::start(const StepBatch& batch, int64_t most, int64_t num_points) {
-    FERRY_CHECK(batch.num_tokens() <= most, "{} rows ahead of {}", batch.num_tokens(), most);
-    batch_ = batch;
-    rows_per_slice_ = std::max(kMinSliceRows, ceil_div(most, num_points));
-    num_slices_ = ceil_div(most, rows_per_slice_);
-}
-
-void RowsAhead::take(int64_t num_rows) {
-    slice_.take(batch_, num_begun_, num_begun_ + num_rows);
-    num_begun_ += num_rows;
-}
-
-bool RowsAhead::next_slice() {
-    if (num_slices_ == 0) return false;
-    --num_slices_;
-    take(std::min(rows_per_slice_, batch_.num_tokens() - num_begun_));
-    return true;
-}
-
-void RowsAhead::grow(const StepBatch& batch) {
-    batch_ = batch;
-    take(batch.num_tokens() - num_begun_);
-}
-
 AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                                  ExpertWorker* experts, const WorkerLimits& limits)
     : kernels_(kernels),
@@ -68,7 +33,7 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
       micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences),
       not_begun_(std::min(limits.max_tokens, limits.max_sequences)),
-      ahead_(kernels.device(), looks_ahead() ? limits : WorkerLimits{.max_tokens = 0},
+      ahead_(kernels.device(), looks_ahead() ? limits.max_tokens : 0, limits.max_sequences,
              model.config().dim),
       workspace_(kernels.device(),
                  workspace_bytes(model.config(), model.numerics(), model.part().tp_size, limits),
@@ -119,9 +84,8 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const Step
             agreed = finish_exchange(layer - 1, mb);
             start_layer(layer, mb, options.say);
             if (!options.next_rows) continue;
-            if (layer == first + 1 && mb == 0)
-                ahead_.start(options.next_rows(), agreed.max, (num_layers - layer) * num);
-            if (ahead_.next_slice()) begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
+            if (layer == first + 1 && mb == 0) start_ahead(options.next_rows(), agreed.max);
+            begin_ahead((mb + 1) % num);
         }
     for (int mb = 0; mb < num; ++mb) {
         if (first < num_layers) agreed = finish_exchange(num_layers - 1, mb);
@@ -130,6 +94,7 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const Step
         ahead_.grow(options.logits_ready(logits_.view().slice_rows(rows.begin, rows.num),
                                          rows.begin, rows.begin + rows.num));
         begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
+        begin_ahead(mb + 1);
     }
     return {logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size())), agreed};
 }
@@ -141,28 +106,75 @@ int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
     return tokens * model_.config().latent_dim() * size_bytes(model_.numerics().cache_dtype);
 }
 
+bool AttentionWorker::has_no_rows(const StepBatch& batch) const {
+    return batch.num_tokens() == 0 && fabric_.tensor_parallel().size() == 1;
+}
+
 // All that comes before the first exchange: embedding, dense layers, attention of the first MoE
 // layer.
 void AttentionWorker::begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch) {
-    if (batch.num_tokens() == 0 && fabric_.tensor_parallel().size() == 1) return;
-    {
-        ScopedZone zone(Zone::embed, -1, micro_batch);
-        fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_, h);
-    }
+    if (has_no_rows(batch)) return;
+    embed(batch, h, micro_batch);
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
     const int64_t num_dense = model_.config().n_dense_layers;
     for (int64_t layer = 0; layer < num_dense; ++layer) {
         attend(layer, batch, h, x, micro_batch);
-        const Mlp& mlp = model_.block(layer).mlp();
-        ScopedZone zone(Zone::dense, static_cast<int>(layer), micro_batch);
-        zone.bytes = mlp.weight_bytes();
-        const Workspace::Scope inner(workspace_);
-        const Tensor y = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
-        run_mlp(mlp, x, y);
-        kernels_.add(y, h);
+        run_dense(layer, x, h, micro_batch);
     }
     if (num_dense < model_.config().n_layers) attend(num_dense, batch, h, x, micro_batch);
+}
+
+// Rows of the next step, at most `most` on any rank. From now on a step passes a point after each
+// micro-batch of each layer, and after each micro-batch's head but the last.
+void AttentionWorker::start_ahead(const StepBatch& batch, int64_t most) {
+    const ModelConfig& config = model_.config();
+    const int64_t num = micro_batches_.num();
+    const int64_t num_points = (config.n_layers - config.n_dense_layers) * num - 1;
+    ahead_.start(batch, AheadPieces::plan(most, config.n_dense_layers, num, num_points),
+                 num_points);
+}
+
+// What is due, and more of it for as long as the micro-batch that comes next is with its experts,
+// unless others of a tensor-parallel group must take part.
+void AttentionWorker::begin_ahead(int next_micro_batch) {
+    ahead_.pass_point();
+    const bool alone = fabric_.tensor_parallel().size() == 1;
+    while (ahead_.has_piece() &&
+           (ahead_.is_due() ||
+            (alone && !fabric_.exchange().attention()->combine_ready(next_micro_batch))))
+        begin_piece(ahead_.take_piece());
+}
+
+void AttentionWorker::begin_piece(const AheadPieces::Piece& piece) {
+    const StepBatch& batch = ahead_.slice();
+    if (has_no_rows(batch)) return;
+    const Tensor h = ahead_.slice_rows();
+    const Workspace::Scope scope(workspace_);
+    const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
+    if (piece.dense) {
+        model_.block(piece.layer).norm_ffn(kernels_, h, x);
+        run_dense(piece.layer, x, h, -1);
+        return;
+    }
+    if (piece.layer == 0) embed(batch, h, -1);
+    attend(piece.layer, batch, h, x, -1);
+}
+
+void AttentionWorker::embed(const StepBatch& batch, const Tensor& h, int micro_batch) {
+    ScopedZone zone(Zone::embed, -1, micro_batch);
+    fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_, h);
+}
+
+// h += mlp(x).
+void AttentionWorker::run_dense(int64_t layer, const Tensor& x, const Tensor& h, int micro_batch) {
+    const Mlp& mlp = model_.block(layer).mlp();
+    ScopedZone zone(Zone::dense, static_cast<int>(layer), micro_batch);
+    zone.bytes = mlp.weight_bytes();
+    const Workspace::Scope scope(workspace_);
+    const Tensor y = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
+    run_mlp(mlp, x, y);
+    kernels_.add(y, h);
 }
 
 // h += attention(norm(h)); x = norm(h).

@@ -7,6 +7,7 @@
 #include "runtime/latent_cache.h"
 #include "runtime/micro_batches.h"
 #include "runtime/rank_fabric.h"
+#include "runtime/rows_ahead.h"
 
 namespace ferry {
 
@@ -16,39 +17,6 @@ struct WorkerLimits {
     int64_t max_context = 4096;   // positions of one sequence
     int64_t max_logit_rows = 32;  // rows whose logits are wanted in one step
     int64_t num_pages = 64;       // of the latent cache
-};
-
-// Rows of the next step, begun while this one's are with their experts: they are through all that
-// comes before the first exchange. Prompts in slices, so that no exchange waits for long; in
-// numbers that all attention ranks know, as tensor-parallel groups take part.
-class RowsAhead {
-  public:
-    RowsAhead(Device& device, const WorkerLimits& limits, int64_t dim);
-
-    void clear();
-    // Leading rows of the next step, at most `most` on any rank; to be begun by `num_points` calls
-    // of next_slice().
-    void start(const StepBatch& batch, int64_t most, int64_t num_points);
-    bool next_slice();  // false: all are through
-    // The batch has grown at its end: what is new is one slice.
-    void grow(const StepBatch& batch);
-    const StepBatch& slice() const { return slice_.batch(); }
-    Tensor slice_rows() const {
-        return hidden_.view().slice_rows(slice_.first_row(), slice().num_tokens());
-    }
-    // The next step's hidden rows, of which the leading ones have begun, against this step's.
-    void swap(OwnedTensor& hidden, int64_t num_begun) {
-        FERRY_CHECK(num_begun == num_begun_, "{} rows begun of {}", num_begun_, num_begun);
-        std::swap(hidden, hidden_);
-    }
-
-  private:
-    void take(int64_t num_rows);
-
-    OwnedTensor hidden_;  // [max_tokens, dim]
-    StepBatch batch_;
-    StepPart slice_;
-    int64_t rows_per_slice_ = 0, num_slices_ = 0, num_begun_ = 0;
 };
 
 class AttentionWorker {
@@ -94,6 +62,12 @@ class AttentionWorker {
 
   private:
     void begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch);
+    void start_ahead(const StepBatch& batch, int64_t most);
+    void begin_ahead(int next_micro_batch);
+    void begin_piece(const AheadPieces::Piece& piece);
+    bool has_no_rows(const StepBatch& batch) const;
+    void embed(const StepBatch& batch, const Tensor& h, int micro_batch);
+    void run_dense(int64_t layer, const Tensor& x, const Tensor& h, int micro_batch);
     void attend(int64_t layer, const StepBatch& batch, const Tensor& h, const Tensor& x,
                 int micro_batch);
     void start_first_exchange(int64_t layer, int micro_batch, Agreement say);

@@ -154,10 +154,24 @@ FabricOptions fabric_options(const Config& config, const ModelConfig& model, con
     return options;
 }
 
-// What this rank reads of the model: a share of the routed experts, and on attention ranks the rest
-// (of a TP group's slices its own, of what ranks of its node hold alike a part).
-int64_t bytes_to_load(const WeightSource& source, const Layout& layout, int world_rank,
-                      int num_attention_alike, int num_slices_alike) {
+// Of a layer's routed experts, the part that this rank reads.
+double expert_part(const ModelConfig& model, const ModelPart& part, const NodeShares& shares,
+                   int64_t layer) {
+    double num = 0;
+    const std::span<const SharedExpert> shared = shares.shared_experts_of(model, layer);
+    for (const int32_t expert : part.experts_of(model, layer))
+        if (std::ranges::find(shared, expert, &SharedExpert::expert) == shared.end()) ++num;
+    for (const SharedExpert& copies : shared)
+        if (copies.holder >= 0) num += 1.0 / copies.num_holders;
+    return num / static_cast<double>(model.n_routed_experts);
+}
+
+// What this rank reads of the model: its routed experts, and on attention ranks the rest (of a TP
+// group's slices its own, of what ranks of its node hold alike a part).
+int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const ModelPart& part,
+                      int world_rank, const NodeShares& shares) {
+    const int num_attention_alike = shares.attention == nullptr ? 1 : shares.attention->size();
+    const int num_slices_alike = shares.slice == nullptr ? 1 : shares.slice->size();
     double bytes = 0;
     for (const TensorSpec& spec : model_tensors(source.config())) {
         double size = 0;
@@ -168,7 +182,8 @@ int64_t bytes_to_load(const WeightSource& source, const Layout& layout, int worl
                 size += elements * static_cast<double>(size_bytes(info->dtype));
             }
         if (spec.is_expert) {
-            if (layout.expert_rank(world_rank) >= 0) bytes += size / layout.num_expert();
+            const int64_t layer = std::atoll(spec.name.c_str() + spec.name.find('/') + 1);
+            bytes += size * expert_part(source.config(), part, shares, layer);
             continue;
         }
         if (layout.attention_rank(world_rank) < 0) continue;
@@ -284,8 +299,17 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     const int a = on_cpu ? layout.attention_rank(world.rank()) : -1;
     attention_share_ = std::make_unique<NodeMemory>(world, a < 0 ? -1 : 0);
     slice_share_ = std::make_unique<NodeMemory>(world, a < 0 ? -1 : layout.tp_rank(a));
+    const int e = on_cpu ? layout.expert_rank(world.rank()) : -1;
+    expert_share_ = std::make_unique<NodeMemory>(world, e < 0 ? -1 : 0);
+    NodeShares shares;
+    if (a >= 0) shares = {.attention = attention_share_.get(), .slice = slice_share_.get()};
+    if (e >= 0) {
+        shares.experts = expert_share_.get();
+        shares.shared_experts =
+            experts_shared_on_node(layout, fabric.placements, world.node_of_rank(), world.rank());
+    }
     const int64_t total_bytes = world.all_sum(bytes_to_load(
-        *model.source, layout, world.rank(), attention_share_->size(), slice_share_->size()));
+        *model.source, layout, model_part(fabric, shape, world.rank()), world.rank(), shares));
     rank_ = std::make_unique<RankModel>(
         *model.source, *kernels_, model.numerics, fabric, *transport_,
         [&](int64_t bytes) {
@@ -296,7 +320,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
                 claims_ = std::make_unique<SharedCounter>(*transport_, attention_ranks,
                                                           std::numeric_limits<int64_t>::max());
         },
-        NodeShares{a < 0 ? nullptr : attention_share_.get(), a < 0 ? nullptr : slice_share_.get()});
+        shares);
     if (layout.attention_rank(world.rank()) >= 0)
         engine_ =
             std::make_unique<Engine>(*kernels_, rank_->model(), rank_->fabric(), rank_->experts(),
@@ -330,8 +354,8 @@ void LoadedEngine::unload() {
     blocks_.reset();
     kernels_.reset();
     transport_.reset();
-    attention_share_->release();
-    slice_share_->release();
+    for (NodeMemory* share : {attention_share_.get(), slice_share_.get(), expert_share_.get()})
+        share->release();
     world_.barrier();
 }
 

@@ -77,7 +77,7 @@ class LoadedEngine {
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<BlockTransport> blocks_;  // null: rows go through the host
     std::unique_ptr<SharedCounter> claims_;
-    std::unique_ptr<NodeMemory> attention_share_, slice_share_;
+    std::unique_ptr<NodeMemory> attention_share_, slice_share_, expert_share_;
     std::unique_ptr<RankModel> rank_;
     std::unique_ptr<Engine> engine_;
 };

@@ -161,6 +161,21 @@ std::vector<Placement> make_placements(const Config& config, const ModelConfig& 
     return balance(load, config, model, layout, num_expert_nodes(layout, world.node_of_rank()));
 }
 
+std::vector<std::vector<SharedExpert>> experts_shared_on_node(
+    const Layout& layout, const std::vector<Placement>& placements,
+    const std::vector<int>& node_of_rank, int world_rank) {
+    std::vector<std::vector<SharedExpert>> shared;
+    if (layout.expert_rank(world_rank) < 0) return shared;
+    std::vector<int> node;
+    for (int expert = 0; expert < layout.num_expert(); ++expert)
+        if (node_of_rank[static_cast<size_t>(layout.world_rank_of_expert(expert))] ==
+            node_of_rank[static_cast<size_t>(world_rank)])
+            node.push_back(expert);
+    for (const Placement& placement : placements)
+        shared.push_back(shared_experts(placement, node, layout.expert_rank(world_rank)));
+    return shared;
+}
+
 int num_expert_nodes(const Layout& layout, const std::vector<int>& node_of_rank) {
     std::vector<int> nodes;
     for (int expert = 0; expert < layout.num_expert(); ++expert)

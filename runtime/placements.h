@@ -34,6 +34,12 @@ std::vector<Placement> parse_placements(const std::string& text, const std::stri
 std::vector<Placement> make_placements(const Config& config, const ModelConfig& model,
                                        const Layout& layout, World& world);
 
+// By list of placements, the experts that `world_rank`'s node holds several copies of; none for a
+// rank without experts.
+std::vector<std::vector<SharedExpert>> experts_shared_on_node(
+    const Layout& layout, const std::vector<Placement>& placements,
+    const std::vector<int>& node_of_rank, int world_rank);
+
 // Nodes over which the expert ranks are spread evenly and in order, else 1.
 int num_expert_nodes(const Layout& layout, const std::vector<int>& node_of_rank);
 

@@ -20,7 +20,7 @@ class RankModel {
               WeightLoader loader(source, kernels, progress);
               loader.share_on_node(shares);
               Transformer loaded(loader, fabric_.part(), numerics);
-              for (NodeMemory* share : {shares.attention, shares.slice})
+              for (NodeMemory* share : {shares.attention, shares.slice, shares.experts})
                   if (share != nullptr) share->barrier();
               return loaded;
           }()) {

@@ -368,11 +368,9 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
                  int64_t first_panel, int64_t num_panels, std::byte* scratch) {
     const WeightSpec& spec = weight.spec;
     const int64_t stride = panel_bytes(spec.dtype, spec.in);
-    const int64_t panels_per_group = ceil_div(spec.out, kPanelColumns);
     const int64_t k_blocks = ceil_div(spec.in, kScaleBlock);
     const Tile tile{
-        .panels = weight.data.as<const std::byte>() +
-                  (rows.group * panels_per_group + first_panel) * stride,
+        .panels = weight.group_data(rows.group) + first_panel * stride,
         .panel_stride = stride,
         .x = rows.x,
         .x_stride = strides.x,
@@ -382,10 +380,7 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         .num_columns = std::min(num_panels * kPanelColumns, spec.out - first_panel * kPanelColumns),
         .resume = false,
         .first_panel = first_panel,
-        .w_scales = spec.dtype == DType::fp8_e4m3
-                        ? weight.scales.as<const float>() +
-                              rows.group * ceil_div(spec.out, kScaleBlock) * k_blocks
-                        : nullptr,
+        .w_scales = spec.dtype == DType::fp8_e4m3 ? weight.group_scales(rows.group) : nullptr,
         .w_scales_stride = k_blocks,
         .x_scales = rows.x_scales,
         .x_scales_stride = strides.x_scales,

@@ -240,9 +240,7 @@ void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Te
                 spec.groups, spec.out);
     const int64_t bytes = panel_bytes(spec.dtype, spec.in);
     const int64_t element = size_bytes(spec.dtype);
-    std::byte* panel =
-        weight.data.as<std::byte>() +
-        (group * ceil_div(spec.out, kPanelColumns) + first_out / kPanelColumns) * bytes;
+    std::byte* panel = weight.group_data(group) + first_out / kPanelColumns * bytes;
     for (int64_t row = 0; row < w.rows(); row += kPanelColumns, panel += bytes) {
         const PanelRows rows{.data = w.row<const std::byte>(row),
                              .stride_bytes = w.row_stride() * element,
@@ -255,8 +253,7 @@ void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Te
     FERRY_CHECK(scales != nullptr, "fp8 weights without scales");
     const int64_t blocks = ceil_div(spec.in, kScaleBlock);
     check_shape(*scales, "scales", DType::f32, {ceil_div(w.rows(), kScaleBlock), blocks});
-    float* to = weight.scales.as<float>() +
-                (group * ceil_div(spec.out, kScaleBlock) + first_out / kScaleBlock) * blocks;
+    float* to = weight.group_scales(group) + first_out / kScaleBlock * blocks;
     for (int64_t row = 0; row < scales->rows(); ++row)
         std::copy_n(scales->row<float>(row), blocks, to + row * blocks);
 }
@@ -267,12 +264,8 @@ void CpuKernels::unpack(const Weight& weight, int64_t group, const Tensor& w_f32
     const int64_t bytes = panel_bytes(spec.dtype, spec.in);
     const int64_t blocks = ceil_div(spec.in, kScaleBlock);
     for (int64_t out = 0; out < spec.out; ++out) {
-        const std::byte* panel =
-            weight.data.as<std::byte>() +
-            (group * ceil_div(spec.out, kPanelColumns) + out / kPanelColumns) * bytes;
-        const float* scales =
-            weight.scales.as<float>() +
-            (group * ceil_div(spec.out, kScaleBlock) + out / kScaleBlock) * blocks;
+        const std::byte* panel = weight.group_data(group) + out / kPanelColumns * bytes;
+        const float* scales = weight.group_scales(group) + out / kScaleBlock * blocks;
         for (int64_t k = 0; k < spec.in; ++k) {
             const float value = unpack_value(spec.dtype, panel, out % kPanelColumns, k);
             w_f32.row<float>(out)[k] =

@@ -75,5 +75,18 @@ TEST(Placement, BalancedWithoutGroupsAndWithCountsThatDoNotDivide) {
     EXPECT_EQ(placement.copies(0)[2].expert_rank, 2);
 }
 
+TEST(Placement, ExpertsWithSeveralCopiesOnANodeAreShared) {
+    // Ranks 0 and 1 are one node, ranks 2 and 3 another. Expert 3 is twice on rank 2.
+    const Placement placement(4, {{0, 1}, {1, 2}, {0, 3, 3}, {2, 1}});
+    const std::vector<int> first{0, 1}, second{2, 3}, all{0, 1, 2, 3};
+    EXPECT_THAT(shared_experts(placement, first, 0), ElementsAre(SharedExpert{1, 2, 0}));
+    EXPECT_THAT(shared_experts(placement, first, 1), ElementsAre(SharedExpert{1, 2, 1}));
+    EXPECT_THAT(shared_experts(placement, second, 2), ElementsAre(SharedExpert{3, 1, 0}));
+    EXPECT_THAT(shared_experts(placement, second, 3), ElementsAre(SharedExpert{3, 1, -1}));
+    EXPECT_THAT(shared_experts(placement, all, 3),
+                ElementsAre(SharedExpert{0, 2, -1}, SharedExpert{1, 3, 2}, SharedExpert{2, 2, 1},
+                            SharedExpert{3, 1, -1}));
+}
+
 }  // namespace
 }  // namespace ferry

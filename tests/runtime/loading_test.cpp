@@ -5,6 +5,7 @@
 
 #include "comm/node_memory.h"
 #include "runtime/hf_model.h"
+#include "runtime/placements.h"
 #include "runtime/rank_model.h"
 #include "tests/support/mpi_main.h"
 
@@ -44,7 +45,22 @@ int64_t model_bytes(const WeightSource& source) {
     return sum;
 }
 
-void expect_each_byte_read_once(const std::string& family, const LayoutOptions& options) {
+// Copies of some experts, different ones in each layer, so that some are on several ranks and the
+// ranks hold different numbers.
+std::vector<Placement> with_copies(const ModelConfig& model, int num_ranks, int num_redundant) {
+    std::vector<Placement> placements;
+    for (int64_t layer = model.n_dense_layers; layer < model.n_layers; ++layer) {
+        std::vector<double> loads;
+        for (int64_t expert = 0; expert < model.n_routed_experts; ++expert)
+            loads.push_back(static_cast<double>((expert * 7 + layer * 5) % 11 * 10 + 1));
+        placements.push_back(
+            balanced_placement(loads, {.num_ranks = num_ranks, .num_redundant = num_redundant}));
+    }
+    return placements;
+}
+
+void expect_each_byte_read_once(const std::string& family, const LayoutOptions& options,
+                                int num_redundant = 0) {
     World& world = test_world();
     CountingSource source(std::make_unique<HfModel>(std::string(FERRY_SOURCE_DIR) +
                                                     "/tests/golden/data/models/" + family));
@@ -53,17 +69,21 @@ void expect_each_byte_read_once(const std::string& family, const LayoutOptions& 
     const int a = layout.attention_rank(world.rank());
     NodeMemory attention(world, a < 0 ? -1 : 0);
     NodeMemory slice(world, a < 0 ? -1 : layout.tp_rank(a));
+    NodeMemory experts(world, layout.expert_rank(world.rank()) < 0 ? -1 : 0);
     const auto kernels = make_cpu_kernels(2);
     const auto transport = make_transport("auto", world, nullptr);
     const FabricOptions fabric{.layout = layout,
-                               .placements = {contiguous_placement(
-                                   static_cast<int>(model.n_routed_experts), layout.num_expert())},
+                               .placements = with_copies(model, layout.num_expert(), num_redundant),
                                .exchange = {.dtype = DType::f32},
                                .max_tokens = 16};
     int64_t told = 0;
-    const RankModel rank(source, *kernels, {}, fabric, *transport,
-                         [&](int64_t bytes) { told = bytes; }, {},
-                         {a < 0 ? nullptr : &attention, a < 0 ? nullptr : &slice});
+    const NodeShares shares{.attention = a < 0 ? nullptr : &attention,
+                            .slice = a < 0 ? nullptr : &slice,
+                            .experts = &experts,
+                            .shared_experts = experts_shared_on_node(
+                                layout, fabric.placements, world.node_of_rank(), world.rank())};
+    const RankModel rank(
+        source, *kernels, {}, fabric, *transport, [&](int64_t bytes) { told = bytes; }, {}, shares);
     EXPECT_EQ(told, source.num_bytes());
     EXPECT_EQ(rank.model().weight_bytes(), source.num_bytes());
     // All ranks of the test are on one node.
@@ -76,13 +96,15 @@ TEST(Loading, ANodeReadsEveryByteOnce) {
     for (const char* family : {"v2-lite", "v3-bf16", "v3-fp8", "tied"}) {
         expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 1});
         expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = ranks});
+        expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 1}, 3);
         if (ranks == 1) continue;
         expect_each_byte_read_once(
             family,
             {.attention_ranks = ranks / 2, .expert_ranks = ranks - ranks / 2, .tp_size = 1});
         if (ranks < 4) continue;
         expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 2});
-        expect_each_byte_read_once(family, {.attention_ranks = 2, .expert_ranks = 2, .tp_size = 2});
+        expect_each_byte_read_once(family, {.attention_ranks = 2, .expert_ranks = 2, .tp_size = 2},
+                                   5);
     }
 }
 
