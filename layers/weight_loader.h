@@ -87,6 +87,7 @@ class WeightLoader {
         std::vector<Range> box;        // in the source tensor
         std::vector<Range> scale_box;  // in its scales
     };
+    void fill(const std::string& name, Weight& weight, const Piece& piece);
     void fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces);
     void read(const std::string& name, std::span<const Range> box, std::span<std::byte> to);
     void tell_progress() const;
