@@ -10,8 +10,27 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kPieceBytes = int64_t{1}
-                                << 20;  // stays in cache between the read and the packing
+constexpr int64_t kPieceBytes = int64_t{256} << 10;  // stays in cache between read and packing
+// Of a weight that one thread fills: a huge page. Threads that touch the same one for the first
+// time at once would both be given one by the kernel, cleared, and one of them would be thrown
+// away.
+constexpr int64_t kTaskBytes = int64_t{2} << 20;
+
+// fn(i) for [0, num) by all threads; what one throws is thrown here at the end.
+template <typename Fn>
+void in_parallel(ThreadPool& threads, int64_t num, Fn&& fn) {
+    std::exception_ptr failure;
+    std::mutex mutex;
+    threads.parallel_for(num, [&](int64_t i, int) {
+        try {
+            fn(i);
+        } catch (...) {
+            const std::lock_guard lock(mutex);
+            if (!failure) failure = std::current_exception();
+        }
+    });
+    if (failure) std::rethrow_exception(failure);
+}
 
 std::vector<Range> whole_box(std::span<const int64_t> shape) {
     std::vector<Range> box;
@@ -149,22 +168,29 @@ OwnedTensor WeightLoader::rows(const std::string& name, Range rows, Weight* pack
                        {rows.num, columns});
     if (packed != nullptr)
         *packed = make_weight({.dtype = tensor.dtype, .groups = 1, .out = rows.num, .in = columns});
-    std::vector<std::byte> piece;
+    const bool in_place = kernels_.device().type() == DeviceType::cpu;
     const int64_t rows_per_piece =
-        std::max<int64_t>(1, 16 * kPieceBytes / row_bytes / kScaleBlock) * kScaleBlock;
-    for (int64_t first = 0; first < rows.num; first += rows_per_piece) {
-        if (!is_mine(first / rows_per_piece)) continue;
+        std::max<int64_t>(1, kTaskBytes / row_bytes / kScaleBlock) * kScaleBlock;
+    const auto load_piece = [&](int64_t i) {
+        if (!is_mine(i)) return;
+        const int64_t first = i * rows_per_piece;
         const int64_t num = std::min(rows_per_piece, rows.num - first);
         const Range box[] = {{rows.begin + first, num}, {0, columns}};
-        piece.resize(static_cast<size_t>(num * row_bytes));
-        read(name, box, piece);
-        kernels_.device().copy_from_host(result.view().row<std::byte>(first), piece.data(),
-                                         piece.size());
+        std::vector<std::byte> staging(in_place ? 0 : static_cast<size_t>(num * row_bytes));
+        std::byte* to = in_place ? result.view().row<std::byte>(first) : staging.data();
+        read(name, box, {to, static_cast<size_t>(num * row_bytes)});
+        if (!in_place)
+            kernels_.device().copy_from_host(result.view().row<std::byte>(first), to,
+                                             staging.size());
         if (packed != nullptr)
-            kernels_.pack(*packed, 0, first, Tensor(piece.data(), tensor.dtype, {num, columns}),
-                          nullptr);
-        tell_progress();
-    }
+            kernels_.pack(*packed, 0, first, Tensor(to, tensor.dtype, {num, columns}), nullptr);
+    };
+    const int64_t num_pieces = ceil_div(rows.num, rows_per_piece);
+    if (in_place)
+        in_parallel(kernels_.threads(), num_pieces, load_piece);
+    else
+        for (int64_t i = 0; i < num_pieces; ++i) load_piece(i);
+    tell_progress();
     return result;
 }
 
@@ -254,37 +280,35 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
     return weight;
 }
 
-void WeightLoader::fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces) {
-    const bool fp8 = weight.spec.dtype == DType::fp8_e4m3;
+void WeightLoader::fill(const std::string& name, Weight& weight, const Piece& piece) {
+    thread_local std::vector<std::byte> staging;
+    thread_local std::vector<float> scales;
     const int64_t in = weight.spec.in;
-    std::exception_ptr failure;
-    std::mutex failure_mutex;
-    kernels_.threads().parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
-        const Piece& piece = pieces[static_cast<size_t>(i)];
-        if (!piece.mine) return;
-        thread_local std::vector<std::byte> staging;
-        thread_local std::vector<float> scales;
-        try {
-            staging.resize(
-                static_cast<size_t>(count_elements(piece.box) * size_bytes(weight.spec.dtype)));
-            read(name, piece.box, staging);
-            const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
-            if (!fp8) {
-                kernels_.pack(weight, piece.group, piece.first_out, w, nullptr);
-                return;
-            }
-            scales.resize(static_cast<size_t>(count_elements(piece.scale_box)));
-            read(name + "_scale", piece.scale_box, std::as_writable_bytes(std::span(scales)));
-            const Tensor scale_rows(
-                scales.data(), DType::f32,
-                {ceil_div(piece.num_out, kScaleBlock), ceil_div(in, kScaleBlock)});
-            kernels_.pack(weight, piece.group, piece.first_out, w, &scale_rows);
-        } catch (...) {
-            const std::lock_guard lock(failure_mutex);
-            if (!failure) failure = std::current_exception();
-        }
+    staging.resize(static_cast<size_t>(count_elements(piece.box) * size_bytes(weight.spec.dtype)));
+    read(name, piece.box, staging);
+    const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
+    if (weight.spec.dtype != DType::fp8_e4m3) {
+        kernels_.pack(weight, piece.group, piece.first_out, w, nullptr);
+        return;
+    }
+    scales.resize(static_cast<size_t>(count_elements(piece.scale_box)));
+    read(name + "_scale", piece.scale_box, std::as_writable_bytes(std::span(scales)));
+    const Tensor scale_rows(scales.data(), DType::f32,
+                            {ceil_div(piece.num_out, kScaleBlock), ceil_div(in, kScaleBlock)});
+    kernels_.pack(weight, piece.group, piece.first_out, w, &scale_rows);
+}
+
+void WeightLoader::fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces) {
+    const int64_t num = static_cast<int64_t>(pieces.size());
+    if (num == 0) return;
+    const int64_t piece_bytes = count_elements(pieces[0].box) * size_bytes(weight.spec.dtype);
+    const bool huge_pages = weight.size_bytes() >= kTaskBytes;
+    const int64_t at_once = huge_pages ? std::max<int64_t>(1, kTaskBytes / piece_bytes) : 1;
+    in_parallel(kernels_.threads(), ceil_div(num, at_once), [&](int64_t task) {
+        for (int64_t i = task * at_once; i < std::min(num, (task + 1) * at_once); ++i)
+            if (pieces[static_cast<size_t>(i)].mine)
+                fill(name, weight, pieces[static_cast<size_t>(i)]);
     });
-    if (failure) std::rethrow_exception(failure);
     tell_progress();
 }
 

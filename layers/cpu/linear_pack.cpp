@@ -13,6 +13,7 @@
 //
 #include <hwy/foreach_target.h>
 //
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "layers/cpu/panel.h"
@@ -23,6 +24,7 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
+constexpr int64_t kPrefetchBytes = 4096;  // of the panel, ahead: mostly it is in no cache yet
 
 // What one panel is made of: rows [0, num_rows) of `row_bytes` each; missing ones are zeros.
 struct PanelRows {
@@ -110,29 +112,63 @@ HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
         }
 }
 
-// Two-byte elements (bf16, or two k of fp8): packed[k][8] of (row i, row i + 8).
+// Two-byte elements (bf16, or two k of fp8): packed[k][8] of (row i, row i + 8). A vector holds
+// four words of a row, or eight where that is one vector: its blocks are of k and of k + 8 then.
 HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
-    const Block d;
-    const hn::Repartition<uint16_t, Block> halves;
-    for (int64_t word = 0; word < kLineBytes / 4; word += 4)
-        for (int64_t row = 0; row < 8; row += 4) {
-            BlockVector low[4], high[4];
+#if !HWY_HAVE_SCALABLE && HWY_MAX_BYTES >= 32
+    constexpr int64_t kBlocks = 2;
+#else
+    constexpr int64_t kBlocks = 1;
+#endif
+    const hn::FixedTag<uint32_t, 4 * kBlocks> d;
+    const hn::Repartition<uint16_t, decltype(d)> halves;
+    const hn::RepartitionToWide<decltype(d)> wide;
+    // Four k of 4 rows, from the pairs of (row i, row i + 8).
+    const auto transpose_four = [&](const auto(&rows)[4], auto(&ks)[4]) HWY_ATTR {
+        const auto low01 = hn::BitCast(wide, hn::InterleaveLower(d, rows[0], rows[1]));
+        const auto low23 = hn::BitCast(wide, hn::InterleaveLower(d, rows[2], rows[3]));
+        const auto high01 = hn::BitCast(wide, hn::InterleaveUpper(d, rows[0], rows[1]));
+        const auto high23 = hn::BitCast(wide, hn::InterleaveUpper(d, rows[2], rows[3]));
+        ks[0] = hn::BitCast(d, hn::InterleaveLower(wide, low01, low23));
+        ks[1] = hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23));
+        ks[2] = hn::BitCast(d, hn::InterleaveLower(wide, high01, high23));
+        ks[3] = hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23));
+    };
+    using V = hn::Vec<decltype(d)>;
+    for (int64_t word = 0; word < kLineBytes / 4; word += 4 * kBlocks) {
+        V ks[2][2][4];  // of k 0 to 3 and 4 to 7, of rows 0 to 3 and 4 to 7
+        for (int half = 0; half < 2; ++half) {
+            V low[4], high[4];
             for (int i = 0; i < 4; ++i) {
-                const auto a = hn::BitCast(halves, hn::Load(d, lines.words[row + i] + word));
-                const auto b = hn::BitCast(halves, hn::Load(d, lines.words[row + i + 8] + word));
+                const uint32_t* row = lines.words[4 * half + i];
+                const uint32_t* row_8 = lines.words[4 * half + i + 8];
+                const auto a = hn::BitCast(halves, hn::Load(d, row + word));
+                const auto b = hn::BitCast(halves, hn::Load(d, row_8 + word));
                 low[i] = hn::BitCast(d, hn::InterleaveLower(halves, a, b));
                 high[i] = hn::BitCast(d, hn::InterleaveUpper(halves, a, b));
             }
-            transpose_4x4(low, 8, packed + 2 * word * 8 + row);
-            transpose_4x4(high, 8, packed + (2 * word + 4) * 8 + row);
+            transpose_four(low, ks[0][half]);
+            transpose_four(high, ks[1][half]);
         }
+        for (int64_t k = 0; k < 8; ++k) {
+            const V rows_03 = ks[k / 4][0][k % 4], rows_47 = ks[k / 4][1][k % 4];
+            uint32_t* to = packed + (2 * word + k) * 8;
+            if constexpr (kBlocks == 2) {
+                hn::Store(hn::ConcatLowerLower(d, rows_47, rows_03), d, to);
+                hn::Store(hn::ConcatUpperUpper(d, rows_47, rows_03), d, to + 8 * 8);
+            } else {
+                hn::Store(rows_03, d, to);
+                hn::Store(rows_47, d, to + 4);
+            }
+        }
+    }
 }
 
 #endif
 
 // Some code of a line of fp8 is a NaN.
 HWY_INLINE bool any_nan(const Lines& lines) {
-    const hn::CappedTag<uint8_t, 16> d;
+    const hn::CappedTag<uint8_t, 64> d;
     const uint8_t* codes = reinterpret_cast<const uint8_t*>(lines.words);
     const auto digits = hn::Set(d, 0x7fu);
     auto largest = hn::Zero(d);
@@ -148,6 +184,8 @@ HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std:
     bool good = true;
     const auto put = [&](int64_t offset, uint32_t* to) HWY_ATTR {
         read_lines(rows, offset, lines);
+        for (int64_t line = 0; line < kPanelColumns; ++line)
+            hwy::Prefetch(reinterpret_cast<std::byte*>(to) + kPrefetchBytes + line * kLineBytes);
         if constexpr (kType == DType::fp8_e4m3) good &= !any_nan(lines);
         if constexpr (kType == DType::f32)
             transpose(lines, to);

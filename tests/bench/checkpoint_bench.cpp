@@ -1,6 +1,9 @@
 // Figures of the checkpoint code. Not a test: what it prints goes to RESULTS.md.
 //   checkpoint_bench make HF_DIR GIB        a random bf16 Hugging Face model of that size
 //   checkpoint_bench load CHECKPOINT        loading against plain sequential reads, page cache warm
+//   checkpoint_bench whole CHECKPOINT       all that `ferry generate` loads, against plain reads
+//   into
+//                                           fresh memory and through a small buffer, in turns
 //   checkpoint_bench dummy                  making dummy weights
 #include <fmt/format.h>
 
@@ -13,11 +16,13 @@
 #include <nlohmann/json.hpp>
 
 #include "base/buffer.h"
+#include "comm/transport.h"
 #include "runtime/checkpoint.h"
 #include "runtime/dummy_weights.h"
 #include "runtime/hf_model.h"
 #include "runtime/hf_names.h"
 #include "runtime/parallel.h"
+#include "runtime/rank_model.h"
 
 namespace {
 
@@ -124,14 +129,17 @@ struct Piece {
     std::function<void(std::byte* to)> read;
 };
 
+void read_pieces(ThreadPool& pool, const std::vector<Piece>& pieces,
+                 const std::function<std::byte*(const Piece&, int thread)>& to) {
+    pool.parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int thread) {
+        const Piece& piece = pieces[static_cast<size_t>(i)];
+        piece.read(to(piece, thread));
+    });
+}
+
 double piece_rate(ThreadPool& pool, int64_t num_bytes, const std::vector<Piece>& pieces,
                   const std::function<std::byte*(const Piece&, int thread)>& to) {
-    return best_rate(num_bytes, [&] {
-        pool.parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int thread) {
-            const Piece& piece = pieces[static_cast<size_t>(i)];
-            piece.read(to(piece, thread));
-        });
-    });
+    return best_rate(num_bytes, [&] { read_pieces(pool, pieces, to); });
 }
 
 // The files from end to end, 4 MiB at a time.
@@ -213,6 +221,69 @@ void bench_load(const std::string& path) {
     fmt::print("opening and checking names and shapes: {:.1f} ms\n", opening * 1e3);
 }
 
+// Opens a checkpoint and reads and packs all of it for one rank, as `ferry generate` does.
+double whole_load_seconds(const std::string& path, int threads, bool verify) {
+    const auto kernels = make_cpu_kernels(threads);
+    const auto transport = make_self_transport();
+    std::unique_ptr<Checkpoint> checkpoint;
+    std::unique_ptr<RankModel> model;  // its end is not part of the time
+    return seconds_of([&] {
+        checkpoint = std::make_unique<Checkpoint>(path);
+        if (verify) checkpoint->verify(kernels->threads());
+        const Numerics numerics{.power_of_two_scales = checkpoint->description().ue8m0_scales};
+        model =
+            std::make_unique<RankModel>(*checkpoint, *kernels, numerics,
+                                        single_rank_fabric(checkpoint->config(), 1, 1), *transport);
+    });
+}
+
+// The same files from end to end into memory that was never touched, and is kept.
+double fresh_read_seconds(ThreadPool& pool, const std::vector<Piece>& files, size_t num_bytes) {
+    Buffer memory;
+    return seconds_of([&] {
+        memory = Buffer(cpu_device(), num_bytes);
+        read_pieces(pool, files, [&](const Piece& piece, int) {
+            return memory.as<std::byte>() + piece.memory_offset;
+        });
+    });
+}
+
+// On a virtual machine fresh memory comes at a rate that changes from one second to the next, and
+// depends on what was freed before: hence turns, in an order that changes too, and sums over them.
+void bench_whole(const std::string& path, int threads) {
+    constexpr int kTurns = 7;
+    const Checkpoint checkpoint(path);
+    const std::vector<Piece> files = file_pieces(checkpoint);
+    size_t bytes = 0;
+    for (const auto& shard : checkpoint.shards()) bytes += static_cast<size_t>(shard->size_bytes());
+    ThreadPool pool(threads, static_cast<size_t>(kChunkBytes));
+    const auto in_cache = [&](const Piece&, int thread) { return pool.scratch(thread); };
+    read_pieces(pool, files, in_cache);  // fills the page cache
+    fmt::print("{}: {:.2f} GB, {} threads; seconds\nsmall buffer  fresh memory  whole load\n", path,
+               static_cast<double>(bytes) / 1e9, threads);
+    const auto take_turns = [&](bool verify) {
+        double small = 0, fresh = 0, load = 0;
+        for (int turn = 0; turn < kTurns; ++turn) {
+            const double small_s = seconds_of([&] { read_pieces(pool, files, in_cache); });
+            double fresh_s = 0;
+            if (turn % 2 == 0) fresh_s = fresh_read_seconds(pool, files, bytes);
+            const double load_s = whole_load_seconds(path, threads, verify);
+            if (turn % 2 == 1) fresh_s = fresh_read_seconds(pool, files, bytes);
+            fmt::print("{:12.2f} {:13.2f} {:11.2f}\n", small_s, fresh_s, load_s);
+            std::fflush(stdout);
+            if (turn == 0) continue;  // the first gets memory that this process never had
+            small += small_s, fresh += fresh_s, load += load_s;
+        }
+        fmt::print(
+            "checksum {}, all but the first: {:.2f} GB/s, {:.0f} % of plain reads into fresh "
+            "memory, {:.0f} % of plain reads through a small buffer\n",
+            verify ? "on" : "off", static_cast<double>(bytes) * (kTurns - 1) / load / 1e9,
+            100 * fresh / load, 100 * small / load);
+    };
+    take_turns(false);
+    take_turns(true);
+}
+
 void bench_dummy() {
     for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
         ModelConfig config = parse_hf_config(hf_config(2).dump(), "config.json").model;
@@ -234,10 +305,14 @@ int main(int argc, char** argv) {
         make_hf_model(argv[2], std::atoll(argv[3]));
     } else if (command == "load" && argc == 3) {
         bench_load(argv[2]);
+    } else if (command == "whole" && argc == 4) {
+        bench_whole(argv[2], std::max(1, std::atoi(argv[3])));
     } else if (command == "dummy") {
         bench_dummy();
     } else {
-        fmt::print(stderr, "checkpoint_bench make HF_DIR GIB | load CHECKPOINT | dummy\n");
+        fmt::print(stderr,
+                   "checkpoint_bench make HF_DIR GIB | load CHECKPOINT | whole CHECKPOINT THREADS "
+                   "| dummy\n");
         return 2;
     }
     return 0;

@@ -59,6 +59,8 @@ processes() {
         children "$keeper"
     done
 }
+await_ranks() { until [ -n "$(processes ranks)" ] || ! kill -0 "$job" 2>/dev/null; do sleep 0.02; done; }
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
 random_layout() { layout=${layouts[RANDOM % ${#layouts[@]}]}; }
 finished() { cat "$work/out"/part-*.jsonl 2>/dev/null | sed -n 's/.*"index": *\([0-9]*\).*"sample".*}}$/\1/p' | sort -n | uniq; }
 finish_run() { # undisturbed, to the end
@@ -72,14 +74,25 @@ finish_run() { # undisturbed, to the end
     rm -rf "$work/out"
 }
 
+# How long a run takes once there are ranks: most victims shall be hit before its end.
+start "${layouts[1]}"
+await_ranks
+begin=$(now_ms)
+wait "$job" || fail "undisturbed on [${layouts[1]}]: exit code $?"
+run_ms=$(($(now_ms) - begin))
+job=
+cmp "$work/one/completions.jsonl" "$work/out/completions.jsonl" || fail "other results than on one rank"
+rm -rf "$work/out"
+
 killed=0 stuck=0 resumed_runs=0 ended_before=0 slowest_ms=0
 while [ "$killed" -lt "$kills" ]; do
     random_layout
     [ "$layout" = 1 ] && continue
     start "$layout"
     # As soon as there are ranks: while MPI starts, while they load, while they work.
-    until [ -n "$(processes ranks)" ] || ! kill -0 "$job" 2>/dev/null; do sleep 0.02; done
-    sleep "$((RANDOM % 3)).$((RANDOM % 700 + 100))"
+    await_ranks
+    delay_ms=$((RANDOM % run_ms))
+    sleep "$((delay_ms / 1000)).$(printf %03d $((delay_ms % 1000)))"
     grep -q ": layout$" "$work/log" && started=1 || started=0
     read -r -a victims <<<"$(processes ranks | tr '\n' ' ')"
     before=$(finished)
@@ -87,10 +100,10 @@ while [ "$killed" -lt "$kills" ]; do
         wait "$job" && ended_before=$((ended_before + 1)) || fail "ended by itself on [$layout]"
     else
         kill -KILL "${victims[RANDOM % ${#victims[@]}]}" 2>/dev/null
-        begin=$(date +%s%N)
+        begin=$(now_ms)
         wait "$job"
         code=$?
-        took_ms=$((($(date +%s%N) - begin) / 1000000))
+        took_ms=$(($(now_ms) - begin))
         [ "$took_ms" -gt "$slowest_ms" ] && slowest_ms=$took_ms
         [ "$took_ms" -le 10000 ] || fail "the job on [$layout] ended $took_ms ms after the kill"
         # Open MPI 4.1's mpirun may block for ever when a rank dies while MPI starts; it is then killed (launch/keeper.cpp).
@@ -117,7 +130,7 @@ while [ "$killed" -lt "$kills" ]; do
     fi
 done
 [ -d "$work/out" ] && finish_run
-echo "$killed kills, $resumed_runs runs resumed to their end, $ended_before had ended before, mpirun was stuck $stuck times; slowest end $slowest_ms ms"
+echo "$killed kills, $resumed_runs runs resumed to their end, $ended_before had ended before, mpirun was stuck $stuck times; slowest end $slowest_ms ms; an undisturbed run takes $run_ms ms"
 
 stopped=0
 for signal in TERM USR1; do
