@@ -35,7 +35,8 @@ class BlockTransport {
 
     // Starts one group once the work given to device().stream() so far is done; returns at once.
     // Groups of a channel take their turns. Block i of a pair of ranks meets block i at the other
-    // end, of the same size. At most one group per slot is under way.
+    // end, of the same size. A slot's groups take their turns too; wait() and done() speak of the
+    // last one that was started.
     virtual void exchange(int channel, int slot, std::span<const PeerBlock> sends,
                           std::span<const PeerBlock> receives) = 0;
     // Work given to device().stream() from now on waits for the slot's last group.

@@ -34,6 +34,7 @@ AttentionSideImpl::AttentionSideImpl(ExchangeShared& shared, int attention_rank)
         batches_.push_back(std::move(batch));
     }
     sends_.reserve(static_cast<size_t>(layout.num_expert()) * 2);
+    terms_.resize(static_cast<size_t>(shared.num_threads() * options.topk));
 }
 
 void AttentionSideImpl::dispatch(int layer, int micro_batch, const Tensor& x,
@@ -208,39 +209,46 @@ Agreement AttentionSideImpl::combine(int layer, int micro_batch, const Tensor& o
     return agreed;
 }
 
-void AttentionSideImpl::combine_exact(const MicroBatch& batch, const Tensor& out) const {
+void AttentionSideImpl::combine_exact(const MicroBatch& batch, const Tensor& out) {
     const int64_t dim = shared_.setup.options.dim;
+    const int64_t topk = batch.plan.topk();
     const DType dtype = combine_dtype(shared_.setup.options);
-    shared_.parallel(batch.plan.num_tokens(), kTokensPerTask, [&](int64_t begin, int64_t end, int) {
+    const auto sum = [&](int64_t begin, int64_t end, int thread) {
+        const std::span terms(terms_.data() + thread * topk, static_cast<size_t>(topk));
         for (int64_t token = begin; token < end; ++token) {
             const std::span<const PlanItem> items = batch.plan.items(token);
             for (size_t k = 0; k < items.size(); ++k)
-                accumulate_row(dtype, batch.peers[items[k].expert_rank].message.row(items[k].entry),
-                               batch.plan.weights(token)[k], k == 0, dim, out.row<float>(token));
+                terms[k] = {batch.peers[items[k].expert_rank].message.row(items[k].entry),
+                            batch.plan.weights(token)[k]};
+            sum_rows(dtype, terms, dim, out.row<float>(token));
         }
-    });
+    };
+    shared_.parallel(batch.plan.num_tokens(), kTokensPerTask, sum);
 }
 
-void AttentionSideImpl::combine_reduced(const MicroBatch& batch, const Tensor& out) const {
+void AttentionSideImpl::combine_reduced(const MicroBatch& batch, const Tensor& out) {
     const int64_t dim = shared_.setup.options.dim;
+    const int64_t topk = batch.plan.topk();
     const DType dtype = combine_dtype(shared_.setup.options);
-    shared_.parallel(batch.plan.num_tokens(), kTokensPerTask, [&](int64_t begin, int64_t end, int) {
+    const auto sum = [&](int64_t begin, int64_t end, int thread) {
         for (int64_t token = begin; token < end; ++token) {
             // Partial sums in order of expert ranks, whatever the order of slots.
-            int last_rank = -1;
-            for (;;) {
+            WeightedRow* terms = terms_.data() + thread * topk;
+            size_t num = 0;
+            for (int last_rank = -1;;) {
                 const PlanItem* next = nullptr;
                 for (const PlanItem& item : batch.plan.items(token))
                     if (item.first && item.expert_rank > last_rank &&
                         (next == nullptr || item.expert_rank < next->expert_rank))
                         next = &item;
                 if (next == nullptr) break;
-                accumulate_row(dtype, batch.peers[next->expert_rank].message.row(next->row), 1.0f,
-                               last_rank < 0, dim, out.row<float>(token));
+                terms[num++] = {batch.peers[next->expert_rank].message.row(next->row), 1.0f};
                 last_rank = next->expert_rank;
             }
+            sum_rows(dtype, {terms, num}, dim, out.row<float>(token));
         }
-    });
+    };
+    shared_.parallel(batch.plan.num_tokens(), kTokensPerTask, sum);
 }
 
 void AttentionSideImpl::close() {

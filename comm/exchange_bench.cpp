@@ -94,22 +94,35 @@ class Bench {
         checking_ = false;
         for (int i = 0; i < case_.num_warmups; ++i) round();
         lateness_.assign(setup_.layout.num_attention(), 0);
-        const auto bytes_before = bytes();
-        std::vector<double> dispatch_us, both_us;
+        const auto before = trace().totals();
+        std::vector<double> arrived_us, dispatch_us, both_us;
         for (int i = 0; i < case_.num_repetitions; ++i) {
             round();
+            arrived_us.push_back(arrived_us_);
             dispatch_us.push_back(dispatch_us_);
             both_us.push_back(both_us_);
         }
-        const auto bytes_after = bytes();
+        const auto after = trace().totals();
         if (exchange_->attention() != nullptr) exchange_->attention()->close();
         if (exchange_->experts() != nullptr)
             while (exchange_->experts()->receive() != nullptr) {
             }
 
         const int rounds = case_.num_repetitions;
-        result.dispatch_bytes = world_.all_sum(bytes_after.first - bytes_before.first) / rounds;
-        result.combine_bytes = world_.all_sum(bytes_after.second - bytes_before.second) / rounds;
+        const auto bytes = [&](Zone zone) {
+            const auto i = static_cast<size_t>(zone);
+            return world_.all_sum(after[i].bytes - before[i].bytes) / rounds;
+        };
+        result.dispatch_bytes = bytes(Zone::pack);
+        result.combine_bytes = bytes(Zone::reply);
+        std::vector<double> stage_us;
+        for (const Zone zone : kExchangeZones) {
+            const auto i = static_cast<size_t>(zone);
+            stage_us.push_back(static_cast<double>(after[i].self_ns - before[i].self_ns) * 1e-3 /
+                               rounds);
+        }
+        result.stage_us = gather(stage_us);
+        result.arrived = spread_of(slowest(arrived_us));
         dispatch_us = slowest(dispatch_us);
         both_us = slowest(both_us);
         std::vector<double> combine_us(both_us);
@@ -135,11 +148,6 @@ class Bench {
     static double us_since(int64_t begin_ns) {
         return static_cast<double>(trace_now_ns() - begin_ns) * 1e-3;
     }
-    static std::pair<int64_t, int64_t> bytes() {
-        const auto& totals = trace().totals();
-        return {totals[static_cast<size_t>(Zone::pack)].bytes,
-                totals[static_cast<size_t>(Zone::reply)].bytes};
-    }
 
     void take_recorded() {
         for (int32_t& expert : experts_) {
@@ -152,7 +160,7 @@ class Bench {
         if (replay_ != nullptr) take_recorded();
         world_.barrier();
         begin_ns_ = trace_now_ns();
-        dispatch_us_ = both_us_ = 0;
+        arrived_us_ = dispatch_us_ = both_us_ = 0;
         if (exchange_->attention() == nullptr) {
             const ExpertBatch* batch = exchange_->experts()->receive();
             exchange_->experts()->reply(serve(*batch));
@@ -170,6 +178,8 @@ class Bench {
 
     const Tensor& serve(const ExpertBatch& batch) {
         dispatch_us_ = us_since(begin_ns_);
+        const int64_t last = *std::max_element(batch.arrived_ns.begin(), batch.arrived_ns.end());
+        arrived_us_ = static_cast<double>(last - begin_ns_) * 1e-3;
         if (!lateness_.empty()) {
             const int64_t first =
                 *std::min_element(batch.arrived_ns.begin(), batch.arrived_ns.end());
@@ -228,8 +238,8 @@ class Bench {
     size_t next_recorded_ = 0;
     bool checking_ = false;
     int64_t begin_ns_ = 0;
-    double dispatch_us_ = 0, both_us_ = 0;  // of the last round; 0 without the role
-    std::vector<double> lateness_;          // by attention rank; empty while warming up
+    double arrived_us_ = 0, dispatch_us_ = 0, both_us_ = 0;  // of the last round; 0: another's role
+    std::vector<double> lateness_;  // by attention rank; empty while warming up
 };
 
 }  // namespace

@@ -1,9 +1,11 @@
 // Times dispatch and combine over real ranks, for `ferry bench exchange`.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "base/trace.h"
 #include "comm/exchange.h"
 #include "comm/world.h"
 
@@ -24,6 +26,11 @@ struct ExchangeBenchCase {
     uint64_t seed = 1;
 };
 
+// What the exchange reports its time in; `pack` is that of packing on an attention rank, and of
+// putting rows in order on an expert rank.
+constexpr std::array kExchangeZones{Zone::pack, Zone::dispatch_wait, Zone::reply,
+                                    Zone::combine_wait, Zone::combine};
+
 struct Spread {
     double min_us = 0, median_us = 0, p99_us = 0;
 };
@@ -39,6 +46,11 @@ struct ExchangeBenchResult {
     int64_t combine_bytes = 0;
     double algorithm_gb_per_s = 0;  // both ways, per attention rank
     double bus_gb_per_s = 0;        // the part of it that left its rank
+    // Until the last row was seen in the memory of its expert rank, on its way through no hands but
+    // the transport's: packed and moved, not yet put in order.
+    Spread arrived;
+    // stage_us[world rank][i]: spent in kExchangeZones[i], on average.
+    std::vector<std::vector<double>> stage_us;
     // wait_us[expert rank][attention rank]: how much later than the first its rows came, on
     // average.
     std::vector<std::vector<double>> wait_us;

@@ -1,147 +1,44 @@
 #include "comm/exchange_device.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <optional>
 
 #include "base/error.h"
 #include "base/trace.h"
-#include "comm/exchange_kernels.h"
-#include "comm/progress_state.h"
+#include "comm/exchange_device_parts.h"
 
 namespace ferry {
 namespace {
 
-constexpr int kDispatch = 0, kReply = 1;  // channels
 constexpr int kMaxTopk = 64;
-
-template <typename T>
-Buffer upload(CudaDevice& device, const std::vector<T>& values) {
-    Buffer buffer(device, values.size() * sizeof(T));
-    device.copy_from_host(buffer.data(), values.data(), buffer.size_bytes());
-    return buffer;
-}
-
-class PlacementOnDevice {
-  public:
-    PlacementOnDevice(CudaDevice& device, const Placement& placement) {
-        std::vector<int32_t> first{0}, ranks, slots;
-        for (int expert = 0; expert < placement.num_experts(); ++expert) {
-            for (const ExpertCopy& copy : placement.copies(expert)) {
-                ranks.push_back(copy.expert_rank);
-                slots.push_back(copy.slot);
-            }
-            first.push_back(static_cast<int32_t>(ranks.size()));
-        }
-        first_copy_ = upload(device, first);
-        copy_rank_ = upload(device, ranks);
-        copy_slot_ = upload(device, slots);
-    }
-    DevicePlacement view() const {
-        return {first_copy_.as<int32_t>(), copy_rank_.as<int32_t>(), copy_slot_.as<int32_t>()};
-    }
-
-  private:
-    Buffer first_copy_, copy_rank_, copy_slot_;
-};
-
-struct Shared {
-    ExchangeSetup setup;
-    BlockTransport& blocks;
-    BlockFormat dispatch{}, reply{};
-    int max_slots = 0;                           // of any expert rank
-    int attention_rank = -1, expert_rank = -1;   // of this rank
-    std::vector<PeerBlock> sends{}, receives{};  // of the group that is being made
-
-    CudaDevice& device() const { return blocks.device(); }
-    CUstream_st* stream() const {
-        device().make_current();
-        return device().stream();
-    }
-    size_t placement_index(int layer) const {
-        const int index = layer - setup.first_layer;
-        FERRY_CHECK(index >= 0 && index < setup.num_layers, "layer {} has no experts", layer);
-        return setup.placements.size() == 1 ? 0 : static_cast<size_t>(index);
-    }
-    bool is_last_layer(int layer) const {
-        return layer + 1 == setup.first_layer + setup.num_layers;
-    }
-    std::vector<int> ranks_of_attention() const {
-        std::vector<int> ranks;
-        for (int a = 0; a < setup.layout.num_attention(); ++a)
-            ranks.push_back(setup.layout.world_rank_of_attention(a));
-        return ranks;
-    }
-    std::vector<int> ranks_of_experts() const {
-        std::vector<int> ranks;
-        for (int e = 0; e < setup.layout.num_expert(); ++e)
-            ranks.push_back(setup.layout.world_rank_of_expert(e));
-        return ranks;
-    }
-    // The host waits for a group: the GPU may be waiting for a rank that is gone.
-    void wait_on_host(int channel, int slot, Activity activity, int layer) const;
-    MessageHeader header_at(const std::byte* block) const {
-        MessageHeader header;
-        device().copy_to_host(&header, block, sizeof header);
-        return header;
-    }
-};
-
-void Shared::wait_on_host(int channel, int slot, Activity activity, int layer) const {
-    ProgressState& state = progress_state();
-    const Activity before = state.activity;
-    state.enter(activity);
-    const auto deadline = std::chrono::steady_clock::now() +
-                          std::chrono::duration<double>(setup.options.stall_timeout_s);
-    while (!blocks.done(channel, slot)) {
-        if (state.failed) throw Error(ErrorKind::communication, "another rank has failed");
-        if (std::chrono::steady_clock::now() > deadline)
-            throw Error(ErrorKind::communication,
-                        "nothing came on channel {} for {} s in layer {}, micro-batch {} "
-                        "(engine.stall_timeout_s)",
-                        channel, setup.options.stall_timeout_s, layer, slot);
-        sched_yield();
-    }
-    state.beat();
-    state.enter(before);
-}
-
-// Blocks of one micro-batch that lie one after the other, one per rank of the other role.
-struct BlockRow {
-    Buffer memory;
-    std::byte* data() const { return memory.as<std::byte>(); }
-    void add_to(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
-                int64_t size_bytes) const {
-        for (size_t i = 0; i < ranks.size(); ++i)
-            list.push_back({ranks[i], data() + static_cast<int64_t>(i) * size_bytes,
-                            static_cast<size_t>(size_bytes)});
-    }
-};
 
 class DeviceExpertSide;
 
 class DeviceAttentionSide final : public AttentionSide {
   public:
-    DeviceAttentionSide(Shared& shared, DeviceExpertSide* experts);
+    DeviceAttentionSide(DeviceShared& shared, DeviceExpertSide* experts);
 
     void dispatch(int layer, int micro_batch, const Tensor& x, const Routing& routing,
                   Agreement say) override;
     // The rest happens in stream order.
     bool combine_ready(int micro_batch) override {
+        start_rows();
         return experts_ == nullptr || batches_[static_cast<size_t>(micro_batch)].answered;
     }
     Agreement combine(int layer, int micro_batch, const Tensor& out) override;
     void close() override;
 
     void add_reply_blocks(int micro_batch);
+    // Sized mode: the rows of dispatches whose heads are on their way, in the order of dispatches.
+    // On a colocated rank, which receives in the same groups, it waits for the others' heads.
+    void start_rows();
 
   private:
     struct MicroBatch {
         BlockRow out, in;
-        Buffer items, weights;  // PlanItem and f32 [max tokens, topk]
+        Buffer items, weights;            // PlanItem and f32 [max tokens, topk]
+        std::vector<MessageHeader> sent;  // by expert rank; sized mode
         int32_t num_tokens = 0;
         uint32_t sequence = 0;
         int layer = -1;
@@ -149,16 +46,17 @@ class DeviceAttentionSide final : public AttentionSide {
     };
     void start(int layer, int micro_batch, PackParams params);
 
-    Shared& shared_;
+    DeviceShared& shared_;
     DeviceExpertSide* experts_;  // of a colocated rank
     std::vector<PlacementOnDevice> placements_;
     std::vector<int> expert_ranks_;
     std::vector<MicroBatch> batches_;
+    std::vector<int> without_rows_;  // micro-batches whose heads are on their way; sized mode
 };
 
 class DeviceExpertSide final : public ExpertSide {
   public:
-    explicit DeviceExpertSide(Shared& shared);
+    explicit DeviceExpertSide(DeviceShared& shared);
     void set_attention(DeviceAttentionSide* attention) { attention_ = attention; }
 
     const ExpertBatch* try_receive() override;
@@ -171,23 +69,27 @@ class DeviceExpertSide final : public ExpertSide {
 
     // Of a colocated rank: the receiving half of a dispatch, whose group has started.
     void add_dispatch_blocks(int micro_batch);
+    // Sized mode: reads the heads, which are here, and adds the rows to the group.
+    void add_dispatch_rows(int micro_batch);
     void note_dispatch(int layer, int micro_batch) { started_.push_back({layer, micro_batch}); }
 
   private:
     struct MicroBatch {
         BlockRow in, out;
+        std::vector<MessageHeader> received;  // by attention rank; sized mode
     };
     struct Position {
         int layer = 0, micro_batch = 0;
     };
     const ExpertBatch* take(Position position);
+    void check_header(const MessageHeader& header, size_t attention_rank) const;
     int num_slots(int layer) const {
         return static_cast<int>(shared_.setup.placements[shared_.placement_index(layer)]
                                     .experts(shared_.expert_rank)
                                     .size());
     }
 
-    Shared& shared_;
+    DeviceShared& shared_;
     DeviceAttentionSide* attention_ = nullptr;
     std::vector<int> attention_ranks_;
     std::vector<MicroBatch> batches_;
@@ -203,7 +105,7 @@ class DeviceExpertSide final : public ExpertSide {
 
 // ---- Attention side
 
-DeviceAttentionSide::DeviceAttentionSide(Shared& shared, DeviceExpertSide* experts)
+DeviceAttentionSide::DeviceAttentionSide(DeviceShared& shared, DeviceExpertSide* experts)
     : shared_(shared), experts_(experts), expert_ranks_(shared.ranks_of_experts()) {
     const ExchangeOptions& options = shared.setup.options;
     CudaDevice& device = shared.device();
@@ -216,7 +118,8 @@ DeviceAttentionSide::DeviceAttentionSide(Shared& shared, DeviceExpertSide* exper
             {.out = {Buffer(device, num * static_cast<size_t>(shared.dispatch.size_bytes))},
              .in = {Buffer(device, num * static_cast<size_t>(shared.reply.size_bytes))},
              .items = Buffer(device, choices * sizeof(PlanItem)),
-             .weights = Buffer(device, choices * sizeof(float))});
+             .weights = Buffer(device, choices * sizeof(float)),
+             .sent = std::vector<MessageHeader>(num)});
 }
 
 void DeviceAttentionSide::dispatch(int layer, int micro_batch, const Tensor& x,
@@ -250,7 +153,26 @@ void DeviceAttentionSide::dispatch(int layer, int micro_batch, const Tensor& x,
     params.header = {
         .layer = layer, .micro_batch = micro_batch, .agree_any = say.any, .agree_max = say.max};
     start(layer, micro_batch, params);
-    zone.bytes = static_cast<int64_t>(batch.out.memory.size_bytes());
+    zone.bytes = total_bytes(shared_.sends);
+    if (shared_.sized()) without_rows_.push_back(micro_batch);
+    if (experts_ == nullptr) start_rows();
+}
+
+void DeviceAttentionSide::start_rows() {
+    for (const int micro_batch : without_rows_) {
+        MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
+        ScopedZone zone(Zone::pack, batch.layer, micro_batch);
+        shared_.read_headers(batch.out.data(), batch.sent);
+        if (experts_ != nullptr)
+            shared_.wait_on_host(kDispatch, micro_batch, Activity::waiting_dispatch, batch.layer);
+        shared_.sends.clear();
+        shared_.receives.clear();
+        batch.out.add_rows(shared_.sends, expert_ranks_, shared_, batch.sent);
+        if (experts_ != nullptr) experts_->add_dispatch_rows(micro_batch);
+        shared_.blocks.exchange(kDispatch, micro_batch, shared_.sends, shared_.receives);
+        zone.bytes = total_bytes(shared_.sends);
+    }
+    without_rows_.clear();
 }
 
 void DeviceAttentionSide::start(int layer, int micro_batch, PackParams params) {
@@ -267,7 +189,7 @@ void DeviceAttentionSide::start(int layer, int micro_batch, PackParams params) {
     launch_pack(params, shared_.stream());
     shared_.sends.clear();
     shared_.receives.clear();
-    batch.out.add_to(shared_.sends, expert_ranks_, shared_.dispatch.size_bytes);
+    batch.out.add_heads(shared_.sends, expert_ranks_, shared_);
     if (experts_ != nullptr) experts_->add_dispatch_blocks(micro_batch);
     shared_.blocks.exchange(kDispatch, micro_batch, shared_.sends, shared_.receives);
     if (experts_ != nullptr && (params.header.flags & kWireClosed) == 0)
@@ -276,7 +198,7 @@ void DeviceAttentionSide::start(int layer, int micro_batch, PackParams params) {
 
 void DeviceAttentionSide::add_reply_blocks(int micro_batch) {
     MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
-    batch.in.add_to(shared_.receives, expert_ranks_, shared_.reply.size_bytes);
+    batch.in.add_reply(shared_.receives, expert_ranks_, shared_, batch.sent);
     batch.answered = true;
 }
 
@@ -328,7 +250,7 @@ void DeviceAttentionSide::close() {
 
 // ---- Expert side
 
-DeviceExpertSide::DeviceExpertSide(Shared& shared)
+DeviceExpertSide::DeviceExpertSide(DeviceShared& shared)
     : shared_(shared),
       attention_ranks_(shared.ranks_of_attention()),
       next_{shared.setup.first_layer, 0} {
@@ -338,7 +260,8 @@ DeviceExpertSide::DeviceExpertSide(Shared& shared)
     for (int m = 0; m < options.num_micro_batches; ++m)
         batches_.push_back(
             {.in = {Buffer(device, num * static_cast<size_t>(shared.dispatch.size_bytes))},
-             .out = {Buffer(device, num * static_cast<size_t>(shared.reply.size_bytes))}});
+             .out = {Buffer(device, num * static_cast<size_t>(shared.reply.size_bytes))},
+             .received = std::vector<MessageHeader>(num)});
     max_rows_ = static_cast<int64_t>(num) * shared.dispatch.max_entries;
     const auto slots = static_cast<size_t>(shared.max_slots);
     rows_ = Buffer(device, static_cast<size_t>(max_rows_ * options.dim) * sizeof(float));
@@ -350,12 +273,37 @@ DeviceExpertSide::DeviceExpertSide(Shared& shared)
 }
 
 void DeviceExpertSide::add_dispatch_blocks(int micro_batch) {
-    batches_[static_cast<size_t>(micro_batch)].in.add_to(shared_.receives, attention_ranks_,
-                                                         shared_.dispatch.size_bytes);
+    batches_[static_cast<size_t>(micro_batch)].in.add_heads(shared_.receives, attention_ranks_,
+                                                            shared_);
+}
+
+void DeviceExpertSide::add_dispatch_rows(int micro_batch) {
+    MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
+    shared_.read_headers(batch.in.data(), batch.received);
+    for (size_t a = 0; a < batch.received.size(); ++a) check_header(batch.received[a], a);
+    batch.in.add_rows(shared_.receives, attention_ranks_, shared_, batch.received);
+}
+
+// Counts that the host goes by, so they must fit.
+void DeviceExpertSide::check_header(const MessageHeader& header, size_t attention_rank) const {
+    const int peer = attention_ranks_[attention_rank];
+    if (header.magic != kWireMagic)
+        throw Error(ErrorKind::communication,
+                    "rank {} on {} sent a message of another format ({:#x}); do all ranks run the "
+                    "same build?",
+                    peer, shared_.blocks.host(peer), header.magic);
+    if (header.num_rows < 0 || header.num_rows > shared_.dispatch.max_rows ||
+        header.num_entries < 0 || header.num_entries > shared_.dispatch.max_entries)
+        throw Error(ErrorKind::communication,
+                    "rank {} on {} sent {} rows and {} entries, at most {} and {} fit; do all "
+                    "ranks run the same build and configuration?",
+                    peer, shared_.blocks.host(peer), header.num_rows, header.num_entries,
+                    shared_.dispatch.max_rows, shared_.dispatch.max_entries);
 }
 
 const ExpertBatch* DeviceExpertSide::try_receive() {
     if (attention_ == nullptr) return receive();
+    attention_->start_rows();
     if (started_.empty()) return nullptr;
     const Position position = started_.front();
     started_.erase(started_.begin());
@@ -370,20 +318,24 @@ const ExpertBatch* DeviceExpertSide::receive() {
     shared_.receives.clear();
     add_dispatch_blocks(position.micro_batch);
     shared_.blocks.exchange(kDispatch, position.micro_batch, shared_.sends, shared_.receives);
-    if (position.layer == shared_.setup.first_layer && position.micro_batch == 0) {
-        ScopedZone zone(Zone::dispatch_wait, position.layer, 0);
-        shared_.wait_on_host(kDispatch, 0, Activity::waiting_dispatch, position.layer);
-        const MessageHeader header = shared_.header_at(batches_[0].in.data());
-        if (header.magic != kWireMagic)
-            throw Error(ErrorKind::communication,
-                        "rank {} on {} sent a message of another format ({:#x}); do all ranks run "
-                        "the same build?",
-                        attention_ranks_[0], shared_.blocks.host(attention_ranks_[0]),
-                        header.magic);
-        if ((header.flags & kWireClosed) != 0) {
-            closed_ = true;
-            return nullptr;
+    const bool may_end = position.layer == shared_.setup.first_layer && position.micro_batch == 0;
+    if (may_end || shared_.sized()) {
+        ScopedZone zone(Zone::dispatch_wait, position.layer, position.micro_batch);
+        shared_.wait_on_host(kDispatch, position.micro_batch, Activity::waiting_dispatch,
+                             position.layer);
+        if (may_end) {
+            const MessageHeader header = shared_.header_at(batches_[0].in.data());
+            check_header(header, 0);
+            if ((header.flags & kWireClosed) != 0) {
+                closed_ = true;
+                return nullptr;
+            }
         }
+    }
+    if (shared_.sized()) {
+        shared_.receives.clear();
+        add_dispatch_rows(position.micro_batch);
+        shared_.blocks.exchange(kDispatch, position.micro_batch, shared_.sends, shared_.receives);
     }
     next_.micro_batch = (position.micro_batch + 1) % shared_.setup.options.num_micro_batches;
     if (next_.micro_batch == 0)
@@ -430,10 +382,10 @@ void DeviceExpertSide::reply(const Tensor& y) {
                  shared_.stream());
     shared_.sends.clear();
     shared_.receives.clear();
-    batch.out.add_to(shared_.sends, attention_ranks_, shared_.reply.size_bytes);
+    batch.out.add_reply(shared_.sends, attention_ranks_, shared_, batch.received);
     if (attention_ != nullptr) attention_->add_reply_blocks(batch_.micro_batch);
     shared_.blocks.exchange(kReply, batch_.micro_batch, shared_.sends, shared_.receives);
-    zone.bytes = static_cast<int64_t>(batch.out.memory.size_bytes());
+    zone.bytes = total_bytes(shared_.sends);
 }
 
 std::span<const int64_t> DeviceExpertSide::load(int layer) {
@@ -481,7 +433,7 @@ class DeviceExchange final : public Exchange {
     void end_wait() override {}
 
   private:
-    Shared shared_;
+    DeviceShared shared_;
     mutable std::optional<DeviceExpertSide> experts_;
     std::optional<DeviceAttentionSide> attention_;
 };
@@ -493,14 +445,10 @@ std::unique_ptr<Exchange> make_device_exchange(const ExchangeSetup& setup, Block
     ExchangeOptions& options = checked.options;
     FERRY_CHECK(setup.layout.num_ranks() == blocks.num_ranks());
     FERRY_CHECK(options.num_micro_batches <= kBlockSlots);
-    if (options.mode == ExchangeMode::sized)
-        throw Error(ErrorKind::usage,
-                    "exchange.mode: sized is not part of exchange.transport: {}; use bounded",
-                    blocks.name());
     if (options.topk > kMaxTopk)
         throw Error(ErrorKind::usage, "exchange: top-{} on GPUs, at most {} are built in",
                     options.topk, kMaxTopk);
-    if (options.bounded_tokens == 0 || options.mode == ExchangeMode::automatic)
+    if (options.bounded_tokens == 0 || options.mode != ExchangeMode::bounded)
         options.bounded_tokens = options.max_tokens;
     return std::make_unique<DeviceExchange>(checked, blocks);
 }

@@ -37,8 +37,10 @@ ExpertSideImpl::ExpertSideImpl(ExchangeShared& shared, int expert_rank)
     next_.resize(num_slots);
     first_entry_.resize(static_cast<size_t>(layout.num_attention()) + 1);
     first_row_.resize(static_cast<size_t>(layout.num_attention()) + 1);
-    if (options.combine == CombineMode::reduced)
-        sums_.resize(static_cast<size_t>(shared.num_threads()) * static_cast<size_t>(options.dim));
+    if (options.combine == CombineMode::reduced) {
+        sums_.resize(static_cast<size_t>(shared.num_threads() * options.dim));
+        terms_.resize(static_cast<size_t>(shared.num_threads() * options.topk));
+    }
     load_.assign(shared.setup.num_layers, std::vector<int64_t>(num_slots));
     sends_.reserve(layout.num_attention());
 
@@ -319,10 +321,13 @@ void ExpertSideImpl::pack_reply(const WireMessage& reply, const WireMessage& req
     const int64_t num_rows = first_row_[source + 1] - first_row_[source] - 1;
     shared_.parallel(num_rows, kRowsPerTask, [&](int64_t begin, int64_t end, int thread) {
         float* sum = sums_.data() + thread * options.dim;
+        WeightedRow* terms = terms_.data() + thread * options.topk;
         for (int64_t row = begin; row < end; ++row) {
+            size_t num = 0;
+            FERRY_CHECK(row_entry[row + 1] - row_entry[row] <= options.topk);
             for (int32_t e = row_entry[row]; e < row_entry[row + 1]; ++e)
-                accumulate_row(DType::f32, reinterpret_cast<std::byte*>(y.row<float>(position[e])),
-                               request.entries()[e].weight, e == row_entry[row], options.dim, sum);
+                terms[num++] = {y.row<std::byte>(position[e]), request.entries()[e].weight};
+            sum_rows(DType::f32, {terms, num}, options.dim, sum);
             encode_row(dtype, sum, options.dim, reply.row(row), nullptr);
         }
     });

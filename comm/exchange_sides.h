@@ -6,6 +6,7 @@
 #include "base/trace.h"
 #include "comm/exchange.h"
 #include "comm/exchange_plan.h"
+#include "comm/row_codec.h"
 #include "comm/waiter.h"
 #include "comm/wire.h"
 
@@ -99,13 +100,14 @@ class AttentionSideImpl final : public AttentionSide {
     void start_messages(MicroBatch& batch, int micro_batch, Agreement say);
     void pack_rows(const MicroBatch& batch, const Tensor& x);
     void expect_replies(MicroBatch& batch);
-    void combine_exact(const MicroBatch& batch, const Tensor& out) const;
-    void combine_reduced(const MicroBatch& batch, const Tensor& out) const;
+    void combine_exact(const MicroBatch& batch, const Tensor& out);
+    void combine_reduced(const MicroBatch& batch, const Tensor& out);
 
     ExchangeShared& shared_;
     int attention_rank_;
     std::vector<MicroBatch> batches_;
     std::vector<LaneSend> sends_;
+    std::vector<WeightedRow> terms_;  // of one token's sum: [threads][topk]
     ExchangeTimes times_;
 };
 
@@ -175,6 +177,7 @@ class ExpertSideImpl final : public ExpertSide {
     std::vector<int32_t> row_entry_;          // by source and row: first entry of the row
     std::vector<int64_t> first_row_;          // by source, into row_entry_
     std::vector<float> sums_;                 // reduced: [threads][dim]
+    std::vector<WeightedRow> terms_;          // reduced: of one row's sum, [threads][topk]
     std::vector<std::vector<int64_t>> load_;  // by layer, by slot
     std::vector<LaneSend> sends_;
 };

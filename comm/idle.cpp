@@ -4,13 +4,18 @@
 #include <sys/prctl.h>
 #include <time.h>
 
+#include <algorithm>
+
 namespace ferry {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kYieldFor = std::chrono::milliseconds(2);
-constexpr long kSleepNs = 20'000;
+// Naps grow with the wait, of which they lose at most this part. Short ones all along would keep
+// the core just busy enough that the kernel never moves another rank's work to it.
+constexpr auto kYieldFor = std::chrono::milliseconds(1);
+constexpr long kNapShare = 32;
+constexpr long kShortestNapNs = 20'000, kLongestNapNs = 500'000;
 
 }  // namespace
 
@@ -26,7 +31,8 @@ bool Idle::pause() {
     // its timer slack (50 us unless told).
     thread_local const int slack = prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
     (void)slack;
-    const timespec pause{0, kSleepNs};
+    const long share = std::chrono::nanoseconds(now - since_).count() / kNapShare;
+    const timespec pause{0, std::clamp(share, kShortestNapNs, kLongestNapNs)};
     nanosleep(&pause, nullptr);
     return true;
 }

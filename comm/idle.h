@@ -8,8 +8,9 @@ class Idle {
   public:
     // Something happened: the wait starts anew.
     void reset() { waiting_ = false; }
-    // After a poll that found nothing: yields the core, and after a while sleeps for some tens of
-    // microseconds at a time. True when it is time to look at clocks and flags.
+    // After a poll that found nothing: yields the core, and after a while sleeps, for some tens of
+    // microseconds at first and never for more than half a millisecond. True when it is time to
+    // look at clocks and flags.
     bool pause();
     // Since the first pause after reset().
     double seconds() const {

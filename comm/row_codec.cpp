@@ -23,6 +23,7 @@ using DI = hn::RebindToSigned<DF>;
 using DU = hn::RebindToUnsigned<DF>;
 
 constexpr int64_t kBlock = 128;
+constexpr int64_t kSumBlock = 64;
 
 inline uint32_t to_bits(float x) {
     return __builtin_bit_cast(uint32_t, x);
@@ -45,18 +46,32 @@ HWY_INLINE hn::Vec<DI> RoundBf16(hn::Vec<DF> x) {
                           hn::BitCast(di, rounded));
 }
 
+// Rows are read once and mostly from memory, where the processor's own read-ahead ends with every
+// page of 4 KiB: asked for this far ahead of their use.
+constexpr int64_t kAheadBytes = 1024;
+
+template <class T>
+HWY_INLINE void FetchAhead(const T* row, int64_t num) {
+    const auto* from = reinterpret_cast<const char*>(row) + kAheadBytes;
+    for (int64_t i = 0; i < num * static_cast<int64_t>(sizeof(T)); i += 64) hwy::Prefetch(from + i);
+}
+
 template <bool kStream>
 void EncodeBf16(const float* x, int64_t dim, uint16_t* out) {
     const DF df;
     const hn::Rebind<uint16_t, DI> half;
     const auto lanes = static_cast<int64_t>(hn::Lanes(df));
     int64_t i = 0;
-    for (; i + lanes <= dim; i += lanes) {
-        const auto coded = hn::DemoteTo(half, RoundBf16(hn::LoadU(df, x + i)));
-        if constexpr (kStream)
-            hn::Stream(coded, half, out + i);
-        else
-            hn::StoreU(coded, half, out + i);
+    while (i + lanes <= dim) {
+        const int64_t end = dim - i < kBlock ? dim : i + kBlock;
+        FetchAhead(x + i, end - i);
+        for (; i + lanes <= end; i += lanes) {
+            const auto coded = hn::DemoteTo(half, RoundBf16(hn::LoadU(df, x + i)));
+            if constexpr (kStream)
+                hn::Stream(coded, half, out + i);
+            else
+                hn::StoreU(coded, half, out + i);
+        }
     }
     for (; i < dim; ++i) out[i] = f32_to_bf16(x[i]);
     if constexpr (kStream) hwy::FlushStream();
@@ -160,22 +175,36 @@ void DecodeFp8(const uint8_t* in, const float* scales, int64_t dim, float* out) 
         DecodeFp8Block(in + i, dim - i < kBlock ? dim - i : kBlock, scales[i / kBlock], out + i);
 }
 
-void AccumulateF32(const float* __restrict in, float weight, bool first, int64_t dim,
-                   float* __restrict out) {
-    if (first)
-        for (int64_t i = 0; i < dim; ++i) out[i] = weight * in[i];
-    else
-        for (int64_t i = 0; i < dim; ++i) out[i] = out[i] + weight * in[i];
+HWY_INLINE float ToFloat(float x) {
+    return x;
+}
+HWY_INLINE float ToFloat(uint16_t bf16) {
+    return to_float(static_cast<uint32_t>(bf16) << 16);
 }
 
-void AccumulateBf16(const uint16_t* __restrict in, float weight, bool first, int64_t dim,
-                    float* __restrict out) {
-    if (first)
-        for (int64_t i = 0; i < dim; ++i)
-            out[i] = weight * to_float(static_cast<uint32_t>(in[i]) << 16);
-    else
-        for (int64_t i = 0; i < dim; ++i)
-            out[i] = out[i] + weight * to_float(static_cast<uint32_t>(in[i]) << 16);
+// A block of the sum stays in the first-level cache while all rows are added to it. Small blocks,
+// so that all rows are fetched at once: half the time of blocks of 512.
+template <class T>
+void Sum(const WeightedRow* rows, size_t num_rows, int64_t dim, float* __restrict out) {
+    for (int64_t begin = 0; begin < dim; begin += kSumBlock) {
+        const int64_t num = dim - begin < kSumBlock ? dim - begin : kSumBlock;
+        float* __restrict sum = out + begin;
+        for (size_t k = 0; k < num_rows; ++k) {
+            const T* __restrict row = reinterpret_cast<const T*>(rows[k].row) + begin;
+            const float weight = rows[k].weight;
+            FetchAhead(row, num);
+            if (k == 0)
+                for (int64_t i = 0; i < num; ++i) sum[i] = weight * ToFloat(row[i]);
+            else
+                for (int64_t i = 0; i < num; ++i) sum[i] = sum[i] + weight * ToFloat(row[i]);
+        }
+    }
+}
+void SumF32(const WeightedRow* rows, size_t num_rows, int64_t dim, float* out) {
+    Sum<float>(rows, num_rows, dim, out);
+}
+void SumBf16(const WeightedRow* rows, size_t num_rows, int64_t dim, float* out) {
+    Sum<uint16_t>(rows, num_rows, dim, out);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -189,8 +218,8 @@ HWY_EXPORT(EncodeBf16Row);
 HWY_EXPORT(EncodeFp8);
 HWY_EXPORT(DecodeBf16Row);
 HWY_EXPORT(DecodeFp8);
-HWY_EXPORT(AccumulateF32);
-HWY_EXPORT(AccumulateBf16);
+HWY_EXPORT(SumF32);
+HWY_EXPORT(SumBf16);
 
 namespace {
 
@@ -235,14 +264,11 @@ void decode_row(DType dtype, const std::byte* in, const float* scales, int64_t d
     }
 }
 
-void accumulate_row(DType dtype, const std::byte* in, float weight, bool first, int64_t dim,
-                    float* out) {
+void sum_rows(DType dtype, std::span<const WeightedRow> rows, int64_t dim, float* out) {
     if (dtype == DType::f32)
-        return HWY_DYNAMIC_DISPATCH(AccumulateF32)(reinterpret_cast<const float*>(in), weight,
-                                                   first, dim, out);
+        return HWY_DYNAMIC_DISPATCH(SumF32)(rows.data(), rows.size(), dim, out);
     FERRY_CHECK(dtype == DType::bf16, "rows of {} do not come back", to_string(dtype));
-    HWY_DYNAMIC_DISPATCH(AccumulateBf16)
-    (reinterpret_cast<const uint16_t*>(in), weight, first, dim, out);
+    HWY_DYNAMIC_DISPATCH(SumBf16)(rows.data(), rows.size(), dim, out);
 }
 
 }  // namespace ferry

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "base/dtype.h"
 
@@ -23,9 +24,12 @@ void encode_row(DType dtype, const float* x, int64_t dim, std::byte* out, float*
 // fp8: x = q * scale.
 void decode_row(DType dtype, const std::byte* in, const float* scales, int64_t dim, float* out,
                 Stores stores = Stores::cached);
-// first: out = weight * row; else out = out + weight * row, product and sum rounded separately.
-// dtype: f32 or bf16.
-void accumulate_row(DType dtype, const std::byte* in, float weight, bool first, int64_t dim,
-                    float* out);
+struct WeightedRow {
+    const std::byte* row = nullptr;  // [dim] f32 or bf16
+    float weight = 0;
+};
+// out = w_0 row_0, then out = out + w_k row_k in order, product and sum rounded separately. dtype:
+// f32 or bf16. At least one row.
+void sum_rows(DType dtype, std::span<const WeightedRow> rows, int64_t dim, float* out);
 
 }  // namespace ferry

@@ -15,9 +15,9 @@ class Waiter {
     // tells who has not answered; it is asked only when the wait is long.
     void begin(Activity activity, int layer, int micro_batch);
 
-    // Moves messages; when nothing moved, yields the core, and after a while sleeps for some tens
-    // of microseconds at a time. Throws Error(communication) with `missing(add)` called to name the
-    // ranks, once nothing has moved for the stall timeout or the watchdog has found the run dead.
+    // Moves messages; when nothing moved, yields the core, and after a while sleeps (idle.h).
+    // Throws Error(communication) with `missing(add)` called to name the ranks, once nothing has
+    // moved for the stall timeout or the watchdog has found the run dead.
     template <typename Missing>
     void poll(Missing&& missing) {
         if (transport_.progress()) {

@@ -40,12 +40,13 @@ struct Arguments {
     int64_t topk = 8;
     int num_experts = 256, warmup = 5, repetitions = 50;
     double skew = 1.0;
-    bool wait_matrix = false;
+    bool wait_matrix = false, stages = false;
 };
 
 const std::vector<BenchColumn> kColumns{
     {.key = "case", .heading = "case"},
     {.key = "tokens", .heading = "tokens"},
+    {.key = "arrived_us", .heading = "arrived median"},
     {.key = "dispatch_min_us", .heading = "dispatch min"},
     {.key = "dispatch_us", .heading = "median"},
     {.key = "dispatch_p99_us", .heading = "p99"},
@@ -114,6 +115,25 @@ std::string host_names(const World& world) {
     return fmt::format("{}", fmt::join(names, " "));
 }
 
+std::string describe_stages(const ExchangeBenchResult& result, const ExchangeBenchCase& bench_case,
+                            const World& world, const std::string& name, int64_t tokens) {
+    const Layout layout = make_layout(bench_case.layout, world.node_of_rank());
+    std::string text =
+        fmt::format("\n{} {}, {} tokens: us of every rank\n", result.transport, name, tokens);
+    text += fmt::format("  {:18}", "");
+    for (const Zone zone : kExchangeZones) text += fmt::format(" {:>13}", to_string(zone));
+    text += '\n';
+    for (int rank = 0; rank < world.size(); ++rank) {
+        const bool attends = layout.attention_rank(rank) >= 0;
+        const char* role = layout.expert_rank(rank) < 0 ? "attention" : attends ? "both" : "expert";
+        text += fmt::format("  rank {:3} {:9}", rank, role);
+        for (const double us : result.stage_us[static_cast<size_t>(rank)])
+            text += fmt::format(" {:13.1f}", us);
+        text += '\n';
+    }
+    return text;
+}
+
 void bench_exchange_on(World& world, const Arguments& arguments) {
     std::vector<std::string> layouts = arguments.layouts;
     if (layouts.empty())
@@ -147,12 +167,15 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
         }
         num_wrong += result.num_wrong;
         report.add_row({fmt::format("{} {}", result.transport, name), tokens,
-                        result.dispatch.min_us, result.dispatch.median_us, result.dispatch.p99_us,
-                        result.combine.min_us, result.combine.median_us, result.combine.p99_us,
-                        result.both.min_us, result.both.median_us, result.both.p99_us,
+                        result.arrived.median_us, result.dispatch.min_us, result.dispatch.median_us,
+                        result.dispatch.p99_us, result.combine.min_us, result.combine.median_us,
+                        result.combine.p99_us, result.both.min_us, result.both.median_us,
+                        result.both.p99_us,
                         static_cast<double>(result.dispatch_bytes + result.combine_bytes),
                         result.algorithm_gb_per_s, result.bus_gb_per_s, result.num_wrong});
         report.add_detail("wait_us", nlohmann::json(result.wait_us).dump());
+        report.add_detail("stage_us", nlohmann::json(result.stage_us).dump());
+        if (arguments.stages) matrix += describe_stages(result, bench_case, world, name, tokens);
         if (!arguments.wait_matrix) return;
         matrix += fmt::format(
             "\n{} {}, {} tokens: us that rows of each attention rank came after "
@@ -259,6 +282,9 @@ void add_bench_exchange(Command& bench) {
         .show_default();
     command.flag("--wait-matrix", arguments->wait_matrix,
                  "Also print which attention rank made which expert rank wait (JSON always tells)");
+    command.flag("--stages", arguments->stages,
+                 "Also print where the time of every rank goes: packing (on expert ranks: putting "
+                 "in order), waiting, replying, summing (JSON always tells)");
     command.option("--trace", arguments->trace,
                    "Write a Chrome/Perfetto trace of all exchanges to this file; of several "
                    "cases, each to a file named after it");

@@ -8,17 +8,26 @@ build=${1:-build/release}
 ferry=$build/launch/ferry
 run() { FERRY_TEST_TIMEOUT_S=300 tests/support/mpirun.sh "$@"; }
 table() { grep -v '^#' | grep -v '^$'; }
-exchange=(bench exchange --layout 2:2 --tokens "1,128" --experts 32 --topk 8 --dim 7168 --repetitions 30)
+bench() { # RANKS LAYOUT TRANSPORT TOKENS: a table, and where the time of every rank goes
+    run "$1" "$ferry" bench exchange --layout "$2" --transport "$3" --tokens "$4" --experts 32 --topk 8 --dim 7168 \
+        --repetitions 40 --stages | table
+}
 
 echo "== 2 attention + 2 expert ranks on this host, us"
 for ((round = 0; round < ${ROUNDS:-3}; round++)); do
-    for transport in mpi ucx; do run 4 "$ferry" "${exchange[@]}" --transport $transport | table; done
+    for transport in mpi ucx; do bench 4 2:2 $transport 1,128; done
+    # Blocks of one row, of a dispatch and of a reply; two pairs at once.
+    run 4 "$build/tests/bench/ucx_pingpong" 0.5 64 14400 1843200 7340032 | table
 done
-echo "== the same over UCX's TCP alone, and its active messages (two pairs at once)"
+echo "== 1 attention + 1 expert rank, each with a core of its own"
 for ((round = 0; round < ${ROUNDS:-3}; round++)); do
-    UCX_TLS=self,tcp run 4 "$ferry" "${exchange[@]}" --transport ucx | table
+    for transport in mpi ucx; do bench 2 1:1 $transport 128; done
+    run 2 "$build/tests/bench/ucx_pingpong" 0.5 1843200 14680064 | table
+done
+echo "== the first over UCX's TCP alone"
+for ((round = 0; round < ${ROUNDS:-3}; round++)); do
+    UCX_TLS=self,tcp bench 4 2:2 ucx 1,128
     UCX_TLS=self,tcp run 4 "$build/tests/bench/ucx_pingpong" 0.5 64 14400 1843200 | table
-    run 4 "$build/tests/bench/ucx_pingpong" 0.5 64 14400 1843200 | table
 done
 
 export CLUSTER_DIR=${TMPDIR:-/tmp}/exchange-bars.$$ CLUSTER_NAME=eb$(($$ % 1000)) CLUSTER_NET=10.80.$(($$ % 250))

@@ -2,6 +2,7 @@
 # cluster_test.sh FERRY SOURCE_DIR SWITCH TRACE_CHECK: jobs over four hosts (cluster.sh) with real TCP between them. The same bytes
 # as one rank, on a bridge, at 1 Gbit/s (tbf), and with 0.5 ms of delay; then a link that is cut in mid-run: every rank
 # that can be reached says where it is, the job ends with exit code 5, and goes on elsewhere, nothing lost or doubled.
+# FERRY_TEST_TRANSPORT names the transport (default: auto).
 set -uo pipefail
 ferry=$1
 source=$2
@@ -23,6 +24,7 @@ for i in $(seq 1 12); do
 done >"$work/input.jsonl"
 common=(--model "$work/demo" --input "$work/input.jsonl" --set output.timings=false --set log.progress=off
     --set engine.threads=1 --set engine.max_batch=4)
+[ -z "${FERRY_TEST_TRANSPORT:-}" ] || common+=(--set "exchange.transport=$FERRY_TEST_TRANSPORT")
 "$ferry" generate "${common[@]}" --output "$work/one" 2>"$work/log" || { cat "$work/log"; exit 1; }
 
 fail() {

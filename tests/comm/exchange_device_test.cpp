@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "comm/exchange_kernels.h"
+#include "comm/exchange_plan.h"
 #include "tests/comm/exchange_reference.h"
 
 namespace ferry {
@@ -24,6 +25,7 @@ class Hub {
             const PeerBlock source = ends.sent.front(), target = ends.awaited.front();
             ASSERT_EQ(source.size_bytes, target.size_bytes);
             launch_copy(target.data, source.data, source.size_bytes, cuda_device(0).stream());
+            bytes_[{from, to, channel}] += source.size_bytes;
             ends.sent.pop_front();
             ends.awaited.pop_front();
         }
@@ -34,10 +36,14 @@ class Hub {
         return true;
     }
 
+    // Since the last time, by pair of ranks that were handed blocks.
+    std::map<std::tuple<int, int, int>, size_t> take_bytes() { return std::exchange(bytes_, {}); }
+
   private:
     struct Ends {
         std::deque<PeerBlock> sent, awaited;
     };
+    std::map<std::tuple<int, int, int>, size_t> bytes_;  // from, to, channel
     std::map<std::tuple<int, int, int>, Ends> pairs_;
 };
 
@@ -112,10 +118,14 @@ class Ranks {
         for (int layer = kFirstLayer; layer < kFirstLayer + kNumLayers; ++layer) {
             for (int m = 0; m < num; ++m)
                 for (int a = 0; a < setup_.layout.num_attention(); ++a) dispatch(step, layer, m, a);
+            // Colocated, sized: heads are here, rows start.
+            for (int a = 0; a < setup_.layout.num_attention(); ++a)
+                exchange_of_attention(a).attention()->combine_ready(0);
             for (int m = 0; m < num; ++m)
                 for (int e = 0; e < setup_.layout.num_expert(); ++e) serve(layer, m, e);
             for (int m = 0; m < num; ++m)
                 for (int a = 0; a < setup_.layout.num_attention(); ++a) combine(step, layer, m, a);
+            if (case_.options.mode == ExchangeMode::sized) check_bytes();
         }
     }
     void close() {
@@ -168,6 +178,38 @@ class Ranks {
             layer, m, sent.x, {sent.experts, sent.weights},
             {1u << a, static_cast<uint32_t>(step * 10 + a)});
         sent_.insert_or_assign({m, a}, std::move(sent));
+    }
+    // Rows that went between the ranks since the last time: exactly those of the plan, beside a
+    // head of fixed size for each pair and micro-batch.
+    void check_bytes() {
+        const ExchangeOptions& options = case_.options;
+        std::map<std::tuple<int, int, int>, size_t> expected;
+        int64_t slots = 0;
+        for (int e = 0; e < setup_.layout.num_expert(); ++e)
+            slots = std::max(slots, static_cast<int64_t>(setup_.placements[0].experts(e).size()));
+        const int64_t max_entries = options.max_tokens * std::min(options.topk, slots);
+        const bool exact = options.combine == CombineMode::exact;
+        const size_t head = wire_layout(options.dtype, options.dim, options.max_tokens,
+                                        max_entries)[WireSection::rows];
+        const size_t reply_head =
+            wire_layout(combine_dtype(options), options.dim,
+                        exact ? max_entries : options.max_tokens, 0)[WireSection::rows];
+        for (const auto& [position, sent] : sent_) {
+            const int a = position.second;
+            ExchangePlan plan(options.max_tokens, options.topk, setup_.layout.num_expert());
+            plan.build(sent.tokens.routing(), setup_.placements[0], a);
+            for (int e = 0; e < setup_.layout.num_expert(); ++e) {
+                const int from = setup_.layout.world_rank_of_attention(a);
+                const int to = setup_.layout.world_rank_of_expert(e);
+                const int64_t rows = plan.num_rows(e), back = exact ? plan.num_entries(e) : rows;
+                expected[{from, to, 0}] +=
+                    head + static_cast<size_t>(rows * wire_row_bytes(options.dtype, options.dim));
+                expected[{to, from, 1}] +=
+                    reply_head +
+                    static_cast<size_t>(back * wire_row_bytes(combine_dtype(options), options.dim));
+            }
+        }
+        EXPECT_EQ(hub_.take_bytes(), expected);
     }
     void serve(int layer, int m, int e) {
         ExpertSide& side = *exchange_of_expert(e).experts();
@@ -234,22 +276,29 @@ ExchangeOptions small(DType dtype, CombineMode combine = CombineMode::exact) {
             .combine = combine};
 }
 
-TEST(DeviceExchange, EveryDtypeAndCombineOnEveryRatio) {
+void run_on_every_ratio(ExchangeMode mode) {
     for (const DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3})
         for (const CombineMode combine : {CombineMode::exact, CombineMode::reduced}) {
-            run({.layout = {.mode = LayoutMode::colocated, .tp_size = 1},
-                 .options = small(dtype, combine)},
-                1);
-            run({.layout = {.mode = LayoutMode::colocated, .tp_size = 1},
-                 .options = small(dtype, combine)},
-                3);
+            ExchangeOptions options = small(dtype, combine);
+            options.mode = mode;
+            const LayoutOptions colocated{.mode = LayoutMode::colocated, .tp_size = 1};
+            run({.layout = colocated, .options = options}, 1);
+            run({.layout = colocated, .options = options}, 3);
             run({.layout = {.attention_ranks = 1, .expert_ranks = 3, .tp_size = 1},
-                 .options = small(dtype, combine)},
+                 .options = options},
                 4);
             run({.layout = {.attention_ranks = 3, .expert_ranks = 2, .tp_size = 1},
-                 .options = small(dtype, combine)},
+                 .options = options},
                 5);
         }
+}
+
+TEST(DeviceExchange, EveryDtypeAndCombineOnEveryRatio) {
+    run_on_every_ratio(ExchangeMode::bounded);
+}
+
+TEST(DeviceExchange, SizedMessagesOnEveryRatio) {
+    run_on_every_ratio(ExchangeMode::sized);
 }
 
 TEST(DeviceExchange, RandomValuesKeepTheOrderOfSums) {
@@ -272,11 +321,16 @@ TEST(DeviceExchange, CopiesOfExpertsAndSkew) {
         6, 1);
 }
 
+// Some pairs have nothing to say to each other.
 TEST(DeviceExchange, MoreRanksThanExperts) {
-    run({.layout = {.attention_ranks = 1, .expert_ranks = 4, .tp_size = 1},
-         .options = small(DType::bf16),
-         .num_experts = 3},
-        5, 1);
+    for (const ExchangeMode mode : {ExchangeMode::bounded, ExchangeMode::sized}) {
+        ExchangeOptions options = small(DType::bf16);
+        options.mode = mode;
+        run({.layout = {.attention_ranks = 1, .expert_ranks = 4, .tp_size = 1},
+             .options = options,
+             .num_experts = 3},
+            5, 1);
+    }
 }
 
 TEST(DeviceExchange, RefusesWhatItCannotDo) {
@@ -289,7 +343,7 @@ TEST(DeviceExchange, RefusesWhatItCannotDo) {
     const auto exchange = make_device_exchange(setup, *self);
     const OwnedTensor x(cuda_device(0), DType::f32, {5, 200});
     EXPECT_THROW(exchange->attention()->dispatch(0, 0, x, {}), Error);
-    setup.options.mode = ExchangeMode::sized;
+    setup.options.topk = 65;
     EXPECT_THROW(make_device_exchange(setup, *self), Error);
 }
 

@@ -112,6 +112,7 @@ int run(int argc, char** argv) {
         return static_cast<double>(trace_now_ns() - begin) * 1e-9;
     };
     int64_t rounds = 0, wrong = 0, warm_kib = 0, most_kib = 0;
+    double next_line_s = 0;
     // Transports and exchanges are made anew all the time too.
     for (int64_t life = 0;; ++life) {
         const auto transport = make_transport(name != nullptr ? name : "auto", world, nullptr);
@@ -122,6 +123,13 @@ int run(int argc, char** argv) {
         const double now = since();
         if (life < 3 || now < seconds * 0.2) warm_kib = std::max(warm_kib, resident_kib());
         most_kib = std::max(most_kib, resident_kib());
+        const int64_t now_kib = world.all_max(resident_kib());
+        if (world.rank() == 0 && now >= next_line_s) {
+            fmt::print("after {:.0f} s: {} exchanges over {}, largest rank {} KiB\n", now, rounds,
+                       transport->name(), now_kib);
+            std::fflush(stdout);
+            next_line_s = now + 60;
+        }
         if (world.all_max(life >= 6 && now > seconds ? 1 : 0) > 0) break;
     }
     wrong = world.all_sum(wrong);

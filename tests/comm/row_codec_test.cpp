@@ -109,20 +109,51 @@ TEST(RowCodec, EveryFp8CodeDecodes) {
     }
 }
 
-TEST(RowCodec, AccumulatesWithAProductAndASum) {
+const std::byte* bytes_of(const void* row) {
+    return static_cast<const std::byte*>(row);
+}
+
+TEST(RowCodec, SumsWithAProductAndASum) {
     const std::vector<float> x{1.0f, 3.0f, -2.0f};
     std::vector<float> out(3, 99.0f);
-    const auto* bytes = reinterpret_cast<const std::byte*>(x.data());
-    accumulate_row(DType::f32, bytes, 0.5f, true, 3, out.data());
+    sum_rows(DType::f32, std::vector<WeightedRow>{{bytes_of(x.data()), 0.5f}}, 3, out.data());
     EXPECT_EQ(out, (std::vector<float>{0.5f, 1.5f, -1.0f}));
-    accumulate_row(DType::f32, bytes, 2.0f, false, 3, out.data());
+    sum_rows(DType::f32,
+             std::vector<WeightedRow>{{bytes_of(x.data()), 0.5f}, {bytes_of(x.data()), 2.0f}}, 3,
+             out.data());
     EXPECT_EQ(out, (std::vector<float>{2.5f, 7.5f, -5.0f}));
     // Two roundings: with a fused multiply-add the low bits would survive.
     const float a = 1.0f + 0x1p-23f;
-    std::vector<float> sum{-1.0f};
-    accumulate_row(DType::f32, reinterpret_cast<const std::byte*>(&a), a, false, 1, sum.data());
+    const float minus_one = -1.0f;
+    sum_rows(DType::f32, std::vector<WeightedRow>{{bytes_of(&minus_one), 1}, {bytes_of(&a), a}}, 1,
+             out.data());
     const volatile float product = a * a;
-    EXPECT_EQ(sum[0], product - 1.0f);
+    EXPECT_EQ(out[0], product - 1.0f);
+}
+
+// Blocks of columns, tails, any number of rows: the sum of every column is a loop over rows.
+TEST(RowCodec, SumsManyRowsInTheirOrder) {
+    Random random(11);
+    for (const int64_t dim : {1, 7, 511, 512, 513, 1500})
+        for (const size_t num : {1, 2, 9, 17}) {
+            std::vector<std::vector<uint16_t>> rows(num);
+            std::vector<WeightedRow> terms;
+            for (std::vector<uint16_t>& row : rows) {
+                for (int64_t i = 0; i < dim; ++i) row.push_back(f32_to_bf16(random.next_normal()));
+                terms.push_back({bytes_of(row.data()), random.next_normal()});
+            }
+            std::vector<float> out(static_cast<size_t>(dim) + 1, 99.0f);
+            sum_rows(DType::bf16, terms, dim, out.data());
+            for (size_t i = 0; i < static_cast<size_t>(dim); ++i) {
+                float expected = terms[0].weight * bf16_to_f32(rows[0][i]);
+                for (size_t k = 1; k < num; ++k) {
+                    const float product = terms[k].weight * bf16_to_f32(rows[k][i]);
+                    expected = expected + product;
+                }
+                ASSERT_EQ(out[i], expected);
+            }
+            ASSERT_EQ(out.back(), 99.0f);
+        }
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 # kill_test.sh FERRY SOURCE_DIR: ranks killed by SIGKILL at random moments, again and again. Each time the job must end
 # within 10 s with exit code 5, keep every finished request, and go on where it stopped, on another layout; the final
 # file must be that of a run that nobody disturbed. Then SIGTERM and SIGUSR1 to all ranks: drained, exit code 75.
-# FERRY_KILLS: how many (default 20). FERRY_KILL_SEED repeats a run.
+# FERRY_KILLS: how many (default 20). FERRY_KILL_SEED repeats a run, FERRY_TEST_TRANSPORT names the
+# transport (default: auto).
 set -uo pipefail
 ferry=$1
 source=$2
@@ -24,6 +25,7 @@ for i in $(seq 1 18); do
 done >"$work/input.jsonl"
 common=(--model "$work/demo" --input "$work/input.jsonl" --set output.timings=false --set log.progress=off
     --set engine.threads=1 --set engine.max_batch=4)
+[ -z "${FERRY_TEST_TRANSPORT:-}" ] || common+=(--set "exchange.transport=$FERRY_TEST_TRANSPORT")
 "$ferry" generate "${common[@]}" --output "$work/one" 2>"$work/log" || { cat "$work/log"; exit 1; }
 
 d="layout.mode=disaggregated"

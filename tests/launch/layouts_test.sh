@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # layouts_test.sh FERRY SOURCE_DIR TRACE_CHECK: every layout writes, byte for byte, the completions file of one rank (DESIGN 4.1).
+# FERRY_TEST_TRANSPORT names the transport (default: auto).
 set -uo pipefail
 ferry=$1
 source=$2
@@ -18,6 +19,7 @@ this line is bad
 JSONL
 model=$work/demo
 common=(--input "$work/input.jsonl" --set output.timings=false --set engine.threads=1 --set log.progress=off)
+[ -z "${FERRY_TEST_TRANSPORT:-}" ] || common+=(--set "exchange.transport=$FERRY_TEST_TRANSPORT")
 failed=0 passed=0
 
 check() { # RANKS NUMERICS LAYOUT-SETTINGS...: compares with one rank under the same numeric settings

@@ -1,0 +1,173 @@
+// The parts that exchange_device.cpp is made of: placements on the GPU, blocks and what of them
+// travels. Not for users: see exchange_device.h.
+#pragma once
+#include <sched.h>
+
+#include <chrono>
+#include <vector>
+
+#include "base/error.h"
+#include "comm/block_transport.h"
+#include "comm/exchange.h"
+#include "comm/exchange_kernels.h"
+#include "comm/progress_state.h"
+
+namespace ferry {
+
+// Channels.
+constexpr int kDispatch = 0, kReply = 1;
+
+template <typename T>
+Buffer to_device(CudaDevice& device, const std::vector<T>& values) {
+    Buffer buffer(device, values.size() * sizeof(T));
+    device.copy_from_host(buffer.data(), values.data(), buffer.size_bytes());
+    return buffer;
+}
+
+class PlacementOnDevice {
+  public:
+    PlacementOnDevice(CudaDevice& device, const Placement& placement) {
+        std::vector<int32_t> first{0}, ranks, slots;
+        for (int expert = 0; expert < placement.num_experts(); ++expert) {
+            for (const ExpertCopy& copy : placement.copies(expert)) {
+                ranks.push_back(copy.expert_rank);
+                slots.push_back(copy.slot);
+            }
+            first.push_back(static_cast<int32_t>(ranks.size()));
+        }
+        first_copy_ = to_device(device, first);
+        copy_rank_ = to_device(device, ranks);
+        copy_slot_ = to_device(device, slots);
+    }
+    DevicePlacement view() const {
+        return {first_copy_.as<int32_t>(), copy_rank_.as<int32_t>(), copy_slot_.as<int32_t>()};
+    }
+
+  private:
+    Buffer first_copy_, copy_rank_, copy_slot_;
+};
+
+// What both sides of a rank go by.
+struct DeviceShared {
+    ExchangeSetup setup;
+    BlockTransport& blocks;
+    BlockFormat dispatch{}, reply{};
+    int max_slots = 0;                           // of any expert rank
+    int attention_rank = -1, expert_rank = -1;   // of this rank
+    std::vector<PeerBlock> sends{}, receives{};  // of the group that is being made
+
+    CudaDevice& device() const { return blocks.device(); }
+    CUstream_st* stream() const {
+        device().make_current();
+        return device().stream();
+    }
+    size_t placement_index(int layer) const {
+        const int index = layer - setup.first_layer;
+        FERRY_CHECK(index >= 0 && index < setup.num_layers, "layer {} has no experts", layer);
+        return setup.placements.size() == 1 ? 0 : static_cast<size_t>(index);
+    }
+    bool is_last_layer(int layer) const {
+        return layer + 1 == setup.first_layer + setup.num_layers;
+    }
+    std::vector<int> ranks_of_attention() const {
+        std::vector<int> ranks;
+        for (int a = 0; a < setup.layout.num_attention(); ++a)
+            ranks.push_back(setup.layout.world_rank_of_attention(a));
+        return ranks;
+    }
+    std::vector<int> ranks_of_experts() const {
+        std::vector<int> ranks;
+        for (int e = 0; e < setup.layout.num_expert(); ++e)
+            ranks.push_back(setup.layout.world_rank_of_expert(e));
+        return ranks;
+    }
+    bool sized() const { return setup.options.mode == ExchangeMode::sized; }
+    int64_t reply_rows(const MessageHeader& dispatched) const {
+        return setup.options.combine == CombineMode::exact ? dispatched.num_entries
+                                                           : dispatched.num_rows;
+    }
+    // The host waits for a group: the GPU may be waiting for a rank that is gone.
+    void wait_on_host(int channel, int slot, Activity activity, int layer) const;
+    MessageHeader header_at(const std::byte* block) const {
+        MessageHeader header;
+        device().copy_to_host(&header, block, sizeof header);
+        return header;
+    }
+    // Of dispatch blocks that lie one after the other.
+    void read_headers(const std::byte* base, std::vector<MessageHeader>& headers) const {
+        for (size_t i = 0; i < headers.size(); ++i)
+            headers[i] = header_at(base + static_cast<int64_t>(i) * dispatch.size_bytes);
+    }
+};
+
+inline void DeviceShared::wait_on_host(int channel, int slot, Activity activity, int layer) const {
+    ProgressState& state = progress_state();
+    const Activity before = state.activity;
+    state.enter(activity);
+    const auto deadline = std::chrono::steady_clock::now() +
+                          std::chrono::duration<double>(setup.options.stall_timeout_s);
+    while (!blocks.done(channel, slot)) {
+        if (state.failed) throw Error(ErrorKind::communication, "another rank has failed");
+        if (std::chrono::steady_clock::now() > deadline)
+            throw Error(ErrorKind::communication,
+                        "nothing came on channel {} for {} s in layer {}, micro-batch {} "
+                        "(engine.stall_timeout_s)",
+                        channel, setup.options.stall_timeout_s, layer, slot);
+        sched_yield();
+    }
+    state.beat();
+    state.enter(before);
+}
+
+// What of a block travels: all of it, or, in sized mode, its head (header, entries, scales) in one
+// group and its rows in another once both ends know how many there are. A reply's rows follow its
+// head at once, as both ends know them from the dispatch.
+inline int64_t head_bytes(const DeviceShared& shared, const BlockFormat& format) {
+    return shared.sized() ? format.rows_offset : format.size_bytes;
+}
+
+// Blocks of one micro-batch that lie one after the other, one per rank of the other role.
+struct BlockRow {
+    Buffer memory;
+    std::byte* data() const { return memory.as<std::byte>(); }
+    // Bytes [begin, end(i)) of block i; ranks that get nothing are not in the list.
+    template <typename End>
+    void add_to(std::vector<PeerBlock>& list, const std::vector<int>& ranks, int64_t stride,
+                int64_t begin, End&& end) const {
+        for (size_t i = 0; i < ranks.size(); ++i) {
+            std::byte* block = data() + static_cast<int64_t>(i) * stride;
+            if (const int64_t bytes = end(i) - begin; bytes > 0)
+                list.push_back({ranks[i], block + begin, static_cast<size_t>(bytes)});
+        }
+    }
+    void add_heads(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
+                   const DeviceShared& shared) const {
+        add_to(list, ranks, shared.dispatch.size_bytes, 0,
+               [&](size_t) { return head_bytes(shared, shared.dispatch); });
+    }
+    // Sized mode.
+    void add_rows(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
+                  const DeviceShared& shared, const std::vector<MessageHeader>& headers) const {
+        const BlockFormat& format = shared.dispatch;
+        add_to(list, ranks, format.size_bytes, format.rows_offset, [&](size_t i) {
+            return format.rows_offset + headers[i].num_rows * format.row_bytes;
+        });
+    }
+    void add_reply(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
+                   const DeviceShared& shared, const std::vector<MessageHeader>& headers) const {
+        const BlockFormat& format = shared.reply;
+        add_to(list, ranks, format.size_bytes, 0, [&](size_t i) {
+            return shared.sized()
+                       ? format.rows_offset + shared.reply_rows(headers[i]) * format.row_bytes
+                       : format.size_bytes;
+        });
+    }
+};
+
+inline int64_t total_bytes(const std::vector<PeerBlock>& blocks) {
+    int64_t bytes = 0;
+    for (const PeerBlock& block : blocks) bytes += static_cast<int64_t>(block.size_bytes);
+    return bytes;
+}
+
+}  // namespace ferry
