@@ -18,12 +18,12 @@ void add_once(std::vector<std::string>& texts, const std::string& text) {
     if (std::find(texts.begin(), texts.end(), text) == texts.end()) texts.push_back(text);
 }
 
-struct Range {
+struct HostRange {
     Figure low, high;
     std::string lowest_on;
 };
 
-std::string describe(const Range& range, bool one_host) {
+std::string describe(const HostRange& range, bool one_host) {
     const Figure& low = range.low;
     if (one_host || low.value == range.high.value)
         return fmt::format("{} {:.3g} {}", low.name, low.value, low.unit);
@@ -81,8 +81,8 @@ std::vector<Finding> decode(const std::string& text) {
 }
 
 DoctorReport::DoctorReport(std::span<const RankFindings> ranks) {
-    std::vector<std::vector<Range>> ranges;  // by row
-    std::vector<std::string> order;          // of the checks, as the first rank that has them
+    std::vector<std::vector<HostRange>> ranges;  // by row
+    std::vector<std::string> order;              // of the checks, as the first rank that has them
     for (const RankFindings& rank : ranks) {
         add_once(hosts_, rank.host);
         for (const Finding& finding : rank.findings) {
@@ -97,11 +97,11 @@ DoctorReport::DoctorReport(std::span<const RankFindings> ranks) {
                 ranges.emplace_back();
             }
             add_once(row->hosts, rank.host);
-            std::vector<Range>& own = ranges[static_cast<size_t>(row - rows_.begin())];
+            std::vector<HostRange>& own = ranges[static_cast<size_t>(row - rows_.begin())];
             for (const Figure& figure : finding.figures) {
-                const auto known = std::find_if(own.begin(), own.end(), [&](const Range& range) {
-                    return range.low.name == figure.name;
-                });
+                const auto known = std::find_if(
+                    own.begin(), own.end(),
+                    [&](const HostRange& range) { return range.low.name == figure.name; });
                 if (known == own.end()) {
                     own.push_back({.low = figure, .high = figure, .lowest_on = rank.host});
                 } else if (figure.value < known->low.value) {
@@ -114,7 +114,7 @@ DoctorReport::DoctorReport(std::span<const RankFindings> ranks) {
         }
     }
     for (size_t i = 0; i < rows_.size(); ++i)
-        for (const Range& range : ranges[i])
+        for (const HostRange& range : ranges[i])
             rows_[i].ranges.push_back(describe(range, rows_[i].hosts.size() == 1));
     std::stable_sort(rows_.begin(), rows_.end(), [&](const DoctorRow& a, const DoctorRow& b) {
         return std::find(order.begin(), order.end(), a.finding.check) <

@@ -13,7 +13,7 @@
 
 namespace ferry {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 struct ChatTemplate::Impl {
     jinja::Source source;
@@ -41,11 +41,11 @@ std::optional<std::string> read_file(const std::filesystem::path& path) {
     return std::move(text).str();
 }
 
-Json read_config(const std::filesystem::path& folder) {
+OrderedJson read_config(const std::filesystem::path& folder) {
     const std::filesystem::path path = folder / "tokenizer_config.json";
     const std::optional<std::string> text = read_file(path);
-    if (!text) return Json::object();
-    const Json config = Json::parse(*text, nullptr, false);
+    if (!text) return OrderedJson::object();
+    const OrderedJson config = OrderedJson::parse(*text, nullptr, false);
     if (!config.is_object()) {
         throw Error(ErrorKind::checkpoint, "{}: is not a JSON object", path.string());
     }
@@ -53,8 +53,8 @@ Json read_config(const std::filesystem::path& folder) {
 }
 
 // A token is a string, or an object with its content.
-std::string read_token(const Json& config, const char* key) {
-    const Json token = config.value(key, Json());
+std::string read_token(const OrderedJson& config, const char* key) {
+    const OrderedJson token = config.value(key, OrderedJson());
     if (token.is_string()) return token.get<std::string>();
     if (token.is_object() && token.contains("content") && token["content"].is_string()) {
         return token["content"].get<std::string>();
@@ -63,13 +63,13 @@ std::string read_token(const Json& config, const char* key) {
 }
 
 // A template is a string, or a list of {"name", "template"}.
-std::optional<std::string> read_template(const Json& config) {
-    const Json source = config.value("chat_template", Json());
+std::optional<std::string> read_template(const OrderedJson& config) {
+    const OrderedJson source = config.value("chat_template", OrderedJson());
     if (source.is_string()) return source.get<std::string>();
     if (!source.is_array()) return std::nullopt;
-    for (const Json& choice : source) {
-        if (choice.is_object() && choice.value("name", Json()) == "default" &&
-            choice.value("template", Json()).is_string()) {
+    for (const OrderedJson& choice : source) {
+        if (choice.is_object() && choice.value("name", OrderedJson()) == "default" &&
+            choice.value("template", OrderedJson()).is_string()) {
             return choice["template"].get<std::string>();
         }
     }
@@ -83,8 +83,9 @@ std::string repair(std::string_view bytes) {
 }
 
 // Input that comes from a user: a line of a request file.
-Json parse_input(std::string_view text, bool is_wanted(const Json&), std::string_view what) {
-    Json json = Json::parse(text, nullptr, false);
+OrderedJson parse_input(std::string_view text, bool is_wanted(const OrderedJson&),
+                        std::string_view what) {
+    OrderedJson json = OrderedJson::parse(text, nullptr, false);
     if (json.is_discarded() || !is_wanted(json)) {
         throw Error(ErrorKind::input, "{}", what);
     }
@@ -115,7 +116,7 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& fold
 }
 
 ChatTemplate::SpecialTokens ChatTemplate::load_special_tokens(const std::filesystem::path& folder) {
-    const Json config = read_config(folder);
+    const OrderedJson config = read_config(folder);
     return {read_token(config, "bos_token"), read_token(config, "eos_token")};
 }
 
@@ -133,16 +134,16 @@ std::string ChatTemplate::render(const std::vector<ChatMessage>& messages,
 
 std::string ChatTemplate::render_json(std::string_view messages, bool add_generation_prompt,
                                       std::string_view variables) const {
-    const Json list = parse_input(
-        messages, [](const Json& json) { return json.is_array(); },
+    const OrderedJson list = parse_input(
+        messages, [](const OrderedJson& json) { return json.is_array(); },
         "messages: is not a JSON list of messages");
-    for (const Json& message : list) {
-        if (!message.is_object() || !message.value("role", Json()).is_string()) {
+    for (const OrderedJson& message : list) {
+        if (!message.is_object() || !message.value("role", OrderedJson()).is_string()) {
             throw Error(ErrorKind::input, "messages: a message is not an object with a role");
         }
     }
-    const Json object = parse_input(
-        variables, [](const Json& json) { return json.is_object(); },
+    const OrderedJson object = parse_input(
+        variables, [](const OrderedJson& json) { return json.is_object(); },
         "variables of the chat template: is not a JSON object");
     const jinja::Value values = jinja::Value::from_json(object);
     return impl_->render(jinja::Value::from_json(list), add_generation_prompt, *values.dict());

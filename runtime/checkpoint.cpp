@@ -81,7 +81,9 @@ std::optional<Checkpoint::Piece> make_piece(const Hdf5Dataset& dataset, const In
 // One tensor of its pieces in row order, as far as they follow each other and fit: what is missing
 // shows in its shape.
 StoredTensor assemble(std::vector<std::pair<Checkpoint::Piece, TensorInfo>> pieces) {
-    std::ranges::sort(pieces, {}, [](const auto& p) { return p.first.part.first_row; });
+    std::ranges::sort(pieces, {}, [](const std::pair<Checkpoint::Piece, TensorInfo>& p) {
+        return p.first.part.first_row;
+    });
     StoredTensor tensor{.info = pieces[0].second, .parts = {}};
     int64_t rows = 0;
     for (const auto& [piece, info] : pieces) {

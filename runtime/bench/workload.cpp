@@ -14,12 +14,12 @@ namespace {
 
 constexpr int64_t kMaxLength = int64_t{1} << 20;
 
-enum class Stream : uint64_t { input, output, tokens, shared, arrivals };
+enum class Draws : uint64_t { input, output, tokens, shared, arrivals };
 
 // A generator of its own for each purpose and request.
-Random random_of(uint64_t seed, Stream stream, int64_t index) {
+Random random_of(uint64_t seed, Draws draws, int64_t index) {
     return Random(
-        mix64(mix64(mix64(seed) ^ static_cast<uint64_t>(stream)) ^ static_cast<uint64_t>(index)));
+        mix64(mix64(mix64(seed) ^ static_cast<uint64_t>(draws)) ^ static_cast<uint64_t>(index)));
 }
 
 double uniform_f64(Random& random) {
@@ -149,9 +149,9 @@ std::vector<WorkloadRequest> make_workload(const WorkloadOptions& options) {
                             ? static_cast<int64_t>(options.lengths.size())
                             : options.num_requests;
     std::vector<WorkloadRequest> workload(static_cast<size_t>(num));
-    Random shared = random_of(options.seed, Stream::shared, 0);
+    Random shared = random_of(options.seed, Draws::shared, 0);
     std::vector<int32_t> prefix;
-    Random gaps = random_of(options.seed, Stream::arrivals, 0);
+    Random gaps = random_of(options.seed, Draws::arrivals, 0);
     double arrival_s = 0;
     for (int64_t i = 0; i < num; ++i) {
         WorkloadRequest& request = workload[static_cast<size_t>(i)];
@@ -159,8 +159,8 @@ std::vector<WorkloadRequest> make_workload(const WorkloadOptions& options) {
         if (from_file)
             lengths = options.lengths[static_cast<size_t>(i) % options.lengths.size()];
         else
-            lengths = {draw(options.input, random_of(options.seed, Stream::input, i)),
-                       draw(options.output, random_of(options.seed, Stream::output, i))};
+            lengths = {draw(options.input, random_of(options.seed, Draws::input, i)),
+                       draw(options.output, random_of(options.seed, Draws::output, i))};
         request.max_tokens = lengths.output;
         const auto num_shared = static_cast<size_t>(
             std::floor(options.prefix_share * static_cast<double>(lengths.input)));
@@ -168,7 +168,7 @@ std::vector<WorkloadRequest> make_workload(const WorkloadOptions& options) {
             prefix.push_back(static_cast<int32_t>(below(shared, options.vocab_size)));
         request.prompt.assign(prefix.begin(),
                               prefix.begin() + static_cast<std::ptrdiff_t>(num_shared));
-        Random tokens = random_of(options.seed, Stream::tokens, i);
+        Random tokens = random_of(options.seed, Draws::tokens, i);
         while (static_cast<int64_t>(request.prompt.size()) < lengths.input)
             request.prompt.push_back(static_cast<int32_t>(below(tokens, options.vocab_size)));
         switch (options.arrivals) {

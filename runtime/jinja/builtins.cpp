@@ -11,11 +11,12 @@
 #include "runtime/tokenizer/unicode.h"
 
 namespace ferry::jinja {
-namespace {
 
-[[noreturn]] void refuse(const std::string& what) {
+void refuse(const std::string& what) {
     throw std::invalid_argument(what);
 }
+
+namespace {
 
 const std::string& need_string(const Value* value, std::string_view what) {
     const std::string* text = value != nullptr ? value->as<std::string>() : nullptr;

@@ -21,7 +21,10 @@ struct Arguments {
 bool has_filter(std::string_view name);
 bool has_test(std::string_view name);
 
-// These throw std::invalid_argument with what is wrong; the interpreter adds where.
+// Throws std::invalid_argument with what is wrong; the interpreter adds where. So do the functions
+// below.
+[[noreturn]] void refuse(const std::string& what);
+
 Value apply_filter(std::string_view name, const Arguments& arguments);
 bool apply_test(std::string_view name, const Arguments& arguments);
 Value call_method(std::string_view name, const Arguments& arguments);

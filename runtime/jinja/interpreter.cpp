@@ -15,10 +15,6 @@ namespace {
 constexpr int64_t kMaxSteps = 4'000'000;
 constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
-[[noreturn]] void refuse(const std::string& what) {
-    throw std::invalid_argument(what);
-}
-
 enum class Flow { normal, stop, next };
 
 class Interpreter {

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kLevels = 24;
 constexpr size_t kMaxSeparateCells = 400;  // more are drawn level by level, without tooltips
-constexpr double kBottomPx = 86, kGapPx = 8;
+constexpr double kBelowCellsPx = 86, kLabelGapPx = 8;
 
 double largest(const HeatMap& chart) {
     double most = 0;
@@ -76,8 +76,8 @@ void draw_labels(Svg& svg, const HeatMap& chart, const Cells& cells) {
     for (size_t r = 0; r < chart.row_labels.size(); ++r) {
         const double y = cells.y(r) + cells.height / 2;
         if (y - 7 < free_from) continue;
-        svg.text(cells.left - kGapPx, y + 4, chart.row_labels[r], Anchor::end, "tick",
-                 cells.left - kGapPx + 0.5);
+        svg.text(cells.left - kLabelGapPx, y + 4, chart.row_labels[r], Anchor::end, "tick",
+                 cells.left - kLabelGapPx + 0.5);
         free_from = y + 7;
     }
     free_from = -INFINITY;
@@ -119,11 +119,11 @@ std::string draw(const HeatMap& chart, std::string_view id, double width_px) {
     labels = std::min(labels, width_px * 0.35);
     const size_t rows = std::max<size_t>(1, chart.values.size());
     const size_t columns = std::max<size_t>(1, chart.column_labels.size());
-    Cells cells{.left = labels + kGapPx, .top = 24, .width = 0, .height = 0};
+    Cells cells{.left = labels + kLabelGapPx, .top = 24, .width = 0, .height = 0};
     cells.width = std::min((width_px - cells.left - 2) / static_cast<double>(columns), 90.0);
     cells.height = std::clamp(360.0 / static_cast<double>(rows), 5.0, 24.0);
     const double bottom = cells.y(rows);
-    Svg svg(id, width_px, bottom + kBottomPx - 14, chart.text.title, chart.text.description);
+    Svg svg(id, width_px, bottom + kBelowCellsPx - 14, chart.text.title, chart.text.description);
     const double most = largest(chart);
     if (rows * columns <= kMaxSeparateCells)
         draw_separately(svg, chart, cells, most);

@@ -55,10 +55,8 @@ std::vector<std::string> phase_names(const std::vector<RolePhases>& all) {
     return names;
 }
 
-std::string for_people(std::string phase) {
-    if (phase == "step") return "between phases";
-    std::ranges::replace(phase, '_', ' ');
-    return phase;
+std::string name_of(const std::string& phase) {
+    return phase == "step" ? "between phases" : words_of(phase);
 }
 
 Figure phases_figure(const std::vector<RolePhases>& all) {
@@ -74,8 +72,8 @@ Figure phases_figure(const std::vector<RolePhases>& all) {
     Table data{.columns = {{.name = "Case"}}};
     const std::vector<std::string> names = phase_names(all);
     for (const std::string& name : names) {
-        bars.parts.push_back({for_people(name), phase_style(name)});
-        data.columns.push_back({.name = for_people(name), .unit = "s", .is_number = true});
+        bars.parts.push_back({name_of(name), phase_style(name)});
+        data.columns.push_back({.name = name_of(name), .unit = "s", .is_number = true});
     }
     for (const RolePhases& entry : all) {
         StackedBars::Row& row = bars.rows.emplace_back();

@@ -70,14 +70,9 @@ std::vector<int> choose_ranks(const TraceFile& trace) {
     return ranks;
 }
 
-std::string for_people(std::string phase) {
-    std::ranges::replace(phase, '_', ' ');
-    return phase;
-}
-
 std::string tooltip_of(const TraceSpan& span) {
     std::string text =
-        for_people(span.name) + ", " + format_quantity((span.end_us - span.begin_us) * 1e-6, "s");
+        words_of(span.name) + ", " + format_quantity((span.end_us - span.begin_us) * 1e-6, "s");
     if (span.layer >= 0) text += fmt::format(", layer {}", span.layer);
     if (span.micro_batch >= 0) text += fmt::format(", micro-batch {}", span.micro_batch);
     if (span.bytes > 0) text += ", " + format_quantity(static_cast<double>(span.bytes), "B");
@@ -134,7 +129,7 @@ Table totals_table(const TraceFile& trace) {
                             {.name = "Total, all ranks", .unit = "ms", .is_number = true},
                             {.name = "Mean", .unit = "\xC2\xB5s", .is_number = true}}};
     for (const auto& [name, total] : totals)
-        table.rows.push_back({{.text = for_people(name)},
+        table.rows.push_back({{.text = words_of(name)},
                               number_cell(static_cast<double>(total.second), 12),
                               number_cell(total.first * 1e-3),
                               number_cell(total.first / static_cast<double>(total.second))});
@@ -160,7 +155,7 @@ Figure timeline_figure(const TraceResult& result) {
         const auto track = tracks.find({span.rank, span.track});
         if (track == tracks.end() || timeline.spans.size() >= kMaxSpans) continue;
         timeline.spans.push_back({track->second, span.begin_us, span.end_us, phase_style(span.name),
-                                  for_people(span.name), tooltip_of(span)});
+                                  words_of(span.name), tooltip_of(span)});
     }
     add_arrows(trace, window, tracks, timeline);
     return {

@@ -125,6 +125,11 @@ std::string format_number(double value, int digits) {
     return (value < 0 && text != "0" ? std::string(kMinus) : "") + text;
 }
 
+std::string words_of(std::string name) {
+    std::ranges::replace(name, '_', ' ');
+    return name;
+}
+
 std::string format_quantity(double value, std::string_view unit, int digits) {
     struct Prefix {
         double factor;

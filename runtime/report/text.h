@@ -16,6 +16,9 @@ std::string escape_markdown(std::string_view text);
 // no-break space): 0.0123, 4.56, 12 345. Not finite: "–".
 std::string format_number(double value, int digits = 4);
 
+// A name of the code for people: "expert_wait" is "expert wait".
+std::string words_of(std::string name);
+
 // With a decimal prefix before the unit: 1.5 µs for 1.5e-6 "s"; 12 GB for 12e9 "B". An empty unit
 // gets k, M, G. No prefix for units that take none (%).
 std::string format_quantity(double value, std::string_view unit, int digits = 3);

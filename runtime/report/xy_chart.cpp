@@ -8,7 +8,7 @@
 namespace ferry::report {
 namespace {
 
-constexpr double kTopPx = 22, kTickGapPx = 8, kBottomPx = 44, kRightPx = 18, kMarkerPx = 3.8;
+constexpr double kTopPx = 22, kTickGapPx = 8, kBelowFramePx = 44, kRightPx = 18, kMarkerPx = 3.8;
 
 struct Frame {
     double left = 0, right = 0, top = 0, bottom = 0;
@@ -161,7 +161,7 @@ std::string draw(const XyChart& given, std::string_view id, double width_px) {
     frame.top = kTopPx + 6;
     frame.bottom = frame.top + plot_px;
 
-    const double height = frame.bottom + kBottomPx + (with_legend ? legend.height + 6 : 0);
+    const double height = frame.bottom + kBelowFramePx + (with_legend ? legend.height + 6 : 0);
     Svg svg(id, width_px, height, chart.text.title, chart.text.description);
     draw_grid(svg, chart, frame);
     for (size_t i = 0; i < chart.series.size(); ++i)
@@ -178,7 +178,7 @@ std::string draw(const XyChart& given, std::string_view id, double width_px) {
                 entries[i].style + " mark", tooltip_of(series, point));
     }
     draw_labels(svg, chart, frame);
-    if (with_legend) draw_legend(svg, entries, legend, 0, frame.bottom + kBottomPx + 4);
+    if (with_legend) draw_legend(svg, entries, legend, 0, frame.bottom + kBelowFramePx + 4);
     return svg.finish();
 }
 

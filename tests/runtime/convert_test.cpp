@@ -19,16 +19,10 @@ namespace ferry {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::read_whole;
 using testing::TempDir;
 using testing::TinyHfModel;
 using testing::TinyHfOptions;
-
-std::string read_whole(WeightSource& source, const std::string& name) {
-    const TensorInfo info = source.find(name).value();
-    std::string bytes(static_cast<size_t>(size_bytes(info)), '\0');
-    source.read(name, whole_box(info.shape), bytes.data());
-    return bytes;
-}
 
 // Every tensor of `from`, scales and prediction modules too, is in `to` with the same bytes.
 void expect_same_tensors(HfModel& from, Checkpoint& to) {

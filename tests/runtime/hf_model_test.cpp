@@ -9,16 +9,10 @@
 namespace ferry {
 namespace {
 
+using testing::read_whole;
 using testing::TempDir;
 using testing::TinyHfModel;
 using testing::TinyHfOptions;
-
-std::string read_whole(WeightSource& source, const std::string& name) {
-    const TensorInfo info = source.find(name).value();
-    std::string bytes(static_cast<size_t>(size_bytes(info)), '\0');
-    source.read(name, whole_box(info.shape), bytes.data());
-    return bytes;
-}
 
 TEST(HfModel, TensorsCarryTheirBytes) {
     const TempDir dir;

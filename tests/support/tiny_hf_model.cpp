@@ -8,6 +8,7 @@
 #include "base/random.h"
 #include "runtime/hf_config.h"
 #include "runtime/hf_names.h"
+#include "runtime/stored_tensor.h"
 #include "tests/support/temp_dir.h"
 
 namespace ferry::testing {
@@ -152,6 +153,13 @@ void TinyHfModel::write(const std::string& directory) const {
     for (size_t i = 0; i < files.size(); ++i)
         write_file(directory + "/" + file_name(i), safetensors_bytes(files[i]));
     if (num_files_ > 1) write_file(directory + "/model.safetensors.index.json", index.dump());
+}
+
+std::string read_whole(WeightSource& source, const std::string& name) {
+    const TensorInfo info = source.find(name).value();
+    std::string bytes(static_cast<size_t>(size_bytes(info)), '\0');
+    source.read(name, whole_box(info.shape), bytes.data());
+    return bytes;
 }
 
 }  // namespace ferry::testing

@@ -6,6 +6,7 @@
 
 #include "base/dtype.h"
 #include "layers/model_config.h"
+#include "layers/weight_source.h"
 
 namespace ferry::testing {
 
@@ -19,6 +20,9 @@ struct HfTensor {
 std::string safetensors_bytes(const std::vector<std::pair<std::string, HfTensor>>& tensors);
 // The same around a header of the caller's making.
 std::string safetensors_bytes(const std::string& header, const std::string& data);
+
+// All bytes of a tensor, as stored.
+std::string read_whole(WeightSource& source, const std::string& name);
 
 struct TinyHfOptions {
     DType dtype = DType::f32;  // of the linear weights; norms and embedding are bf16 then (or f32)
