@@ -31,6 +31,8 @@ option(FERRY_UNITY "Compile several sources of a target at once" OFF)
 if(FERRY_SANITIZE)
     add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-omit-frame-pointer)
     add_link_options(-fsanitize=${FERRY_SANITIZE})
+    # Highway's files are compiled for each kind of vectors: with sanitizers for AVX2 and none only.
+    add_compile_definitions("HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3|HWY_AVX3_DL)")
 endif()
 if(FERRY_FUZZ)
     add_compile_options(-fsanitize=fuzzer-no-link)

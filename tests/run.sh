@@ -53,12 +53,14 @@ if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     # What MPI and UCX keep at the end is not ours.
     export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1
     step "asan and ubsan: unit and 4-rank tests"
-    cmake --preset asan
+    # shellcheck disable=SC2046
+    cmake --preset asan $(at_once asan)
     cmake --build --preset asan -j "${FERRY_JOBS:-$(nproc)}"
     ctest --test-dir build/asan -L unit --output-on-failure -j "${FERRY_JOBS:-$(nproc)}"
     ctest --test-dir build/asan -L mpi -R '\.n4$|layouts_test|startup_test' --output-on-failure
     step "tsan: worker threads and watchdog"
-    cmake --preset tsan
+    # shellcheck disable=SC2046
+    cmake --preset tsan $(at_once tsan)
     cmake --build --preset tsan -j "${FERRY_JOBS:-$(nproc)}" --target base_test watchdog_test
     # UCX replaces madvise, which a thread calls when TSan has already forgotten it: TSan would crash.
     UCX_MEM_MMAP_HOOK_MODE=none ctest --test-dir build/tsan -R '^base_test$|^watchdog_test\.n[124]$' --output-on-failure
