@@ -22,7 +22,8 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/sampling.cpp
     layers/cuda/sampling.cu
     layers/cuda/staged_upload.cpp
-    layers/cuda/step_arrays.cpp)
+    layers/cuda/step_arrays.cpp
+    layers/cuda/step_graphs.cpp)
 
 # Kernels that must not spill registers (tests/layers/cuda/ptxas_report.sh).
 set(FERRY_CUDA_UNSPILLED
