@@ -133,6 +133,41 @@ Buffer pinned_host_memory(size_t size_bytes) {
     return Buffer::adopt(data, size_bytes, [data] { cudaFreeHost(data); });
 }
 
+bool is_recording(const CudaDevice& device) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_cuda(cudaStreamIsCapturing(device.stream(), &status), "ask whether a stream records");
+    return status != cudaStreamCaptureStatusNone;
+}
+
+CudaGraph CudaGraph::record(const CudaDevice& device, const std::function<void()>& work) {
+    device.make_current();
+    // Of this thread only: others may allocate meanwhile, as NCCL's do.
+    check_cuda(cudaStreamBeginCapture(device.stream(), cudaStreamCaptureModeThreadLocal),
+               "record a graph");
+    cudaGraph_t recorded = nullptr;
+    try {
+        work();
+    } catch (...) {
+        cudaStreamEndCapture(device.stream(), &recorded);
+        if (recorded != nullptr) cudaGraphDestroy(recorded);
+        cudaGetLastError();
+        throw;
+    }
+    check_cuda(cudaStreamEndCapture(device.stream(), &recorded), "record a graph");
+    CudaGraph graph;
+    const cudaError_t result = cudaGraphInstantiate(&graph.graph_, recorded, 0);
+    cudaGraphDestroy(recorded);
+    check_cuda(result, "make a graph");
+    return graph;
+}
+CudaGraph::~CudaGraph() {
+    if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+}
+void CudaGraph::launch(const CudaDevice& device) const {
+    device.make_current();
+    check_cuda(cudaGraphLaunch(graph_, device.stream()), "launch a graph");
+}
+
 Stream::Stream(const CudaDevice& device, bool urgent) {
     device.make_current();
     int least = 0, greatest = 0;

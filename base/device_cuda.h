@@ -2,6 +2,7 @@
 // asking for one says so.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -10,6 +11,7 @@
 
 struct CUstream_st;  // CUDA's cudaStream_t and cudaEvent_t are pointers to these
 struct CUevent_st;
+struct CUgraphExec_st;
 
 namespace ferry {
 
@@ -40,6 +42,32 @@ CudaDevice& cuda_device(int ordinal);
 
 // Host memory that the GPU reads and writes on its own. Throws Error(memory).
 Buffer pinned_host_memory(size_t size_bytes);
+
+// Whether work that is given to the device's stream is recorded now instead of done (CudaGraph).
+bool is_recording(const CudaDevice& device);
+
+// Work of the device's stream that was recorded once, to be done as often as it is launched: the
+// same kernels and copies with the same arguments, so that only what lies in memory may change.
+class CudaGraph {
+  public:
+    // Records what `work` gives to the stream, and to others that wait for it and that it waits for
+    // in the end. None of it is done. CUDA refuses meanwhile what a graph cannot hold: the host
+    // waiting, memory that comes or goes, events from before. Throws Error(communication), or what
+    // `work` throws.
+    static CudaGraph record(const CudaDevice& device, const std::function<void()>& work);
+    CudaGraph() = default;
+    CudaGraph(CudaGraph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
+    CudaGraph& operator=(CudaGraph&& other) noexcept {
+        std::swap(graph_, other.graph_);
+        return *this;
+    }
+    ~CudaGraph();
+
+    void launch(const CudaDevice& device) const;  // in the order of the device's stream
+
+  private:
+    CUgraphExec_st* graph_ = nullptr;
+};
 
 // A further stream of the device, next to CudaDevice::stream(). `urgent`: goes first where both
 // have work.

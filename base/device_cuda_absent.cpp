@@ -22,6 +22,14 @@ CudaDevice& cuda_device(int) {
 Buffer pinned_host_memory(size_t) {
     refuse();
 }
+bool is_recording(const CudaDevice&) {
+    return false;
+}
+CudaGraph CudaGraph::record(const CudaDevice&, const std::function<void()>&) {
+    refuse();
+}
+CudaGraph::~CudaGraph() = default;
+void CudaGraph::launch(const CudaDevice&) const {}
 Stream::Stream(const CudaDevice&, bool) {
     refuse();
 }

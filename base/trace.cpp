@@ -40,6 +40,8 @@ std::string_view to_string(Zone zone) {
             return "sample";
         case Zone::output:
             return "output";
+        case Zone::graph:
+            return "graph";
         case Zone::idle:
             return "idle";
         case Zone::load:

@@ -29,6 +29,7 @@ enum class Zone : uint8_t {
     head,
     sample,
     output,
+    graph,  // a step that a GPU repeats as it was recorded: all of its stages
     idle,
     load,
     num_zones

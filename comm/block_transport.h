@@ -41,8 +41,9 @@ class BlockTransport {
                           std::span<const PeerBlock> receives) = 0;
     // Work given to device().stream() from now on waits for the slot's last group.
     virtual void wait(int channel, int slot) = 0;
-    // For the host: whether that group is done. Throws Error(communication) naming the peers of the
-    // group when the network has failed; the communicator is gone then.
+    // For the host: whether that group is done. Not of a group that was recorded (CudaGraph).
+    // Throws Error(communication) naming the peers of the group when the network has failed; the
+    // communicator is gone then.
     virtual bool done(int channel, int slot) = 0;
 };
 

@@ -55,6 +55,14 @@ void ExchangeShared::check_header(const MessageHeader& header, int peer, int lay
                 header.magic, transport.rank(), sequence, layer, micro_batch);
 }
 
+void AttentionSide::begin_repeated_step(Agreement, std::span<const int64_t>) {
+    FERRY_CHECK(false, "this exchange repeats no steps");
+}
+Agreement AttentionSide::end_repeated_step() {
+    FERRY_CHECK(false, "this exchange repeats no steps");
+    return {};
+}
+
 namespace {
 
 class ExchangeImpl final : public Exchange {

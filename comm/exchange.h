@@ -81,6 +81,16 @@ class AttentionSide {
     // colocated rank, whose own experts must answer too, call it once combine_ready() is true and
     // serve the expert side until then (or use Exchange::combine).
     virtual Agreement combine(int layer, int micro_batch, const Tensor& out) = 0;
+    // Steps whose work a GPU records and repeats (StepGraphs of layers/kernels.h), so that nothing
+    // which differs between them may be said to dispatch(). Rows that a micro-batch of such a step
+    // may have; 0: there are no such steps, the host has a hand in every exchange.
+    virtual int64_t max_repeated_tokens() const { return 0; }
+    // Around the dispatches and combines of all layers and micro-batches of one: what dispatch()
+    // would be told, and how many leading rows of each micro-batch take part; others come back as
+    // zeros. In between `say` is not looked at, and combine() returns at once and nothing.
+    virtual void begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens);
+    // Waits for the step, whether its work was launched, or what was recorded of another.
+    virtual Agreement end_repeated_step();
     // No more dispatches: expert ranks' receive() then returns null. All micro-batches combined.
     virtual void close() = 0;
 };

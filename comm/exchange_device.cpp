@@ -28,6 +28,15 @@ class DeviceAttentionSide final : public AttentionSide {
     }
     Agreement combine(int layer, int micro_batch, const Tensor& out) override;
     void close() override;
+    // Of a rank alone. NCCL wants every rank to launch the graph that all recorded together, and
+    // ranks have steps of their own sizes. Sized messages need the host.
+    int64_t max_repeated_tokens() const override {
+        return shared_.blocks.num_ranks() == 1 && !shared_.sized()
+                   ? shared_.setup.options.bounded_tokens
+                   : 0;
+    }
+    void begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens) override;
+    Agreement end_repeated_step() override;
 
     void add_reply_blocks(int micro_batch);
     // Sized mode: the rows of dispatches whose heads are on their way, in the order of dispatches.
@@ -45,6 +54,11 @@ class DeviceAttentionSide final : public AttentionSide {
         bool answered = false;  // by the experts of this rank
     };
     void start(int layer, int micro_batch, PackParams params);
+    Agreement agreed_in(const MessageHeader& header, int layer, uint32_t sequence) const;
+    // Null but in a step that is repeated.
+    const RepeatedStep* repeated_step(int micro_batch) const {
+        return repeats_ ? device_steps_.as<RepeatedStep>() + micro_batch : nullptr;
+    }
 
     DeviceShared& shared_;
     DeviceExpertSide* experts_;  // of a colocated rank
@@ -52,6 +66,9 @@ class DeviceAttentionSide final : public AttentionSide {
     std::vector<int> expert_ranks_;
     std::vector<MicroBatch> batches_;
     std::vector<int> without_rows_;  // micro-batches whose heads are on their way; sized mode
+    bool repeats_ = false;           // a step that is repeated is under way
+    Buffer device_steps_, pinned_steps_, pinned_headers_;  // by micro-batch
+    Event step_done_;
 };
 
 class DeviceExpertSide final : public ExpertSide {
@@ -106,7 +123,13 @@ class DeviceExpertSide final : public ExpertSide {
 // ---- Attention side
 
 DeviceAttentionSide::DeviceAttentionSide(DeviceShared& shared, DeviceExpertSide* experts)
-    : shared_(shared), experts_(experts), expert_ranks_(shared.ranks_of_experts()) {
+    : shared_(shared),
+      experts_(experts),
+      expert_ranks_(shared.ranks_of_experts()),
+      device_steps_(shared.device(), kBlockSlots * sizeof(RepeatedStep)),
+      pinned_steps_(pinned_host_memory(kBlockSlots * sizeof(RepeatedStep))),
+      pinned_headers_(pinned_host_memory(kBlockSlots * sizeof(MessageHeader))),
+      step_done_(shared.device()) {
     const ExchangeOptions& options = shared.setup.options;
     CudaDevice& device = shared.device();
     for (const Placement& placement : shared.setup.placements)
@@ -178,7 +201,9 @@ void DeviceAttentionSide::start_rows() {
 void DeviceAttentionSide::start(int layer, int micro_batch, PackParams params) {
     MicroBatch& batch = batches_[static_cast<size_t>(micro_batch)];
     shared_.blocks.wait(kDispatch, micro_batch);  // the last message may still be leaving
-    params.header.sequence = ++batch.sequence;
+    params.step = repeated_step(micro_batch);
+    params.header.sequence =
+        repeats_ ? static_cast<uint32_t>(1 + layer - shared_.setup.first_layer) : ++batch.sequence;
     params.topk = static_cast<int32_t>(shared_.setup.options.topk);
     params.num_ranks = static_cast<int32_t>(expert_ranks_.size());
     params.attention_rank = shared_.attention_rank;
@@ -225,19 +250,58 @@ Agreement DeviceAttentionSide::combine(int layer, int micro_batch, const Tensor&
                         .num_ranks = static_cast<int32_t>(expert_ranks_.size()),
                         .reduced = shared_.setup.options.combine == CombineMode::reduced,
                         .out = out.as<float>(),
-                        .out_stride = out.row_stride()},
+                        .out_stride = out.row_stride(),
+                        .step = repeated_step(micro_batch)},
                        shared_.stream());
     }
     if (!shared_.is_last_layer(layer)) return {};
+    if (repeats_) {
+        launch_copy(pinned_headers_.as<MessageHeader>() + micro_batch, batch.in.data(),
+                    sizeof(MessageHeader), shared_.stream());
+        return {};
+    }
     shared_.wait_on_host(kReply, micro_batch, Activity::waiting_combine, layer);
-    const MessageHeader header = shared_.header_at(batch.in.data());
-    if (header.magic != kWireMagic || header.layer != layer || header.sequence != batch.sequence)
+    return agreed_in(shared_.header_at(batch.in.data()), layer, batch.sequence);
+}
+
+Agreement DeviceAttentionSide::agreed_in(const MessageHeader& header, int layer,
+                                         uint32_t sequence) const {
+    if (header.magic != kWireMagic || header.layer != layer || header.sequence != sequence)
         throw Error(ErrorKind::communication,
                     "rank {} on {} sent exchange {} of layer {}, but exchange {} of layer {} was "
                     "awaited; do all ranks run the same build and configuration?",
                     expert_ranks_[0], shared_.blocks.host(expert_ranks_[0]), header.sequence,
-                    header.layer, batch.sequence, layer);
+                    header.layer, sequence, layer);
     return {header.agree_any, header.agree_max};
+}
+
+// The host writes what the step before, which it has waited for, has read.
+void DeviceAttentionSide::begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens) {
+    FERRY_CHECK(max_repeated_tokens() > 0 && num_tokens.size() == batches_.size(),
+                "{} micro-batches of {}", num_tokens.size(), batches_.size());
+    repeats_ = true;
+    for (size_t m = 0; m < batches_.size(); ++m)
+        pinned_steps_.as<RepeatedStep>()[m] = {.num_tokens = static_cast<int32_t>(num_tokens[m]),
+                                               .agree_any = say.any,
+                                               .agree_max = say.max,
+                                               .sequence = batches_[m].sequence};
+    launch_copy(device_steps_.data(), pinned_steps_.data(), batches_.size() * sizeof(RepeatedStep),
+                shared_.stream());
+}
+
+Agreement DeviceAttentionSide::end_repeated_step() {
+    const int last_layer = shared_.setup.first_layer + shared_.setup.num_layers - 1;
+    repeats_ = false;
+    step_done_.record(shared_.stream());
+    shared_.wait_until([&] { return step_done_.done(); }, kReply, 0, Activity::waiting_combine,
+                       last_layer);
+    Agreement agreed;
+    for (size_t m = 0; m < batches_.size(); ++m) {
+        batches_[m].sequence += static_cast<uint32_t>(shared_.setup.num_layers);
+        agreed =
+            agreed_in(pinned_headers_.as<MessageHeader>()[m], last_layer, batches_[m].sequence);
+    }
+    return agreed;
 }
 
 void DeviceAttentionSide::close() {

@@ -88,6 +88,8 @@ struct DeviceShared {
     }
     // The host waits for a group: the GPU may be waiting for a rank that is gone.
     void wait_on_host(int channel, int slot, Activity activity, int layer) const;
+    template <typename Done>
+    void wait_until(Done&& done, int channel, int slot, Activity activity, int layer) const;
     MessageHeader header_at(const std::byte* block) const {
         MessageHeader header;
         device().copy_to_host(&header, block, sizeof header);
@@ -101,12 +103,18 @@ struct DeviceShared {
 };
 
 inline void DeviceShared::wait_on_host(int channel, int slot, Activity activity, int layer) const {
+    wait_until([&] { return blocks.done(channel, slot); }, channel, slot, activity, layer);
+}
+
+template <typename Done>
+void DeviceShared::wait_until(Done&& done, int channel, int slot, Activity activity,
+                              int layer) const {
     ProgressState& state = progress_state();
     const Activity before = state.activity;
     state.enter(activity);
     const auto deadline = std::chrono::steady_clock::now() +
                           std::chrono::duration<double>(setup.options.stall_timeout_s);
-    while (!blocks.done(channel, slot)) {
+    while (!done()) {
         if (state.failed) throw Error(ErrorKind::communication, "another rank has failed");
         if (std::chrono::steady_clock::now() > deadline)
             throw Error(ErrorKind::communication,

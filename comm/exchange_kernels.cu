@@ -135,12 +135,18 @@ constexpr int kScanInts = kThreads / kWarp + 1;
 
 // ---- Dispatch
 
+template <typename Params>
+__device__ __forceinline__ int num_tokens_of(const Params& p) {
+    return p.step != nullptr ? min(p.step->num_tokens, p.num_tokens) : p.num_tokens;
+}
+
 // A block per expert rank: numbers of its rows and entries, in order of tokens.
 __global__ void plan_kernel(PackParams p) {
     __shared__ int shared[kScanInts];
     const int rank = static_cast<int>(blockIdx.x);
+    const int num_tokens = num_tokens_of(p);
     int rows = 0, entries = 0;
-    for (int first = 0; first < p.num_tokens; first += kThreads) {
+    for (int first = 0; first < num_tokens; first += kThreads) {
         const int token = first + static_cast<int>(threadIdx.x);
         const auto copy_of = [&](int k) {
             const int expert = p.experts[static_cast<int64_t>(token) * p.topk + k];
@@ -149,7 +155,7 @@ __global__ void plan_kernel(PackParams p) {
             return begin + (p.attention_rank + token) % copies;
         };
         int num = 0;
-        if (token < p.num_tokens)
+        if (token < num_tokens)
             for (int k = 0; k < p.topk; ++k) num += p.placement.copy_rank[copy_of(k)] == rank;
         const Scan row = scan(num > 0 ? 1 : 0, shared), entry = scan(num, shared);
         for (int k = 0, nth = 0; num > 0 && k < p.topk; ++k) {
@@ -170,6 +176,11 @@ __global__ void plan_kernel(PackParams p) {
         MessageHeader header = p.header;
         header.num_rows = rows;
         header.num_entries = entries;
+        if (p.step != nullptr) {
+            header.agree_any = p.step->agree_any;
+            header.agree_max = p.step->agree_max;
+            header.sequence += p.step->sequence;
+        }
         header_of(p.blocks + rank * p.format.size_bytes) = header;
     }
 }
@@ -180,6 +191,7 @@ __global__ void pack_kernel(PackParams p) {
     __shared__ int targets[kMaxTopk];  // items that bring the row
     __shared__ int num_targets;
     const int64_t token = blockIdx.x;
+    if (token >= num_tokens_of(p)) return;
     const PlanItem* items = p.items + token * p.topk;
     const BlockFormat& f = p.format;
     const auto block_of = [&](const PlanItem& item) {
@@ -339,9 +351,12 @@ __global__ void combine_kernel(CombineParams p) {
     const auto row_of = [&](const PlanItem& item, int row) {
         return p.blocks + item.expert_rank * f.size_bytes + f.rows_offset + row * f.row_bytes;
     };
+    const bool takes_part = token < num_tokens_of(p);
     for (int i = static_cast<int>(threadIdx.x); i < f.dim; i += kThreads) {
         float sum = 0;
-        if (!p.reduced) {
+        if (!takes_part) {
+            // its items are those of another step
+        } else if (!p.reduced) {
             for (int k = 0; k < p.topk; ++k) {
                 const float value = wire_value(f, row_of(items[k], items[k].entry), nullptr, i);
                 const float product = __fmul_rn(weights[k], value);
@@ -398,7 +413,7 @@ void launch_combine(const CombineParams& p, CUstream_st* stream) {
 }
 void launch_copy(void* to, const void* from, size_t size_bytes, CUstream_st* stream) {
     if (size_bytes > 0)
-        check_cuda(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDeviceToDevice, stream),
+        check_cuda(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDefault, stream),
                    "copy memory on the GPU");
 }
 

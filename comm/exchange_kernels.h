@@ -40,6 +40,14 @@ struct DevicePlacement {
     const int32_t* copy_slot = nullptr;   // [copies]
 };
 
+// What a step says where its launches are repeated as they were (AttentionSide::
+// begin_repeated_step): in the device's memory, of one micro-batch.
+struct RepeatedStep {
+    int32_t num_tokens = 0;  // leading ones; the others take no part
+    uint32_t agree_any = 0, agree_max = 0;
+    uint32_t sequence = 0;  // before the step
+};
+
 // Dispatch: blocks [expert ranks], one after the other. Rows and entries are numbered as by
 // ExchangePlan, and items [tokens, topk] say where they went.
 struct PackParams {
@@ -50,6 +58,8 @@ struct PackParams {
     int32_t num_tokens = 0, topk = 0, num_ranks = 0, attention_rank = 0;
     DevicePlacement placement{};
     MessageHeader header{};  // but for the counts
+    // Not null: has the agreement and the number of tokens, header.sequence counts on from its own.
+    const RepeatedStep* step = nullptr;
     BlockFormat format{};
     std::byte* blocks = nullptr;
     PlanItem* items = nullptr;
@@ -95,9 +105,11 @@ struct CombineParams {
     bool reduced = false;
     float* out = nullptr;  // [tokens, dim]
     int64_t out_stride = 0;
+    const RepeatedStep* step = nullptr;  // not null: tokens that take no part get zeros
 };
 void launch_combine(const CombineParams& params, CUstream_st* stream);
 
+// Of the device's or of pinned host memory.
 void launch_copy(void* to, const void* from, size_t size_bytes, CUstream_st* stream);
 
 }  // namespace ferry

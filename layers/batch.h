@@ -11,7 +11,7 @@ struct StepBatch {
     std::span<const int32_t> tokens;
     std::span<const int32_t> positions;
     std::span<const int64_t>
-        slots;  // latent-cache slot: page * kPageTokens + position % kPageTokens
+        slots;  // latent-cache slot: page * kPageTokens + position % kPageTokens, or kNoSlot
     // Prompt tokens always take the expanded form, generated tokens the absorbed form, however they
     // are chunked or recomputed (DESIGN 4.1). Together the two lists cover every row once.
     std::span<const SequenceRows> prompt;

@@ -8,8 +8,11 @@
 // by one fixed sequence of operations: it depends on its inputs only, never on the number of rows,
 // threads or vector width (DESIGN 4.1).
 #pragma once
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/buffer.h"
 #include "base/tensor.h"
@@ -81,6 +84,10 @@ constexpr int64_t kPageTokens =
 // constant, so that results do not depend on the number of threads.
 constexpr int64_t kDecodeSplitTokens = 8 * kPageTokens;
 
+// Where a row of no sequence is written to: nowhere. Such rows fill a step up that a GPU repeats
+// (runtime/filled_step.h); they have position -1, and no CPU sees them.
+constexpr int64_t kNoSlot = -1;
+
 // Rows of one sequence in a step. The latent cache already holds positions [0, first_position +
 // num_rows).
 struct SequenceRows {
@@ -141,6 +148,32 @@ struct GroupOffsets {
     }
 };
 
+// ---- Steps that are repeated
+// ----------------------------------------------------------------------------------------------
+
+// What a step's launches depend on, beside what lies in memory at the places that it names.
+using StepKey = std::vector<uint64_t>;
+// In the key of steps whose launches depend on more than a key can say.
+constexpr uint64_t kNeverRepeated = UINT64_MAX;
+
+// A step whose work a device records and does again as a whole, instead of kernel by kernel (CUDA
+// graphs): for steps that differ only in what lies in memory. Must not outlive the kernels.
+class StepGraphs {
+  public:
+    virtual ~StepGraphs() = default;
+    // Does what `launches` gives to the kernels, or did when it was given the same key. The first
+    // time of a key everything takes its place, the second time it is recorded. Kernels::begin_step
+    // comes before it, for all of the step's batches, and adds to the key.
+    virtual void run(const StepKey& key, const std::function<void()>& launches) = 0;
+
+    struct Counts {
+        int64_t launched = 0;  // steps, kernel by kernel
+        int64_t recorded = 0;  // and launched as a whole
+        int64_t repeated = 0;
+    };
+    virtual Counts counts() const = 0;
+};
+
 // ---- Kernels
 // ----------------------------------------------------------------------------------------------------------
 
@@ -155,9 +188,11 @@ class Kernels {
     // Host arrays of a step. Kernels may be given any host span at any time. A GPU keeps a copy of
     // each, found again by where the span begins, and uploads it when it says something new: once
     // per step, not once per layer. begin_step brings the copies of a batch (or micro-batch) up to
-    // date ahead of its first kernel; a CUDA graph that was captured over the same arrays needs it
-    // before each launch. Does nothing on the CPU.
-    virtual void begin_step(const StepBatch&) {}
+    // date ahead of its first kernel; a step that is repeated needs it each time. Adds to the key
+    // what launches over the batch depend on beside its number of rows. Does nothing on the CPU.
+    virtual void begin_step(const StepBatch&, StepKey&) {}
+    // Null where steps are not repeated.
+    virtual std::unique_ptr<StepGraphs> make_step_graphs() { return nullptr; }
 
     // Linear (linear.cpp, gemm.cpp; linear_pack.cpp; quantise.cpp). make_weight allocates; `pack`
     // fills one group, or the output rows [first_out, first_out + w.rows()) of it, from plain [out,

@@ -19,6 +19,14 @@ size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& nu
            static_cast<size_t>(4 * tokens * 5 * c.dim + routing + head + kSlack);
 }
 
+namespace {
+
+std::span<const int32_t> slice(std::span<const int32_t> rows, Range range) {
+    return rows.subspan(static_cast<size_t>(range.begin), static_cast<size_t>(range.num));
+}
+
+}  // namespace
+
 AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                                  ExpertWorker* experts, const WorkerLimits& limits)
     : kernels_(kernels),
@@ -37,7 +45,10 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
              model.config().dim),
       workspace_(kernels.device(),
                  workspace_bytes(model.config(), model.numerics(), model.part().tp_size, limits),
-                 model.numerics()) {
+                 model.numerics()),
+      filled_(std::min(limits.max_tokens, limits.max_logit_rows)) {
+    if (limits.cuda_graphs && why_no_step_is_repeated().empty())
+        graphs_ = kernels.make_step_graphs();
     const int64_t tp_size = model.part().tp_size;
     for (int64_t rank = 0; rank <= tp_size; ++rank)
         vocab_offsets_.push_back(rank == tp_size
@@ -57,10 +68,18 @@ bool AttentionWorker::looks_ahead() const {
 
 AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const StepOptions& options) {
     progress_state().step.fetch_add(1, std::memory_order_relaxed);
+    const Tensor logits =
+        logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size()));
+    if (const int64_t rows = repeated_rows(batch, options); rows > 0)
+        return {logits, repeat(batch, rows, options.say)};
     {
         ScopedZone zone(Zone::schedule);
         micro_batches_.split(batch);
     }
+    return {logits, run(batch, options)};
+}
+
+Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& options) {
     if (options.num_begun > 0) ahead_.swap(hidden_, options.num_begun);
     ahead_.clear();
     // Ping-pong: while the rows of one micro-batch travel and go through their experts, the others
@@ -73,10 +92,15 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const Step
     for (int mb = 0; mb < num; ++mb) {
         const int64_t begin = micro_batches_.first_row(mb);
         const int64_t end = begin + micro_batches_.batch(mb).num_tokens();
-        not_begun_.take(batch, std::clamp(options.num_begun, begin, end), end);
-        begin_rows(
-            not_begun_.batch(),
-            hidden_.view().slice_rows(not_begun_.first_row(), not_begun_.batch().num_tokens()), mb);
+        if (options.num_begun <= begin) {
+            begin_rows(micro_batches_.batch(mb), rows_of(hidden_, mb), mb);
+        } else {
+            not_begun_.take(batch, std::min(options.num_begun, end), end);
+            begin_rows(
+                not_begun_.batch(),
+                hidden_.view().slice_rows(not_begun_.first_row(), not_begun_.batch().num_tokens()),
+                mb);
+        }
         if (first < num_layers) start_first_exchange(first, mb, options.say);
     }
     for (int64_t layer = first + 1; layer < num_layers; ++layer)
@@ -96,7 +120,59 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const Step
         begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
         begin_ahead(mb + 1);
     }
-    return {logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size())), agreed};
+    return agreed;
+}
+
+std::string_view AttentionWorker::why_no_step_is_repeated() const {
+    if (fabric_.tensor_parallel().size() > 1) return "tensor-parallel sums go through the host";
+    if (!fabric_.has_exchange()) return {};
+    if (fabric_.layout().num_ranks() > 1)
+        return "several ranks take part, each with rows of its own";
+    if (fabric_.exchange().attention()->max_repeated_tokens() == 0)
+        return "rows or their counts go through the host";
+    return {};
+}
+
+// To how many rows the step is filled up so that it can be repeated; 0: it is not.
+int64_t AttentionWorker::repeated_rows(const StepBatch& batch, const StepOptions& options) const {
+    // Who watches stages, or wants to look ahead, needs them one by one.
+    if (graphs_ == nullptr || !is_decode_step(batch) || form_ != MlaForm::by_row ||
+        options.num_begun > 0 || options.next_rows || trace().observer() != nullptr)
+        return 0;
+    const int64_t rows = std::min(filled_rows(batch.num_tokens()), filled_.max_rows());
+    const int64_t largest = ceil_div(rows, micro_batches_.num());
+    if (fabric_.has_exchange() && largest > fabric_.exchange().attention()->max_repeated_tokens())
+        return 0;
+    return rows;
+}
+
+// What differs from step to step is brought to the GPU; the rest is what its launches depend on.
+StepKey AttentionWorker::begin_repeated_step(const StepBatch& filled, int64_t num_rows,
+                                             Agreement say) {
+    StepKey key{static_cast<uint64_t>(filled.num_tokens())};
+    std::vector<int64_t> num_tokens;
+    for (int mb = 0; mb < micro_batches_.num(); ++mb) {
+        StepBatch part = micro_batches_.batch(mb);
+        part.logit_rows = slice(filled.logit_rows, logit_rows_of(filled.logit_rows, mb));
+        kernels_.begin_step(part, key);
+        num_tokens.push_back(
+            std::clamp<int64_t>(num_rows - micro_batches_.first_row(mb), 0, part.num_tokens()));
+    }
+    if (fabric_.has_exchange())
+        fabric_.exchange().attention()->begin_repeated_step(say, num_tokens);
+    return key;
+}
+
+Agreement AttentionWorker::repeat(const StepBatch& batch, int64_t num_rows, Agreement say) {
+    const StepBatch& filled = filled_.fill(batch, num_rows);
+    {
+        ScopedZone zone(Zone::schedule);
+        micro_batches_.split(filled);
+    }
+    ScopedZone zone(Zone::graph);
+    const StepKey key = begin_repeated_step(filled, batch.num_tokens(), say);
+    graphs_->run(key, [&] { run(filled, {}); });
+    return fabric_.has_exchange() ? fabric_.exchange().attention()->end_repeated_step() : say;
 }
 
 int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
@@ -257,26 +333,29 @@ void AttentionWorker::run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y) 
     group.reduce_scatter(parts, y);
 }
 
+// Which of the step's logit rows lie in the micro-batch.
+Range AttentionWorker::logit_rows_of(std::span<const int32_t> rows, int micro_batch) const {
+    const int64_t begin = micro_batches_.first_row(micro_batch);
+    const int64_t end = begin + micro_batches_.batch(micro_batch).num_tokens();
+    const auto first = std::lower_bound(rows.begin(), rows.end(), begin);
+    return {first - rows.begin(), std::lower_bound(first, rows.end(), end) - first};
+}
+
 // Logits of those rows of the step that lie in the micro-batch; returns which logit rows they are.
 Range AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
     ScopedZone zone(Zone::head, -1, micro_batch);
     zone.bytes = model_.head_bytes();
-    const int64_t begin = micro_batches_.first_row(micro_batch);
-    const int64_t end = begin + micro_batches_.batch(micro_batch).num_tokens();
-    const auto first = std::lower_bound(rows.begin(), rows.end(), begin);
-    const auto last = std::lower_bound(first, rows.end(), end);
-    const int64_t num_rows = last - first;
+    const Range wanted = logit_rows_of(rows, micro_batch);
     const Workspace::Scope scope(workspace_);
     const Tensor h = hidden_.view();
-    const Tensor x = workspace_.take(DType::f32, {num_rows, h.dim(1)});
-    kernels_.gather_rows(h, {first, last}, x);
+    const Tensor x = workspace_.take(DType::f32, {wanted.num, h.dim(1)});
+    kernels_.gather_rows(h, slice(rows, wanted), x);
     TensorParallel& group = fabric_.tensor_parallel();
     const Tensor all = group.gather_rows(x).rows;
     const int64_t columns =
         vocab_slice(model_.config().vocab_size, model_.part().tp_rank, model_.part().tp_size).num;
     const Tensor local = workspace_.take(DType::f32, {all.rows(), columns});
     model_.head(kernels_, workspace_, all, local);
-    const Range wanted{first - rows.begin(), num_rows};
     group.scatter_columns(local, vocab_offsets_,
                           logits_.view().slice_rows(wanted.begin, wanted.num));
     return wanted;

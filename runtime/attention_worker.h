@@ -4,6 +4,7 @@
 
 #include "layers/transformer.h"
 #include "runtime/expert_worker.h"
+#include "runtime/filled_step.h"
 #include "runtime/latent_cache.h"
 #include "runtime/micro_batches.h"
 #include "runtime/rank_fabric.h"
@@ -17,6 +18,7 @@ struct WorkerLimits {
     int64_t max_context = 4096;   // positions of one sequence
     int64_t max_logit_rows = 32;  // rows whose logits are wanted in one step
     int64_t num_pages = 64;       // of the latent cache
+    bool cuda_graphs = false;     // decode steps are repeated where a GPU can
 };
 
 class AttentionWorker {
@@ -51,6 +53,13 @@ class AttentionWorker {
         Tensor logits;
         Agreement agreed;  // of this step; `say` when there is nobody to agree with
     };
+    // Whether steps may be repeated (StepGraphs); else why not, as a clause for people.
+    bool repeats_steps() const { return graphs_ != nullptr; }
+    std::string_view why_no_step_is_repeated() const;
+    StepGraphs::Counts step_counts() const {
+        return graphs_ != nullptr ? graphs_->counts() : StepGraphs::Counts{};
+    }
+
     // Computes the batch, which may have no rows, and writes its latents to the cache. All
     // attention ranks take every step together.
     Result step(const StepBatch& batch, const StepOptions& options);
@@ -61,6 +70,10 @@ class AttentionWorker {
     LatentCache& cache() { return cache_; }
 
   private:
+    Agreement run(const StepBatch& batch, const StepOptions& options);
+    int64_t repeated_rows(const StepBatch& batch, const StepOptions& options) const;
+    Agreement repeat(const StepBatch& batch, int64_t num_rows, Agreement say);
+    StepKey begin_repeated_step(const StepBatch& filled, int64_t num_rows, Agreement say);
     void begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch);
     void start_ahead(const StepBatch& batch, int64_t most);
     void begin_ahead(int next_micro_batch);
@@ -75,6 +88,7 @@ class AttentionWorker {
     void start_exchange(int64_t layer, int micro_batch, const Tensor& x, Agreement say);
     Agreement finish_exchange(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
+    Range logit_rows_of(std::span<const int32_t> rows, int micro_batch) const;
     Range run_head(std::span<const int32_t> rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
     int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
@@ -95,6 +109,8 @@ class AttentionWorker {
     std::vector<int64_t> vocab_offsets_;  // of embedding and head over the TP group
     Workspace workspace_;
     MlaForm form_ = MlaForm::by_row;
+    FilledStep filled_;
+    std::unique_ptr<StepGraphs> graphs_;  // null: every step is launched kernel by kernel
 };
 
 }  // namespace ferry

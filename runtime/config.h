@@ -64,6 +64,7 @@ struct Config {
         int64_t cache_pages = 0;
         int64_t micro_batches = 1;
         bool prefix_cache = true;
+        bool cuda_graphs = true;
         double stall_timeout_s = 60;
     } engine;
 

@@ -26,7 +26,8 @@ WorkerLimits worker_limits(const EngineOptions& options) {
             .max_sequences = options.scheduler.max_batch,
             .max_context = options.max_context,
             .max_logit_rows = options.scheduler.max_batch,
-            .num_pages = options.num_pages};
+            .num_pages = options.num_pages,
+            .cuda_graphs = options.cuda_graphs};
 }
 
 // A request in the engine. The scheduler sees the Sequence.

@@ -19,6 +19,7 @@ struct EngineOptions {
     int64_t num_pages = 64;      // of the latent cache, 64 tokens each
     int64_t max_context = 4096;  // longest prompt with its output
     bool share_prefixes = true;
+    bool cuda_graphs = true;
 };
 
 // What such an engine's attention worker has to hold.
@@ -69,6 +70,9 @@ class Engine {
         int64_t generated = 0;
     };
     StepRows last_step() const { return last_step_; }
+    // Decode steps that a GPU was given as a whole, or why there are none.
+    StepGraphs::Counts step_counts() const { return worker_.step_counts(); }
+    std::string_view why_no_step_is_repeated() const { return worker_.why_no_step_is_repeated(); }
     // Nothing that was computed before is found again. No request may be unfinished.
     void forget_prefixes();
 

@@ -53,6 +53,7 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
                          .max_batch_tokens = engine.max_batch_tokens,
                          .max_prefill_chunk = engine.max_prefill_chunk};
     options.share_prefixes = engine.prefix_cache;
+    options.cuda_graphs = engine.cuda_graphs;
     options.max_context = engine.max_context > 0 ? engine.max_context : model.max_positions;
 
     const int64_t page_bytes = LatentCache::page_bytes(model, numerics);
@@ -325,6 +326,9 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
         engine_ =
             std::make_unique<Engine>(*kernels_, rank_->model(), rank_->fabric(), rank_->experts(),
                                      options, model.eos_tokens, model.tokenizer);
+    if (engine_ != nullptr && config.engine.cuda_graphs && on_gpu(config) && world.rank() == 0)
+        if (const std::string_view why = engine_->why_no_step_is_repeated(); !why.empty())
+            log_info("engine.cuda_graphs: steps are launched kernel by kernel, as {}", why);
     world.barrier();  // all have loaded
     world.set_deadline(config.engine.stall_timeout_s, "during or after the run");
 }

@@ -1,8 +1,11 @@
 #include "layers/cuda/cuda_kernels.h"
 
+#include <algorithm>
+
 #include "base/cuda_api.h"
 #include "layers/batch.h"
 #include "layers/cuda/sampling.h"
+#include "layers/cuda/step_graphs.h"
 
 namespace ferry {
 
@@ -21,12 +24,30 @@ CudaKernels::CudaKernels(CudaDevice& device, int num_threads)
 }
 CudaKernels::~CudaKernels() = default;
 
-void CudaKernels::begin_step(const StepBatch& batch) {
+void CudaKernels::begin_step(const StepBatch& batch, StepKey& key) {
     device_.make_current();
-    step_arrays_.on_device(batch.tokens);
-    step_arrays_.on_device(batch.positions);
-    step_arrays_.on_device(batch.slots);
-    step_arrays_.on_device(batch.logit_rows);
+    const auto add = [&](const void* address) {
+        key.push_back(reinterpret_cast<uintptr_t>(address));
+    };
+    add(step_arrays_.on_device(batch.tokens));
+    add(step_arrays_.on_device(batch.positions));
+    add(step_arrays_.on_device(batch.slots));
+    add(step_arrays_.on_device(batch.logit_rows));
+    if (batch.generated.empty()) return;
+    if (decode_shape_.heads == 0) {
+        key.push_back(kNeverRepeated);
+        return;
+    }
+    const int64_t first_row =
+        std::ranges::min(batch.generated, {}, &SequenceRows::first_row).first_row;
+    const PlacedDecode placed = place_decode(batch.generated, first_row);
+    add(placed.rows);
+    add(placed.pages);
+    key.push_back(placed.plan.launch_key());
+}
+
+std::unique_ptr<StepGraphs> CudaKernels::make_step_graphs() {
+    return std::make_unique<CudaStepGraphs>(*this);
 }
 
 void CudaKernels::fill_zero(const Tensor& y) {

@@ -11,6 +11,7 @@
 
 #include "base/device_cuda.h"
 #include "layers/cuda/cublas_lt.h"
+#include "layers/cuda/mla_plan.h"
 #include "layers/cuda/staged_upload.h"
 #include "layers/cuda/step_arrays.h"
 #include "layers/kernels.h"
@@ -25,7 +26,8 @@ class CudaKernels final : public Kernels {
     Device& device() override { return device_; }
     ThreadPool& threads() override { return threads_; }
 
-    void begin_step(const StepBatch& batch) override;
+    void begin_step(const StepBatch& batch, StepKey& key) override;
+    std::unique_ptr<StepGraphs> make_step_graphs() override;
     DType quantised_dtype() const override { return DType::fp8_e4m3; }
 
     Weight make_weight(const WeightSpec& spec) override;
@@ -94,10 +96,22 @@ class CudaKernels final : public Kernels {
     enum class Scratch { x, w, scales, argmax, attention, num };
     void* scratch(Scratch use, size_t size_bytes);
 
+    // One more when memory that kernels were launched with may be another's: what was recorded
+    // before is not to be launched again.
+    uint64_t memory_generation() const { return num_scratch_changes_; }
+    CudaDevice& cuda_device() { return device_; }
+
     // How each product that was seen is computed, one line each.
     std::vector<std::string> describe_plans() const;
 
   private:
+    // The plan of attention over `sequences`, with its arrays on the device.
+    struct PlacedDecode {
+        DecodePlan plan;
+        const DecodeRow* rows = nullptr;
+        const int32_t* pages = nullptr;
+    };
+    PlacedDecode place_decode(std::span<const SequenceRows> sequences, int64_t first_row);
     void multiply(const GemmShape& shape, const GemmOperands& operands);
     bool multiply_fp8(const Tensor& x, const Tensor& x_scales, const Weight& w, int64_t group,
                       const Tensor& y);
@@ -115,6 +129,8 @@ class CudaKernels final : public Kernels {
     StagedUpload upload_;
     CublasLt cublas_;
     std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
+    uint64_t num_scratch_changes_ = 0;
+    DecodeShape decode_shape_;      // of the model, since its first decode
     int64_t max_shared_bytes_ = 0;  // that a block may have
 };
 

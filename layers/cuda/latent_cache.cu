@@ -10,8 +10,10 @@ __global__ void write_cache_kernel(const float* latent, int64_t stride, const in
                                    T* cache, int64_t num_rows, int64_t width) {
     const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
     if (column >= width) return;
-    for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y)
+    for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
+        if (slots[row] == kNoSlot) continue;
         store(load<kWidth>(latent + row * stride + column), cache + slots[row] * width + column);
+    }
 }
 
 struct Rotated {
@@ -42,6 +44,7 @@ __global__ void rope_write_cache_kernel(const float* latent, int64_t stride, con
     if (column >= width) return;
     const int64_t plain = width - 2 * call.pairs;
     for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
+        if (slots[row] == kNoSlot) continue;
         const float* from = latent + row * stride;
         auto values = load<kWidth>(from + column);
         if (column + kWidth > plain) {

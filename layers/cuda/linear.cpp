@@ -116,6 +116,8 @@ void* CudaKernels::scratch(Scratch use, size_t size_bytes) {
     Buffer& buffer = scratch_[static_cast<size_t>(use)];
     // Freeing waits for the kernels that use it. Sizes settle in the first steps.
     if (buffer.size_bytes() < size_bytes) {
+        FERRY_CHECK(!is_recording(device_), "scratch memory grows while a CUDA graph is recorded");
+        ++num_scratch_changes_;
         buffer = Buffer();
         buffer = Buffer(device_, std::max(size_bytes, size_t{1} << 20));
     }

@@ -11,6 +11,19 @@ constexpr int64_t kPartialBytes = int64_t{256} << 20;
 
 }  // namespace
 
+// Two arrays that every layer of a step makes alike: found again by the sequences' address.
+CudaKernels::PlacedDecode CudaKernels::place_decode(std::span<const SequenceRows> sequences,
+                                                    int64_t first_row) {
+    PlacedDecode placed{.plan = plan_decode(decode_shape_, sequences, first_row, max_shared_bytes_,
+                                            kPartialBytes / decode_slot_bytes(decode_shape_))};
+    const auto* key = reinterpret_cast<const std::byte*>(sequences.data());
+    placed.rows = static_cast<const DecodeRow*>(
+        step_arrays_.on_device(key, std::as_bytes(std::span(placed.plan.rows))));
+    placed.pages = static_cast<const int32_t*>(
+        step_arrays_.on_device(key + 1, std::as_bytes(std::span(placed.plan.pages))));
+    return placed;
+}
+
 void CudaKernels::mla_decode(const DecodeAttention& a) {
     const int64_t rows = a.q_latent.rows(), heads = a.q_latent.dim(1), kv_lora = a.q_latent.dim(2);
     const int64_t rope = a.q_rope.dim(2);
@@ -20,31 +33,22 @@ void CudaKernels::mla_decode(const DecodeAttention& a) {
     FERRY_CHECK(a.cache.dtype() == DType::f32 || a.cache.dtype() == DType::bf16, "cache is {}",
                 a.cache.describe());
 
-    const DecodeShape shape{
-        .heads = heads, .kv_lora = kv_lora, .rope = rope, .cache = a.cache.dtype()};
-    const int64_t slot_bytes = decode_slot_bytes(shape);
-    const DecodePlan plan =
-        plan_decode(shape, a.sequences, a.first_row, max_shared_bytes_, kPartialBytes / slot_bytes);
+    decode_shape_ = {.heads = heads, .kv_lora = kv_lora, .rope = rope, .cache = a.cache.dtype()};
+    const auto [plan, device_rows, device_pages] = place_decode(a.sequences, a.first_row);
     if (plan.rows.empty()) return;
     for (const DecodeRow& row : plan.rows)
         FERRY_CHECK(row.batch_row >= 0 && row.batch_row < rows, "row {} of {}", row.batch_row,
                     rows);
-
-    // Two arrays that every layer of a step makes alike: found again by the sequences' address.
-    const auto* key = reinterpret_cast<const std::byte*>(a.sequences.data());
-    const auto* device_rows = static_cast<const DecodeRow*>(
-        step_arrays_.on_device(key, std::as_bytes(std::span(plan.rows))));
-    const auto* device_pages = static_cast<const int32_t*>(
-        step_arrays_.on_device(key + 1, std::as_bytes(std::span(plan.pages))));
+    const int64_t slots = plan.launch_slots();
     float* partial = static_cast<float*>(
-        scratch(Scratch::attention, static_cast<size_t>(plan.most_slots() * slot_bytes)));
+        scratch(Scratch::attention, static_cast<size_t>(slots * decode_slot_bytes(decode_shape_))));
     DecodeParams params{.q_latent = a.q_latent.as<float>(),
                         .q_rope = a.q_rope.as<float>(),
                         .cache = a.cache.data(),
                         .out = a.out.as<float>(),
                         .pages = device_pages,
                         .partial_out = partial,
-                        .partial_sums = partial + plan.most_slots() * heads * kv_lora,
+                        .partial_sums = partial + slots * heads * kv_lora,
                         .heads = static_cast<int>(heads),
                         .kv_lora = static_cast<int>(kv_lora),
                         .rope = static_cast<int>(rope),
@@ -55,7 +59,7 @@ void CudaKernels::mla_decode(const DecodeAttention& a) {
     for (const DecodeWave& wave : plan.waves) {
         DecodeGrid grid = plan.grid;
         grid.num_rows = static_cast<int>(wave.num_rows);
-        grid.num_splits = static_cast<int>(wave.num_splits);
+        grid.num_splits = static_cast<int>(wave.launch_splits());
         params.rows = device_rows + wave.first_row;
         launch_decode(params, grid, stream());
     }

@@ -34,6 +34,14 @@ __device__ inline void store_sums(const DecodeParams& p, int64_t slot, int head,
     p.partial_sums[(slot * p.heads + head) * 2 + 1] = sum;
 }
 
+// The result of a row without keys, of heads [begin, end): it fills a batch up.
+__device__ void store_zeros(const DecodeParams& p, const DecodeRow& row, int begin, int end) {
+    float* const to = p.out + row.batch_row * p.out_stride;
+    for (int i = begin * p.kv_lora + static_cast<int>(threadIdx.x); i < end * p.kv_lora;
+         i += static_cast<int>(blockDim.x))
+        to[i] = 0;
+}
+
 // ---- Tensor cores: bf16 cache of 512 + 64
 
 template <int kRowTiles>
@@ -82,7 +90,12 @@ __global__ __launch_bounds__(kThreads, 1) void attend_split(DecodeParams p) {
     constexpr int kColumnTiles = Block::kColumnTiles;
     const DecodeRow row = p.rows[blockIdx.z];
     const int split = blockIdx.y;
-    if (split >= row.num_splits) return;
+    if (split >= row.num_splits) {
+        if (row.num_splits == 0 && split == 0)
+            store_zeros(p, row, static_cast<int>(blockIdx.x) * kHeads,
+                        min(static_cast<int>(blockIdx.x + 1) * kHeads, p.heads));
+        return;
+    }
 
     FERRY_DYNAMIC_SHARED(queries);
     std::byte* const pages = queries + Block::kPages;
@@ -265,7 +278,10 @@ template <typename Value>
 __global__ __launch_bounds__(kPlainThreads) void attend_split_plain(DecodeParams p) {
     const DecodeRow row = p.rows[blockIdx.z];
     const int head = blockIdx.x, split = blockIdx.y, width = p.kv_lora + p.rope;
-    if (split >= row.num_splits) return;
+    if (split >= row.num_splits) {
+        if (row.num_splits == 0 && split == 0) store_zeros(p, row, head, head + 1);
+        return;
+    }
     FERRY_DYNAMIC_SHARED(memory);
     float* const query = reinterpret_cast<float*>(memory);  // [width]
     float* const out = query + width;                       // [kv_lora]
@@ -321,7 +337,7 @@ __global__ __launch_bounds__(kPlainThreads) void attend_split_plain(DecodeParams
 // ---- One block per head and row that has more than one split
 __global__ __launch_bounds__(kMergeThreads) void merge_splits(DecodeParams p) {
     const DecodeRow row = p.rows[blockIdx.y];
-    if (row.num_splits == 1) return;
+    if (row.num_splits <= 1) return;
     const int head = blockIdx.x;
     for (int i = threadIdx.x; i < p.kv_lora; i += kMergeThreads) {
         float maximum = -FLT_MAX, sum = 0, out = 0;

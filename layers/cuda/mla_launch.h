@@ -29,7 +29,7 @@ struct DecodeRow {
     int32_t batch_row = 0;
     int32_t num_keys = 0;    // positions [0, num_keys)
     int32_t first_page = 0;  // into the pages of all rows
-    int32_t num_splits = 0;
+    int32_t num_splits = 0;  // 0: no keys, the result is zeros
     int32_t first_slot = 0;  // of the partial results; a row of one split has none
 
     bool operator==(const DecodeRow&) const = default;

@@ -1,6 +1,7 @@
 #include "layers/cuda/mla_plan.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace ferry {
 namespace {
@@ -43,6 +44,7 @@ DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> s
     constexpr int64_t kMostGridRows = 65535;
     DecodePlan plan;
     plan.grid = choose_grid(shape, shared_limit);
+    plan.slot_limit = slot_limit;
     DecodeWave wave;
     const auto end_wave = [&] {
         if (wave.num_rows > 0) plan.waves.push_back(wave);
@@ -80,6 +82,28 @@ int64_t DecodePlan::most_slots() const {
     int64_t most = 0;
     for (const DecodeWave& wave : waves) most = std::max(most, wave.num_slots);
     return most;
+}
+
+namespace {
+
+int64_t power_of_two(int64_t least) {
+    return least == 0 ? 0 : static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(least)));
+}
+
+}  // namespace
+
+int64_t DecodeWave::launch_splits() const {
+    return std::max<int64_t>(1, power_of_two(num_splits));
+}
+
+int64_t DecodePlan::launch_slots() const {
+    return std::max(most_slots(), std::min(power_of_two(most_slots()), slot_limit));
+}
+
+uint64_t DecodePlan::launch_key() const {
+    if (waves.size() != 1) return kNeverRepeated;
+    return static_cast<uint64_t>(waves[0].launch_splits()) << 32 |
+           static_cast<uint64_t>(launch_slots());
 }
 
 std::string DecodePlan::describe() const {

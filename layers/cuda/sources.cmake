@@ -22,7 +22,8 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/sampling.cpp
     layers/cuda/sampling.cu
     layers/cuda/staged_upload.cpp
-    layers/cuda/step_arrays.cpp)
+    layers/cuda/step_arrays.cpp
+    layers/cuda/step_graphs.cpp)
 
 # Kernels in which spilled registers would cost most: where tests are built too, one that spills does not compile.
 # (tests/layers/cuda/ptxas_report.sh prints what each takes.)

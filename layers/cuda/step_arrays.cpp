@@ -29,6 +29,10 @@ const void* StepArrays::on_device(const void* key, std::span<const std::byte> co
         copies_[key] = std::move(placed);
     }
     Copy& copy = copies_[key];
+    if (is_recording(device_))
+        FERRY_CHECK(copy.step == step_,
+                    "a CUDA graph is recorded with an array that begin_step does not know");
+    copy.step = step_;
     std::byte* to = memory_.as<std::byte>() + copy.offset;
     if (copy.content.size() != content.size() ||
         std::memcmp(copy.content.data(), content.data(), content.size()) != 0) {
@@ -51,14 +55,11 @@ void StepArrays::place(Copy& copy, size_t size_bytes) {
     copy.offset = static_cast<size_t>(half_) * half_bytes + used_;
     copy.capacity = capacity;
     used_ += capacity;
-    ++generation_;
 }
 
 void StepArrays::upload(std::span<const std::byte> content, std::byte* to) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    check_cuda(cudaStreamIsCapturing(device_.stream(), &status), "ask for a capture");
-    FERRY_CHECK(status == cudaStreamCaptureStatusNone,
-                "a step array changed while a CUDA graph is captured: begin_step comes first");
+    FERRY_CHECK(!is_recording(device_),
+                "a step array changed while a CUDA graph is recorded: begin_step comes first");
     ++num_uploads_;
     while (!content.empty()) {
         size_t segment = ring_used_ / kSegmentBytes;

@@ -11,10 +11,10 @@ namespace ferry {
 
 // Keeps a copy of every array that kernels were given. It is found again by where the array begins
 // on the host, and uploaded again, to the same device address, only when what it says has changed:
-// of the layers of a step the first pays. A CUDA graph that was captured with these addresses stays
-// valid while generation() stays the same; arrays are brought up to date before it is launched
-// (Kernels::begin_step). Uploads go through a ring of pinned memory and are ordered by the device's
-// stream.
+// of the layers of a step the first pays. A CUDA graph is recorded with these addresses, so all its
+// arrays are brought up to date before it is recorded and each time before it is launched
+// (Kernels::begin_step), and addresses are part of what it is known by. Uploads go through a ring
+// of pinned memory and are ordered by the device's stream.
 class StepArrays {
   public:
     explicit StepArrays(CudaDevice& device, size_t capacity_bytes = size_t{8} << 20);
@@ -26,8 +26,8 @@ class StepArrays {
     // `key`: what identifies the array when it is made anew each time. 16-byte aligned.
     const void* on_device(const void* key, std::span<const std::byte> content);
 
-    // One more when arrays may have moved: a new or a longer one, or too many of them.
-    uint64_t generation() const { return generation_; }
+    // While a graph is recorded, arrays may be used that were asked for since the last call.
+    void end_step() { ++step_; }
     int64_t num_uploads() const { return num_uploads_; }
 
   private:
@@ -35,6 +35,7 @@ class StepArrays {
     static constexpr size_t kSegmentBytes = size_t{1} << 20;
     struct Copy {
         size_t offset = 0, capacity = 0;
+        uint64_t step = 0;  // when it was last asked for
         std::vector<std::byte> content;
     };
     void place(Copy& copy, size_t size_bytes);
@@ -45,7 +46,7 @@ class StepArrays {
     int half_ = 0;
     size_t used_ = 0;
     std::unordered_map<const void*, Copy> copies_;
-    uint64_t generation_ = 0;
+    uint64_t step_ = 1;
     int64_t num_uploads_ = 0;
 
     Buffer ring_;  // pinned

@@ -333,6 +333,75 @@ TEST(DeviceExchange, MoreRanksThanExperts) {
     }
 }
 
+// Steps of one rank whose launches stay the same: of the rows that dispatch is given, the leading
+// ones take part, and what is agreed comes from memory. Recorded once, and repeated with other
+// numbers.
+TEST(DeviceExchange, RepeatedStepsOfOneRank) {
+    CudaDevice& device = cuda_device(0);
+    const std::unique_ptr<BlockTransport> self = make_self_blocks(device);
+    constexpr int kExperts = 5, kLayers = 2, kBatches = 2;
+    const ExchangeSetup setup{
+        .options = small(DType::bf16),
+        .layout = make_layout({.mode = LayoutMode::colocated, .tp_size = 1}, std::vector<int>{0}),
+        .first_layer = 0,
+        .num_layers = kLayers,
+        .placements = {contiguous_placement(kExperts, 1)}};
+    const auto exchange = make_device_exchange(setup, *self);
+    AttentionSide& side = *exchange->attention();
+    ASSERT_EQ(side.max_repeated_tokens(), setup.options.max_tokens);
+    const Tokens t = make_tokens(3, 6, setup.options.dim, setup.options.topk, kExperts, false);
+    const OwnedTensor x = on_device(t.x, DType::f32, t.num, t.dim);
+    const OwnedTensor experts = on_device(t.experts, DType::i32, t.num, t.topk);
+    const OwnedTensor weights = on_device(t.weights, DType::f32, t.num, t.topk);
+    std::vector<OwnedTensor> out;
+    for (int m = 0; m < kBatches; ++m)
+        out.push_back(OwnedTensor(device, DType::f32, {t.num, t.dim}));
+    // Experts that give their rows back.
+    const auto launches = [&] {
+        for (int layer = 0; layer < kLayers; ++layer) {
+            for (int m = 0; m < kBatches; ++m) side.dispatch(layer, m, x, {experts, weights});
+            for (int m = 0; m < kBatches; ++m)
+                exchange->combine(
+                    layer, m, out[static_cast<size_t>(m)],
+                    [](const ExpertBatch& batch) -> const Tensor& { return batch.rows; });
+        }
+    };
+    const auto expect_step = [&](int step, const std::function<void()>& what) {
+        const std::vector<int64_t> num{step % 4, 6 - step};
+        const Agreement say{3u << step, static_cast<uint32_t>(10 * step)};
+        side.begin_repeated_step(say, num);
+        what();
+        const Agreement agreed = side.end_repeated_step();
+        EXPECT_EQ(agreed.any, say.any);
+        EXPECT_EQ(agreed.max, say.max);
+        for (size_t m = 0; m < kBatches; ++m) {
+            const auto values = on_host<float>(out[m].view().data(), t.x.size());
+            for (int64_t i = 0; i < t.num * t.dim; ++i) {
+                const int64_t token = i / t.dim;
+                float sum = 0;
+                for (int64_t k = 0; k < t.topk && token < num[m]; ++k)
+                    sum += t.weights[static_cast<size_t>(token * t.topk + k)] *
+                           t.x[static_cast<size_t>(i)];
+                ASSERT_EQ(values[static_cast<size_t>(i)], sum) << step << " " << m << " " << i;
+            }
+        }
+    };
+    expect_step(0, launches);
+    const std::function<void()> record_and_launch = [&] {
+        const CudaGraph graph = CudaGraph::record(device, launches);
+        graph.launch(device);
+    };
+    expect_step(1, record_and_launch);
+    side.begin_repeated_step({}, std::vector<int64_t>{0, 0});
+    const CudaGraph graph = CudaGraph::record(device, launches);
+    graph.launch(device);
+    side.end_repeated_step();
+    for (int step = 2; step < 5; ++step) expect_step(step, [&] { graph.launch(device); });
+    // Steps are counted on: the host's own next one finds the number that it awaits.
+    launches();
+    side.close();
+}
+
 TEST(DeviceExchange, RefusesWhatItCannotDo) {
     const std::unique_ptr<BlockTransport> self = make_self_blocks(cuda_device(0));
     ExchangeSetup setup{.options = small(DType::bf16),

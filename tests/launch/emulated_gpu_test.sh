@@ -56,10 +56,14 @@ if command -v mpirun >/dev/null && [[ $("$ferry" --version) =~ MPI\ .*Open\ MPI 
         --set exchange.dtype=f32 >"$work/tensor_parallel.log" 2>&1 || fail "$(cat "$work/tensor_parallel.log")"
     same tensor_parallel
     grep -qE 'ranks share a GPU|this build has no NCCL' "$work/tensor_parallel.log" || fail "no reason: $(cat "$work/tensor_parallel.log")"
+    grep -q 'engine.cuda_graphs: steps are launched kernel by kernel, as ' "$work/tensor_parallel.log" ||
+        fail "it does not say why steps are not repeated: $(cat "$work/tensor_parallel.log")"
     expect 2 shared 'nccl needs a GPU for each rank, but ranks 0 and 1' on_ranks 2 shared \
         --set layout.mode=colocated --set exchange.transport=nccl
 fi
 
+expect 0 launched '' "$emulated" generate "${settings[@]}" "${gpu[@]}" --set engine.cuda_graphs=false --output "$work/launched"
+same launched
 expect 6 memory 'needs weights .* latent cache .* = ' env CUDA_EMULATION_MEMORY_BYTES=100000000 \
     "$emulated" generate "${settings[@]}" "${gpu[@]}" --set engine.cache_pages=100000 --output "$work/memory"
 expect 2 none 'no GPU' env CUDA_EMULATION_DEVICES=0 "$emulated" generate "${settings[@]}" "${gpu[@]}" --output "$work/none"

@@ -4,76 +4,13 @@
 
 #include "comm/wire.h"
 #include "layers/cuda/sampling_launch.h"
-#include "runtime/engine.h"
 #include "runtime/expert_share_bench.h"
-#include "runtime/hf_model.h"
 #include "runtime/memory_plan.h"
-#include "runtime/rank_model.h"
-#include "tests/support/cuda_emulation/copies.h"
-#include "tests/support/golden_models.h"
+#include "tests/runtime/small_engine.h"
+#include "tests/support/cuda_emulation/counts.h"
 
 namespace ferry {
 namespace {
-
-constexpr int kMicroBatches = 2;
-constexpr int64_t kMaxTokens = 64;  // of one step
-
-class TestEngine {
-  public:
-    explicit TestEngine(std::unique_ptr<Kernels> kernels, const char* family = "v3")
-        : source_(testing::golden_folder("models/") + family),
-          kernels_(std::move(kernels)),
-          transport_(make_self_transport()),
-          blocks_(blocks_of(kernels_->device())),
-          rank_(source_, *kernels_, {}, fabric(source_.config(), blocks_.get()), *transport_),
-          engine_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(),
-                  {.scheduler = {.max_batch = 8, .max_batch_tokens = kMaxTokens},
-                   .num_pages = 16,
-                   .max_context = 128},
-                  {}, std::nullopt) {}
-
-    Engine* operator->() { return &engine_; }
-    int64_t num_moe_layers() const {
-        return source_.config().n_layers - source_.config().n_dense_layers;
-    }
-    std::vector<Completion> run(const std::vector<Request>& requests) {
-        for (const Request& request : requests) engine_.submit(request);
-        while (engine_.step()) {
-        }
-        std::vector<Completion> finished = engine_.take_finished();
-        std::ranges::sort(finished, {}, &Completion::index);
-        return finished;
-    }
-
-  private:
-    static std::unique_ptr<BlockTransport> blocks_of(Device& device) {
-        auto* gpu = dynamic_cast<CudaDevice*>(&device);
-        return gpu != nullptr ? make_self_blocks(*gpu) : nullptr;
-    }
-    static FabricOptions fabric(const ModelConfig& config, BlockTransport* blocks) {
-        FabricOptions options = single_rank_fabric(config, kMaxTokens, kMicroBatches);
-        options.blocks = blocks;
-        return options;
-    }
-
-    HfModel source_;
-    std::unique_ptr<Kernels> kernels_;
-    std::unique_ptr<Transport> transport_;
-    std::unique_ptr<BlockTransport> blocks_;
-    RankModel rank_;
-    Engine engine_;
-};
-
-Request request(int64_t index, const SamplingParams& sampling) {
-    Request made{.index = index,
-                 .sample = 0,
-                 .id = {fmt::format("r{}", index), false},
-                 .prompt_tokens = {},
-                 .sampling = sampling};
-    for (int64_t i = 0; i < 3 + index; ++i)
-        made.prompt_tokens.push_back(static_cast<int32_t>((7 + index * 31 + i * 17) % 256));
-    return made;
-}
 
 TEST(CudaEngine, EverySettingOfSamplingGivesTheTokensOfTheCpu) {
     const std::vector<Request> requests{
@@ -83,7 +20,7 @@ TEST(CudaEngine, EverySettingOfSamplingGivesTheTokensOfTheCpu) {
         request(3, {.temperature = 0.7, .min_p = 0.05, .seed = 13, .max_tokens = 6}),
         request(4, {.temperature = 1, .repetition_penalty = 1.3, .seed = 14, .max_tokens = 6}),
         request(5, {.max_tokens = 6, .min_tokens = 4, .stop_token_ids = {0, 1, 2, 3, 4, 5}})};
-    TestEngine cpu(make_cpu_kernels(1)), cuda(make_cuda_kernels(0));
+    SmallEngine cpu(make_cpu_kernels(1)), cuda(make_cuda_kernels(0));
     const std::vector<Completion> expected = cpu.run(requests), got = cuda.run(requests);
     ASSERT_EQ(got.size(), requests.size());
     ASSERT_EQ(expected.size(), requests.size());
@@ -106,18 +43,18 @@ TEST(CudaEngine, AStepCopiesOnlyTokensToTheHost) {
     constexpr int64_t kRequests = 4;
     for (const char* family : {"v3", "v3-bf16", "v3-fp8"}) {
         SCOPED_TRACE(family);
-        TestEngine cuda(make_cuda_kernels(0), family);
+        SmallEngine cuda(make_cuda_kernels(0), {.family = family});
         ASSERT_GT(cuda.num_moe_layers(), 1);
         for (int64_t i = 0; i < kRequests; ++i)
             cuda->submit(request(i, {.max_tokens = 8, .ignore_eos = true}));
         cuda->step();
         for (int step = 0; step < 2; ++step) {
-            const cuda_emulation::Copies before = cuda_emulation::copies_to_host();
+            const cuda_emulation::Counts before = cuda_emulation::counts();
             cuda->step();
-            const cuda_emulation::Copies after = cuda_emulation::copies_to_host();
+            const cuda_emulation::Counts after = cuda_emulation::counts();
             EXPECT_EQ(cuda->last_step().generated, kRequests);
-            EXPECT_EQ(after.num - before.num, kMicroBatches + 1);
-            EXPECT_EQ(after.bytes - before.bytes,
+            EXPECT_EQ(after.copies_to_host - before.copies_to_host, kMicroBatches + 1);
+            EXPECT_EQ(after.bytes_to_host - before.bytes_to_host,
                       static_cast<int64_t>(kMicroBatches * sizeof(MessageHeader) +
                                            kRequests * sizeof(SampleResult)));
         }

@@ -106,6 +106,7 @@ TEST(CudaDemoModel, GreedyContinuationIsThatOfTheCpu) {
     EXPECT_EQ(cpu, golden);
     CudaModel cuda(source);
     EXPECT_EQ(cuda.model.greedy(prompt, kNumTokens), cpu);
+    EXPECT_GT(cuda.model.step_counts().repeated, 0);  // as CUDA graphs
 }
 
 std::string logits_as_bytes(const std::vector<std::vector<float>>& logits) {

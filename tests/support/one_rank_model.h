@@ -28,6 +28,7 @@ class OneRankModel {
                  BlockTransport* blocks = nullptr);
 
     void set_form(MlaForm form) { worker_.set_form(form); }
+    StepGraphs::Counts step_counts() const { return worker_.step_counts(); }
     int64_t vocab_size() const { return source_.config().vocab_size; }
 
     // Logits after every position of `tokens`, of which the first `prompt_length` are prompt. Rows
@@ -39,8 +40,11 @@ class OneRankModel {
                                 int64_t chunk = 512);
 
   private:
-    static constexpr WorkerLimits kLimits{
-        .max_tokens = 512, .max_context = 1024, .max_logit_rows = 512, .num_pages = 24};
+    static constexpr WorkerLimits kLimits{.max_tokens = 512,
+                                          .max_context = 1024,
+                                          .max_logit_rows = 512,
+                                          .num_pages = 24,
+                                          .cuda_graphs = true};
 
     WeightSource& source_;
     std::unique_ptr<Kernels> kernels_;

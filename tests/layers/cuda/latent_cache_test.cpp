@@ -66,5 +66,24 @@ TEST(CudaLatentCache, RotatesAndWritesTheBitsOfTheCpu) {
                 }
 }
 
+TEST(CudaLatentCache, RowsWithoutASlotAreNotWritten) {
+    const std::vector<int64_t> slots{kNoSlot, 66, kNoSlot};
+    const std::vector<int32_t> page{1}, positions{0, 3, 0};
+    const Matrix latent(3, 24, 1), table(32, 8, 9);
+    const CudaTensor latent_device(latent), table_device(table);
+    for (const bool rotated : {false, true}) {
+        const CudaTensor cache(DType::f32, {2, kPageTokens, 24});
+        cuda_kernels().fill_zero(cache);
+        if (rotated)
+            cuda_kernels().rope_write_cache(latent_device, positions, table_device, false, slots,
+                                            cache);
+        else
+            cuda_kernels().write_cache(latent_device, slots, cache);
+        const std::vector<float> values = cache.values();
+        for (size_t i = 0; i < values.size(); ++i)
+            ASSERT_EQ(values[i] != 0, i / 24 == 66) << rotated << " " << i;
+    }
+}
+
 }  // namespace
 }  // namespace ferry

@@ -179,6 +179,19 @@ TEST(CudaMlaDecode, LaterKeysAreNotTouched) {
     }
 }
 
+// They fill a batch up: zeros, and nothing else changes.
+TEST(CudaMlaDecode, RowsWithoutKeys) {
+    for (const Shape& shape : {published(20), published(70), kSmall}) {
+        const Batch batch(shape, {{-1, 1}, {kCudaDecodeSplitTokens, 1}, {-1, 1}}, DType::bf16);
+        const auto row = static_cast<size_t>(shape.heads * shape.kv_lora);
+        const std::vector<float> got = batch.on_cuda();
+        const std::vector<float> one = batch.on_cuda(std::span(batch.sequences).subspan(1, 1));
+        for (size_t i = 0; i < row; ++i) ASSERT_EQ(got[i], 0) << i;
+        for (size_t i = 2 * row; i < 3 * row; ++i) ASSERT_EQ(got[i], 0) << i;
+        for (size_t i = row; i < 2 * row; ++i) ASSERT_EQ(got[i], one[i]) << i;
+    }
+}
+
 TEST(CudaMlaDecode, NoSequences) {
     const Batch batch(published(2), {}, DType::bf16);
     EXPECT_TRUE(batch.on_cuda().empty());

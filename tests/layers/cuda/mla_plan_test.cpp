@@ -56,6 +56,38 @@ TEST(MlaPlan, BlocksHaveAsManyHeadsAsThereAre) {
     }
 }
 
+// What a CUDA graph is recorded with stays while contexts grow to the next power of two of splits.
+TEST(MlaPlan, LaunchesChangeRarelyAsContextsGrow) {
+    const auto plan_at = [](std::vector<std::pair<int64_t, int64_t>> rows, int64_t slot_limit) {
+        const Sequences sequences(std::move(rows));
+        return plan_decode(kPublished, sequences.list, 0, kHopper, slot_limit);
+    };
+    const auto key_at = [&](int64_t position) {
+        return plan_at({{position, 1}, {9, 1}}, kNoLimit).launch_key();
+    };
+    constexpr int64_t kSplit = kCudaDecodeSplitTokens;
+    EXPECT_EQ(key_at(5), key_at(kSplit - 1));
+    EXPECT_NE(key_at(kSplit - 1), key_at(kSplit));
+    EXPECT_NE(key_at(2 * kSplit - 1), key_at(2 * kSplit));
+    EXPECT_EQ(key_at(2 * kSplit), key_at(4 * kSplit - 1));
+    const DecodePlan plan = plan_at({{2 * kSplit, 1}, {kSplit, 1}}, kNoLimit);
+    EXPECT_EQ(plan.waves[0].launch_splits(), 4);
+    EXPECT_EQ(plan.most_slots(), 5);
+    EXPECT_EQ(plan.launch_slots(), 8);
+    EXPECT_EQ(plan_at({{2 * kSplit, 1}, {kSplit, 1}}, 6).launch_slots(), 6);
+    // More partial results than there is room for: several launches, which no key describes.
+    EXPECT_EQ(plan_at({{2 * kSplit, 1}, {kSplit, 1}}, 4).launch_key(), kNeverRepeated);
+}
+
+TEST(MlaPlan, ARowWithoutKeysFillsABatchUp) {
+    const Sequences sequences({{70, 1}, {-1, 1}});
+    const DecodePlan plan = plan_decode(kPublished, sequences.list, 0, kHopper, kNoLimit);
+    ASSERT_EQ(plan.rows.size(), 2u);
+    EXPECT_EQ(plan.rows[1].num_keys, 0);
+    EXPECT_EQ(plan.rows[1].num_splits, 0);
+    EXPECT_EQ(plan.pages.size(), 2u);
+}
+
 TEST(MlaPlan, OtherCachesTakeTheF32Kernel) {
     for (DecodeShape shape : {DecodeShape{8, 512, 64, DType::f32},
                               {8, 256, 64, DType::bf16},

@@ -183,31 +183,94 @@ __global__ void add_one_kernel(int* value) {
     *value += 1;
 }
 
+__global__ void double_kernel(int* value) {
+    *value *= 2;
+}
+
+// Two streams and an event.
+struct Streams {
+    cudaStream_t main = nullptr, side = nullptr;
+    cudaEvent_t event = nullptr;
+    Streams() {
+        cudaStreamCreateWithFlags(&main, cudaStreamNonBlocking);
+        cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
+        cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    }
+    ~Streams() {
+        cudaEventDestroy(event);
+        cudaStreamDestroy(side);
+        cudaStreamDestroy(main);
+    }
+    void begin() const { cudaStreamBeginCapture(main, cudaStreamCaptureModeThreadLocal); }
+    void hand_over(cudaStream_t from, cudaStream_t to) const {
+        cudaEventRecord(event, from);
+        cudaStreamWaitEvent(to, event);
+    }
+};
+
 TEST(CudaEmulation, GraphsRepeatWhatWasCaptured) {
     const Memory<int> value(1);
-    cudaStream_t stream = nullptr, side = nullptr;
-    cudaEvent_t event = nullptr;
-    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-    cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
-    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-    launch(add_one_kernel, {}, stream, value.get());
-    cudaEventRecord(event, stream);
-    cudaStreamWaitEvent(side, event);
-    launch(add_one_kernel, {}, side, value.get());
+    const Streams streams;
+    streams.begin();
+    launch(add_one_kernel, {}, streams.main, value.get());
+    streams.hand_over(streams.main, streams.side);
+    launch(double_kernel, {}, streams.side, value.get());
+    streams.hand_over(streams.side, streams.main);
+    launch(add_one_kernel, {}, streams.main, value.get());
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
-    cudaStreamEndCapture(stream, &graph);
-    cudaGraphInstantiate(&executable, graph);
+    ASSERT_EQ(cudaStreamEndCapture(streams.main, &graph), cudaSuccess);
+    ASSERT_EQ(cudaGraphInstantiate(&executable, graph), cudaSuccess);
     EXPECT_EQ(value.values()[0], 0);
-    for (int i = 0; i < 3; ++i) cudaGraphLaunch(executable, stream);
-    cudaStreamSynchronize(stream);
-    EXPECT_EQ(value.values()[0], 6);
+    for (int i = 0; i < 3; ++i) cudaGraphLaunch(executable, streams.main);
+    cudaStreamSynchronize(streams.main);
+    EXPECT_EQ(value.values()[0], 21);  // 0, 3, 9, 21
     cudaGraphExecDestroy(executable);
     cudaGraphDestroy(graph);
-    cudaEventDestroy(event);
-    cudaStreamDestroy(side);
-    cudaStreamDestroy(stream);
+}
+
+TEST(CudaEmulation, CapturesRefuseWhatCudaRefuses) {
+    const Memory<int> value(1);
+    const Streams streams;
+    cudaGraph_t graph = nullptr;
+    const auto broken_by = [&](auto&& what, cudaError_t error) {
+        streams.begin();
+        launch(add_one_kernel, {}, streams.main, value.get());
+        EXPECT_EQ(what(), error);
+        EXPECT_NE(cudaStreamEndCapture(streams.main, &graph), cudaSuccess);
+        EXPECT_EQ(graph, nullptr);
+    };
+    void* memory = nullptr;
+    int host = 0;
+    broken_by([&] { return cudaStreamSynchronize(streams.main); },
+              cudaErrorStreamCaptureUnsupported);
+    broken_by([&] { return cudaStreamSynchronize(streams.side); },
+              cudaErrorStreamCaptureUnsupported);
+    broken_by([&] { return cudaDeviceSynchronize(); }, cudaErrorStreamCaptureUnsupported);
+    broken_by([&] { return cudaMalloc(&memory, 4); }, cudaErrorStreamCaptureUnsupported);
+    broken_by([&] { return cudaFree(value.get()); }, cudaErrorStreamCaptureUnsupported);
+    broken_by(
+        [&] {
+            return cudaMemcpyAsync(&host, value.get(), 4, cudaMemcpyDeviceToHost, streams.main);
+        },
+        cudaErrorStreamCaptureUnsupported);
+    cudaEventRecord(streams.event, streams.side);
+    broken_by([&] { return cudaStreamWaitEvent(streams.main, streams.event); },
+              cudaErrorStreamCaptureIsolation);
+    broken_by([&] { return cudaEventQuery(streams.event); }, cudaErrorStreamCaptureUnsupported);
+    // Work of another stream that the first one has not waited for.
+    broken_by(
+        [&] {
+            streams.hand_over(streams.main, streams.side);
+            launch(add_one_kernel, {}, streams.side, value.get());
+            return cudaSuccess;
+        },
+        cudaSuccess);
+    // An event of a capture is no point in time.
+    EXPECT_EQ(cudaEventQuery(streams.event), cudaErrorCapturedEvent);
+    EXPECT_EQ(cudaEventSynchronize(streams.event), cudaErrorCapturedEvent);
+    cudaGetLastError();
+    EXPECT_EQ(value.values()[0], 0);
 }
 
 TEST(CudaEmulation, RefusesLaunchesThatCudaRefuses) {

@@ -1,5 +1,5 @@
-// The host side of the emulated machine: memory, streams, events, graphs. A stream is a queue of
-// things to do; unless options().late it is emptied at once.
+// The host side of the emulated machine: memory, streams, events (graphs.cpp: graphs). A stream is
+// a queue of things to do; unless options().late it is emptied at once.
 #include <sys/mman.h>
 
 #include <chrono>
@@ -13,35 +13,18 @@
 #include <utility>
 #include <vector>
 
-#include "copies.h"
+#include "counts.h"
 #include "cuda_runtime.h"
 #include "fiber.h"
 #include "options.h"
+#include "streams.h"
 
 namespace {
 
-using cuda_emulation::options;
-using Work = std::function<void()>;
-
-[[noreturn]] void fail(const std::string& what) {
-    std::fprintf(stderr, "CUDA emulation: %s\n", what.c_str());
-    std::fflush(stderr);
-    std::abort();
-}
+using namespace cuda_emulation;
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local int current_device = 0;
-
-cudaError_t result(cudaError_t error) {
-    if (error != cudaSuccess) last_error = error;
-    return error;
-}
-
-std::recursive_mutex& lock() {
-    static std::recursive_mutex mutex;
-    return mutex;
-}
-using Guard = std::lock_guard<std::recursive_mutex>;
 
 // All device memory: one reserved range, so that it can be closed to the host as a whole. Blocks
 // are set apart, and filled with a pattern that is no sensible number.
@@ -136,54 +119,57 @@ DeviceMemory& memory() {
 
 }  // namespace
 
-struct CUgraph_st {
-    std::vector<Work> work;
-    std::set<CUstream_st*> streams;
-};
-struct CUgraphExec_st {
-    std::vector<Work> work;
-};
-struct CUevent_st {
-    CUstream_st* stream = nullptr;  // last recorded in
-    uint64_t recorded = 0, done = 0;
-    CUgraph_st* capture = nullptr;
-    std::chrono::steady_clock::time_point time;
-};
-struct CUstream_st {
-    std::deque<Work> queue;
-    CUgraph_st* capture = nullptr;
+void cuda_emulation::fail(const std::string& what) {
+    std::fprintf(stderr, "CUDA emulation: %s\n", what.c_str());
+    std::fflush(stderr);
+    std::abort();
+}
+cudaError_t cuda_emulation::result(cudaError_t error) {
+    if (error != cudaSuccess) last_error = error;
+    return error;
+}
+std::recursive_mutex& cuda_emulation::lock() {
+    static std::recursive_mutex mutex;
+    return mutex;
+}
 
-    void submit(Work work) {
-        if (capture != nullptr) {
-            capture->work.push_back(std::move(work));
-            return;
-        }
-        queue.push_back(std::move(work));
-        if (!options().late) drain();
+cudaError_t CUstream_st::submit(Work work) {
+    if (capture != nullptr) {
+        if (capture->broken) return result(cudaErrorStreamCaptureInvalidated);
+        capture->add(*this, std::move(work));
+        return cudaSuccess;
     }
-    void step() {
-        const Work work = std::move(queue.front());
-        queue.pop_front();
-        memory().open();
-        work();
-        memory().close();
-    }
-    void drain() {
-        memory().open();
-        while (!queue.empty()) step();
-        memory().close();
-    }
-};
+    queue.push_back(std::move(work));
+    if (!options().late) drain();
+    return cudaSuccess;
+}
+void CUstream_st::step() {
+    const Work work = std::move(queue.front());
+    queue.pop_front();
+    memory().open();
+    work();
+    memory().close();
+}
+void CUstream_st::drain() {
+    memory().open();
+    while (!queue.empty()) step();
+    memory().close();
+}
 
-namespace {
+void CUevent_st::wait_for(uint64_t number) const {
+    while (done < number) {
+        if (stream->queue.empty()) fail("an event that nobody will complete");
+        stream->step();
+    }
+}
 
-std::set<CUstream_st*>& streams() {
+std::set<CUstream_st*>& cuda_emulation::streams() {
     static auto* all = new std::set<CUstream_st*>;
     return *all;
 }
 
 // The legacy default stream: everything before it is done first.
-CUstream_st& stream_of(cudaStream_t stream) {
+CUstream_st& cuda_emulation::stream_of(cudaStream_t stream) {
     static CUstream_st* legacy = [] {
         streams().insert(new CUstream_st);
         return *streams().begin();
@@ -191,22 +177,24 @@ CUstream_st& stream_of(cudaStream_t stream) {
     return stream == nullptr ? *legacy : *stream;
 }
 
-void submit(cudaStream_t stream, Work work) {
+namespace {
+
+void drain_all() {
+    for (CUstream_st* stream : streams()) stream->drain();
+}
+
+cudaError_t enqueue(cudaStream_t stream, Work work) {
     const Guard guard(lock());
-    stream_of(stream).submit(std::move(work));
-    if (stream == nullptr) cudaDeviceSynchronize();
+    if (stream == nullptr)
+        if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
+    const cudaError_t submitted = stream_of(stream).submit(std::move(work));
+    if (stream == nullptr) drain_all();
+    return submitted;
 }
 
-void wait_for(CUevent_st* event, uint64_t recorded) {
-    while (event->done < recorded) {
-        if (event->stream->queue.empty()) fail("an event that nobody will complete");
-        event->stream->step();
-    }
-}
-
-cuda_emulation::Copies& to_host() {
-    static cuda_emulation::Copies copies;
-    return copies;
+Counts& counted() {
+    static Counts counts;
+    return counts;
 }
 
 // Asynchronous copies read pageable host memory before they return.
@@ -246,6 +234,14 @@ const char* cudaGetErrorString(cudaError_t error) {
             return "invalid device ordinal";
         case cudaErrorStreamCaptureUnsupported:
             return "operation not permitted when stream is capturing";
+        case cudaErrorStreamCaptureInvalidated:
+            return "operation failed due to a previous error during capture";
+        case cudaErrorStreamCaptureUnjoined:
+            return "capturing stream has unjoined work";
+        case cudaErrorStreamCaptureIsolation:
+            return "dependency created on uncaptured work in another stream";
+        case cudaErrorCapturedEvent:
+            return "operation not permitted on an event last recorded in a capturing stream";
         default:
             return "invalid argument";
     }
@@ -305,7 +301,8 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 cudaError_t cudaDeviceSynchronize() {
     const Guard guard(lock());
-    for (CUstream_st* stream : streams()) stream->drain();
+    if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
+    drain_all();
     return cudaSuccess;
 }
 
@@ -318,17 +315,20 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 }
 cudaError_t cudaMalloc(void** data, size_t size) {
     const Guard guard(lock());
+    if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
     *data = size == 0 ? nullptr : memory().allocate(current_device, size);
     return result(size > 0 && *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
 }
 cudaError_t cudaFree(void* data) {
     const Guard guard(lock());
-    cudaDeviceSynchronize();
+    if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
+    drain_all();
     if (data == nullptr) return cudaSuccess;
     return result(memory().free(data) ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaHostAlloc(void** data, size_t size, unsigned) {
     const Guard guard(lock());
+    if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
     *data = std::aligned_alloc(4096, (size + 4095) / 4096 * 4096);
     std::memset(*data, 0xff, size);
     pinned()[static_cast<std::byte*>(*data)] = size;
@@ -339,7 +339,8 @@ cudaError_t cudaMallocHost(void** data, size_t size) {
 }
 cudaError_t cudaFreeHost(void* data) {
     const Guard guard(lock());
-    cudaDeviceSynchronize();
+    if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
+    drain_all();
     pinned().erase(static_cast<std::byte*>(data));
     std::free(data);
     return cudaSuccess;
@@ -360,30 +361,30 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
         (kind == cudaMemcpyDeviceToHost && (to_device || !from_device)) ||
         (kind == cudaMemcpyDeviceToDevice && !(to_device && from_device)))
         fail("a copy whose direction is not what its addresses say");
-    if (from_device && !to_device) {
-        ++to_host().num;
-        to_host().bytes += static_cast<int64_t>(width * height);
-    }
-    submit(stream, [=] {
+    const bool pageable = !is_pinned_or_device(to) || !is_pinned_or_device(from);
+    if (pageable && stream_of(stream).capture != nullptr)
+        return refuse_if_capturing(stream_of(stream));
+    const bool to_host = from_device && !to_device;
+    const cudaError_t submitted = enqueue(stream, [=] {
+        if (to_host) {
+            ++counted().copies_to_host;
+            counted().bytes_to_host += static_cast<int64_t>(width * height);
+        }
         for (size_t row = 0; row < height; ++row)
             if (width > 0)
                 std::memcpy(static_cast<std::byte*>(to) + row * to_pitch,
                             static_cast<const std::byte*>(from) + row * from_pitch, width);
     });
-    if (!is_pinned_or_device(to) || !is_pinned_or_device(from)) {
-        if (stream_of(stream).capture != nullptr) fail("a captured copy of pageable memory");
-        stream_of(stream).drain();
-    }
-    return cudaSuccess;
+    if (pageable) stream_of(stream).drain();
+    return submitted;
 }
 cudaError_t cudaMemset(void* data, int value, size_t size) {
     return cudaMemsetAsync(data, value, size, nullptr);
 }
 cudaError_t cudaMemsetAsync(void* data, int value, size_t size, cudaStream_t stream) {
-    submit(stream, [=] {
+    return enqueue(stream, [=] {
         if (size > 0) std::memset(data, value, size);
     });
-    return cudaSuccess;
 }
 
 // ---- Streams and events
@@ -410,19 +411,21 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     const Guard guard(lock());
-    if (stream_of(stream).capture != nullptr) return result(cudaErrorStreamCaptureUnsupported);
+    if (const cudaError_t refused = refuse_if_capturing(stream_of(stream)); refused != cudaSuccess)
+        return refused;
     stream_of(stream).drain();
     return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     const Guard guard(lock());
+    if (const cudaError_t refused = refuse_if_capturing(stream_of(stream)); refused != cudaSuccess)
+        return refused;
     if (stream_of(stream).queue.empty()) return cudaSuccess;
     stream_of(stream).step();  // time passes
     return cudaErrorNotReady;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*function)(void*), void* argument) {
-    submit(stream, [=] { function(argument); });
-    return cudaSuccess;
+    return enqueue(stream, [=] { function(argument); });
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     *event = new CUevent_st;
@@ -438,89 +441,44 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     const Guard guard(lock());
     CUstream_st& in = stream_of(stream);
     event->capture = in.capture;
-    if (in.capture != nullptr) return cudaSuccess;  // graphs run in the order of capture
+    event->after = in.after;
+    if (in.capture != nullptr) return cudaSuccess;
     event->stream = &in;
     const uint64_t number = ++event->recorded;
-    submit(stream, [event, number] {
+    return enqueue(stream, [event, number] {
         event->done = number;
         event->time = std::chrono::steady_clock::now();
     });
-    return cudaSuccess;
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    const Guard guard(lock());
-    CUstream_st& in = stream_of(stream);
-    if (event->capture != nullptr) {
-        in.capture = event->capture;
-        event->capture->streams.insert(&in);
-        return cudaSuccess;
-    }
-    if (event->recorded == 0) return cudaSuccess;
-    submit(stream, [event, number = event->recorded] { wait_for(event, number); });
-    return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     const Guard guard(lock());
-    wait_for(event, event->recorded);
+    if (event->capture != nullptr) return result(cudaErrorCapturedEvent);
+    if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
+    event->wait_for(event->recorded);
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     const Guard guard(lock());
+    if (event->capture != nullptr) return result(cudaErrorCapturedEvent);
+    if (const cudaError_t refused = refuse_in_capture(); refused != cudaSuccess) return refused;
     if (event->done >= event->recorded) return cudaSuccess;
     event->stream->step();  // time passes
     return event->done >= event->recorded ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
     const Guard guard(lock());
+    if (begin->capture != nullptr || end->capture != nullptr) return result(cudaErrorCapturedEvent);
     if (begin->done < begin->recorded || end->done < end->recorded) return cudaErrorNotReady;
     *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
     return cudaSuccess;
 }
 
-// ---- Graphs
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+Counts cuda_emulation::counts() {
     const Guard guard(lock());
-    if (stream == nullptr || stream->capture != nullptr)
-        return result(cudaErrorStreamCaptureUnsupported);
-    stream->capture = new CUgraph_st;
-    stream->capture->streams.insert(stream);
-    return cudaSuccess;
+    return counted();
 }
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-    const Guard guard(lock());
-    *graph = stream->capture;
-    if (*graph == nullptr) return result(cudaErrorInvalidValue);
-    for (CUstream_st* each : (*graph)->streams) each->capture = nullptr;
-    return cudaSuccess;
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-    *status = stream_of(stream).capture != nullptr ? cudaStreamCaptureStatusActive
-                                                   : cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
-                                 unsigned long long) {
-    *executable = new CUgraphExec_st{graph->work};
-    return cudaSuccess;
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-    submit(stream, [work = executable->work] {
-        for (const Work& each : work) each();
-    });
-    return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-    delete graph;
-    return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-    delete executable;
-    return cudaSuccess;
-}
-
-cuda_emulation::Copies cuda_emulation::copies_to_host() {
-    const Guard guard(lock());
-    return to_host();
+void cuda_emulation::count_graph_launch() {
+    ++counted().graph_launches;
 }
 
 // ---- Launches
@@ -541,7 +499,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
 }
 
 void cuda_emulation::submit(cudaStream_t stream, std::function<void()> work) {
-    ::submit(stream, std::move(work));
+    enqueue(stream, std::move(work));
 }
 
 cudaError_t cuda_emulation::launch(const cudaLaunchConfig_t& config, const void* kernel,
@@ -555,8 +513,8 @@ cudaError_t cuda_emulation::launch(const cudaLaunchConfig_t& config, const void*
         grid.z > 65535 || threads == 0 || threads > 1024 || block.z > 64 ||
         config.dynamicSmemBytes > std::max<size_t>(shared_limit, 48 << 10))
         return result(cudaErrorInvalidConfiguration);
-    ::submit(config.stream, [=, shared_bytes = config.dynamicSmemBytes] {
+    if (stream_of(config.stream).capture == nullptr) ++counted().kernel_launches;
+    return enqueue(config.stream, [=, shared_bytes = config.dynamicSmemBytes] {
         run_grid(grid, block, shared_bytes, body);
     });
-    return cudaSuccess;
 }

@@ -1,0 +1,54 @@
+#include "runtime/filled_step.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+
+namespace ferry {
+
+bool is_decode_step(const StepBatch& batch) {
+    const size_t rows = batch.tokens.size();
+    return rows > 0 && batch.prompt.empty() && batch.generated.size() == rows &&
+           batch.logit_rows.size() == rows;
+}
+
+int64_t filled_rows(int64_t num_rows) {
+    const auto power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(num_rows)));
+    if (power <= 8) return power;
+    const int64_t multiple = std::max<int64_t>(8, power / 16);
+    return ceil_div(num_rows, multiple) * multiple;
+}
+
+FilledStep::FilledStep(int64_t max_rows)
+    : tokens_(static_cast<size_t>(max_rows)),
+      positions_(static_cast<size_t>(max_rows)),
+      logit_rows_(static_cast<size_t>(max_rows)),
+      slots_(static_cast<size_t>(max_rows)),
+      generated_(static_cast<size_t>(max_rows)) {
+    std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
+}
+
+const StepBatch& FilledStep::fill(const StepBatch& batch, int64_t num_rows) {
+    const auto own = static_cast<size_t>(batch.num_tokens()), all = static_cast<size_t>(num_rows);
+    FERRY_CHECK(own <= all && all <= tokens_.size(), "{} rows filled up to {} of {}", own, all,
+                tokens_.size());
+    std::ranges::copy(batch.tokens, tokens_.begin());
+    std::ranges::copy(batch.positions, positions_.begin());
+    std::ranges::copy(batch.slots, slots_.begin());
+    std::ranges::copy(batch.generated, generated_.begin());
+    for (size_t i = own; i < all; ++i) {
+        tokens_[i] = positions_[i] = 0;  // of any row: nothing is made of them
+        slots_[i] = kNoSlot;
+        generated_[i] = {
+            .first_row = static_cast<int64_t>(i), .num_rows = 1, .first_position = -1, .pages = {}};
+    }
+    batch_ = {.tokens = std::span(tokens_).first(all),
+              .positions = std::span(positions_).first(all),
+              .slots = std::span(slots_).first(all),
+              .prompt = {},
+              .generated = std::span(generated_).first(all),
+              .logit_rows = std::span(logit_rows_).first(all)};
+    return batch_;
+}
+
+}  // namespace ferry

@@ -1,0 +1,226 @@
+// Decode steps that the emulated GPU repeats give the bits of those that are launched kernel by
+// kernel, whatever comes in between, and are really repeated.
+#include <gtest/gtest.h>
+
+#include "layers/cuda/mla_launch.h"
+#include "runtime/filled_step.h"
+#include "tests/runtime/small_engine.h"
+#include "tests/support/cuda_emulation/counts.h"
+
+namespace ferry {
+namespace {
+
+TEST(FilledStep, SizesAreFewAndNotMuchLarger) {
+    EXPECT_EQ(filled_rows(1), 1);
+    EXPECT_EQ(filled_rows(3), 4);
+    EXPECT_EQ(filled_rows(8), 8);
+    EXPECT_EQ(filled_rows(9), 16);
+    EXPECT_EQ(filled_rows(17), 24);
+    EXPECT_EQ(filled_rows(129), 144);
+    int64_t num_sizes = 0, last = 0;
+    for (int64_t rows = 1; rows <= 512; ++rows) {
+        const int64_t filled = filled_rows(rows);
+        EXPECT_GE(filled, rows);
+        EXPECT_LE(filled - rows, rows > 64 ? filled / 8 : 7) << rows;
+        num_sizes += filled != last;
+        last = filled;
+    }
+    EXPECT_EQ(num_sizes, 35);
+}
+
+TEST(FilledStep, RowsBehindTheBatchsBelongToNobody) {
+    const std::vector<int32_t> tokens{7, 8, 9}, positions{70, 0, 5}, logit_rows{0, 1, 2};
+    const std::vector<int64_t> slots{134, 64, 5};
+    const std::vector<int32_t> pages{0, 2};
+    std::vector<SequenceRows> generated;
+    for (int64_t i = 0; i < 3; ++i)
+        generated.push_back({.first_row = i,
+                             .num_rows = 1,
+                             .first_position = positions[static_cast<size_t>(i)],
+                             .pages = pages});
+    const StepBatch batch{.tokens = tokens,
+                          .positions = positions,
+                          .slots = slots,
+                          .prompt = {},
+                          .generated = generated,
+                          .logit_rows = logit_rows};
+    ASSERT_TRUE(is_decode_step(batch));
+    FilledStep filled(6);
+    filled.fill(batch, 6);
+    const StepBatch& step = filled.fill(batch, 4);
+    ASSERT_EQ(step.num_tokens(), 4);
+    EXPECT_TRUE(is_decode_step(step));
+    EXPECT_TRUE(std::ranges::equal(step.tokens.first(3), tokens));
+    EXPECT_TRUE(std::ranges::equal(step.positions.first(3), positions));
+    EXPECT_TRUE(std::ranges::equal(step.slots.first(3), slots));
+    EXPECT_EQ(step.generated[0].pages.data(), pages.data());
+    EXPECT_EQ(step.slots[3], kNoSlot);
+    EXPECT_EQ(step.generated[3].first_position + step.generated[3].num_rows, 0);
+    EXPECT_EQ(step.logit_rows[3], 3);
+
+    StepBatch other = batch;
+    other.prompt = std::span(generated).first(1);
+    EXPECT_FALSE(is_decode_step(other));
+    other = batch;
+    other.logit_rows = std::span(logit_rows).first(2);
+    EXPECT_FALSE(is_decode_step(other));
+    EXPECT_FALSE(is_decode_step({}));
+}
+
+struct Outcome {
+    std::vector<Completion> completions;
+    std::vector<std::vector<int64_t>> expert_load;  // by MoE layer
+    StepGraphs::Counts steps;
+    int64_t num_preemptions = 0;
+};
+
+Request long_request(int64_t index, int64_t prompt, int64_t max_tokens) {
+    Request made = request(index, {.temperature = index % 2 == 0 ? 0.0 : 0.8,
+                                   .seed = 5,
+                                   .max_tokens = max_tokens,
+                                   .ignore_eos = true,
+                                   .logprobs = 2});
+    while (static_cast<int64_t>(made.prompt_tokens.size()) < prompt)
+        made.prompt_tokens.push_back(static_cast<int32_t>(made.prompt_tokens.size() * 11 % 256));
+    return made;
+}
+
+// Requests that end one by one, over the boundary of a page, when there is none left for all of
+// them; and one that comes while they are running.
+Outcome run(bool cuda_graphs) {
+    SmallEngine engine(make_cuda_kernels(0), {.num_pages = 3, .cuda_graphs = cuda_graphs});
+    for (int64_t i = 0; i < 2; ++i) engine->submit(long_request(i, 56 + i, 12));
+    for (int step = 0; step < 3; ++step) engine->step();
+    engine->submit(long_request(2, 4, 7));
+    Outcome outcome{.completions = engine.run({}),
+                    .expert_load = {},
+                    .steps = engine->step_counts(),
+                    .num_preemptions = engine->num_preemptions()};
+    for (int64_t layer = 0; layer < engine.num_moe_layers(); ++layer) {
+        const auto load =
+            engine.exchange().expert_load(static_cast<int>(engine.first_moe_layer() + layer));
+        outcome.expert_load.emplace_back(load.begin(), load.end());
+    }
+    return outcome;
+}
+
+TEST(StepGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
+    const Outcome launched = run(false), repeated = run(true);
+    ASSERT_EQ(repeated.completions.size(), 3u);
+    ASSERT_EQ(launched.completions.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+        SCOPED_TRACE(i);
+        EXPECT_EQ(repeated.completions[i].tokens, launched.completions[i].tokens);
+        EXPECT_EQ(repeated.completions[i].logprobs, launched.completions[i].logprobs);
+        EXPECT_EQ(repeated.completions[i].finish_reason, launched.completions[i].finish_reason);
+    }
+    // Rows that fill a step up go to no expert.
+    EXPECT_EQ(repeated.expert_load, launched.expert_load);
+    EXPECT_EQ(launched.steps.repeated, 0);
+    EXPECT_GT(repeated.num_preemptions, 0);
+    // Sizes 1, 2 and 4.
+    EXPECT_GE(repeated.steps.repeated, 4);
+    EXPECT_GE(repeated.steps.recorded, 2);
+    EXPECT_LE(repeated.steps.recorded, 4);
+}
+
+TEST(StepGraphs, ARepeatedStepIsOneLaunchOfTheHost) {
+    SmallEngine engine(make_cuda_kernels(0));
+    for (int64_t i = 0; i < 3; ++i)
+        engine->submit(request(i, {.max_tokens = 12, .ignore_eos = true}));
+    for (int step = 0; step < 5; ++step) engine->step();
+    const StepGraphs::Counts before = engine->step_counts();
+    const cuda_emulation::Counts launches_before = cuda_emulation::counts();
+    constexpr int64_t kSteps = 4;
+    for (int step = 0; step < kSteps; ++step) engine->step();
+    const cuda_emulation::Counts launches = cuda_emulation::counts();
+    EXPECT_EQ(engine->step_counts().repeated - before.repeated, kSteps);
+    EXPECT_EQ(engine->step_counts().recorded, before.recorded);
+    EXPECT_EQ(launches.graph_launches - launches_before.graph_launches, kSteps);
+    // Beside them, what chooses tokens.
+    EXPECT_LE(launches.kernel_launches - launches_before.kernel_launches, 3 * kSteps);
+}
+
+// Steps of sequences at given positions, over a cache of zeros.
+class Decoding {
+  public:
+    explicit Decoding(bool cuda_graphs)
+        : source_(testing::golden_folder("models/v3")),
+          kernels_(make_cuda_kernels(0)),
+          transport_(make_self_transport()),
+          blocks_(make_self_blocks(cuda_device(0))),
+          rank_(source_, *kernels_, {}, fabric(source_.config(), blocks_.get()), *transport_),
+          worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(),
+                  {.max_tokens = 8,
+                   .max_sequences = 8,
+                   .max_context = kContext,
+                   .max_logit_rows = 8,
+                   .num_pages = kPagesEach * 3,
+                   .cuda_graphs = cuda_graphs}) {}
+
+    std::vector<float> step(const std::vector<int64_t>& at) {
+        std::vector<int32_t> tokens, positions, logit_rows;
+        std::vector<int64_t> slots;
+        std::vector<std::vector<int32_t>> pages(at.size());
+        std::vector<SequenceRows> generated;
+        for (size_t i = 0; i < at.size(); ++i) {
+            for (int64_t page = 0; page <= at[i] / kPageTokens; ++page)
+                pages[i].push_back(
+                    static_cast<int32_t>(static_cast<int64_t>(i) * kPagesEach + page));
+            tokens.push_back(static_cast<int32_t>(20 + i));
+            positions.push_back(static_cast<int32_t>(at[i]));
+            logit_rows.push_back(static_cast<int32_t>(i));
+            slots.push_back(pages[i].back() * kPageTokens + at[i] % kPageTokens);
+            generated.push_back({.first_row = static_cast<int64_t>(i),
+                                 .num_rows = 1,
+                                 .first_position = at[i],
+                                 .pages = pages[i]});
+        }
+        const Tensor logits = worker_
+                                  .step({.tokens = tokens,
+                                         .positions = positions,
+                                         .slots = slots,
+                                         .prompt = {},
+                                         .generated = generated,
+                                         .logit_rows = logit_rows})
+                                  .logits;
+        std::vector<float> values(static_cast<size_t>(logits.count()));
+        kernels_->device().copy_to_host(values.data(), logits.data(),
+                                        values.size() * sizeof(float));
+        return values;
+    }
+    StepGraphs::Counts counts() const { return worker_.step_counts(); }
+
+  private:
+    static constexpr int64_t kContext = 1100, kPagesEach = 18;
+    static FabricOptions fabric(const ModelConfig& config, BlockTransport* blocks) {
+        FabricOptions options = single_rank_fabric(config, 8, kMicroBatches);
+        options.blocks = blocks;
+        return options;
+    }
+
+    HfModel source_;
+    std::unique_ptr<Kernels> kernels_;
+    std::unique_ptr<Transport> transport_;
+    std::unique_ptr<BlockTransport> blocks_;
+    RankModel rank_;
+    AttentionWorker worker_;
+};
+
+// From a whole row of keys to two splits, and over the boundary of a page.
+TEST(StepGraphs, ContextsGrowOverTheBoundaryOfASplit) {
+    Decoding launched(false), repeated(true);
+    constexpr int64_t kSteps = 7;
+    for (int64_t i = 0; i < kSteps; ++i) {
+        const std::vector<int64_t> at{kCudaDecodeSplitTokens - 3 + i, 3 + i, 62 + i};
+        EXPECT_EQ(repeated.step(at), launched.step(at)) << i;
+    }
+    EXPECT_EQ(launched.counts().repeated, 0);
+    const StepGraphs::Counts counts = repeated.counts();
+    EXPECT_EQ(counts.launched + counts.recorded + counts.repeated, kSteps);
+    EXPECT_EQ(counts.recorded, 2);
+    EXPECT_EQ(counts.repeated, 2);
+}
+
+}  // namespace
+}  // namespace ferry
