@@ -38,13 +38,6 @@ function(ferry_unity target)
     endforeach()
 endfunction()
 
-# ferry_replaceable_sources(TARGET sources...): sources that some tests have others for (cuda_emulation). Each is a member
-# of its own of the library, so that it is left out there.
-function(ferry_replaceable_sources target)
-    target_sources(${target} PRIVATE ${ARGN})
-    set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
-endfunction()
-
 # ferry_library(NAME sources... [LIBS ...]): one static library per folder.
 function(ferry_library name)
     cmake_parse_arguments(ARG "" "" "LIBS" ${ARGN})
