@@ -23,16 +23,17 @@ else()
 endif()
 option(FERRY_PCH "Precompile the headers that tests share" ${precompile})
 
-# Headers cost more than what follows them: several sources in one go take a third of the time. Off by default, since
-# after a change all of them are compiled again, and a compiler cache finds less; tests/run.sh and launch/quickstart.sh,
-# which build from nothing, turn it on.
-option(FERRY_UNITY "Compile several sources of a target at once" OFF)
+# Highway's files are compiled for each kind of vectors: not for those older than AVX2, which run the portable one, and
+# with sanitizers not for AVX-512.
+set(not_compiled_for "HWY_SSSE3|HWY_SSE4")
+if(FERRY_SANITIZE)
+    string(APPEND not_compiled_for "|HWY_AVX3|HWY_AVX3_DL")
+endif()
+add_compile_definitions("HWY_DISABLED_TARGETS=(${not_compiled_for})")
 
 if(FERRY_SANITIZE)
     add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-omit-frame-pointer)
     add_link_options(-fsanitize=${FERRY_SANITIZE})
-    # Highway's files are compiled for each kind of vectors: with sanitizers for AVX2 and none only.
-    add_compile_definitions("HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3|HWY_AVX3_DL)")
 endif()
 if(FERRY_FUZZ)
     add_compile_options(-fsanitize=fuzzer-no-link)

@@ -18,32 +18,11 @@ function(ferry_precompile_test_headers)
     target_compile_options(ferry_test_headers PRIVATE -fPIE)  # as executables are
 endfunction()
 
-# ferry_unity(TARGET): with FERRY_UNITY, its C++ sources are compiled several at once. Their unnamed namespaces are one
-# then. Those that Highway compiles once per vector target stay on their own, and those that name their functions as
-# others do (make_sequence of Sequence, ...).
-function(ferry_unity target)
-    if(NOT FERRY_UNITY)
-        return()
-    endif()
-    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
-    # Sources that others include look like headers to g++, which warns of unnamed namespaces in those.
-    target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
-    get_target_property(sources ${target} SOURCES)
-    foreach(source ${sources})
-        get_filename_component(path ${source} ABSOLUTE)
-        file(STRINGS ${path} highway REGEX "include <hwy/foreach_target.h>")
-        if(highway OR source MATCHES "tokenizer/(decoder|normalizer)[.]cpp$")
-            set_source_files_properties(${source} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
-        endif()
-    endforeach()
-endfunction()
-
 # ferry_library(NAME sources... [LIBS ...]): one static library per folder.
 function(ferry_library name)
     cmake_parse_arguments(ARG "" "" "LIBS" ${ARGN})
     add_library(${name} STATIC ${ARG_UNPARSED_ARGUMENTS})
     target_link_libraries(${name} PUBLIC ferry_options ${ARG_LIBS})
-    ferry_unity(${name})
 endfunction()
 
 # ferry_test(NAME sources... [OPTIMISED] [LIBS ...] [LABELS ...] [TIMEOUT s]): a GoogleTest program, label `unit` unless said.

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 started=$SECONDS
 
 launch/install_deps.sh
-cmake --preset release -B build/quickstart -DFERRY_TESTS=OFF -DFERRY_BENCHMARKS=OFF -DFERRY_UNITY=ON >/dev/null
+cmake --preset release -B build/quickstart -DFERRY_TESTS=OFF -DFERRY_BENCHMARKS=OFF >/dev/null
 cmake --build build/quickstart -j "${FERRY_JOBS:-$(nproc)}"
 ferry=build/quickstart/launch/ferry
 "$ferry" --version

@@ -19,10 +19,7 @@ fi
 tests/check_layers
 
 step "build"
-# From nothing faster with several sources at a time; a folder that is there stays as it was configured.
-at_once() { [ -e "build/$1/CMakeCache.txt" ] || echo -DFERRY_UNITY=ON; }
-# shellcheck disable=SC2046
-cmake --preset release $(at_once release)
+cmake --preset release
 cmake --build --preset release -j "${FERRY_JOBS:-$(nproc)}"
 
 # The fuzz targets, which only the readers that they reach are built for, with clang++ and sanitizers. They are built in
@@ -37,8 +34,7 @@ if [ "${FERRY_FUZZ:-1}" = 0 ]; then
 elif ! command -v clang++ >/dev/null || ! libfuzzer; then
     step "fuzz: skipped, no clang++ with libFuzzer here"
 else
-    # shellcheck disable=SC2046
-    cmake --preset fuzz $(at_once fuzz) -DFERRY_FUZZ_SECONDS="${FERRY_FUZZ_SECONDS:-60}" >/dev/null
+    cmake --preset fuzz -DFERRY_FUZZ_SECONDS="${FERRY_FUZZ_SECONDS:-60}" >/dev/null
     # A session of its own, to be ended as one; Linux may give sessions equal shares whatever their processes' nice value.
     setsid sh -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$@"' sh \
         cmake --build --preset fuzz -j "${FERRY_JOBS:-$(nproc)}" >build/fuzz/build.log 2>&1 &
@@ -53,14 +49,12 @@ if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     # What MPI and UCX keep at the end is not ours.
     export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1
     step "asan and ubsan: unit and 4-rank tests"
-    # shellcheck disable=SC2046
-    cmake --preset asan $(at_once asan)
+    cmake --preset asan
     cmake --build --preset asan -j "${FERRY_JOBS:-$(nproc)}"
     ctest --test-dir build/asan -L unit --output-on-failure -j "${FERRY_JOBS:-$(nproc)}"
     ctest --test-dir build/asan -L mpi -R '\.n4$|layouts_test|startup_test' --output-on-failure
     step "tsan: worker threads and watchdog"
-    # shellcheck disable=SC2046
-    cmake --preset tsan $(at_once tsan)
+    cmake --preset tsan
     cmake --build --preset tsan -j "${FERRY_JOBS:-$(nproc)}" --target base_test watchdog_test
     # UCX replaces madvise, which a thread calls when TSan has already forgotten it: TSan would crash.
     UCX_MEM_MMAP_HOOK_MODE=none ctest --test-dir build/tsan -R '^base_test$|^watchdog_test\.n[124]$' --output-on-failure
