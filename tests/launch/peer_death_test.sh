@@ -17,8 +17,8 @@ fail() {
     exit 1
 }
 "$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 2 2>/dev/null || exit 1
-for i in $(seq 1 40); do
-    echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((20 + i)),\"ignore_eos\":true}"
+for i in $(seq 1 1000); do # far more than can be done before the kill
+    echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((20 + i % 40)),\"ignore_eos\":true}"
 done >"$work/input.jsonl"
 
 rank_process() { # RANK: of the job, under its keeper
