@@ -23,6 +23,7 @@
 #include "comm/layout.h"
 #include "comm/routing.h"
 #include "comm/transport.h"
+#include "comm/wire_rows.h"
 
 namespace ferry {
 
@@ -99,7 +100,11 @@ class AttentionSide {
 struct ExpertBatch {
     int layer = 0;
     int micro_batch = 0;
-    Tensor rows;  // [n, dim] f32, n may be 0; valid until reply()
+    WireRows
+        received{};  // n rows, n may be 0, as they arrived; valid until reply(). Empty: see rows
+    // [n, dim] f32, the exchange's own memory until reply(), for decode_rows() or for outputs. An
+    // exchange of GPUs leaves `received` empty and the rows here.
+    Tensor rows;
     // Rows [offsets[s], offsets[s + 1]) belong to slot s of this rank's Placement::experts().
     std::span<const int64_t> offsets;
     // Set instead of `offsets`, and in the memory of a GPU, by an exchange that leaves the counts
@@ -109,6 +114,9 @@ struct ExpertBatch {
     std::span<const int64_t> arrived_ns{};
     Agreement agreed{};
 };
+
+// The rows as f32, in batch.rows. `threads` may be null.
+const Tensor& decode_rows(const ExpertBatch& batch, ThreadPool* threads = nullptr);
 
 class ExpertSide {
   public:

@@ -51,6 +51,7 @@ ExpertSideImpl::ExpertSideImpl(ExchangeShared& shared, int expert_rank)
     const int64_t worst = tokens * std::min<int64_t>(options.topk, num_slots);
     grow(std::min(share, worst));
     position_.reserve(static_cast<size_t>(std::min(share, worst)));
+    received_.reserve(static_cast<size_t>(std::min(share, worst)));
     row_entry_.reserve(static_cast<size_t>(tokens + 2 * layout.num_attention()));
 }
 
@@ -145,7 +146,7 @@ int ExpertSideImpl::wait_for_complete() {
     return micro_batch;
 }
 
-// All sources are here: put their rows in order.
+// All sources are here: put their entries in order.
 void ExpertSideImpl::start_batch(int micro_batch) {
     MicroBatch& batch = batches_[micro_batch];
     ++batch.sequence;
@@ -169,7 +170,7 @@ void ExpertSideImpl::start_batch(int micro_batch) {
     batch_.micro_batch = micro_batch;
     batch_.arrived_ns = batch.arrived_ns;
     order_entries(batch);
-    unpack_rows(batch);
+    list_rows(batch);
     outstanding_ = true;
 }
 
@@ -232,22 +233,32 @@ void ExpertSideImpl::order_entries(const MicroBatch& batch) {
     batch_.offsets = {offsets_.data(), static_cast<size_t>(num_slots) + 1};
 }
 
-void ExpertSideImpl::unpack_rows(const MicroBatch& batch) {
-    const ExchangeOptions& options = shared_.setup.options;
-    const Stores stores = stores_for(batch_.rows.count() * 4);
+// Where the rows of the ordered entries lie.
+void ExpertSideImpl::list_rows(const MicroBatch& batch) {
+    received_.resize(static_cast<size_t>(batch_.rows.rows()));
     for (size_t s = 0; s < batch.sources.size(); ++s) {
         const WireMessage& message = batch.sources[s].message;
-        const int32_t* row_entry = row_entry_.data() + first_row_[s];
-        const int32_t* position = position_.data() + first_entry_[s];
-        const int64_t num_rows = first_row_[s + 1] - first_row_[s] - 1;
-        shared_.parallel(num_rows, kRowsPerTask, [&](int64_t begin, int64_t end, int) {
-            for (int64_t row = begin; row < end; ++row) {
-                for (int32_t e = row_entry[row]; e < row_entry[row + 1]; ++e)
-                    decode_row(options.dtype, message.row(row), message.scales(row), options.dim,
-                               batch_.rows.row<float>(position[e]), stores);
-            }
-        });
+        for (int64_t e = first_entry_[s]; e < first_entry_[s + 1]; ++e) {
+            const int32_t row = message.entries()[e - first_entry_[s]].row;
+            received_[static_cast<size_t>(position_[static_cast<size_t>(e)])] = {
+                message.row(row), message.scales(row)};
+        }
     }
+    const ExchangeOptions& options = shared_.setup.options;
+    batch_.received = {options.dtype, options.dim, received_};
+}
+
+const Tensor& decode_rows(const ExpertBatch& batch, ThreadPool* threads) {
+    const WireRows& from = batch.received;
+    const Stores stores = stores_for(batch.rows.count() * 4);
+    parallel_blocks(threads, from.count(), kRowsPerTask, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+            const WireRow& row = from.rows[static_cast<size_t>(i)];
+            decode_row(from.dtype, row.values, row.scales, from.dim, batch.rows.row<float>(i),
+                       stores);
+        }
+    });
+    return batch.rows;
 }
 
 void ExpertSideImpl::reply(const Tensor& y) {

@@ -18,6 +18,19 @@ struct LanePair {
     LaneId sized = -1;
 };
 
+// fn(begin, end, thread) over [0, num) in blocks. `threads` may be null.
+template <typename Fn>
+void parallel_blocks(ThreadPool* threads, int64_t num, int64_t block, Fn&& fn) {
+    const int64_t tasks = (num + block - 1) / block;
+    auto body = [&](int64_t task, int thread) {
+        fn(task * block, std::min(num, (task + 1) * block), thread);
+    };
+    if (threads != nullptr)
+        threads->parallel_for(tasks, body);
+    else
+        for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+}
+
 struct ExchangeShared {
     ExchangeSetup setup;
     Transport& transport;
@@ -42,17 +55,9 @@ struct ExchangeShared {
     WireLayout reply_layout(int64_t num_reply_rows) const {
         return wire_layout(combine_dtype(setup.options), setup.options.dim, num_reply_rows, 0);
     }
-    // fn(begin, end, thread) over [0, num) in blocks.
     template <typename Fn>
     void parallel(int64_t num, int64_t block, Fn&& fn) const {
-        const int64_t tasks = (num + block - 1) / block;
-        auto body = [&](int64_t task, int thread) {
-            fn(task * block, std::min(num, (task + 1) * block), thread);
-        };
-        if (threads != nullptr)
-            threads->parallel_for(tasks, body);
-        else
-            for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+        parallel_blocks(threads, num, block, fn);
     }
     int num_threads() const { return threads != nullptr ? threads->num_threads() : 1; }
     // The sender's side of a slot or sized message is free again.
@@ -156,7 +161,7 @@ class ExpertSideImpl final : public ExpertSide {
     void complete(MicroBatch& batch, int source);
     void start_batch(int micro_batch);
     void order_entries(const MicroBatch& batch);
-    void unpack_rows(const MicroBatch& batch);
+    void list_rows(const MicroBatch& batch);
     void grow(int64_t num_rows);
     void pack_reply(const WireMessage& reply, const WireMessage& request, int source,
                     const Tensor& y);
@@ -170,6 +175,7 @@ class ExpertSideImpl final : public ExpertSide {
 
     ExpertBatch batch_;
     Buffer rows_;
+    std::vector<WireRow> received_;
     std::vector<int64_t> offsets_;
     std::vector<int64_t> next_;               // by slot: next free row while ordering
     std::vector<int32_t> position_;           // of every entry, sources one after the other

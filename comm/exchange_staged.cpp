@@ -53,7 +53,8 @@ class StagedExpertSide final : public ExpertSide {
     const ExpertBatch* bring(const ExpertBatch* batch) {
         if (batch == nullptr) return nullptr;
         batch_ = *batch;
-        batch_.rows = rows_.copy_of(batch->rows);
+        batch_.rows = rows_.copy_of(decode_rows(*batch));
+        batch_.received = {};
         return &batch_;
     }
 

@@ -17,12 +17,23 @@ class Experts {
     // on the device not more. Each expert's weights are read once, whatever the number of rows.
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x,
                  const GroupOffsets& groups, const Tensor& y) const;
+    // The same for rows as they travelled, where takes_wire_rows(). CPU only.
+    void forward(Kernels& kernels, Workspace& workspace, const WireRows& x,
+                 const GroupOffsets& groups, const Tensor& y) const;
+    // Not where activations are to be quantised to fp8 first.
+    bool takes_wire_rows(const Workspace& workspace) const {
+        return !workspace.quantises(w1_.dtype()) && !workspace.quantises(w3_.dtype());
+    }
 
     int64_t num_experts() const { return w1_.weight().spec.groups; }
     int64_t weight_bytes_per_expert() const;
     static size_t workspace_bytes(const ModelConfig& config, int64_t rows);
 
   private:
+    template <typename Input>
+    void forward_from(Kernels& kernels, Workspace& workspace, const Input& x, int64_t num_rows,
+                      const GroupOffsets& groups, const Tensor& y) const;
+
     Linear w1_, w2_, w3_;  // groups = local experts
 };
 

@@ -17,6 +17,7 @@
 #include "base/buffer.h"
 #include "base/tensor.h"
 #include "base/thread_pool.h"
+#include "comm/wire_rows.h"
 #include "layers/model_config.h"
 #include "layers/sampling.h"
 
@@ -223,6 +224,12 @@ class Kernels {
     // it is.
     virtual void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
                               const Tensor& y, const Tensor* x_scales = nullptr) = 0;
+    // As the first, for rows in the form in which they travelled, which become f32 a block at a
+    // time. CPU only.
+    virtual void grouped_gemm_wire(const WireRows& /*x*/, std::span<const int64_t> /*offsets*/,
+                                   const Weight& /*w*/, const Tensor& /*y*/) {
+        FERRY_CHECK(false, "rows that travel to a GPU lie together there, as f32");
+    }
     // Per head: y[m, h, out] = x[m, h, in] W_h^T; groups = heads. x and y rows may be strided,
     // heads too (x_head_stride elements between heads of x; y heads are contiguous).
     virtual void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,

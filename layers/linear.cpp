@@ -78,4 +78,10 @@ void Linear::forward_grouped(Kernels& kernels, const LinearInput& x, const Group
         kernels.grouped_gemm(rows, groups.offsets, weight_, y, scales);
 }
 
+void Linear::forward_grouped(Kernels& kernels, const WireRows& x, const GroupOffsets& groups,
+                             const Tensor& y) const {
+    FERRY_CHECK(!groups.on_device);
+    kernels.grouped_gemm_wire(x, groups.offsets, weight_, y);
+}
+
 }  // namespace ferry

@@ -50,6 +50,8 @@ class Linear {
     // Rows of group g use matrix g.
     void forward_grouped(Kernels& kernels, const LinearInput& x, const GroupOffsets& groups,
                          const Tensor& y) const;
+    void forward_grouped(Kernels& kernels, const WireRows& x, const GroupOffsets& groups,
+                         const Tensor& y) const;
 
     const Weight& weight() const { return weight_; }
     DType dtype() const { return weight_.spec.dtype; }

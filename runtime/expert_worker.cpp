@@ -56,8 +56,14 @@ const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
     if (groups.offsets.size() < 2) return output_;  // no experts of this layer are here
     const Tensor rows = batch.rows.slice_rows(
         0, groups.on_device ? std::min(batch.rows.rows(), max_rows_) : groups.offsets.back());
-    if (rows.rows() > 0)
-        model_.experts(batch.layer).forward(kernels_, workspace_, rows, groups, rows);
+    if (rows.rows() == 0) return output_;
+    const Experts& experts = model_.experts(batch.layer);
+    if (batch.received.count() > 0 && experts.takes_wire_rows(workspace_)) {
+        experts.forward(kernels_, workspace_, batch.received, groups, rows);
+    } else {
+        decode_rows(batch, &kernels_.threads());
+        experts.forward(kernels_, workspace_, rows, groups, rows);
+    }
     return output_;
 }
 

@@ -15,7 +15,7 @@ class ExpertWorker {
     static int64_t max_rows(const ModelConfig& config, const ModelPart& part,
                             const FabricOptions& options);
 
-    // The experts' outputs for a batch, in place of its rows.
+    // The experts' outputs for a batch, in its `rows`.
     const Tensor& compute(const ExpertBatch& batch);
     // An expert rank's whole life: serves batches in order of readiness until every attention rank
     // has closed.

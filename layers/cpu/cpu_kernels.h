@@ -27,6 +27,8 @@ class CpuKernels final : public Kernels {
                       const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
+    void grouped_gemm_wire(const WireRows& x, std::span<const int64_t> offsets, const Weight& w,
+                           const Tensor& y) override;
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                    const Tensor& y) override;
     void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) override;

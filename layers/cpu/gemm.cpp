@@ -12,6 +12,9 @@
 #include <cstring>
 #include <utility>
 
+#include "comm/row_codec.h"
+#include "comm/wire.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/cpu/gemm.cpp"
 #include "layers/cpu/vector_targets.h"
@@ -25,13 +28,16 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kBlockK = 256;                // of a block; a multiple of kScaleBlock
-constexpr int64_t kBlockStride = kBlockK + 16;  // of x rows in scratch: not a power of two
+constexpr int64_t kBlockK = 256;                       // of a block; a multiple of kScaleBlock
+constexpr int64_t kBlockStride = kBlockK + 16;         // of x rows in scratch: not a power of two
+constexpr int64_t kFewWireValues = int64_t{64} << 10;  // of few rows, in scratch: 256 KiB
 
 struct Tile {
     const std::byte* panels;
     int64_t panel_stride;  // bytes
-    const float* x;
+    const float* x;        // or, as they travelled:
+    const WireRow* wire;
+    DType wire_dtype;
     int64_t x_stride;
     int64_t num_k;
     float* y;
@@ -273,6 +279,43 @@ void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
     }
 }
 
+// The part of a tile that has k in [first, first + most), a multiple of kScaleBlock; its x is put
+// into `x`, rows x_stride apart.
+template <class Panels>
+Tile block_of(const Tile& all, int64_t num_rows, int64_t first, int64_t most, float* x,
+              int64_t x_stride) {
+    Tile block = all;
+    block.num_k = std::min(most, all.num_k - first);
+    block.resume = first > 0;
+    block.panels += first / Panels::kSteps * Panels::kStepBytes;
+    if (block.w_scales != nullptr) block.w_scales += first / kScaleBlock;
+    if (block.x_scales != nullptr) block.x_scales += first / kScaleBlock;
+    for (int64_t row = 0; row < num_rows; ++row) {
+        if (all.wire == nullptr) {
+            std::memcpy(x + row * x_stride, all.x + row * all.x_stride + first,
+                        static_cast<size_t>(block.num_k) * sizeof(float));
+            continue;
+        }
+        const WireRow& from = all.wire[row];
+        decode_row(all.wire_dtype, from.values + first * size_bytes(all.wire_dtype),
+                   from.scales != nullptr ? from.scales + first / kWireScaleBlock : nullptr,
+                   block.num_k, x + row * x_stride);
+    }
+    block.x = x;
+    block.x_stride = x_stride;
+    return block;
+}
+
+// Few rows as they travelled: along as much of k as the second-level cache holds of them.
+template <class Panels, bool kScaled>
+void multiply_few_wire_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    const int64_t most = kFewWireValues / num_rows / kScaleBlock * kScaleBlock;
+    const int64_t stride = std::min(most, all.num_k) + kBlockStride - kBlockK;
+    for (int64_t k = 0; k < all.num_k; k += most)
+        multiply_few_rows<Panels, kScaled>(
+            block_of<Panels>(all, num_rows, k, most, scratch, stride), num_rows, num_panels);
+}
+
 // num_k values of k of a panel, as f32 [k][16].
 template <class Panels>
 HWY_NOINLINE void widen(const std::byte* HWY_RESTRICT panel, int64_t num_k,
@@ -301,20 +344,10 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
     float* const wide = scratch;
     float* const x = scratch + kChunk * kBlockK * kPanelColumns;
     for (int64_t k = 0; k < all.num_k; k += kBlockK) {
-        Tile block = all;
-        block.num_k = std::min(kBlockK, all.num_k - k);
-        block.resume = k > 0;
-        block.x = x;
-        block.x_stride = kBlockStride;
-        if constexpr (kScaled) block.w_scales += k / kScaleBlock;
-        if (block.x_scales != nullptr) block.x_scales += k / kScaleBlock;
-        for (int64_t row = 0; row < num_rows; ++row)
-            std::memcpy(x + row * kBlockStride, all.x + row * all.x_stride + k,
-                        static_cast<size_t>(block.num_k) * sizeof(float));
+        const Tile block = block_of<Panels>(all, num_rows, k, kBlockK, x, kBlockStride);
         const int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
         for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
             Tile chunk = block.from_panel(panel);
-            chunk.panels += k / Panels::kSteps * Panels::kStepBytes;
             const int64_t chunk_panels = std::min(kChunk, num_panels - panel);
             // Blocks are too short for the hardware to foresee the next one.
             for (int64_t p = chunk_panels; p < 2 * chunk_panels; ++p)
@@ -337,10 +370,12 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
 
 template <class Panels, bool kScaled>
 void multiply(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
-    if (num_rows <= few_rows<Panels>())
-        multiply_few_rows<Panels, kScaled>(all, num_rows, num_panels);
-    else
+    if (num_rows > few_rows<Panels>())
         multiply_many_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
+    else if (all.wire != nullptr)
+        multiply_few_wire_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
+    else
+        multiply_few_rows<Panels, kScaled>(all, num_rows, num_panels);
 }
 
 void multiply_f32(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
@@ -373,6 +408,8 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         .panels = weight.group_data(rows.group) + first_panel * stride,
         .panel_stride = stride,
         .x = rows.x,
+        .wire = rows.wire,
+        .wire_dtype = strides.wire_dtype,
         .x_stride = strides.x,
         .num_k = spec.in,
         .y = rows.y + first_panel * kPanelColumns,

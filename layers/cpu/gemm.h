@@ -6,7 +6,8 @@ namespace ferry {
 
 // The least that divides the work of one call among threads: `num_rows` rows that share one matrix.
 struct GemmRows {
-    const float* x = nullptr;         // [num_rows, in]
+    const float* x = nullptr;         // [num_rows, in], or
+    const WireRow* wire = nullptr;    // [num_rows] of wire_dtype
     float* y = nullptr;               // [num_rows, out]
     const float* x_scales = nullptr;  // [num_rows, ceil(in / 128)] or null
     int64_t group = 0;
@@ -15,6 +16,7 @@ struct GemmRows {
 
 struct GemmStrides {  // elements from row to row
     int64_t x = 0, y = 0, x_scales = 0;
+    DType wire_dtype = DType::f32;
 };
 
 constexpr int64_t kGemmMaxRows = 192;  // of one task: their k-block stays in the second-level cache

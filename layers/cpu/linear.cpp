@@ -29,7 +29,8 @@ void CpuKernels::add_gemm_rows(GemmRows rows, const GemmStrides& strides) {
     const GemmRows first = rows;
     for (int64_t part = 0; part < parts; ++part) {
         const int64_t row = all * part / parts;
-        rows.x = first.x + row * strides.x;
+        if (first.x != nullptr) rows.x = first.x + row * strides.x;
+        if (first.wire != nullptr) rows.wire = first.wire + row;
         rows.y = first.y + row * strides.y;
         if (first.x_scales != nullptr) rows.x_scales = first.x_scales + row * strides.x_scales;
         rows.num_rows = all * (part + 1) / parts - row;
@@ -93,6 +94,26 @@ void CpuKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets,
         add_gemm_rows({.x = x.row<float>(begin),
                        .y = y.row<float>(begin),
                        .x_scales = x_scales != nullptr ? x_scales->row<float>(begin) : nullptr,
+                       .group = group,
+                       .num_rows = offsets[static_cast<size_t>(group + 1)] - begin},
+                      strides);
+    }
+    run_gemm(w, strides);
+}
+
+void CpuKernels::grouped_gemm_wire(const WireRows& x, std::span<const int64_t> offsets,
+                                   const Weight& w, const Tensor& y) {
+    check_shape(y, "y", DType::f32, {x.count(), w.spec.out});
+    FERRY_CHECK(x.dim == w.spec.in && static_cast<int64_t>(offsets.size()) == w.spec.groups + 1 &&
+                    offsets[0] == 0 && offsets.back() == x.count(),
+                "{} rows of {} for {} groups of {}, {} offsets", x.count(), x.dim, w.spec.groups,
+                w.spec.in, offsets.size());
+    const GemmStrides strides{.y = y.row_stride(), .wire_dtype = x.dtype};
+    gemm_rows_.clear();
+    for (int64_t group = 0; group < w.spec.groups; ++group) {
+        const int64_t begin = offsets[static_cast<size_t>(group)];
+        add_gemm_rows({.wire = x.rows.data() + begin,
+                       .y = y.row<float>(begin),
                        .group = group,
                        .num_rows = offsets[static_cast<size_t>(group + 1)] - begin},
                       strides);

@@ -124,12 +124,12 @@ void run(int argc, char** argv) {
 
     const auto one_exchange = [&] {
         if (!attends) {
-            exchange->experts()->reply(exchange->experts()->receive()->rows);
+            exchange->experts()->reply(decode_rows(*exchange->experts()->receive()));
             return;
         }
         exchange->attention()->dispatch(0, 0, tokens.x_view(), tokens.routing());
         exchange->combine(0, 0, Tensor(out.data(), DType::f32, {tokens.num, dim}),
-                          [](const ExpertBatch& batch) { return batch.rows; });
+                          [](const ExpertBatch& batch) { return decode_rows(batch); });
     };
     Times ours, raw;
     for (int round = -5; round < rounds; ++round) {

@@ -57,6 +57,7 @@ class Stages {
           out_(cpu_device(), kTokens * kDim * sizeof(float)),
           rows_(cpu_device(), kEntries * kDim * sizeof(float)) {
         std::fill_n(x_.as<float>(), kTokens * kDim, 1.0f);
+        std::fill_n(rows_.as<float>(), kEntries * kDim, 1.0f);
     }
 
     void run(int rounds) {
@@ -72,7 +73,6 @@ class Stages {
             use_core(1);
             for (int i = 0; i < rounds; ++i) {
                 await(1);
-                time(unpack_ms_, [&] { unpack(); });
                 time(reply_ms_, [&] { reply(); });
                 turn_ = 0;
             }
@@ -87,7 +87,6 @@ class Stages {
                        median(ms), mb, mb / median(ms));
         };
         line("pack", pack_ms_, kTokens * kDim * 4, kTokens * kRowBytes * kExpertRanks);
-        line("unpack", unpack_ms_, kTokens * kRowBytes * kExpertRanks, kEntries * kDim * 4);
         line("reply", reply_ms_, kEntries * kDim * 4, kEntries * kRowBytes);
         line("sum", sum_ms_, kEntries * kRowBytes, kTokens * kDim * 4);
     }
@@ -118,12 +117,6 @@ class Stages {
                 std::copy_n(first, kRowBytes, first + e * kTokens * kRowBytes);
         }
     }
-    void unpack() {
-        for (int64_t t = 0; t < kTokens; ++t)
-            for (int64_t k = 0; k < kTopk; ++k)
-                decode_row(DType::bf16, requests_ + (k % kExpertRanks * kTokens + t) * kRowBytes,
-                           nullptr, kDim, row(t, k), stores_for(kEntries * kDim * 4));
-    }
     void reply() {
         for (int64_t t = 0; t < kTokens; ++t)
             for (int64_t k = 0; k < kTopk; ++k)
@@ -142,7 +135,7 @@ class Stages {
     std::byte* requests_ = shared_memory(kExpertRanks * kTokens * kRowBytes);
     std::byte* replies_ = shared_memory(kEntries * kRowBytes);
     Buffer x_, out_, rows_;
-    std::vector<double> pack_ms_, unpack_ms_, reply_ms_, sum_ms_;
+    std::vector<double> pack_ms_, reply_ms_, sum_ms_;
     std::atomic<int> turn_{0};
 };
 

@@ -51,7 +51,9 @@ void check(const LayoutOptions& layout_options, const ExchangeOptions& options) 
     const auto exchange = make_exchange(
         {.options = options, .layout = layout, .placements = {placement}}, *transport, nullptr);
     const int rank = layout.attention_rank(world.rank());
-    const auto serve = [&](const ExpertBatch& batch) -> const Tensor& { return batch.rows; };
+    const auto serve = [&](const ExpertBatch& batch) -> const Tensor& {
+        return decode_rows(batch);
+    };
     trace().reset_totals();
     Bytes expected;
     if (rank >= 0) {
@@ -115,7 +117,9 @@ TEST(ExchangeBytes, AnExchangeThatIsReopenedGoesOn) {
          .layout = layout,
          .placements = {contiguous_placement(kExperts, layout.num_expert())}},
         *transport, nullptr);
-    const auto serve = [&](const ExpertBatch& batch) -> const Tensor& { return batch.rows; };
+    const auto serve = [&](const ExpertBatch& batch) -> const Tensor& {
+        return decode_rows(batch);
+    };
     const Tokens tokens = make_tokens(1, 5, kDim, kTopk, kExperts, false);
     for (int round = 0; round < 5; ++round) {
         if (layout.attention_rank(world.rank()) >= 0) {

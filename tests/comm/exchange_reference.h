@@ -84,6 +84,7 @@ inline std::vector<float> reference_combine(const ExchangeOptions& options, int 
 
 // y of a batch: every slot is its expert.
 inline void fake_experts(const ExpertBatch& batch, std::span<const int> experts) {
+    decode_rows(batch);
     for (size_t slot = 0; slot + 1 < batch.offsets.size(); ++slot)
         for (int64_t row = batch.offsets[slot]; row < batch.offsets[slot + 1]; ++row) {
             std::vector<float> y(batch.rows.dim(1));

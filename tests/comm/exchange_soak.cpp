@@ -73,7 +73,7 @@ class Soak {
         const int64_t num = kind == 0 ? 0 : random_.next_u32() % (kind < 6 ? 20 : kMaxTokens + 1);
         fill(random_, num, x_, experts_);
         if (exchange_->attention() == nullptr) {
-            exchange_->experts()->reply(exchange_->experts()->receive()->rows);
+            exchange_->experts()->reply(decode_rows(*exchange_->experts()->receive()));
             return 0;
         }
         const int layer = static_cast<int>(number % kLayers);
@@ -81,7 +81,7 @@ class Soak {
                                          {Tensor(experts_.data(), DType::i32, {num, kTopk}),
                                           Tensor(weights_.data(), DType::f32, {num, kTopk})});
         exchange_->combine(layer, 0, Tensor(out_.data(), DType::f32, {num, kDim}),
-                           [](const ExpertBatch& batch) { return batch.rows; });
+                           [](const ExpertBatch& batch) { return decode_rows(batch); });
         int64_t wrong = 0;
         for (int64_t i = 0; i < num * kDim; ++i)
             wrong += out_[static_cast<size_t>(i)] ==

@@ -107,6 +107,7 @@ TEST(Exchange, RowsComeByExpertThenToken) {
     ASSERT_NE(batch, nullptr);
     EXPECT_EQ(batch->layer, 4);
     EXPECT_THAT(batch->offsets, testing::ElementsAre(0, 3, 3, 4, 4, 4, 6));
+    decode_rows(*batch);
     EXPECT_THAT(std::vector<float>(batch->rows.as<float>(), batch->rows.as<float>() + 6),
                 testing::ElementsAre(10, 11, 12, 11, 10, 12));
     rank.exchange->experts()->reply(batch->rows);

@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
             }
             exchange->attention()->dispatch(0, 0, tokens.x_view(), tokens.routing());
             exchange->combine(0, 0, Tensor(out.data(), DType::f32, {8, 64}),
-                              [](const ExpertBatch& batch) { return batch.rows; });
+                              [](const ExpertBatch& batch) { return decode_rows(batch); });
             usleep(1000);
         }
     } catch (const Error& error) {

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "comm/row_codec.h"
+#include "comm/wire.h"
 #include "layers/cpu/cpu_kernels.h"
 #include "tests/support/matrix.h"
 #include "tests/support/reference_linear.h"
@@ -169,6 +171,43 @@ TEST(Linear, GroupsOfManySizes) {
             Matrix y(rows, 136);
             kernels->grouped_gemm(x.view, offsets, plain.packed(*kernels), y.view);
             EXPECT_EQ(num_different(y, expected), 0) << to_string(dtype);
+        }
+    }
+}
+
+// Rows that lie apart, as they travelled, have the bits of the same rows as f32. `in` is more than
+// scratch holds of few rows.
+TEST(Linear, WireRowsHaveTheBitsOfDecodedRows) {
+    const int64_t offsets[] = {0, 1, 1, 13, 48, 100};
+    const int64_t groups = 5, rows = 100, in = 5300, out = 40;
+    const Matrix x(rows, in, 61);
+    for (DType wire : kTypes) {
+        const int64_t row_bytes = wire_row_bytes(wire, in);
+        std::vector<std::byte> values(static_cast<size_t>(rows * row_bytes));
+        std::vector<float> scales(static_cast<size_t>(rows * ceil_div(in, kWireScaleBlock)));
+        std::vector<WireRow> list(rows);
+        Matrix decoded(rows, in);
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t at = r * 37 % rows;  // where it lies
+            std::byte* row = values.data() + at * row_bytes;
+            float* row_scales = scales.data() + at * ceil_div(in, kWireScaleBlock);
+            encode_row(wire, x.view.row<float>(r), in, row, row_scales);
+            decode_row(wire, row, row_scales, in, decoded.view.row<float>(r));
+            list[static_cast<size_t>(r)] = {row, row_scales};
+        }
+        for (DType dtype : kTypes) {
+            const PlainWeight plain =
+                PlainWeight::random({.dtype = dtype, .groups = groups, .out = out, .in = in}, 62);
+            Matrix expected(rows, out);
+            reference_grouped_gemm(decoded.view, offsets, plain, expected.view);
+            for (int num_threads : {1, 2}) {
+                const auto kernels = make_cpu_kernels(num_threads);
+                Matrix y(rows, out);
+                kernels->grouped_gemm_wire({wire, in, list}, offsets, plain.packed(*kernels),
+                                           y.view);
+                EXPECT_EQ(num_different(y, expected), 0)
+                    << to_string(wire) << " rows, " << to_string(dtype) << " weights";
+            }
         }
     }
 }
