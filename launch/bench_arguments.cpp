@@ -126,7 +126,7 @@ void run_bench_job(const std::function<void(World& world)>& body) {
     install_stop_signals();
     bool stopped = false, tells = true;
     {
-        World world(nullptr, nullptr);
+        World world = start_world();
         try {
             body(world);
             stopped = world.all_max(stop_requested() ? 1 : 0) > 0;

@@ -402,8 +402,7 @@ void generate(const Arguments& arguments) {
     std::optional<Error> stopped;
     bool stopped_quietly = false;  // rank 0 tells
     {
-        World world(nullptr, nullptr);
-        tell_keeper_started();
+        World world = start_world();
         try {
             generate_on(arguments, world);
         } catch (const Error& error) {

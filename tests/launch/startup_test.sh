@@ -40,6 +40,10 @@ expect 2 "and this one has no launcher" "${job[@]}" --set layout.mode=from_launc
 # A rank that never calls MPI: Open MPI itself would wait for ever.
 expect 5 "MPI did not start within 3 s: some rank has not come" \
     env FERRY_START_TIMEOUT_S=3 "${run[@]}" 1 "${job[@]}" : -n 1 sleep 50
+# Only the start has this deadline, in every command: this one lasts 7 s by the clock.
+expect 0 "fixed at 2/s" \
+    env FERRY_START_TIMEOUT_S=5 "${run[@]}" 2 "$ferry" bench throughput --model "$work/demo" --requests 14 --input 4 \
+    --output 2 --arrivals fixed --rate 2 --repetitions 1 --warmup 0 --set engine.threads=1
 # Errors of one rank alone, and of all: one line each, the job ends.
 expect 2 "output.dir: 2 ranks need a folder for their results" \
     "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma
