@@ -204,6 +204,7 @@ class LaunchedScaling {
 
     void run() {
         const Config config = config_of(arguments_);
+        check_outputs(arguments_, config);
         for (const Point& point : points()) {
             if (stop_requested()) break;
             measure(point, config.log.trace);

@@ -17,6 +17,7 @@
 #include "launch/commands.h"
 #include "launch/doctor_checks.h"
 #include "launch/keeper.h"
+#include "launch/text_output.h"
 #include "launch/version_config.h"
 
 namespace ferry {
@@ -123,8 +124,7 @@ std::vector<Finding> examine(const Arguments& arguments, World* world) {
 
 int publish(const Arguments& arguments, std::span<const RankFindings> ranks) {
     const DoctorReport report(ranks);
-    std::fputs((arguments.json ? report.to_json() : report.to_text()).c_str(), stdout);
-    std::fflush(stdout);
+    print_text(arguments.json ? report.to_json() : report.to_text());
     return report.count(Verdict::fail);
 }
 
