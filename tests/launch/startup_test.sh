@@ -18,6 +18,8 @@ expect 2 "2 attention + 3 expert ranks = 5, but this world has 3 ranks; start 5 
     "${run[@]}" 3 "${job[@]}" --set $d --set layout.attention_ranks=2 --set layout.expert_ranks=3
 expect 2 "or set expert_ranks: 1" \
     "${run[@]}" 3 "${job[@]}" --set $d --set layout.attention_ranks=2 --set layout.expert_ranks=3
+told=$(grep -c "^ferry: rank" "$work/log")
+[ "$told" -eq 1 ] || { echo "FAILED: $told ranks tell what is wrong on all"; failed=$((failed + 1)); }
 expect 2 "colocated uses every rank for both roles, but attention_ranks is 5 and this world has 2 ranks" \
     "${run[@]}" 2 "${job[@]}" --set layout.attention_ranks=5
 expect 2 "tp_size 2 does not divide 3 attention ranks; these do: 1, 3" \
