@@ -68,6 +68,10 @@ std::vector<int> slurm_components(const GetEnv& get) {
 
 }  // namespace
 
+const char* own_environment(const char* name) {
+    return std::getenv(name);
+}
+
 int launcher_tasks(const GetEnv& get) {
     int tasks = 1;
     // Open MPI's mpirun, MPICH's hydra, Slurm (of the step: SLURM_NTASKS alone is set in the batch
@@ -82,6 +86,11 @@ int launcher_rank(const GetEnv& get) {
     for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
         if (const char* rank = get(name)) return number(rank);
     return 0;
+}
+
+int start_timeout_s(const GetEnv& get) {
+    const int seconds = number(get("FERRY_START_TIMEOUT_S"));
+    return seconds > 0 ? seconds : 300;
 }
 
 bool lacks_process_manager(const GetEnv& get, const std::string& mpi_version) {

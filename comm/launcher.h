@@ -8,12 +8,16 @@ namespace ferry {
 
 // Reads an environment variable; null: unset.
 using GetEnv = std::function<const char*(const char*)>;
+const char* own_environment(const char* name);  // of this process
 
 // Tasks that the launcher says it started: 1 when there is no launcher or it does not say.
 int launcher_tasks(const GetEnv& get);
 
 // This task's number, 0 when there is no launcher.
 int launcher_rank(const GetEnv& get);
+
+// How long ranks may take to find each other, s: 300, or FERRY_START_TIMEOUT_S.
+int start_timeout_s(const GetEnv& get);
 
 // Whether srun gave its tasks nothing by which this MPI library could find the others: no PMIx for
 // Open MPI, no PMI at all for others. `mpi_version`: World's. Such a task aborts in MPI_Init, or

@@ -99,12 +99,7 @@ struct Watchdog::Impl {
     void run() {
         while (!stop.load()) {
             wait_for_news();
-            if (listener)
-                while (std::optional<TcpLink> link = listener->accept()) {
-                    Peer peer;
-                    peer.link = std::move(*link);
-                    peers.push_back(std::move(peer));
-                }
+            accept_peers();
             for (Peer& peer : peers) read(peer);
             if (seconds_since(last_beat) >= options.heartbeat_s) {
                 last_beat = Clock::now();
@@ -117,7 +112,17 @@ struct Watchdog::Impl {
             check_stall();
             check_grace();
         }
+        accept_peers();  // of a run that ends as it begins
         for (Peer& peer : peers) peer.link.send(news(NewsKind::farewell, rank, ""));
+    }
+
+    void accept_peers() {
+        if (!listener) return;
+        while (std::optional<TcpLink> link = listener->accept()) {
+            Peer peer;
+            peer.link = std::move(*link);
+            peers.push_back(std::move(peer));
+        }
     }
 
     void wait_for_news() {

@@ -19,6 +19,7 @@
 #include "comm/progress_state.h"
 #if FERRY_HAS_MPI
 #include "comm/mpi_api.h"
+#include "comm/roll_call.h"
 #endif
 
 namespace ferry {
@@ -53,23 +54,31 @@ struct World::Impl {
     MPI_Comm node = MPI_COMM_NULL;
 };
 
-World::World(int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
-    const GetEnv get = [](const char* name) { return std::getenv(name); };
+World::World(int* argc, char*** argv, const std::function<void()>& mpi_started)
+    : impl_(std::make_unique<Impl>()), deadline_s_(start_timeout_s(own_environment)) {
     // Open MPI would abort with twenty lines on every rank.
-    if (lacks_process_manager(get, mpi_version())) refuse_lone_tasks(get);
+    if (lacks_process_manager(own_environment, mpi_version())) refuse_lone_tasks(own_environment);
     int provided = 0;
     mpi_check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
     MPI_Comm_size(MPI_COMM_WORLD, &size_);
-    meet(*this, MPI_COMM_WORLD, "MPI_Comm_dup");
-    mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &impl_->world), "MPI_Comm_dup");
+    if (mpi_started) mpi_started();
+    if (size_ == 1 && launcher_tasks(own_environment) > 1) refuse_lone_tasks(own_environment);
+    MPI_Request request = MPI_REQUEST_NULL;
+    MPI_Comm world = MPI_COMM_NULL;
+    mpi_check(MPI_Comm_idup(MPI_COMM_WORLD, &world, &request), "MPI_Comm_idup");
+    wait_for_all(*this, request, "MPI_Comm_idup");
+    impl_->world = world;
     MPI_Comm_set_errhandler(impl_->world, MPI_ERRORS_RETURN);
-    if (size_ == 1 && launcher_tasks(get) > 1) refuse_lone_tasks(get);
     discover_nodes();
     discover_cores();
 }
 
-World::World() : impl_(std::make_unique<Impl>()), owns_mpi_(false) {}
+World::World()
+    : impl_(std::make_unique<Impl>()),
+      owns_mpi_(false),
+      deadline_s_(start_timeout_s(own_environment)) {}
 
 std::unique_ptr<World> World::first_ranks(int num_ranks) {
     MPI_Comm part = MPI_COMM_NULL;
@@ -127,7 +136,46 @@ void World::abort(int exit_code) {
     std::_Exit(exit_code);
 }
 
+namespace {
+
+constexpr double kRollCallS = 5;
+
+std::string name_ranks(const World& world, const std::vector<int>& ranks) {
+    constexpr size_t kMaxNamed = 8;
+    std::string names = ranks.size() == 1 ? "rank" : "ranks";
+    for (size_t i = 0; i < std::min(ranks.size(), kMaxNamed); ++i) {
+        names += fmt::format("{} {}", i == 0 ? "" : ",", ranks[i]);
+        if (!world.host_of_node().empty()) names += " on " + world.host(ranks[i]);
+    }
+    if (ranks.size() > kMaxNamed) names += fmt::format(" and {} more", ranks.size() - kMaxNamed);
+    return names;
+}
+
+// Waited for too long. On rank 0 who is missing becomes known; the others leave it to rank 0 to
+// tell and to end the job, unless it is missing itself.
+[[noreturn]] void tell_who_is_missing(const World& world, RollCall& roll_call, double waited_s,
+                                      const char* what) {
+    const double patience_s = std::min(kRollCallS, world.deadline_s());
+    std::vector<int> missing{0};
+    if (world.rank() == 0)
+        missing = roll_call.call(patience_s);
+    else
+        roll_call.request(2 * patience_s);
+    const std::string reason = missing.empty()
+                                   ? "all of them answer, so it is the network between them"
+                                   : "no answer from " + name_ranks(world, missing) +
+                                         ": lost, cut off, or busy with something else";
+    throw Error(ErrorKind::communication,
+                "rank {} waited {:.0f} s {} for all ranks to take part in {}: {}", world.rank(),
+                waited_s, world.phase(), what, reason);
+}
+
+}  // namespace
+
 void wait_for_all(const World& world, MPI_Request request, const char* what) {
+    const MPI_Comm all = world.impl()->world;
+    RollCall roll_call(all == MPI_COMM_NULL ? MPI_COMM_WORLD : all, world.rank(), world.size(),
+                       world.count_wait());
     Idle idle;
     for (int done = 0;;) {
         mpi_check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
@@ -138,11 +186,8 @@ void wait_for_all(const World& world, MPI_Request request, const char* what) {
             throw Error(ErrorKind::communication,
                         "rank {} stops {}, waiting for all ranks ({}): {}", world.rank(),
                         world.phase(), what, state.failure());
-        if (idle.seconds() > world.deadline_s())
-            throw Error(ErrorKind::communication,
-                        "rank {} waited {:.0f} s {} for all ranks to take part in {}; are all of "
-                        "them alive, and their network up?",
-                        world.rank(), idle.seconds(), world.phase(), what);
+        if (roll_call.look() || idle.seconds() > world.deadline_s())
+            tell_who_is_missing(world, roll_call, idle.seconds(), what);
     }
 }
 
@@ -238,8 +283,10 @@ std::string mpi_version() {
 
 struct World::Impl {};
 
-World::World(int*, char***) {
-    const int tasks = launcher_tasks([](const char* name) { return std::getenv(name); });
+World::World(int*, char***, const std::function<void()>& mpi_started)
+    : deadline_s_(start_timeout_s(own_environment)) {
+    if (mpi_started) mpi_started();
+    const int tasks = launcher_tasks(own_environment);
     if (tasks > 1)
         throw Error(ErrorKind::usage,
                     "the launcher started {} tasks, but this ferry was built without MPI; install "
@@ -259,7 +306,7 @@ void World::abort(int exit_code) {
 }
 void World::barrier() {}
 void World::wait_quietly() {}
-World::World() : owns_mpi_(false) {
+World::World() : owns_mpi_(false), deadline_s_(start_timeout_s(own_environment)) {
     discover_nodes();
 }
 std::unique_ptr<World> World::first_ranks(int num_ranks) {

@@ -19,8 +19,9 @@ namespace ferry {
 class World {
   public:
     // Once per process. Throws Error(usage) when this is a world of one although the launcher
-    // started more tasks (an MPI library that does not understand the launcher).
-    World(int* argc, char*** argv);
+    // started more tasks (an MPI library that does not understand the launcher). `mpi_started` runs
+    // when MPI_Init is over, which has no deadline; whatever waits after it has.
+    World(int* argc, char*** argv, const std::function<void()>& mpi_started = {});
     ~World();  // Finalises MPI, unless an error is in flight: then finalise would wait for the
                // dead.
     World(const World&) = delete;
@@ -56,8 +57,8 @@ class World {
     [[noreturn]] void abort(int exit_code);
 
     // Until the next call, a collective that waits for longer ends in Error(communication), naming
-    // `phase` ("while the model is loaded"); a rank that the watchdog finds lost ends it at once.
-    // At first: "at start-up", 300 s.
+    // `phase` ("while the model is loaded") and the ranks that did not come; a rank that the
+    // watchdog finds lost ends it at once. At first: "at start-up", start_timeout_s() (launcher.h).
     void set_deadline(double seconds, std::string phase);
     // What a rank does while it waits in a collective (true: it did something): messages of a
     // transport may need their sender's hands until they are taken. Null: nothing.
@@ -76,6 +77,7 @@ class World {
 
     struct Impl;  // MPI's handles, for mpi_api.h
     const Impl* impl() const { return impl_.get(); }
+    int64_t count_wait() const { return ++num_waits_; }  // collectives, the same on all ranks
 
   private:
     World();  // of first_ranks()
@@ -84,7 +86,8 @@ class World {
 
     std::unique_ptr<Impl> impl_;
     bool owns_mpi_ = true;
-    double deadline_s_ = 300;
+    mutable int64_t num_waits_ = 0;
+    double deadline_s_;
     std::string phase_ = "at start-up";
     std::function<bool()> while_waiting_;
     int rank_ = 0;

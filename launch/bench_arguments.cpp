@@ -9,6 +9,7 @@
 #include "launch/command_line.h"
 #include "launch/end_job.h"
 #include "launch/keeper.h"
+#include "launch/text_output.h"
 #include "launch/versions.h"
 #include "runtime/stop_signal.h"
 
@@ -106,11 +107,17 @@ WorkloadOptions workload_options(const BenchArguments& arguments, int64_t vocab_
     return options;
 }
 
+void check_outputs(const BenchModel& arguments, const Config& config) {
+    for (const std::string& path : {arguments.json, arguments.csv, config.log.trace})
+        check_writable(path);
+}
+
 BenchJob::BenchJob(World& all, const BenchArguments& arguments)
     : world(all), config(config_of(arguments)) {
     init_log({.level = static_cast<LogLevel>(config.log.level), .file = config.log.file});
     if (world.size() > 1) set_log_rank(world.rank(), world.host());
     check_supported(config);
+    if (world.rank() == 0) check_outputs(arguments, config);
     check_same_everywhere(world, "build", describe_versions());
     check_same_everywhere(world, "configuration", effective_yaml(config));
     if (world.size() > 1) {
@@ -126,7 +133,7 @@ void run_bench_job(const std::function<void(World& world)>& body) {
     install_stop_signals();
     bool stopped = false, tells = true;
     {
-        World world(nullptr, nullptr);
+        World world = start_world();
         try {
             body(world);
             stopped = world.all_max(stop_requested() ? 1 : 0) > 0;

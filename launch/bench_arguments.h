@@ -31,6 +31,8 @@ void add_model_options(Command& command, BenchModel& arguments);
 // Requests, lengths, arrivals, targets, repetitions, --status-dir.
 void add_workload_options(Command& command, BenchArguments& arguments);
 
+// Throws Error(input) when what is written at the end could not be: the figures, the trace.
+void check_outputs(const BenchModel& arguments, const Config& config);
 // Throws Error(usage).
 Config config_of(const BenchModel& arguments);
 WorkloadOptions workload_options(const BenchArguments& arguments, int64_t vocab_size);

@@ -3,13 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "base/check.h"
-#include "base/error.h"
+#include "launch/text_output.h"
 
 namespace ferry {
 namespace {
@@ -40,15 +37,6 @@ std::string csv_field(const std::string& text) {
 
 Json json_of(const BenchValue& value) {
     return std::visit([](const auto& known) { return Json(known); }, value);
-}
-
-void write(const std::string& path, const std::string& text) {
-    std::FILE* file = std::fopen(path.c_str(), "w");
-    const bool written =
-        file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-    const bool closed = file != nullptr && std::fclose(file) == 0;
-    if (!written || !closed)
-        throw Error(ErrorKind::input, "{}: cannot be written: {}", path, std::strerror(errno));
 }
 
 }  // namespace
@@ -143,11 +131,9 @@ std::string BenchReport::to_csv() const {
 }
 
 void BenchReport::publish(const std::string& json_path, const std::string& csv_path) const {
-    if (json_path != "-" && csv_path != "-") fmt::print("{}", to_text());
-    if (json_path == "-") fmt::print("{}", to_json());
-    if (csv_path == "-") fmt::print("{}", to_csv());
-    if (!json_path.empty() && json_path != "-") write(json_path, to_json());
-    if (!csv_path.empty() && csv_path != "-") write(csv_path, to_csv());
+    if (json_path != "-" && csv_path != "-") print_text(to_text());
+    if (!json_path.empty()) write_text(json_path, to_json());
+    if (!csv_path.empty()) write_text(csv_path, to_csv());
 }
 
 }  // namespace ferry

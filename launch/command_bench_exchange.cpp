@@ -225,7 +225,7 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
 
 void run_bench_exchange(const Arguments& arguments) {
     go_on_under_keeper();
-    World world(nullptr, nullptr);
+    World world = start_world();
     try {
         bench_exchange_on(world, arguments);
     } catch (const Error& error) {

@@ -118,6 +118,7 @@ bool add_expert_ranks(const Arguments& arguments, OpenedModel& model,
 
 void bench_layer(const Arguments& arguments) {
     const Config config = config_of(arguments);
+    check_outputs(arguments, config);
     const std::vector<StepWorkload> workloads = workloads_of(arguments);
     OpenedModel model = open_model(config);
     for (const StepWorkload& workload : workloads)

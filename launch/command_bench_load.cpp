@@ -27,7 +27,7 @@ const std::vector<BenchColumn> kColumns{
     {.key = "state", .heading = "files"},
     {.key = "cached_share", .heading = "cached %", .num_digits = 0, .scale = 100},
     {.key = "dropped_by", .heading = ""},
-    {.key = "skipped", .heading = ""},
+    {.key = "skipped", .heading = "skipped"},
     {.key = "load_s", .heading = "load s", .num_digits = 2},
     {.key = "load_bytes", .heading = "MB", .num_digits = 1, .scale = 1e-6},
     {.key = "load_GBps", .heading = "GB/s", .num_digits = 2},
@@ -170,11 +170,8 @@ void add_bench_load(Command& bench) {
         "Loading a checkpoint by layout, beside plain reading of the same files by the same ranks "
         "in the same run. cold: the files' pages are dropped from the page cache first, with "
         "root's rights of the whole node where files alone did not do; cached: pages stayed all "
-        "the "
-        "same (cached %), which is no cold start; warm: they have just been read. Seconds are "
-        "medians "
-        "of the "
-        "slowest rank");
+        "the same (cached %), which is no cold start; warm: they have just been read. Seconds are "
+        "medians of the slowest rank");
     const auto arguments = std::make_shared<Arguments>();
     add_model_options(command, *arguments);
     command

@@ -204,6 +204,7 @@ class LaunchedScaling {
 
     void run() {
         const Config config = config_of(arguments_);
+        check_outputs(arguments_, config);
         for (const Point& point : points()) {
             if (stop_requested()) break;
             measure(point, config.log.trace);
@@ -295,7 +296,7 @@ class LaunchedScaling {
 };
 
 void scale_through_launcher(const Arguments& arguments) {
-    if (launcher_tasks([](const char* name) { return std::getenv(name); }) > 1)
+    if (launcher_tasks(own_environment) > 1)
         throw Error(ErrorKind::usage,
                     "--launcher: starts jobs itself; run ferry bench scaling once, without mpirun "
                     "or srun");

@@ -4,6 +4,7 @@
 
 #include "launch/command_line.h"
 #include "launch/commands.h"
+#include "launch/text_output.h"
 #include "runtime/config.h"
 
 namespace ferry {
@@ -16,7 +17,7 @@ struct Options {
 
 void print_config(const Options& options) {
     const Config config = load_config(options.file, options.overrides);
-    std::fputs(effective_yaml(config).c_str(), stdout);
+    print_text(effective_yaml(config));
 }
 
 }  // namespace

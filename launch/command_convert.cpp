@@ -5,10 +5,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 
 #include "base/cores.h"
 #include "base/log.h"
 #include "comm/launcher.h"
+#include "comm/watchdog.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/end_job.h"
@@ -96,11 +98,13 @@ void convert_on(const Arguments& arguments, World* world) {
 void convert(const Arguments& arguments) {
     ::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is told like a full disk
     // Alone it needs no MPI, which login nodes often forbid.
-    if (launcher_tasks([](const char* name) { return std::getenv(name); }) == 1)
-        return convert_on(arguments, nullptr);
+    if (launcher_tasks(own_environment) == 1) return convert_on(arguments, nullptr);
     go_on_under_keeper();
-    World world(nullptr, nullptr);
+    World world = start_world();
     try {
+        // Nothing else would notice a host that is cut off in the hours that converting may take.
+        std::optional<Watchdog> watchdog;
+        if (world.size() > 1) watchdog.emplace(world, WatchdogOptions{});
         convert_on(arguments, &world);
     } catch (const Error& error) {
         if (world.size() == 1) throw;

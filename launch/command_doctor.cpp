@@ -16,6 +16,8 @@
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/doctor_checks.h"
+#include "launch/keeper.h"
+#include "launch/text_output.h"
 #include "launch/version_config.h"
 
 namespace ferry {
@@ -26,10 +28,6 @@ struct Arguments {
     int size_mib = 256;
     bool json = false;
 };
-
-const char* environment(const char* name) {
-    return std::getenv(name);
-}
 
 std::string host_name() {
     char name[256] = {};
@@ -95,9 +93,9 @@ std::vector<Finding> examine(const Arguments& arguments, World* world) {
                                     world->num_nodes() == 1 ? "" : "s"),
          .fix = {},
          .same_everywhere = true});
-    findings.push_back(launcher_finding(environment, num_ranks));
-    const char* cpus = environment("SLURM_CPUS_PER_TASK");
-    const bool in_step = environment("SLURM_STEP_ID") != nullptr;
+    findings.push_back(launcher_finding(own_environment, num_ranks));
+    const char* cpus = own_environment("SLURM_CPUS_PER_TASK");
+    const bool in_step = own_environment("SLURM_STEP_ID") != nullptr;
     const int allowed = static_cast<int>(allowed_cores().size());
     findings.push_back(
         core_finding({.own = world == nullptr ? allowed : world->own_cores(),
@@ -111,7 +109,7 @@ std::vector<Finding> examine(const Arguments& arguments, World* world) {
         add_all(findings, memory_findings(memory_facts()));
         findings.push_back(ucx_finding(FERRY_VERSION_UCX, ucx_transports(), rdma_devices()));
         add_all(findings, gpu_findings(gpu_facts(), FERRY_VERSION_CUDA, FERRY_VERSION_NCCL,
-                                       ranks_on_host, environment));
+                                       ranks_on_host, own_environment));
         std::vector<Finding> files = file_findings(arguments.dir, arguments.size_mib,
                                                    world == nullptr ? host_name() : world->host());
         for (Finding& finding : files)
@@ -126,27 +124,33 @@ std::vector<Finding> examine(const Arguments& arguments, World* world) {
 
 int publish(const Arguments& arguments, std::span<const RankFindings> ranks) {
     const DoctorReport report(ranks);
-    std::fputs((arguments.json ? report.to_json() : report.to_text()).c_str(), stdout);
-    std::fflush(stdout);
+    print_text(arguments.json ? report.to_json() : report.to_text());
     return report.count(Verdict::fail);
 }
 
 // The number of failed checks, on the rank that prints.
+int examine_ranks(const Arguments& arguments, World& world) {
+    const std::vector<std::string> all = world.all_gather(encode(examine(arguments, &world)));
+    if (world.rank() != 0) return 0;
+    std::vector<RankFindings> ranks;
+    for (int rank = 0; rank < world.size(); ++rank)
+        ranks.push_back({world.host(rank), decode(all[static_cast<size_t>(rank)])});
+    return publish(arguments, ranks);
+}
+
 int examine_and_publish(const Arguments& arguments) {
-    std::unique_ptr<World> world;
+    go_on_under_keeper();
+    bool ranks_met = false;
     try {
-        world = std::make_unique<World>(nullptr, nullptr);
-    } catch (
-        const Error&) {  // every task a world of its own, this is the first: "launcher" says so
+        World world = start_world();
+        ranks_met = true;
+        return examine_ranks(arguments, world);
+    } catch (const Error& error) {
+        // Every task a world of its own, and this is the first: the check "launcher" says so.
+        if (ranks_met || error.kind() != ErrorKind::usage) throw;
         return publish(arguments,
                        std::vector<RankFindings>{{host_name(), examine(arguments, nullptr)}});
     }
-    const std::vector<std::string> all = world->all_gather(encode(examine(arguments, world.get())));
-    if (world->rank() != 0) return 0;
-    std::vector<RankFindings> ranks;
-    for (int rank = 0; rank < world->size(); ++rank)
-        ranks.push_back({world->host(rank), decode(all[static_cast<size_t>(rank)])});
-    return publish(arguments, ranks);
 }
 
 void doctor(const Arguments& arguments) {

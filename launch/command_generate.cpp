@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
 
@@ -22,6 +21,7 @@
 #include "launch/progress.h"
 #include "launch/result_sinks.h"
 #include "launch/status_file.h"
+#include "launch/text_output.h"
 #include "launch/versions.h"
 #include "runtime/checksum.h"
 #include "runtime/loaded_engine.h"
@@ -96,18 +96,16 @@ std::unique_ptr<RequestReader> open_input(const Config& config, const OpenedMode
 }
 
 void print_line(const Completion& completion, bool with_timings) {
-    std::puts(to_json(completion, with_timings).c_str());
-    std::fflush(stdout);
+    print_text(to_json(completion, with_timings) + "\n");
 }
 
 // For people: the prompt and what the model wrote after it.
-void print_text(const Completion& completion, const std::string& prompt) {
+void print_prompt_and_text(const Completion& completion, const std::string& prompt) {
     const bool bold = ::isatty(STDOUT_FILENO) != 0;
     std::string text = fmt::format("{}{}{}", bold ? "\033[1m" : "", prompt, bold ? "\033[0m" : "");
     text += completion.finish_reason == FinishReason::error ? "\n(failed: " + completion.error + ")"
                                                             : completion.text;
-    std::printf("%s\n\n", text.c_str());
-    std::fflush(stdout);
+    print_text(text + "\n\n");
 }
 
 bool shows_progress(const Config& config) {
@@ -152,9 +150,7 @@ void write_expert_load(const std::string& path, RankFabric& fabric, const ModelC
                        World& world) {
     const ExpertLoad load = gather_expert_load(fabric, model, world);
     if (world.rank() != 0) return;
-    std::ofstream file(path, std::ios::binary);
-    if (!(file << to_json(load) << std::flush))
-        throw Error(ErrorKind::input, "log.expert_load: {} cannot be written", path);
+    write_text(path, to_json(load));
 }
 
 // Collective.
@@ -163,11 +159,10 @@ void write_routing(const std::string& path, RankFabric& fabric, const ModelConfi
     const std::vector<std::string> all =
         world.all_gather(routing_recorder().lines(fabric.attention_rank()));
     if (world.rank() != 0) return;
-    std::ofstream file(path, std::ios::binary);
-    file << RoutingRecorder::first_line(model.n_routed_experts, model.n_activated_experts);
-    for (const std::string& lines : all) file << lines;
-    if (!(file << std::flush))
-        throw Error(ErrorKind::input, "log.routing: {} cannot be written", path);
+    std::string text =
+        RoutingRecorder::first_line(model.n_routed_experts, model.n_activated_experts);
+    for (const std::string& lines : all) text += lines;
+    write_text(path, text);
 }
 
 // Runs this rank's share of the requests into `sink`, or serves experts. Collective.
@@ -265,7 +260,8 @@ void generate_to_folder(const Config& config, OpenedModel& model, World& world,
             log_info("{}: {} requests are done already", dir, counts.done);
         ShowingSink showing(folder, [&](const Completion& completion) {
             if (config.input.file.empty())
-                print_text(completion, config.input.prompt[static_cast<size_t>(completion.index)]);
+                print_prompt_and_text(completion,
+                                      config.input.prompt[static_cast<size_t>(completion.index)]);
         });
         end = run(config, model, world, watchdog, input.num_requests, showing, counts);
         num_done += world.all_sum(counts.done - num_done);
@@ -287,7 +283,8 @@ void generate_to_stdout(const Config& config, OpenedModel& model, World& world) 
     OrderedSink sink(
         [&](const Completion& completion) {
             if (config.input.file.empty())
-                print_text(completion, config.input.prompt[static_cast<size_t>(completion.index)]);
+                print_prompt_and_text(completion,
+                                      config.input.prompt[static_cast<size_t>(completion.index)]);
             else
                 print_line(completion, config.output.timings);
         },
@@ -354,11 +351,7 @@ void talk(const Config& config, OpenedModel& model, World& world) {
                 throw Error(ErrorKind::input, completion.error);
         return answer;
     };
-    const auto write = [](std::string_view text) {
-        std::fwrite(text.data(), 1, text.size(), stdout);
-        std::fflush(stdout);
-    };
-    chat({.read_line = read_person, .write = write}, chat_model);
+    chat({.read_line = read_person, .write = print_text}, chat_model);
 }
 
 // What every rank must agree on before anything is loaded.
@@ -381,6 +374,10 @@ void generate_on(const Arguments& arguments, World& world) {
                     "--interactive");
     check_supported(config);
     check_world(config, world);
+    if (world.rank() == 0)
+        for (const std::string& path :
+             {config.log.trace, config.log.expert_load, config.log.routing})
+            check_writable(path);
     std::optional<Watchdog> watchdog;
     if (world.size() > 1) {
         WatchdogOptions options;
@@ -402,8 +399,7 @@ void generate(const Arguments& arguments) {
     std::optional<Error> stopped;
     bool stopped_quietly = false;  // rank 0 tells
     {
-        World world(nullptr, nullptr);
-        tell_keeper_started();
+        World world = start_world();
         try {
             generate_on(arguments, world);
         } catch (const Error& error) {

@@ -1,9 +1,8 @@
-#include <fmt/format.h>
-
 #include <memory>
 
 #include "launch/command_line.h"
 #include "launch/commands.h"
+#include "launch/text_output.h"
 #include "runtime/checkpoint.h"
 #include "runtime/inspect.h"
 
@@ -19,14 +18,14 @@ struct Arguments {
 void inspect(const Arguments& arguments) {
     const CheckpointSummary summary = summarise_checkpoint(arguments.path);
     if (arguments.json)
-        fmt::print("{}\n", to_json(summary));
+        print_text(to_json(summary) + "\n");
     else
-        fmt::print("{}", to_text(summary, arguments.all));
+        print_text(to_text(summary, arguments.all));
     if (!arguments.verify) return;
     ThreadPool pool(arguments.threads, /*scratch_bytes=*/64);
     const Checkpoint checkpoint(arguments.path);
     checkpoint.verify(pool);
-    if (!arguments.json) fmt::print("all checksums are right\n");
+    if (!arguments.json) print_text("all checksums are right\n");
 }
 
 }  // namespace

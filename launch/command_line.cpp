@@ -1,5 +1,7 @@
 #include "launch/command_line.h"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
@@ -9,18 +11,84 @@
 namespace ferry {
 namespace {
 
-// A misspelt command would only be told as "a subcommand is required".
-std::string explain(const CLI::App& app, int argc, char** argv, const CLI::ParseError& error) {
-    const std::string first = argc > 1 ? argv[1] : "";
+// What the words of a command line lead to: "bench load" of `ferry bench load --modle x`.
+struct Asked {
+    const CLI::App* command;
+    std::string path;                 // "ferry bench load"
+    std::vector<std::string> others;  // the words after it
+};
+
+Asked what_is_asked(const CLI::App& app, int argc, char** argv) {
+    Asked asked{.command = &app, .path = app.get_name(), .others = {argv + 1, argv + argc}};
+    while (!asked.others.empty()) {
+        const std::vector<const CLI::App*> next = asked.command->get_subcommands(
+            [&](const CLI::App* command) { return command->get_name() == asked.others.front(); });
+        if (next.empty()) break;
+        asked.command = next.front();
+        asked.path += " " + asked.others.front();
+        asked.others.erase(asked.others.begin());
+    }
+    return asked;
+}
+
+std::string suggest(const std::string& word, const std::vector<std::string>& known) {
+    const std::string nearest = nearest_spelling(word, known);
+    return nearest.empty() ? "" : "; did you mean " + nearest + "?";
+}
+
+// A command of which one must follow: CLI11 would not name them.
+std::string explain_command(const Asked& asked) {
     std::vector<std::string> commands;
-    for (const CLI::App* command : app.get_subcommands(nullptr))
+    for (const CLI::App* command : asked.command->get_subcommands(nullptr))
         commands.push_back(command->get_name());
-    const bool is_command = std::find(commands.begin(), commands.end(), first) != commands.end();
-    if (first.empty() || first.starts_with("-") || is_command)
-        return std::string(error.what()) + " (see ferry --help)";
-    const std::string nearest = nearest_spelling(first, commands);
-    return "no command " + first + (nearest.empty() ? "" : "; did you mean " + nearest + "?") +
-           " (see ferry --help)";
+    if (asked.others.empty())
+        return fmt::format("{} needs a command: {}", asked.path, fmt::join(commands, ", "));
+    return fmt::format("{} has no command {}{}", asked.path, asked.others.front(),
+                       suggest(asked.others.front(), commands));
+}
+
+std::string explain_extras(const Asked& asked, const std::string& what) {
+    std::vector<std::string> options;
+    for (const CLI::Option* option : asked.command->get_options())
+        for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
+    for (const std::string& word : asked.others) {
+        const std::string name = word.substr(0, word.find('='));
+        if (name.starts_with("--") &&
+            std::find(options.begin(), options.end(), name) == options.end())
+            return fmt::format("{} has no option {}{}", asked.path, name, suggest(name, options));
+    }
+    return what;
+}
+
+std::string explain(const CLI::App& app, int argc, char** argv, const CLI::ParseError& error) {
+    const Asked asked = what_is_asked(app, argc, argv);
+    const bool lacks_command = asked.command->get_require_subcommand_min() > 0;
+    const bool has_option = !asked.others.empty() && asked.others.front().starts_with("-");
+    std::string text = error.what();
+    if (lacks_command && !has_option)
+        text = explain_command(asked);
+    else if (lacks_command || dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr)
+        text = explain_extras(asked, text);
+    return fmt::format("{} (see {} --help)", text, asked.path);
+}
+
+// `allowed`: "0 .. 1024", for the help and for what is told of other values.
+template <typename Number>
+CLI::Validator number_that_is(const std::string& allowed,
+                              const std::function<bool(Number)>& is_good) {
+    return {[=](std::string& text) {
+                Number number{};
+                if (CLI::detail::lexical_cast(text, number) && is_good(number))
+                    return std::string();
+                return fmt::format("must be {}; is {}", allowed, text);
+            },
+            allowed};
+}
+
+template <typename Number>
+CLI::Validator number_between(Number low, Number high) {
+    return number_that_is<Number>(fmt::format("{} .. {}", low, high),
+                                  [=](Number number) { return low <= number && number <= high; });
 }
 
 }  // namespace
@@ -31,22 +99,22 @@ CommandOption& CommandOption::required() {
 }
 
 CommandOption& CommandOption::in_range(int low, int high) {
-    option_->check(CLI::Range(low, high));
+    option_->check(number_between(low, high));
     return *this;
 }
 
 CommandOption& CommandOption::in_range(double low, double high) {
-    option_->check(CLI::Range(low, high));
+    option_->check(number_between(low, high));
     return *this;
 }
 
 CommandOption& CommandOption::positive() {
-    option_->check(CLI::PositiveNumber);
+    option_->check(number_that_is<double>("more than 0", [](double n) { return n > 0; }));
     return *this;
 }
 
 CommandOption& CommandOption::non_negative() {
-    option_->check(CLI::NonNegativeNumber);
+    option_->check(number_that_is<double>("0 or more", [](double n) { return n >= 0; }));
     return *this;
 }
 

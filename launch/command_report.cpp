@@ -1,15 +1,14 @@
 // `ferry report`: one page from the results of benchmarks and runs.
 #include <fmt/format.h>
 
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 
 #include "base/error.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
+#include "launch/text_output.h"
 #include "runtime/report/pages.h"
 #include "runtime/report/sections.h"
 
@@ -20,19 +19,6 @@ struct Arguments {
     std::vector<std::string> results;
     std::string baseline, html, markdown, title = "Ferry report";
 };
-
-void write(const std::string& path, const std::string& text) {
-    if (path == "-") {
-        fmt::print("{}", text);
-        return;
-    }
-    std::FILE* file = std::fopen(path.c_str(), "w");
-    const bool written =
-        file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-    const bool closed = file != nullptr && std::fclose(file) == 0;
-    if (!written || !closed)
-        throw Error(ErrorKind::input, "{}: cannot be written: {}", path, std::strerror(errno));
-}
 
 // A result that took hours is not overwritten by a slip of the shell's completion.
 void keep_inputs(const Arguments& arguments) {
@@ -53,8 +39,8 @@ void write_report(Arguments arguments) {
     keep_inputs(arguments);
     const report::Results results = report::read_results(arguments.results, arguments.baseline);
     const report::Document document = report::make_document(results, arguments.title);
-    if (!arguments.html.empty()) write(arguments.html, report::to_html(document));
-    if (!arguments.markdown.empty()) write(arguments.markdown, report::to_markdown(document));
+    if (!arguments.html.empty()) write_text(arguments.html, report::to_html(document));
+    if (!arguments.markdown.empty()) write_text(arguments.markdown, report::to_markdown(document));
 }
 
 }  // namespace

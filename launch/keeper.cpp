@@ -24,23 +24,37 @@ namespace {
 
 volatile sig_atomic_t kept_process = 0;
 volatile sig_atomic_t start_was_late = 0;
-// Set by the kept process, seen by its keeper: shared memory. Null without a keeper.
-std::atomic<bool>* started = nullptr;
+volatile sig_atomic_t start_is_overtime = 0;
+
+enum class Start { mpi_starts, ranks_meet, done };
+// Of the kept process, seen by its keeper: shared memory. Null without a keeper.
+std::atomic<Start>* start = nullptr;
+
+void reach(Start stage) {
+    if (start != nullptr) start->store(stage);
+}
+
+struct StartEnds {
+    ~StartEnds() { reach(Start::done); }
+};
+
+// Ranks that meet have a deadline of their own and name the one that is missing: only when one is
+// stuck in a call to MPI the keeper goes before.
+constexpr unsigned kOvertimeS = 30;
 
 extern "C" void pass_on(int signal) {
     if (kept_process > 0) ::kill(static_cast<pid_t>(kept_process), signal);
 }
 
 extern "C" void check_start(int) {
-    if (started == nullptr || started->load() || kept_process <= 0) return;
+    if (start == nullptr || kept_process <= 0 || start->load() == Start::done) return;
+    if (start->load() == Start::ranks_meet && start_is_overtime == 0) {
+        start_is_overtime = 1;
+        ::alarm(static_cast<unsigned>(start_timeout_s(own_environment)) + kOvertimeS);
+        return;
+    }
     start_was_late = 1;
     ::kill(static_cast<pid_t>(kept_process), SIGKILL);
-}
-
-unsigned start_timeout_s() {
-    const char* text = std::getenv("FERRY_START_TIMEOUT_S");
-    const int seconds = text == nullptr ? 0 : std::atoi(text);
-    return seconds > 0 ? static_cast<unsigned>(seconds) : 300;
 }
 
 constexpr int kLauncherTimeMs = 7000;
@@ -86,10 +100,10 @@ void end_launcher_if_stuck(pid_t launcher) {
     ::gethostname(host, sizeof host - 1);
     if (start_was_late != 0)
         std::fprintf(stderr,
-                     "ferry: rank %s on %s: MPI did not start within %u s: some rank has not come, "
+                     "ferry: rank %s on %s: MPI did not start within %d s: some rank has not come, "
                      "or the network between hosts does not let it through "
                      "(FERRY_START_TIMEOUT_S)\n",
-                     rank == nullptr ? "?" : rank, host, start_timeout_s());
+                     rank == nullptr ? "?" : rank, host, start_timeout_s(own_environment));
     // SIGINT and SIGTERM are somebody's wish, and told by whoever sent them.
     else if (signal != SIGINT && signal != SIGTERM)
         std::fprintf(stderr, "ferry: rank %s on %s (process %d) was ended by signal %d (%s)\n",
@@ -102,11 +116,11 @@ void end_launcher_if_stuck(pid_t launcher) {
 }  // namespace
 
 void go_on_under_keeper() {
-    if (launcher_tasks([](const char* name) { return std::getenv(name); }) < 2) return;
+    if (launcher_tasks(own_environment) < 2) return;
     const pid_t keeper = ::getpid();
-    void* shared = ::mmap(nullptr, sizeof(std::atomic<bool>), PROT_READ | PROT_WRITE,
+    void* shared = ::mmap(nullptr, sizeof(std::atomic<Start>), PROT_READ | PROT_WRITE,
                           MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared != MAP_FAILED) started = new (shared) std::atomic<bool>(false);
+    if (shared != MAP_FAILED) start = new (shared) std::atomic<Start>(Start::mpi_starts);
     // Signals between here and the handlers would be lost.
     sigset_t passed, before;
     sigemptyset(&passed);
@@ -121,7 +135,7 @@ void go_on_under_keeper() {
         for (const int signal : {SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
         ::signal(SIGINT, SIG_IGN);  // a terminal sends it to both
         ::signal(SIGALRM, check_start);
-        ::alarm(start_timeout_s());
+        ::alarm(static_cast<unsigned>(start_timeout_s(own_environment)));
     } else if (process == 0) {
         // No rank outlives its keeper: the launcher would not know of it.
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -131,8 +145,9 @@ void go_on_under_keeper() {
     if (process > 0) keep(process);
 }
 
-void tell_keeper_started() {
-    if (started != nullptr) started->store(true);
+World start_world() {
+    const StartEnds after_the_world_is_made;
+    return World(nullptr, nullptr, [] { reach(Start::ranks_meet); });
 }
 
 }  // namespace ferry

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
+#include "launch/text_output.h"
 #include "launch/versions.h"
 
 // The only place that catches: every failure becomes one line and an exit code.
@@ -23,7 +24,9 @@ int main(int argc, char** argv) {
     ferry::add_report(root);
     ferry::add_top(root);
     try {
-        return command_line.run(argc, argv);
+        const int code = command_line.run(argc, argv);
+        ferry::flush_output();
+        return code;
     } catch (const ferry::Error& error) {
         std::fprintf(stderr, "ferry: %s: %s\n", ferry::to_string(error.kind()), error.what());
         return ferry::exit_code(error.kind());

@@ -1,7 +1,9 @@
 // The executable as users meet it: exit codes, messages, files.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -75,11 +77,56 @@ TEST(Cli, ReportWritesAPage) {
 }
 
 TEST(Cli, UsageErrors) {
-    expect_error(ferry({}), 2, "subcommand");
+    expect_error(ferry({}), 2, "ferry needs a command: bench, config, convert");
     expect_error(ferry({"genrate"}), 2, "no command genrate; did you mean generate?");
+    expect_error(ferry({"bench", "laod"}), 2,
+                 "ferry bench has no command laod; did you mean load? (see ferry bench --help)");
+    expect_error(ferry({"generate", "--modle=x"}), 2,
+                 "ferry generate has no option --modle; did you mean --model? (see ferry generate");
     expect_error(ferry({"generate", "--colour"}), 2, "--colour");
+    expect_error(ferry({"bench", "throughput", "--requests", "0"}), 2,
+                 "--requests: must be more than 0; is 0");
+    expect_error(ferry({"inspect", "x", "--threads", "many"}), 2,
+                 "--threads: must be 1 .. 1024; is many");
+    expect_error(ferry({"--verison"}), 2, "ferry has no option --verison; did you mean --version?");
     EXPECT_EQ(ferry({"--help"}).exit_code, 0);
     EXPECT_THAT(ferry({"--help"}).out, HasSubstr("generate"));
+}
+
+// Before the work, where the end of it would find out.
+TEST(Cli, FilesThatCannotBeWrittenAreToldAtTheStart) {
+    const std::vector<std::string> generate{
+        "generate", "--model", kDemo, "--prompt", "x", "--set", "model.tokenizer=none"};
+    for (const std::string file : {"log.trace", "log.expert_load", "log.routing"}) {
+        std::vector<std::string> arguments = generate;
+        arguments.insert(arguments.end(), {"--set", file + "=/proc/none/file"});
+        expect_error(ferry(arguments), 4, "/proc/none/file: cannot be written");
+    }
+    for (const std::string command : {"throughput", "load", "layer", "scaling"})
+        expect_error(ferry({"bench", command, "--model", "/nowhere", "--json", "/proc/none/file"}),
+                     4, "/proc/none/file: cannot be written");
+    const TempDir dir;
+    write_file(dir / "there.json", "as it was");
+    expect_error(ferry({"bench", "load", "--model", "/nowhere", "--json", dir / "there.json",
+                        "--csv", dir / "new.csv"}),
+                 3, "/nowhere");
+    EXPECT_EQ(read_file(dir / "there.json"), "as it was");
+    EXPECT_FALSE(std::filesystem::exists(dir / "new.csv"));
+}
+
+TEST(Cli, FullStandardOutputIsNoSuccess) {
+    const ProcessOptions full{.before_start = [] {
+        if (::dup2(::open("/dev/full", O_WRONLY), STDOUT_FILENO) < 0) ::_exit(126);
+    }};
+    const std::string told = "standard output: cannot be written: No space left on device";
+    expect_error(ferry({"config"}, full), 4, told);
+    expect_error(ferry({"--help"}, full), 4, told);
+    expect_error(ferry({"inspect", kDemo}, full), 4, told);
+    const ProcessResult generated = ferry({"generate", "--model", kDemo, "--prompt", "x", "--set",
+                                           "sampling.max_tokens=2", "--set", "log.progress=off"},
+                                          full);
+    EXPECT_EQ(generated.exit_code, 4);
+    EXPECT_THAT(generated.err, HasSubstr(told));
 }
 
 TEST(Cli, ConfigPrintsWhatItReadsBack) {
@@ -348,7 +395,7 @@ TEST(Bench, LayerMeasuresAndComparesBits) {
                      "--repetitions", "1", "--set", "model.layers=1"})
                   .exit_code,
               0);
-    expect_error(ferry({"bench"}), 2, "subcommand");
+    expect_error(ferry({"bench"}), 2, "ferry bench needs a command: exchange, layer, load");
     expect_error(ferry({"bench", "layer", "--shape", shape, "--prefill", "20000"}), 2,
                  "16384 positions");
 }

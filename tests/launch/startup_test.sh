@@ -18,6 +18,8 @@ expect 2 "2 attention + 3 expert ranks = 5, but this world has 3 ranks; start 5 
     "${run[@]}" 3 "${job[@]}" --set $d --set layout.attention_ranks=2 --set layout.expert_ranks=3
 expect 2 "or set expert_ranks: 1" \
     "${run[@]}" 3 "${job[@]}" --set $d --set layout.attention_ranks=2 --set layout.expert_ranks=3
+told=$(grep -c "^ferry: rank" "$work/log")
+[ "$told" -eq 1 ] || { echo "FAILED: $told ranks tell what is wrong on all"; failed=$((failed + 1)); }
 expect 2 "colocated uses every rank for both roles, but attention_ranks is 5 and this world has 2 ranks" \
     "${run[@]}" 2 "${job[@]}" --set layout.attention_ranks=5
 expect 2 "tp_size 2 does not divide 3 attention ranks; these do: 1, 3" \
@@ -40,6 +42,10 @@ expect 2 "and this one has no launcher" "${job[@]}" --set layout.mode=from_launc
 # A rank that never calls MPI: Open MPI itself would wait for ever.
 expect 5 "MPI did not start within 3 s: some rank has not come" \
     env FERRY_START_TIMEOUT_S=3 "${run[@]}" 1 "${job[@]}" : -n 1 sleep 50
+# Only the start has this deadline, in every command: this one lasts 7 s by the clock.
+expect 0 "fixed at 2/s" \
+    env FERRY_START_TIMEOUT_S=5 "${run[@]}" 2 "$ferry" bench throughput --model "$work/demo" --requests 14 --input 4 \
+    --output 2 --arrivals fixed --rate 2 --repetitions 1 --warmup 0 --set engine.threads=1
 # Errors of one rank alone, and of all: one line each, the job ends.
 expect 2 "output.dir: 2 ranks need a folder for their results" \
     "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma
