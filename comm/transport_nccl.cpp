@@ -119,6 +119,7 @@ class NcclBlocks final : public BlockTransport {
                                   channel.stream->get()));
         else
             start_group(channel, slot, sends, receives);
+        wait_until_in_stream(channel, slot);
         slot.finished.record(channel.stream->get());
     }
 
@@ -219,8 +220,11 @@ class NcclBlocks final : public BlockTransport {
                       nccl().Recv(block.data, block.size_bytes, ncclUint8, block.peer, channel.comm,
                                   channel.stream->get()));
         check(channel, slot, nccl().GroupEnd());
-        // A communicator that does not block may still be connecting peers; its events must not be
-        // recorded before the group is in the stream.
+    }
+
+    // A communicator that does not block may still be connecting peers; events must not be recorded
+    // before its work is in the stream.
+    void wait_until_in_stream(Channel& channel, const Slot& slot) {
         ncclResult_t state = ncclInProgress;
         while (state == ncclInProgress) {
             check(channel, slot, nccl().CommGetAsyncError(channel.comm, &state));

@@ -16,8 +16,8 @@ bench() { # RANKS LAYOUT TRANSPORT TOKENS: a table, and where the time of every 
 echo "== 2 attention + 2 expert ranks on this host, us"
 for ((round = 0; round < ${ROUNDS:-3}; round++)); do
     for transport in mpi ucx; do bench 4 2:2 $transport 1,128; done
-    # Blocks of one row, of a dispatch and of a reply; two pairs at once.
-    run 4 "$build/tests/bench/ucx_pingpong" 0.5 64 14400 1843200 7340032 | table
+    # Blocks of one row and of the reply to it, of 128 rows and of the reply to them; two pairs at once.
+    run 4 "$build/tests/bench/ucx_pingpong" 0.5 64 14400 57600 1843200 7340032 | table
 done
 echo "== 1 attention + 1 expert rank, each with a core of its own"
 for ((round = 0; round < ${ROUNDS:-3}; round++)); do
