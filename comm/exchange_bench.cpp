@@ -79,6 +79,7 @@ class Bench {
             choose(random, bench_case.popularity, setup_.options.topk,
                    experts_.data() + t * setup_.options.topk);
         out_.resize(x_.size());
+        input_.resize(x_.size());
     }
 
     ~Bench() { world_.while_waiting(nullptr); }
@@ -158,6 +159,8 @@ class Bench {
 
     void round() {
         if (replay_ != nullptr) take_recorded();
+        // As in a model, whose norm has just written the rows.
+        std::copy(x_.begin(), x_.end(), input_.begin());
         world_.barrier();
         begin_ns_ = trace_now_ns();
         arrived_us_ = dispatch_us_ = both_us_ = 0;
@@ -168,7 +171,7 @@ class Bench {
         }
         const int64_t dim = setup_.options.dim;
         const int64_t topk = setup_.options.topk;
-        exchange_->attention()->dispatch(0, 0, Tensor(x_.data(), DType::f32, {num_, dim}),
+        exchange_->attention()->dispatch(0, 0, Tensor(input_.data(), DType::f32, {num_, dim}),
                                          {Tensor(experts_.data(), DType::i32, {num_, topk}),
                                           Tensor(weights_.data(), DType::f32, {num_, topk})});
         exchange_->combine(0, 0, Tensor(out_.data(), DType::f32, {num_, dim}),
@@ -234,7 +237,7 @@ class Bench {
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<Exchange> exchange_;
     int64_t num_ = 0;
-    std::vector<float> x_, weights_, out_;
+    std::vector<float> x_, weights_, input_, out_;
     std::vector<int32_t> experts_;
     const std::vector<int32_t>* replay_ = nullptr;
     size_t next_recorded_ = 0;
