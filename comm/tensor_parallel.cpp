@@ -137,6 +137,26 @@ class TensorParallelImpl final : public TensorParallel {
     void wait_sent(Peer& peer, LaneId lane) {
         wait([&] { return peer.done = transport_.sent(lane); });
     }
+    // What every peer that is not done sends on lane_of(peer).
+    template <typename LaneOf>
+    void wait_arrived(LaneOf&& lane_of) {
+        wait([&] {
+            transport_.progress();
+            bool all = true;
+            each_peer([&](int, Peer& peer) {
+                peer.done = peer.done || transport_.arrived(lane_of(peer));
+                all = all && peer.done;
+            });
+            return all;
+        });
+    }
+    // The parts of gather_rows(), whose counts go by the slot `parity`.
+    void send_rows(const Tensor& x, int parity);
+    void count_rows(const Tensor& x, int parity);  // sets offsets_, expects rows that come apart
+    void place_rows(const Tensor& x, int parity);  // into gathered_
+    const CountHeader& header_of(const Peer& peer, int parity) {
+        return *reinterpret_cast<const CountHeader*>(transport_.buffer(peer.count_in[parity]));
+    }
     // All-to-all of blocks whose sizes both ends know. pack(member, memory) fills what goes to a
     // member; peers_[].received is what came. Empty blocks do not travel.
     template <typename SendBytes, typename ReceiveBytes, typename Pack>
@@ -175,13 +195,23 @@ void copy_rows(const Tensor& x, std::byte* out) {
 TensorParallel::Gathered TensorParallelImpl::gather_rows(const Tensor& x) {
     ScopedZone zone(Zone::tensor_parallel);
     FERRY_CHECK(x.rank() == 2 && size_bytes(x.dtype()) == 4, "gather_rows of {}", x.describe());
-    const int64_t row_bytes = x.row_size() * 4;
     if (size() == 1) {
         offsets_ = {0, x.rows()};
         if (x.contiguous()) return {x, offsets_};
     }
     const int parity = static_cast<int>(num_gathers_++ & 1);
-    const int64_t own_bytes = x.rows() * row_bytes;
+    send_rows(x, parity);
+    each_peer([](int, Peer& peer) { peer.done = false; });
+    wait_arrived([&](const Peer& peer) { return peer.count_in[parity]; });
+    count_rows(x, parity);
+    place_rows(x, parity);
+    zone.bytes = offsets_.back() * x.row_size() * 4;
+    return {Tensor(gathered_.data(), x.dtype(), {offsets_.back(), x.row_size()}), offsets_};
+}
+
+// Few rows travel with their count, in one message.
+void TensorParallelImpl::send_rows(const Tensor& x, int parity) {
+    const int64_t row_bytes = x.row_size() * 4, own_bytes = x.rows() * row_bytes;
     const bool fits = own_bytes <= options_.inline_bytes;
     each_peer([&](int, Peer& peer) {
         const LaneId lane = peer.count_out[parity];
@@ -200,24 +230,15 @@ TensorParallel::Gathered TensorParallelImpl::gather_rows(const Tensor& x) {
         }
         transport_.send({sends, fits ? size_t{1} : size_t{2}});
     });
-    each_peer([](int, Peer& peer) { peer.done = false; });
-    wait([&] {
-        transport_.progress();
-        bool all = true;
-        each_peer([&](int, Peer& peer) {
-            peer.done = peer.done || transport_.arrived(peer.count_in[parity]);
-            all = all && peer.done;
-        });
-        return all;
-    });
-    const auto header_of = [&](Peer& peer) -> const CountHeader& {
-        return *reinterpret_cast<const CountHeader*>(transport_.buffer(peer.count_in[parity]));
-    };
+}
+
+void TensorParallelImpl::count_rows(const Tensor& x, int parity) {
+    const int64_t row_bytes = x.row_size() * 4;
     offsets_[0] = 0;
     for (int p = 0; p < size(); ++p) {
         int64_t rows = x.rows();
         if (p != rank_) {
-            const CountHeader& header = header_of(peers_[p]);
+            const CountHeader& header = header_of(peers_[p], parity);
             FERRY_CHECK(header.row_bytes == row_bytes, "rank {} gathers rows of {} bytes, not {}",
                         members_[p], header.row_bytes, row_bytes);
             rows = header.num_rows;
@@ -230,20 +251,16 @@ TensorParallel::Gathered TensorParallelImpl::gather_rows(const Tensor& x) {
         }
         offsets_[p + 1] = offsets_[p] + rows;
     }
+}
+
+void TensorParallelImpl::place_rows(const Tensor& x, int parity) {
+    const int64_t row_bytes = x.row_size() * 4;
     grow(gathered_, offsets_.back() * row_bytes);
     const auto place = [&](int p) { return gathered_.as<std::byte>() + offsets_[p] * row_bytes; };
     copy_rows(x, place(rank_));
-    wait([&] {
-        transport_.progress();
-        bool all = true;
-        each_peer([&](int, Peer& peer) {
-            peer.done = peer.done || transport_.arrived(peer.in);
-            all = all && peer.done;
-        });
-        return all;
-    });
+    wait_arrived([](const Peer& peer) { return peer.in; });
     each_peer([&](int p, Peer& peer) {
-        const std::byte* from = header_of(peer).has_rows
+        const std::byte* from = header_of(peer, parity).has_rows
                                     ? transport_.buffer(peer.count_in[parity]) + kMessageUnit
                                     : transport_.buffer(peer.in);
         std::memcpy(place(p), from, static_cast<size_t>(rows_of(p) * row_bytes));
@@ -251,8 +268,6 @@ TensorParallel::Gathered TensorParallelImpl::gather_rows(const Tensor& x) {
             peer.count_in[parity],
             kMessageUnit + round_up_message(static_cast<size_t>(options_.inline_bytes)));
     });
-    zone.bytes = offsets_.back() * row_bytes;
-    return {Tensor(gathered_.data(), x.dtype(), {offsets_.back(), x.row_size()}), offsets_};
 }
 
 template <typename SendBytes, typename ReceiveBytes, typename Pack>
@@ -274,15 +289,7 @@ void TensorParallelImpl::swap_blocks(SendBytes&& send_bytes, ReceiveBytes&& rece
         const LaneSend send{peer.out, bytes};
         transport_.send({&send, 1});
     });
-    wait([&] {
-        transport_.progress();
-        bool all = true;
-        each_peer([&](int, Peer& peer) {
-            if (!peer.done) peer.done = transport_.arrived(peer.in);
-            all = all && peer.done;
-        });
-        return all;
-    });
+    wait_arrived([](const Peer& peer) { return peer.in; });
     each_peer([&](int p, Peer& peer) {
         if (receive_bytes(p) > 0) peer.received = transport_.buffer(peer.in);
     });

@@ -8,6 +8,7 @@
 
 #include "base/cores.h"
 #include "base/device_cuda.h"
+#include "comm/launcher.h"
 #include "launch/bench_arguments.h"
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
@@ -116,23 +117,50 @@ bool add_expert_ranks(const Arguments& arguments, OpenedModel& model,
     return same_bits;
 }
 
-void bench_layer(const Arguments& arguments) {
-    const Config config = config_of(arguments);
-    check_outputs(arguments, config);
-    const std::vector<StepWorkload> workloads = workloads_of(arguments);
-    OpenedModel model = open_model(config);
+void check_against(const ModelConfig& shape, const Arguments& arguments,
+                   const std::vector<StepWorkload>& workloads) {
     for (const StepWorkload& workload : workloads)
-        if (workload.last_position() >= model.source->config().max_positions)
+        if (workload.last_position() >= shape.max_positions)
             throw Error(ErrorKind::usage, "{}: the model has {} positions", name_of(workload),
-                        model.source->config().max_positions);
-    const ModelConfig& shape = model.source->config();
+                        shape.max_positions);
     const int64_t num_experts = shape.n_layers > shape.n_dense_layers ? shape.n_routed_experts : 0;
     if (arguments.expert_ranks > num_experts)
         throw Error(ErrorKind::usage,
                     "--expert-ranks: {} ranks cannot share the {} experts of a layer",
                     arguments.expert_ranks, num_experts);
-    const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
+}
+
+// Times every workload; the trace, when one is asked for, holds them all.
+std::vector<StepTimes> measure(StepBench& bench, const Arguments& arguments,
+                               const std::vector<StepWorkload>& workloads,
+                               const std::string& trace_path) {
+    std::optional<World> world;  // of one rank, which nothing but a trace needs
+    std::optional<RunTrace> run_trace;
+    if (!trace_path.empty()) {
+        world.emplace(nullptr, nullptr);
+        run_trace.emplace(*world, true);
+    }
+    std::vector<StepTimes> all;
+    for (const StepWorkload& workload : workloads)
+        all.push_back(bench.run(workload, arguments.warmup, arguments.repetitions));
+    if (run_trace) {
+        run_trace->finish();
+        run_trace->write(*world, bench.layout(), trace_path);
+    }
+    return all;
+}
+
+void bench_layer(const Arguments& arguments) {
+    if (launcher_tasks(own_environment) > 1)
+        throw Error(ErrorKind::usage, "bench layer: runs on one rank, the launcher started {}",
+                    launcher_tasks(own_environment));
+    const Config config = config_of(arguments);
+    check_outputs(arguments, config);
     check_supported(config);
+    const std::vector<StepWorkload> workloads = workloads_of(arguments);
+    OpenedModel model = open_model(config);
+    check_against(model.source->config(), arguments, workloads);
+    const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
     const auto make_kernels = [&] {
         return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads);
@@ -151,34 +179,19 @@ void bench_layer(const Arguments& arguments) {
         report.add_parameter("threads", int64_t{threads});
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
-    std::optional<World> world;  // of one rank, which nothing but a trace needs
-    std::optional<RunTrace> run_trace;
-    if (!config.log.trace.empty()) {
-        world.emplace(nullptr, nullptr);
-        if (world->size() > 1)
-            throw Error(ErrorKind::usage,
-                        "log.trace: bench layer runs on one rank, the launcher started {}",
-                        world->size());
-        run_trace.emplace(*world, true);
-    }
+
     bool same_bits = true;
-    std::vector<StepTimes> all_times;
-    for (const StepWorkload& workload : workloads) {
-        const StepTimes& times =
-            all_times.emplace_back(bench->run(workload, arguments.warmup, arguments.repetitions));
+    const std::vector<StepTimes> all = measure(*bench, arguments, workloads, config.log.trace);
+    for (const StepTimes& times : all) {
+        const std::string name = name_of(times.workload);
         if (times.experts_per_layer > 0)
-            report.add_parameter(name_of(workload) + ", experts read per layer",
-                                 times.experts_per_layer);
+            report.add_parameter(name + ", experts read per layer", times.experts_per_layer);
         same_bits &= times.same_bits;
-        add_rows(name_of(workload), times, times.stages.back().best_s, report);
-    }
-    if (run_trace) {
-        run_trace->finish();
-        run_trace->write(*world, bench->layout(), config.log.trace);
+        add_rows(name, times, times.stages.back().best_s, report);
     }
     bench.reset();  // the memory of the whole model
     if (arguments.expert_ranks > 0)
-        same_bits &= add_expert_ranks(arguments, model, make_kernels(), all_times, report);
+        same_bits &= add_expert_ranks(arguments, model, make_kernels(), all, report);
     std::string versions = describe_versions();
     std::replace(versions.begin(), versions.end(), '\n', ';');
     report.add_parameter("versions", versions);

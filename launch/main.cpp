@@ -15,6 +15,9 @@ int main(int argc, char** argv) {
     ferry::Command root = command_line.root();
     root.flag_version(ferry::describe_versions, "Versions of all that is linked");
     root.needs_command();
+    root.footer(
+        "Exit codes: 0 done, 2 usage or configuration, 3 checkpoint, 4 input or output,\n"
+        "5 communication, 6 memory, 75 stopped early (run again to go on).");
     ferry::add_bench(root);
     ferry::add_config(root);
     ferry::add_convert(root);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -26,8 +27,10 @@ std::string format_duration(double seconds) {
 
 std::string progress_line(const ProgressCounts& counts, int64_t total, int64_t done_before,
                           double seconds) {
-    std::string line = total > 0 ? fmt::format("{}/{} requests", counts.done, total)
-                                 : fmt::format("{} requests", counts.done);
+    // Lines of the input may ask for more samples than the configuration, from which the total is.
+    std::string line =
+        total > 0 ? fmt::format("{}/{} requests", counts.done, std::max(total, counts.done))
+                  : fmt::format("{} requests", counts.done);
     if (counts.running > 0) line += fmt::format(", {} running", counts.running);
     if (counts.failed > 0) line += fmt::format(", {} failed", counts.failed);
     if (seconds > 0)

@@ -11,27 +11,20 @@ trace_check=$4
 cluster=$source/tests/cluster/cluster.sh
 export CLUSTER_DIR CLUSTER_NAME=fy$(($$ % 10000))h CLUSTER_NET=10.78.$(($$ % 250))
 CLUSTER_DIR=$(mktemp -d)/cluster
-work=$(mktemp -d)
-trap '"$cluster" down 2>/dev/null; rm -rf "$work" "$(dirname "$CLUSTER_DIR")"' EXIT
+source "$source/tests/support/job.sh"
+trap '"$cluster" down 2>/dev/null; cleanup; rm -rf "$(dirname "$CLUSTER_DIR")"' EXIT
 
 if ! why=$("$cluster" check); then
     echo "SKIPPED: $why"
     exit 77
 fi
 "$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 2 2>/dev/null || exit 1
-for i in $(seq 1 12); do
-    echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((10 + i * 7 % 31)),\"temperature\":0.8,\"seed\":$i}"
-done >"$work/input.jsonl"
+requests 12 >"$work/input.jsonl"
 common=(--model "$work/demo" --input "$work/input.jsonl" --set output.timings=false --set log.progress=off
     --set engine.threads=1 --set engine.max_batch=4)
 [ -z "${FERRY_TEST_TRANSPORT:-}" ] || common+=(--set "exchange.transport=$FERRY_TEST_TRANSPORT")
 "$ferry" generate "${common[@]}" --output "$work/one" 2>"$work/log" || { cat "$work/log"; exit 1; }
 
-fail() {
-    echo "FAILED: $*"
-    tail -40 "$work/log"
-    exit 1
-}
 start() { # RANKS-PER-HOST RANKS SETTING...
     local per_host=$1 ranks=$2 set=() setting
     shift 2
@@ -94,6 +87,7 @@ echo "down 3" >"$CLUSTER_DIR/switch"
 begin=$(date +%s)
 wait $job
 code=$?
+job=
 took=$(($(date +%s) - begin))
 echo "link cut: exit code $code after $took s"
 [ $code -eq 5 ] || fail "link cut: exit code $code"

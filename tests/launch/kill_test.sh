@@ -9,24 +9,21 @@ ferry=$1
 source=$2
 kills=${FERRY_KILLS:-20}
 seed=${FERRY_KILL_SEED:-$RANDOM}
-work=$(mktemp -d)
-job=
-cleanup() {
-    [ -n "$job" ] && kill -KILL -- "-$job" 2>/dev/null
-    rm -rf "$work"
-}
-trap cleanup EXIT
+source "$source/tests/support/job.sh"
 RANDOM=$seed
 echo "FERRY_KILL_SEED=$seed"
 
 "$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 2 2>/dev/null || exit 1
-for i in $(seq 1 18); do
-    echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((10 + i * 7 % 31)),\"temperature\":0.8,\"seed\":$i}"
-done >"$work/input.jsonl"
-common=(--model "$work/demo" --input "$work/input.jsonl" --set output.timings=false --set log.progress=off
-    --set engine.threads=1 --set engine.max_batch=4)
+common=(--model "$work/demo" --set output.timings=false --set log.progress=off --set engine.threads=1
+    --set engine.max_batch=4)
 [ -z "${FERRY_TEST_TRANSPORT:-}" ] || common+=(--set "exchange.transport=$FERRY_TEST_TRANSPORT")
-"$ferry" generate "${common[@]}" --output "$work/one" 2>"$work/log" || { cat "$work/log"; exit 1; }
+input=$work/input.jsonl # of the runs to come
+one_rank() { # COUNT: what that many requests give undisturbed on one rank
+    rm -rf "$work/one"
+    requests "$1" >"$input"
+    "$ferry" generate "${common[@]}" --input "$input" --output "$work/one" 2>"$work/log" || fail "on one rank"
+}
+one_rank 18
 
 d="layout.mode=disaggregated"
 layouts=("2 $d layout.attention_ranks=1 layout.expert_ranks=1 engine.micro_batches=2"
@@ -36,18 +33,13 @@ layouts=("2 $d layout.attention_ranks=1 layout.expert_ranks=1 engine.micro_batch
     "4 layout.tp_size=2 exchange.mode=sized"
     "1")
 
-fail() {
-    echo "FAILED: $*"
-    tail -30 "$work/log"
-    exit 1
-}
 children() { cat "/proc/$1/task/"*/children 2>/dev/null; }
 start() { # one of `layouts`; sets job, ranks
     read -r ranks settings <<<"$1"
     local set=() setting
     for setting in $settings; do set+=(--set "$setting"); done
-    setsid "$source/tests/support/mpirun.sh" "$ranks" "$ferry" generate "${common[@]}" "${set[@]}" --output "$work/out" \
-        >"$work/log" 2>&1 &
+    setsid "$source/tests/support/mpirun.sh" "$ranks" "$ferry" generate "${common[@]}" "${set[@]}" \
+        --input "$input" --output "$work/out" >"$work/log" 2>&1 &
     job=$!
 }
 # The processes that mpirun started ("keepers"), or the ranks under them, once they are there.
@@ -62,7 +54,6 @@ processes() {
     done
 }
 await_ranks() { until [ -n "$(processes ranks)" ] || ! kill -0 "$job" 2>/dev/null; do sleep 0.02; done; }
-now_ms() { echo $(($(date +%s%N) / 1000000)); }
 random_layout() { layout=${layouts[RANDOM % ${#layouts[@]}]}; }
 finished() { cat "$work/out"/part-*.jsonl 2>/dev/null | sed -n 's/.*"index": *\([0-9]*\).*"sample".*}}$/\1/p' | sort -n | uniq; }
 finish_run() { # undisturbed, to the end
@@ -134,6 +125,7 @@ done
 [ -d "$work/out" ] && finish_run
 echo "$killed kills, $resumed_runs runs resumed to their end, $ended_before had ended before, mpirun was stuck $stuck times; slowest end $slowest_ms ms; an undisturbed run takes $run_ms ms"
 
+one_rank 90 # more than is done before a signal has come
 stopped=0
 for signal in TERM USR1; do
     for layout in "${layouts[1]}" "${layouts[2]}"; do

@@ -4,18 +4,7 @@
 set -uo pipefail
 ferry=$1
 source=$2
-work=$(mktemp -d)
-job=
-cleanup() {
-    [ -n "$job" ] && kill -KILL -- "-$job" 2>/dev/null
-    rm -rf "$work"
-}
-trap cleanup EXIT
-fail() {
-    echo "FAILED: $*"
-    tail -30 "$work/log"
-    exit 1
-}
+source "$source/tests/support/job.sh"
 "$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 2 2>/dev/null || exit 1
 for i in $(seq 1 1000); do # far more than can be done before the kill
     echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((20 + i % 40)),\"ignore_eos\":true}"
@@ -44,10 +33,10 @@ for transports in default self,tcp; do
     [ -n "$victim" ] || fail "UCX_TLS $transports: the run was over before rank 2 could be killed"
     # shellcheck disable=SC2086
     kill -KILL $victim
-    begin=$(date +%s%N)
+    begin=$(now_ms)
     wait "$job"
     code=$?
-    took_ms=$((($(date +%s%N) - begin) / 1000000))
+    took_ms=$(($(now_ms) - begin))
     job=
     echo "UCX_TLS $transports: exit code $code, $took_ms ms after the kill"
     [ "$code" -eq 5 ] || fail "exit code $code"

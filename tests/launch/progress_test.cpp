@@ -17,6 +17,7 @@ TEST(Progress, LineWithoutATotalOrBeforeTheFirstRequest) {
     EXPECT_EQ(progress_line({.running = 2, .tokens = 8}, 7, 0, 4),
               "0/7 requests, 2 running, 2.0 tokens/s");
     EXPECT_EQ(progress_line({.done = 7}, 7, 7, 0), "7/7 requests");
+    EXPECT_EQ(progress_line({.done = 9}, 7, 0, 0), "9/9 requests");
 }
 
 TEST(Progress, Durations) {

@@ -1,7 +1,8 @@
-// An engine over a small golden model on one rank, on the CPU or on an emulated GPU.
+// A small golden model on one rank, on the CPU or on an emulated GPU, and an engine over it.
 #pragma once
 #include <algorithm>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "runtime/engine.h"
@@ -14,6 +15,39 @@ namespace ferry {
 inline constexpr int kMicroBatches = 2;
 inline constexpr int64_t kMaxTokens = 64;  // of one step
 
+class SmallModel {
+  public:
+    SmallModel(std::unique_ptr<Kernels> kernels, const std::string& family, int64_t max_tokens)
+        : source_(testing::golden_folder("models/") + family),
+          kernels_(std::move(kernels)),
+          transport_(make_self_transport()),
+          blocks_(blocks_of(kernels_->device())),
+          rank_(source_, *kernels_, {}, fabric(source_.config(), max_tokens, blocks_.get()),
+                *transport_) {}
+
+    Kernels& kernels() { return *kernels_; }
+    RankModel& rank() { return rank_; }
+    const ModelConfig& config() const { return source_.config(); }
+
+  private:
+    static std::unique_ptr<BlockTransport> blocks_of(Device& device) {
+        auto* gpu = dynamic_cast<CudaDevice*>(&device);
+        return gpu != nullptr ? make_self_blocks(*gpu) : nullptr;
+    }
+    static FabricOptions fabric(const ModelConfig& config, int64_t max_tokens,
+                                BlockTransport* blocks) {
+        FabricOptions options = single_rank_fabric(config, max_tokens, kMicroBatches);
+        options.blocks = blocks;
+        return options;
+    }
+
+    HfModel source_;
+    std::unique_ptr<Kernels> kernels_;
+    std::unique_ptr<Transport> transport_;
+    std::unique_ptr<BlockTransport> blocks_;
+    RankModel rank_;
+};
+
 struct SmallEngineOptions {
     const char* family = "v3";
     int64_t num_pages = 16;
@@ -23,12 +57,9 @@ struct SmallEngineOptions {
 class SmallEngine {
   public:
     explicit SmallEngine(std::unique_ptr<Kernels> kernels, const SmallEngineOptions& options = {})
-        : source_(testing::golden_folder("models/") + options.family),
-          kernels_(std::move(kernels)),
-          transport_(make_self_transport()),
-          blocks_(blocks_of(kernels_->device())),
-          rank_(source_, *kernels_, {}, fabric(source_.config(), blocks_.get()), *transport_),
-          engine_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(),
+        : model_(std::move(kernels), options.family, kMaxTokens),
+          engine_(model_.kernels(), model_.rank().model(), model_.rank().fabric(),
+                  model_.rank().experts(),
                   {.scheduler = {.max_batch = 8, .max_batch_tokens = kMaxTokens},
                    .num_pages = options.num_pages,
                    .max_context = 128,
@@ -36,10 +67,10 @@ class SmallEngine {
                   {}, std::nullopt) {}
 
     Engine* operator->() { return &engine_; }
-    const Exchange& exchange() { return rank_.fabric().exchange(); }
-    int64_t first_moe_layer() const { return source_.config().n_dense_layers; }
+    const Exchange& exchange() { return model_.rank().fabric().exchange(); }
+    int64_t first_moe_layer() const { return model_.config().n_dense_layers; }
     int64_t num_moe_layers() const {
-        return source_.config().n_layers - source_.config().n_dense_layers;
+        return model_.config().n_layers - model_.config().n_dense_layers;
     }
     std::vector<Completion> run(const std::vector<Request>& requests) {
         for (const Request& request : requests) engine_.submit(request);
@@ -51,21 +82,7 @@ class SmallEngine {
     }
 
   private:
-    static std::unique_ptr<BlockTransport> blocks_of(Device& device) {
-        auto* gpu = dynamic_cast<CudaDevice*>(&device);
-        return gpu != nullptr ? make_self_blocks(*gpu) : nullptr;
-    }
-    static FabricOptions fabric(const ModelConfig& config, BlockTransport* blocks) {
-        FabricOptions options = single_rank_fabric(config, kMaxTokens, kMicroBatches);
-        options.blocks = blocks;
-        return options;
-    }
-
-    HfModel source_;
-    std::unique_ptr<Kernels> kernels_;
-    std::unique_ptr<Transport> transport_;
-    std::unique_ptr<BlockTransport> blocks_;
-    RankModel rank_;
+    SmallModel model_;
     Engine engine_;
 };
 

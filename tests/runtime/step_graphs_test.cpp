@@ -145,16 +145,13 @@ TEST(StepGraphs, ARepeatedStepIsOneLaunchOfTheHost) {
 class Decoding {
   public:
     explicit Decoding(bool cuda_graphs)
-        : source_(testing::golden_folder("models/v3")),
-          kernels_(make_cuda_kernels(0)),
-          transport_(make_self_transport()),
-          blocks_(make_self_blocks(cuda_device(0))),
-          rank_(source_, *kernels_, {}, fabric(source_.config(), blocks_.get()), *transport_),
-          worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(),
-                  {.max_tokens = 8,
-                   .max_sequences = 8,
+        : model_(make_cuda_kernels(0), "v3", kMaxRows),
+          worker_(model_.kernels(), model_.rank().model(), model_.rank().fabric(),
+                  model_.rank().experts(),
+                  {.max_tokens = kMaxRows,
+                   .max_sequences = kMaxRows,
                    .max_context = kContext,
-                   .max_logit_rows = 8,
+                   .max_logit_rows = kMaxRows,
                    .num_pages = kPagesEach * 3,
                    .cuda_graphs = cuda_graphs}) {}
 
@@ -185,25 +182,16 @@ class Decoding {
                                          .logit_rows = logit_rows})
                                   .logits;
         std::vector<float> values(static_cast<size_t>(logits.count()));
-        kernels_->device().copy_to_host(values.data(), logits.data(),
-                                        values.size() * sizeof(float));
+        model_.kernels().device().copy_to_host(values.data(), logits.data(),
+                                               values.size() * sizeof(float));
         return values;
     }
     StepGraphs::Counts counts() const { return worker_.step_counts(); }
 
   private:
-    static constexpr int64_t kContext = 1100, kPagesEach = 18;
-    static FabricOptions fabric(const ModelConfig& config, BlockTransport* blocks) {
-        FabricOptions options = single_rank_fabric(config, 8, kMicroBatches);
-        options.blocks = blocks;
-        return options;
-    }
+    static constexpr int64_t kMaxRows = 8, kContext = 1100, kPagesEach = 18;
 
-    HfModel source_;
-    std::unique_ptr<Kernels> kernels_;
-    std::unique_ptr<Transport> transport_;
-    std::unique_ptr<BlockTransport> blocks_;
-    RankModel rank_;
+    SmallModel model_;
     AttentionWorker worker_;
 };
 
