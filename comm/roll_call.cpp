@@ -1,6 +1,5 @@
 #include "comm/roll_call.h"
 
-#if FERRY_HAS_MPI
 #include <deque>
 #include <optional>
 
@@ -82,4 +81,3 @@ void RollCall::request(double seconds) {
 }
 
 }  // namespace ferry
-#endif

@@ -170,9 +170,10 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
             int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
     const bool shows = world.rank() == 0 && shows_progress(config);
     const Totals total = totals_of(watchdog);
+    std::optional<JobSnapshot> last;  // heartbeats are a little behind
     StatusFile status(world.rank() == 0 ? config.output.dir : "",
                       describe_job(config, model, world, num_requests),
-                      [&] { return take_snapshot(world.size(), watchdog); });
+                      [&] { return last ? *last : take_snapshot(world.size(), watchdog); });
     LoadProgress load_progress(shows, total);
     LoadedEngine loaded(config, model, world, load_progress.callback());
     load_progress.finish(world, loaded);
@@ -210,6 +211,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     if (watchdog != nullptr) watchdog->arm(false);
     const auto sum = [&](Tally tally) { return world.all_sum(progress_state().get(tally)); };
     progress.finish(counts_of(sum, done_before));
+    last = gather_snapshot(world);
     status.finish(end == LoopEnd::stopped ? JobState::stopped : JobState::finished);
     if (run_trace) write_trace(*run_trace, config, loaded.fabric().layout(), world);
     if (!config.log.expert_load.empty())

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <functional>
@@ -207,6 +208,15 @@ JobSnapshot take_snapshot(int num_ranks, const Watchdog* watchdog) {
     for (int rank = 0; rank < num_ranks; ++rank)
         snapshot.ranks.push_back(watchdog != nullptr ? watchdog->status_of(rank)
                                                      : progress_state().status());
+    return snapshot;
+}
+
+JobSnapshot gather_snapshot(World& world) {
+    const RankStatus own = progress_state().status();
+    JobSnapshot snapshot;
+    for (const std::string& bytes :
+         world.all_gather(std::string(reinterpret_cast<const char*>(&own), sizeof own)))
+        std::memcpy(&snapshot.ranks.emplace_back(), bytes.data(), sizeof own);
     return snapshot;
 }
 

@@ -60,6 +60,8 @@ std::string layout_text(const Layout& layout);
 std::vector<JobDescription::Rank> describe_ranks(const Layout& layout, const World& world);
 // What rank 0 knows of the job's first `num_ranks` ranks; `watchdog`: null with one rank.
 JobSnapshot take_snapshot(int num_ranks, const Watchdog* watchdog);
+// What all ranks know at this moment. Collective.
+JobSnapshot gather_snapshot(World& world);
 // After a step: what the engine has and holds.
 void note_engine(const Engine& engine, ProgressState& state);
 

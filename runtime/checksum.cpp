@@ -1,6 +1,5 @@
 #include "runtime/checksum.h"
 
-#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <new>
@@ -32,11 +31,6 @@ uint64_t Checksum::value() const {
 
 uint64_t checksum(const void* data, size_t num_bytes) {
     return XXH3_64bits(data, num_bytes);
-}
-
-std::string xxhash_version() {
-    const unsigned version = XXH_versionNumber();
-    return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
 }  // namespace ferry

@@ -24,7 +24,4 @@ class Checksum {
     std::unique_ptr<State> state_;
 };
 
-// "0.8.1", for --version.
-std::string xxhash_version();
-
 }  // namespace ferry

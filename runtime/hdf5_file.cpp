@@ -455,10 +455,4 @@ void Hdf5File::read(const std::string& name, std::span<const Range> ranges, void
     call.ok(H5Dread(dataset, type, memory, space, H5P_DEFAULT, dst));
 }
 
-std::string hdf5_version() {
-    unsigned major = 0, minor = 0, release = 0;
-    H5get_libversion(&major, &minor, &release);
-    return fmt::format("{}.{}.{}", major, minor, release);
-}
-
 }  // namespace ferry

@@ -74,7 +74,4 @@ class Hdf5File {
     std::unique_ptr<Handle> handle_;
 };
 
-// "1.10.8", for --version.
-std::string hdf5_version();
-
 }  // namespace ferry

@@ -205,11 +205,6 @@ std::optional<int32_t> Tokenizer::token_id(std::string_view token) const {
     return impl_->model.id_of(token);
 }
 
-std::string Tokenizer::token_text(int32_t id) const {
-    const std::string* token = impl_->token_of(id);
-    return token != nullptr ? *token : "";
-}
-
 bool Tokenizer::is_special(int32_t id) const {
     const auto token = impl_->added.find(id);
     return token != impl_->added.end() && token->second.special;

@@ -38,8 +38,6 @@ class Tokenizer {
 
     // The token as the file writes it (byte-level: "Ġhello" for " hello").
     std::optional<int32_t> token_id(std::string_view token) const;
-    // Empty for an id that no token has.
-    std::string token_text(int32_t id) const;
     bool is_special(int32_t id) const;
     // The highest id plus one; a model's embedding may have more rows.
     int32_t vocab_size() const;

@@ -98,13 +98,6 @@ void Svg::text(double x, double y, std::string_view text, Anchor anchor, std::st
                          shown == text ? "" : tooltip_element(text));
 }
 
-void Svg::text_turned(double x, double y, std::string_view text, std::string_view classes) {
-    body_ += fmt::format(
-        "<text class=\"{}\" transform=\"translate({} {}) rotate(-90)\" "
-        "text-anchor=\"middle\">{}</text>",
-        classes, coordinate(x), coordinate(y), escape_html(text));
-}
-
 void Svg::open_group(std::string_view classes, std::string_view attributes) {
     body_ +=
         fmt::format("<g class=\"{}\"{}{}>", classes, attributes.empty() ? "" : " ", attributes);

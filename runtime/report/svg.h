@@ -28,7 +28,6 @@ class Svg {
     // Baseline at y. Cut with an ellipsis when `max_width_px` > 0 and it is wider.
     void text(double x, double y, std::string_view text, Anchor anchor, std::string_view classes,
               double max_width_px = 0);
-    void text_turned(double x, double y, std::string_view text, std::string_view classes);
     void open_group(std::string_view classes, std::string_view attributes = {});
     void close_group();
     // Verbatim: text that is SVG already.

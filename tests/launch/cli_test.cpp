@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -74,6 +75,20 @@ TEST(Cli, ReportWritesAPage) {
                  "no result of a benchmark");
     write_file(dir / "torn.json", "{\"benchmark\": \"exchange\", \"rows\": [");
     expect_error(ferry({"report", dir / "torn.json"}), 4, "torn.json: not valid JSON");
+}
+
+TEST(Cli, InspectListsAndVerifies) {
+    const TempDir dir;
+    const std::string folder = dir / "checkpoint";
+    ASSERT_EQ(ferry({"convert", kDemo, folder, "--expert-shards", "1"}).exit_code, 0);
+    EXPECT_THAT(ferry({"inspect", folder}).out, HasSubstr("layers/N/ffn/shared/w3"));
+    EXPECT_THAT(ferry({"inspect", folder, "--all"}).out, HasSubstr("layers/4/ffn/shared/w3"));
+    EXPECT_THAT(ferry({"inspect", folder, "--verify"}).out, HasSubstr("all checksums are right"));
+    const std::string shard = folder + "/experts-00000-of-00001.h5";
+    std::fstream(shard, std::ios::in | std::ios::out | std::ios::binary)
+        .seekp(static_cast<std::streamoff>(std::filesystem::file_size(shard)) - 64)
+        .write("\377\376\375", 3);
+    expect_error(ferry({"inspect", folder, "--verify"}), 3, "fails its checksum");
 }
 
 TEST(Cli, UsageErrors) {
@@ -429,6 +444,33 @@ TEST(Bench, LayerTimesTheSharesOfVirtualExpertRanks) {
     arguments = command;
     arguments.insert(arguments.end(), {"--expert-ranks", "9"});
     expect_error(ferry(arguments), 2, "9 ranks cannot share the 8 experts");
+}
+
+TEST(Bench, ThroughputOfLengthsFromAFile) {
+    const TempDir dir;
+    write_file(dir / "lengths.jsonl",
+               "{\"prompt_tokens\": 5, \"max_tokens\": 3}\n{\"input\": 9, \"output\": 2}\n");
+    const std::vector<std::string> command{"bench",           "throughput",
+                                           "--model",         kDemo,
+                                           "--lengths",       dir / "lengths.jsonl",
+                                           "--prefix-share",  "0.5",
+                                           "--slo-tpot-ms",   "60000",
+                                           "--micro-batches", "1,2",
+                                           "--repetitions",   "1",
+                                           "--json",          dir / "result.json"};
+    const ProcessResult result = ferry(command);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const auto json = nlohmann::json::parse(read_file(dir / "result.json"));
+    EXPECT_EQ(json["workload"]["requests"], 2);
+    EXPECT_EQ(json["workload"]["prefix_share"], 0.5);
+    ASSERT_EQ(json["rows"].size(), 2u);
+    for (const auto& row : json["rows"]) EXPECT_GT(row["goodput_requests_per_s"], 0) << row;
+    EXPECT_EQ(
+        ferry({"report", dir / "result.json", "--title", "A & B", "-o", dir / "r.html"}).exit_code,
+        0);
+    EXPECT_THAT(read_file(dir / "r.html"), HasSubstr("<title>A &amp; B</title>"));
+    write_file(dir / "lengths.jsonl", "{\"prompt_tokens\": \"x\"}\n");
+    expect_error(ferry(command), 4, "lengths.jsonl:1: prompt_tokens must be a number of tokens");
 }
 
 TEST(Bench, ExchangeOfOneRankBringsEveryElementBack) {

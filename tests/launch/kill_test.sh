@@ -75,6 +75,7 @@ wait "$job" || fail "undisturbed on [${layouts[1]}]: exit code $?"
 run_ms=$(($(now_ms) - begin))
 job=
 cmp "$work/one/completions.jsonl" "$work/out/completions.jsonl" || fail "other results than on one rank"
+grep -q '"done": 18,' "$work/out/status.json" || fail "the status of a finished run lacks requests"
 rm -rf "$work/out"
 
 killed=0 stuck=0 resumed_runs=0 ended_before=0 slowest_ms=0

@@ -79,9 +79,6 @@ TEST(Tokenizer, LooksUpTokens) {
     EXPECT_EQ(tokenizer.token_id("abc"), 6);
     EXPECT_EQ(tokenizer.token_id("<s>"), 7);
     EXPECT_EQ(tokenizer.token_id("cab"), std::nullopt);
-    EXPECT_EQ(tokenizer.token_text(3), "Ġ");
-    EXPECT_EQ(tokenizer.token_text(99), "");
-    EXPECT_EQ(tokenizer.token_text(-1), "");
     EXPECT_TRUE(tokenizer.is_special(7));
     EXPECT_FALSE(tokenizer.is_special(8));
     EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{0, 99, -5, 1}), "ab");
