@@ -263,7 +263,7 @@ void TensorParallelImpl::place_rows(const Tensor& x, int parity) {
         const std::byte* from = header_of(peer, parity).has_rows
                                     ? transport_.buffer(peer.count_in[parity]) + kMessageUnit
                                     : transport_.buffer(peer.in);
-        std::memcpy(place(p), from, static_cast<size_t>(rows_of(p) * row_bytes));
+        std::copy_n(from, rows_of(p) * row_bytes, place(p));
         transport_.expect(
             peer.count_in[parity],
             kMessageUnit + round_up_message(static_cast<size_t>(options_.inline_bytes)));

@@ -255,7 +255,7 @@ class LaunchedScaling {
             std::filesystem::exists(result_path_)
                 ? Json::parse(read_text_file(result_path_, int64_t{1} << 30), nullptr, false)
                 : Json();
-        if (!json.is_object() || json["rows"].empty()) {
+        if (!json.is_object() || !json.contains("rows") || json["rows"].empty()) {
             Measured none{.skipped = stopped ? "stopped" : fmt::format("exit code {}", code)};
             none.figures.results_hold = stopped;
             if (!stopped) none.figures.word = "NO";

@@ -268,49 +268,52 @@ void StatusFile::write() {
 
 bool has_ended(const std::string& json) {
     const Json parsed = parse(json, kStatusFileName);
-    return parsed["state"] == "finished" || parsed["state"] == "stopped";
+    const std::string state = parsed.value("state", "");
+    return state == "finished" || state == "stopped";
 }
 
 std::string status_text(const std::string& text, const std::string& where, double age_s) {
     const Json json = parse(text, where);
     try {
-        const Json &requests = json["requests"], &tokens = json["tokens"], &cache = json["cache"];
-        const std::string state = json["state"];
+        const Json &requests = json.at("requests"), &tokens = json.at("tokens"),
+                   &cache = json.at("cache");
+        const std::string state = json.at("state");
         const bool ended = state == "finished" || state == "stopped";
-        std::string out = fmt::format("ferry {}: {} after {}", json["command"].get<std::string>(),
-                                      state, format_duration(json["elapsed_s"].get<double>()));
+        std::string out =
+            fmt::format("ferry {}: {} after {}", json.at("command").get<std::string>(), state,
+                        format_duration(json.at("elapsed_s").get<double>()));
         if (!ended && age_s > kStaleS)
             out += fmt::format(" (no news for {}: the job may hang or be gone)",
                                format_duration(age_s));
-        out += fmt::format("\nmodel     {}\nlayout    {}\n", json["model"].get<std::string>(),
-                           json["layout"].get<std::string>());
-        const auto total = requests["total"].get<int64_t>();
-        const auto done = requests["done"].get<int64_t>();
+        out += fmt::format("\nmodel     {}\nlayout    {}\n", json.at("model").get<std::string>(),
+                           json.at("layout").get<std::string>());
+        const auto total = requests.at("total").get<int64_t>();
+        const auto done = requests.at("done").get<int64_t>();
         out += fmt::format(
             "requests  {}{}{} done, {} running, {} waiting",
             total > 0 ? fmt::format("[{}] ", bar(share_of(done, total), kBarWidth)) : "", done,
-            total > 0 ? fmt::format(" of {}", total) : "", requests["running"].get<int64_t>(),
-            requests["waiting"].get<int64_t>());
-        if (requests["failed"].get<int64_t>() > 0)
-            out += fmt::format(", {} failed", requests["failed"].get<int64_t>());
+            total > 0 ? fmt::format(" of {}", total) : "", requests.at("running").get<int64_t>(),
+            requests.at("waiting").get<int64_t>());
+        if (requests.at("failed").get<int64_t>() > 0)
+            out += fmt::format(", {} failed", requests.at("failed").get<int64_t>());
         out += fmt::format("\ntokens    {:.1f}/s now, {} generated\n",
-                           tokens["per_s"].get<double>(), tokens["generated"].get<int64_t>());
-        const auto pages = cache["pages"].get<int64_t>(), used = cache["used"].get<int64_t>();
+                           tokens.at("per_s").get<double>(), tokens.at("generated").get<int64_t>());
+        const auto pages = cache.at("pages").get<int64_t>(), used = cache.at("used").get<int64_t>();
         if (pages > 0)
             out += fmt::format("cache     [{}] {} of {} pages\n",
                                bar(share_of(used, pages), kBarWidth), used, pages);
-        if (json["slowest_phase"].is_object())
+        if (json.at("slowest_phase").is_object())
             out += fmt::format("slowest   phase {} ({:.0f} % of all ranks' time)\n",
-                               json["slowest_phase"]["name"].get<std::string>(),
-                               json["slowest_phase"]["share"].get<double>() * 100);
-        if (json["slowest_rank"].is_object())
+                               json.at("slowest_phase").at("name").get<std::string>(),
+                               json.at("slowest_phase").at("share").get<double>() * 100);
+        if (json.at("slowest_rank").is_object())
             out += fmt::format("          rank {} on {} ({}, busy {:.0f} %)\n",
-                               json["slowest_rank"]["rank"].get<int64_t>(),
-                               json["slowest_rank"]["host"].get<std::string>(),
-                               json["slowest_rank"]["role"].get<std::string>(),
-                               json["slowest_rank"]["busy_share"].get<double>() * 100);
-        out += busy_lines(json["busy_shares"].get<std::vector<double>>());
-        out += phase_lines(json["phases"]);
+                               json.at("slowest_rank").at("rank").get<int64_t>(),
+                               json.at("slowest_rank").at("host").get<std::string>(),
+                               json.at("slowest_rank").at("role").get<std::string>(),
+                               json.at("slowest_rank").at("busy_share").get<double>() * 100);
+        out += busy_lines(json.at("busy_shares").get<std::vector<double>>());
+        out += phase_lines(json.at("phases"));
         return out;
     } catch (const Json::exception&) {
         throw Error(ErrorKind::input, "{}: is a status file of another version", where);

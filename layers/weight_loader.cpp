@@ -59,6 +59,16 @@ void widen(const void* from, DType dtype, int64_t count, float* to) {
     }
 }
 
+// Memory of this thread for a piece on its way: a huge page, since a cache holds no more than a
+// part of a piece whose small pages lie anywhere.
+std::span<std::byte> staging_memory(int64_t num_bytes) {
+    thread_local Buffer memory;
+    const size_t size = static_cast<size_t>(num_bytes);
+    if (memory.size_bytes() < size)
+        memory = Buffer(cpu_device(), std::max(size, static_cast<size_t>(kTaskBytes)));
+    return {memory.as<std::byte>(), size};
+}
+
 Buffer view_of(const Buffer& buffer) {
     return Buffer::adopt(buffer.data(), buffer.size_bytes(), [] {});
 }
@@ -281,10 +291,10 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
 }
 
 void WeightLoader::fill(const std::string& name, Weight& weight, const Piece& piece) {
-    thread_local std::vector<std::byte> staging;
     thread_local std::vector<float> scales;
     const int64_t in = weight.spec.in;
-    staging.resize(static_cast<size_t>(count_elements(piece.box) * size_bytes(weight.spec.dtype)));
+    const std::span<std::byte> staging =
+        staging_memory(count_elements(piece.box) * size_bytes(weight.spec.dtype));
     read(name, piece.box, staging);
     const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
     if (weight.spec.dtype != DType::fp8_e4m3) {

@@ -21,7 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 using namespace checkpoint_format;
 
-constexpr int64_t kVerifyChunkBytes = int64_t{4} << 20;
+constexpr int64_t kVerifyChunkBytes = int64_t{256} << 10;  // stays in cache until it is summed
 
 template <typename T>
 const T* get_if(const Attributes& attributes, const char* name) {

@@ -48,6 +48,7 @@ ctest --test-dir build/release --output-on-failure -j "${FERRY_JOBS:-$(nproc)}" 
 if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     # What MPI and UCX keep at the end is not ours.
     export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1
+    export FERRY_TEST_TIMEOUT_S=${FERRY_TEST_TIMEOUT_S:-440} # of ranks: sanitized programs are slow
     step "asan and ubsan: unit and 4-rank tests"
     cmake --preset asan
     cmake --build --preset asan -j "${FERRY_JOBS:-$(nproc)}"

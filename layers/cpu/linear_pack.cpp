@@ -1,6 +1,7 @@
 // Packing weights into panels (panel.h), and back. Packing is on the way of loading a checkpoint:
 // a line of 64 bytes of 16 rows at a time goes through a small buffer, so that rows which lie a
-// power of two apart do not fight for the same cache set.
+// power of two apart do not fight for the same cache set. Panels are written past the caches: what
+// is stored is whole lines of memory that nobody reads soon.
 #include <algorithm>
 #include <cstring>
 
@@ -24,7 +25,6 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kPrefetchBytes = 4096;  // of the panel, ahead: mostly it is in no cache yet
 
 // What one panel is made of: rows [0, num_rows) of `row_bytes` each; missing ones are zeros.
 struct PanelRows {
@@ -96,10 +96,10 @@ HWY_INLINE void transpose_4x4(const BlockVector (&rows)[4], int64_t width,
     };
     const auto low01 = pair(rows[0], rows[1]), low23 = pair(rows[2], rows[3]);
     const auto high01 = upper_pair(rows[0], rows[1]), high23 = upper_pair(rows[2], rows[3]);
-    hn::Store(hn::BitCast(d, hn::InterleaveLower(wide, low01, low23)), d, packed);
-    hn::Store(hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23)), d, packed + width);
-    hn::Store(hn::BitCast(d, hn::InterleaveLower(wide, high01, high23)), d, packed + 2 * width);
-    hn::Store(hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23)), d, packed + 3 * width);
+    hn::Stream(hn::BitCast(d, hn::InterleaveLower(wide, low01, low23)), d, packed);
+    hn::Stream(hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23)), d, packed + width);
+    hn::Stream(hn::BitCast(d, hn::InterleaveLower(wide, high01, high23)), d, packed + 2 * width);
+    hn::Stream(hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23)), d, packed + 3 * width);
 }
 
 // f32: packed[k][16].
@@ -112,56 +112,49 @@ HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
         }
 }
 
-// Two-byte elements (bf16, or two k of fp8): packed[k][8] of (row i, row i + 8). A vector holds
-// four words of a row, or eight where that is one vector: its blocks are of k and of k + 8 then.
-HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+// Four words of a row, in vectors of two blocks of row + 4 too.
 #if !HWY_HAVE_SCALABLE && HWY_MAX_BYTES >= 32
-    constexpr int64_t kBlocks = 2;
+using Rows = hn::FixedTag<uint32_t, 8>;
+HWY_INLINE hn::Vec<Rows> load_rows(const Lines& lines, int64_t row, int64_t word) {
+    return hn::Combine(Rows(), hn::Load(Block(), lines.words[row + 4] + word),
+                       hn::Load(Block(), lines.words[row] + word));
+}
 #else
-    constexpr int64_t kBlocks = 1;
+using Rows = Block;
+HWY_INLINE hn::Vec<Rows> load_rows(const Lines& lines, int64_t row, int64_t word) {
+    return hn::Load(Rows(), lines.words[row] + word);
+}
 #endif
-    const hn::FixedTag<uint32_t, 4 * kBlocks> d;
-    const hn::Repartition<uint16_t, decltype(d)> halves;
-    const hn::RepartitionToWide<decltype(d)> wide;
-    // Four k of 4 rows, from the pairs of (row i, row i + 8).
-    const auto transpose_four = [&](const auto(&rows)[4], auto(&ks)[4]) HWY_ATTR {
+
+// Two-byte elements (bf16, or two k of fp8): packed[k][8] of (row i, row i + 8).
+HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+    const Rows d;
+    const hn::Repartition<uint16_t, Rows> halves;
+    const hn::RepartitionToWide<Rows> wide;
+    constexpr int64_t kRows = static_cast<int64_t>(hn::MaxLanes(Rows()));
+    // Four k of 4 rows (and of 4 more), from the pairs of (row i, row i + 8).
+    const auto put_four = [&](const auto(&rows)[4], uint32_t* to) HWY_ATTR {
         const auto low01 = hn::BitCast(wide, hn::InterleaveLower(d, rows[0], rows[1]));
         const auto low23 = hn::BitCast(wide, hn::InterleaveLower(d, rows[2], rows[3]));
         const auto high01 = hn::BitCast(wide, hn::InterleaveUpper(d, rows[0], rows[1]));
         const auto high23 = hn::BitCast(wide, hn::InterleaveUpper(d, rows[2], rows[3]));
-        ks[0] = hn::BitCast(d, hn::InterleaveLower(wide, low01, low23));
-        ks[1] = hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23));
-        ks[2] = hn::BitCast(d, hn::InterleaveLower(wide, high01, high23));
-        ks[3] = hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23));
+        hn::Stream(hn::BitCast(d, hn::InterleaveLower(wide, low01, low23)), d, to);
+        hn::Stream(hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23)), d, to + 8);
+        hn::Stream(hn::BitCast(d, hn::InterleaveLower(wide, high01, high23)), d, to + 16);
+        hn::Stream(hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23)), d, to + 24);
     };
-    using V = hn::Vec<decltype(d)>;
-    for (int64_t word = 0; word < kLineBytes / 4; word += 4 * kBlocks) {
-        V ks[2][2][4];  // of k 0 to 3 and 4 to 7, of rows 0 to 3 and 4 to 7
-        for (int half = 0; half < 2; ++half) {
-            V low[4], high[4];
+    for (int64_t word = 0; word < kLineBytes / 4; word += 4)
+        for (int64_t row = 0; row < 8; row += kRows) {
+            hn::Vec<Rows> low[4], high[4];  // pairs of k 0 to 3, of k 4 to 7
             for (int i = 0; i < 4; ++i) {
-                const uint32_t* row = lines.words[4 * half + i];
-                const uint32_t* row_8 = lines.words[4 * half + i + 8];
-                const auto a = hn::BitCast(halves, hn::Load(d, row + word));
-                const auto b = hn::BitCast(halves, hn::Load(d, row_8 + word));
+                const auto a = hn::BitCast(halves, load_rows(lines, row + i, word));
+                const auto b = hn::BitCast(halves, load_rows(lines, row + i + 8, word));
                 low[i] = hn::BitCast(d, hn::InterleaveLower(halves, a, b));
                 high[i] = hn::BitCast(d, hn::InterleaveUpper(halves, a, b));
             }
-            transpose_four(low, ks[0][half]);
-            transpose_four(high, ks[1][half]);
+            put_four(low, packed + 2 * word * 8 + row);
+            put_four(high, packed + (2 * word + 4) * 8 + row);
         }
-        for (int64_t k = 0; k < 8; ++k) {
-            const V rows_03 = ks[k / 4][0][k % 4], rows_47 = ks[k / 4][1][k % 4];
-            uint32_t* to = packed + (2 * word + k) * 8;
-            if constexpr (kBlocks == 2) {
-                hn::Store(hn::ConcatLowerLower(d, rows_47, rows_03), d, to);
-                hn::Store(hn::ConcatUpperUpper(d, rows_47, rows_03), d, to + 8 * 8);
-            } else {
-                hn::Store(rows_03, d, to);
-                hn::Store(rows_47, d, to + 4);
-            }
-        }
-    }
 }
 
 #endif
@@ -184,8 +177,6 @@ HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std:
     bool good = true;
     const auto put = [&](int64_t offset, uint32_t* to) HWY_ATTR {
         read_lines(rows, offset, lines);
-        for (int64_t line = 0; line < kPanelColumns; ++line)
-            hwy::Prefetch(reinterpret_cast<std::byte*>(to) + kPrefetchBytes + line * kLineBytes);
         if constexpr (kType == DType::fp8_e4m3) good &= !any_nan(lines);
         if constexpr (kType == DType::f32)
             transpose(lines, to);
@@ -201,6 +192,7 @@ HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std:
         std::memcpy(packed + offset * kPanelColumns, last,
                     static_cast<size_t>((packed_row_bytes - offset) * kPanelColumns));
     }
+    hwy::FlushStream();  // before another thread is told that the panel is there
     return good;
 }
 

@@ -23,7 +23,7 @@ std::string bytes_of(const T* data, size_t count) {
 template <typename T>
 std::vector<T> values_of(const std::string& bytes) {
     std::vector<T> values(bytes.size() / sizeof(T));
-    std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
     return values;
 }
 template <typename T>

@@ -6,7 +6,9 @@
 //                                           fresh memory and through a small buffer, in turns
 //   checkpoint_bench dummy                  making dummy weights
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -178,6 +180,14 @@ std::vector<Piece> tensor_pieces(Checkpoint& checkpoint) {
     return pieces;
 }
 
+// Takes that much memory and gives it back, so that the kernel has it at hand for who asks next: on
+// a virtual machine that returns memory to its host when it is free for some seconds, getting it
+// again costs several times a whole load.
+void have_memory_at_hand(size_t num_bytes) {
+    const Buffer memory(cpu_device(), num_bytes);
+    for (size_t at = 0; at < num_bytes; at += 4096) memory.as<std::byte>()[at] = std::byte{1};
+}
+
 void bench_load(const std::string& path) {
     Checkpoint checkpoint(path);
     int64_t bytes = 0, file_bytes = 0;
@@ -189,11 +199,7 @@ void bench_load(const std::string& path) {
     const std::vector<Piece> files = file_pieces(checkpoint), tensors = tensor_pieces(checkpoint);
     const size_t memory_bytes = static_cast<size_t>(std::max(bytes, file_bytes));
     // What this machine gives fresh memory at, which every load of weights pays once.
-    const double fresh = best_rate(bytes, [&] {
-        const Buffer untouched(cpu_device(), static_cast<size_t>(bytes));
-        for (size_t at = 0; at < untouched.size_bytes(); at += 4096)
-            untouched.as<std::byte>()[at] = std::byte{1};
-    });
+    const double fresh = best_rate(bytes, [&] { have_memory_at_hand(static_cast<size_t>(bytes)); });
     const Buffer memory(cpu_device(), memory_bytes);
     std::memset(memory.data(), 1, memory_bytes);
     for (int threads : {1, 2}) {
@@ -248,10 +254,20 @@ double fresh_read_seconds(ThreadPool& pool, const std::vector<Piece>& files, siz
     });
 }
 
-// On a virtual machine fresh memory comes at a rate that changes from one second to the next, and
-// depends on what was freed before: hence turns, in an order that changes too, and sums over them.
+struct Times {
+    std::vector<double> seconds;
+    double best() const { return *std::ranges::min_element(seconds); }
+    double median() const {
+        std::vector<double> sorted = seconds;
+        std::ranges::sort(sorted);
+        return sorted[sorted.size() / 2];
+    }
+};
+
+// In turns, in an order that changes too. Memory may be returned to the host at any time: hence the
+// best, of many.
 void bench_whole(const std::string& path, int threads) {
-    constexpr int kTurns = 7;
+    constexpr int kTurns = 11;
     const Checkpoint checkpoint(path);
     const std::vector<Piece> files = file_pieces(checkpoint);
     size_t bytes = 0;
@@ -259,29 +275,35 @@ void bench_whole(const std::string& path, int threads) {
     ThreadPool pool(threads, static_cast<size_t>(kChunkBytes));
     const auto in_cache = [&](const Piece&, int thread) { return pool.scratch(thread); };
     read_pieces(pool, files, in_cache);  // fills the page cache
-    fmt::print("{}: {:.2f} GB, {} threads; seconds\nsmall buffer  fresh memory  whole load\n", path,
-               static_cast<double>(bytes) / 1e9, threads);
-    const auto take_turns = [&](bool verify) {
-        double small = 0, fresh = 0, load = 0;
+    fmt::print("{}: {:.2f} GB, {} threads; seconds\n", path, static_cast<double>(bytes) / 1e9,
+               threads);
+    for (bool verify : {false, true}) {
+        Times small, fresh, load;
         for (int turn = 0; turn < kTurns; ++turn) {
-            const double small_s = seconds_of([&] { read_pieces(pool, files, in_cache); });
-            double fresh_s = 0;
-            if (turn % 2 == 0) fresh_s = fresh_read_seconds(pool, files, bytes);
-            const double load_s = whole_load_seconds(path, threads, verify);
-            if (turn % 2 == 1) fresh_s = fresh_read_seconds(pool, files, bytes);
-            fmt::print("{:12.2f} {:13.2f} {:11.2f}\n", small_s, fresh_s, load_s);
-            std::fflush(stdout);
-            if (turn == 0) continue;  // the first gets memory that this process never had
-            small += small_s, fresh += fresh_s, load += load_s;
+            small.seconds.push_back(seconds_of([&] { read_pieces(pool, files, in_cache); }));
+            for (int side = 0; side < 2; ++side) {
+                have_memory_at_hand(bytes);
+                if (side == turn % 2)
+                    fresh.seconds.push_back(fresh_read_seconds(pool, files, bytes));
+                else
+                    load.seconds.push_back(whole_load_seconds(path, threads, verify));
+            }
         }
+        const auto print = [](const char* what, const Times& times) {
+            fmt::print("  {}: best {:.3f}, median {:.3f} of [{:.2f}]\n", what, times.best(),
+                       times.median(), fmt::join(times.seconds, ", "));
+        };
+        fmt::print("checksum {}\n", verify ? "on" : "off");
+        print("plain reads through a small buffer", small);
+        print("plain reads into fresh memory", fresh);
+        print("whole load", load);
         fmt::print(
-            "checksum {}, all but the first: {:.2f} GB/s, {:.0f} % of plain reads into fresh "
-            "memory, {:.0f} % of plain reads through a small buffer\n",
-            verify ? "on" : "off", static_cast<double>(bytes) * (kTurns - 1) / load / 1e9,
-            100 * fresh / load, 100 * small / load);
-    };
-    take_turns(false);
-    take_turns(true);
+            "  best: {:.2f} GB/s, {:.0f} % of plain reads into fresh memory, {:.0f} % of plain "
+            "reads through a small buffer\n",
+            static_cast<double>(bytes) / load.best() / 1e9, 100 * fresh.best() / load.best(),
+            100 * small.best() / load.best());
+        std::fflush(stdout);
+    }
 }
 
 void bench_dummy() {
