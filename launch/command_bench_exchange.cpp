@@ -10,16 +10,18 @@
 #include <optional>
 
 #include "comm/exchange_bench.h"
+#include "comm/watchdog.h"
+#include "launch/bench_arguments.h"
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
 #include "launch/command_line.h"
-#include "launch/end_job.h"
-#include "launch/keeper.h"
+#include "launch/text_output.h"
 #include "launch/versions.h"
 #include "runtime/input_file.h"
 #include "runtime/placements.h"
 #include "runtime/routing_record.h"
 #include "runtime/run_trace.h"
+#include "runtime/stop_signal.h"
 
 namespace ferry {
 namespace {
@@ -135,6 +137,11 @@ std::string describe_stages(const ExchangeBenchResult& result, const ExchangeBen
 }
 
 void bench_exchange_on(World& world, const Arguments& arguments) {
+    if (world.rank() == 0)
+        for (const std::string& path : {arguments.json, arguments.csv, arguments.trace})
+            check_writable(path);
+    std::optional<Watchdog> watchdog;
+    if (world.size() > 1) watchdog.emplace(world, WatchdogOptions{});
     std::vector<std::string> layouts = arguments.layouts;
     if (layouts.empty())
         layouts = {world.size() == 1
@@ -155,7 +162,10 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
                              arguments.tokens.size();
     int64_t num_wrong = 0;
     std::string matrix;
+    bool stopped = false;  // by a signal: cases that are done are reported
     const auto run = [&](ExchangeBenchCase bench_case, const std::string& name, int64_t tokens) {
+        stopped = stopped || world.all_max(stop_requested() ? 1 : 0) > 0;
+        if (stopped) return;
         std::optional<RunTrace> run_trace;
         if (!arguments.trace.empty()) run_trace.emplace(world, true);
         const ExchangeBenchResult result = bench_exchange(world, bench_case);
@@ -223,17 +233,6 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
         throw Error(ErrorKind::communication, "{} elements came back wrong", num_wrong);
 }
 
-void run_bench_exchange(const Arguments& arguments) {
-    go_on_under_keeper();
-    World world = start_world();
-    try {
-        bench_exchange_on(world, arguments);
-    } catch (const Error& error) {
-        if (world.size() == 1) throw;
-        end_job(world, error);
-    }
-}
-
 template <typename Map>
 std::vector<std::string> keys(const Map& map) {
     std::vector<std::string> names;
@@ -290,7 +289,9 @@ void add_bench_exchange(Command& bench) {
                    "cases, each to a file named after it");
     command.option("--json", arguments->json, "Write JSON to this file; - : to stdout");
     command.option("--csv", arguments->csv, "Write CSV to this file; - : to stdout");
-    command.on_run([arguments] { run_bench_exchange(*arguments); });
+    command.on_run([arguments] {
+        run_bench_job([&](World& world) { bench_exchange_on(world, *arguments); });
+    });
 }
 
 }  // namespace ferry

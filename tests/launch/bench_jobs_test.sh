@@ -53,6 +53,10 @@ for trace in t-colocated-batch-1 t-colocated-batch-2 layer e-auto-1-1-uniform-bf
     expect 0 " 0 problems" "$trace_check" "$work/$trace.json"
 done
 holds "$work/e-auto-1-1-uniform-bf16-auto-x-64-8.json" '"rows"'
+# Stopped in the sweep: what is done is reported.
+expect 75 "what was finished before is reported" timeout -s TERM --preserve-status 3 "$ferry" bench exchange --layout colocated \
+    --tokens 1,4096,4096,4096,4096,4096,4096,4096,4096 --experts 8 --dim 1024 --repetitions 100 --json "$work/stopped.json"
+holds "$work/stopped.json" '"tokens": 1'
 expect 2 "runs on one rank" "${run[@]}" 2 "$ferry" bench layer --shape "$source/tests/launch/tiny_model.yaml" --decode 1 \
     --context 8 --prefill 0 --set log.trace="$work/layer.json"
 

@@ -495,6 +495,8 @@ TEST(Bench, ExchangeOfOneRankBringsEveryElementBack) {
     expect_error(ferry({"bench", "exchange", "--experts", "2", "--topk", "3"}), 2,
                  "top-3 of 2 experts");
     expect_error(ferry({"bench", "exchange", "--layout", "2:1"}), 2, "3 ranks");
+    expect_error(ferry({"bench", "exchange", "--json", "no/such/folder.json"}), 4,
+                 "no/such/folder.json: cannot be written");
 }
 
 TEST(Bench, ExchangeReplaysARecordedRouting) {
