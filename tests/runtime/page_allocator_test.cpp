@@ -1,5 +1,6 @@
 #include "runtime/page_allocator.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -70,7 +71,8 @@ TEST(PageAllocator, SharingSwitchedOffFindsNothing) {
 TEST(PageAllocatorDeathTest, ReleasingTwiceDies) {
     PageAllocator pages(1, false);
     pages.release(pages.allocate());
-    EXPECT_DEATH(pages.release(0), "released too often");
+    // No regular expression: Oniguruma's regcomp hides the C library's, whose regexec ASan calls.
+    EXPECT_DEATH(pages.release(0), ::testing::HasSubstr("released too often"));
 }
 
 }  // namespace
