@@ -37,6 +37,7 @@ class SmallModel {
     static FabricOptions fabric(const ModelConfig& config, int64_t max_tokens,
                                 BlockTransport* blocks) {
         FabricOptions options = single_rank_fabric(config, max_tokens, kMicroBatches);
+        options.exchange.stall_timeout_s = 600;  // an emulated GPU under a sanitizer is slow
         options.blocks = blocks;
         return options;
     }

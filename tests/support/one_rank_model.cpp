@@ -14,6 +14,7 @@ namespace {
 FabricOptions fabric_of(const ModelConfig& config, int64_t max_tokens, int num_micro_batches,
                         BlockTransport* blocks) {
     FabricOptions options = single_rank_fabric(config, max_tokens, num_micro_batches);
+    options.exchange.stall_timeout_s = 600;  // an emulated GPU under a sanitizer is slow
     options.blocks = blocks;
     return options;
 }
