@@ -100,10 +100,10 @@ class AttentionSide {
 struct ExpertBatch {
     int layer = 0;
     int micro_batch = 0;
-    WireRows
-        received{};  // n rows, n may be 0, as they arrived; valid until reply(). Empty: see rows
-    // [n, dim] f32, the exchange's own memory until reply(), for decode_rows() or for outputs. An
-    // exchange of GPUs leaves `received` empty and the rows here.
+    // n rows as they arrived, n may be 0; valid until reply(). Empty in an exchange of GPUs.
+    WireRows received{};
+    // [n, dim] f32, the exchange's own memory until reply(): for decode_rows() or for outputs. In
+    // an exchange of GPUs the rows themselves.
     Tensor rows;
     // Rows [offsets[s], offsets[s + 1]) belong to slot s of this rank's Placement::experts().
     std::span<const int64_t> offsets;
