@@ -105,6 +105,10 @@ class RealCudaDevice final : public CudaDevice {
 
 }  // namespace
 
+void load_kernels_at_once() {
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+}
+
 int num_cuda_devices() {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess) {
