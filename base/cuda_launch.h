@@ -6,22 +6,25 @@
 
 namespace ferry {
 
+// Throws Error with the kernel's name and what it was launched with.
+[[noreturn]] void refuse_launch(cudaError_t result, const void* kernel, const LaunchShape& shape);
+
 // Arguments are converted to the kernel's parameters and copied. Throws Error when CUDA refuses.
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
             Args&&... args) {
-    constexpr size_t kDefaultSharedBytes = 48 << 10;
-    if (shape.shared_bytes > kDefaultSharedBytes)
-        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shape.shared_bytes)),
-                   "ask for shared memory");
+    cudaError_t result = cudaSuccess;
+    if (shape.shared_bytes > kUnaskedSharedBytes)
+        result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shape.shared_bytes));
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(shape.grid.x, shape.grid.y, shape.grid.z);
     config.blockDim = dim3(shape.block.x, shape.block.y, shape.block.z);
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = stream;
-    check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...),
-               "launch a kernel");
+    if (result == cudaSuccess)
+        result = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+    if (result != cudaSuccess) refuse_launch(result, reinterpret_cast<const void*>(kernel), shape);
 }
 
 }  // namespace ferry

@@ -1,10 +1,11 @@
 #include "base/device_cuda.h"
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
 
-#include "base/cuda_api.h"
+#include "base/cuda_launch.h"
 #include "base/error.h"
 
 namespace ferry {
@@ -14,6 +15,16 @@ void check_cuda(cudaError_t result, const char* what) {
     cudaGetLastError();  // not to be reported again by the next call
     throw Error(result == cudaErrorMemoryAllocation ? ErrorKind::memory : ErrorKind::communication,
                 "CUDA: {}: {} ({})", what, cudaGetErrorString(result), cudaGetErrorName(result));
+}
+
+void refuse_launch(cudaError_t result, const void* kernel, const LaunchShape& s) {
+    const char* name = nullptr;
+    if (cudaFuncGetName(&name, kernel) != cudaSuccess) name = "a kernel";
+    const std::string what = fmt::format(
+        "launch {} of {} x {} x {} blocks of {} threads with {} bytes of shared memory", name,
+        s.grid.x, s.grid.y, s.grid.z, s.block.x * s.block.y * s.block.z, s.shared_bytes);
+    check_cuda(result, what.c_str());
+    std::abort();  // there was an error
 }
 
 namespace {
@@ -93,6 +104,10 @@ class RealCudaDevice final : public CudaDevice {
 };
 
 }  // namespace
+
+void load_kernels_at_once() {
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+}
 
 int num_cuda_devices() {
     int count = 0;

@@ -34,6 +34,12 @@ class CudaDevice : public Device {
     virtual CudaDeviceInfo info() const = 0;
 };
 
+// Of a job of several ranks, before its first call of CUDA and its first thread. Else kernels are
+// loaded when they are first launched, for which CUDA may wait for all that run: NCCL's among them,
+// which wait for other ranks, which may do the same. What the environment says
+// (CUDA_MODULE_LOADING) stays.
+void load_kernels_at_once();
+
 // GPUs that this process may use; 0 without a driver, a GPU, or CUDA in the build.
 int num_cuda_devices();
 // Lives as long as the process. Its copies wait for all work that was given to stream() before.

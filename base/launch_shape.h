@@ -17,4 +17,8 @@ struct LaunchShape {
 
 constexpr unsigned kMaxGridYZ = 65535;
 
+// Dynamic shared memory that a kernel gets without asking: 48 KiB less what it declares itself, and
+// what lies between the two.
+constexpr size_t kUnaskedSharedBytes = 32 << 10;
+
 }  // namespace ferry

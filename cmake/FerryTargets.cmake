@@ -86,8 +86,8 @@ function(ferry_mpi_test name)
 endfunction()
 
 # ferry_cuda_test(NAME sources... [LIBS ...] [TIMEOUT s]): a GoogleTest program over CUDA kernels, written once. NAME
-# runs them on the CPU (tests/support/cuda_emulation), NAME.late once more with threads and streams in random order;
-# NAME_gpu, label `gpu`, runs them on a GPU, and is skipped where there is none.
+# runs them on the CPU (tests/support/cuda_emulation), NAME.late once more with threads and streams in random order; on a
+# GPU gpu_tests runs those of all NAMEs (tests/CMakeLists.txt).
 # ThreadSanitizer does not follow the threads that the emulation makes: left out there.
 function(ferry_cuda_test name)
     if(FERRY_SANITIZE MATCHES "thread")
@@ -98,19 +98,16 @@ function(ferry_cuda_test name)
         set(ARG_TIMEOUT 300)
     endif()
     ferry_test_time(ARG_TIMEOUT)
-    add_library(${name}_objects OBJECT ${ARG_UNPARSED_ARGUMENTS} ${CMAKE_SOURCE_DIR}/tests/support/cuda_main.cpp)
+    add_library(${name}_objects OBJECT ${ARG_UNPARSED_ARGUMENTS})
     target_link_libraries(${name}_objects PUBLIC ferry_layers ${ARG_LIBS} GTest::gmock)
     target_compile_definitions(${name}_objects PRIVATE FERRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
     add_executable(${name})
-    target_link_libraries(${name} PRIVATE ferry_cuda_emulated ${name}_objects)
+    target_link_libraries(${name} PRIVATE ferry_cuda_emulated ferry_cuda_main ${name}_objects)
     add_test(NAME ${name} COMMAND ${name})
     add_test(NAME ${name}.late COMMAND ${name})
     set_tests_properties(${name} ${name}.late PROPERTIES LABELS unit TIMEOUT ${ARG_TIMEOUT})
     set_tests_properties(${name}.late PROPERTIES ENVIRONMENT "CUDA_EMULATION_SEED=1;CUDA_EMULATION_LATE=1")
     if(FERRY_HAS_CUDA)
-        add_executable(${name}_gpu)
-        target_link_libraries(${name}_gpu PRIVATE ${name}_objects)
-        add_test(NAME ${name}_gpu COMMAND ${name}_gpu)
-        set_tests_properties(${name}_gpu PROPERTIES LABELS gpu TIMEOUT ${ARG_TIMEOUT} SKIP_RETURN_CODE 77)
+        target_link_libraries(gpu_tests PRIVATE ${name}_objects)
     endif()
 endfunction()

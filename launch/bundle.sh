@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# bundle.sh [--build DIR] [--output DIR] [PROGRAM...]: a relocatable folder that runs on a machine of the same
+# bundle.sh [--build DIR] [--output DIR] [--gpu-tests] [PROGRAM...]: a relocatable folder that runs on a machine of the same
 # architecture with a glibc as new as here and nothing else installed: the executable ferry, further programs of the build
-# (their paths), the shared libraries that they need, and an Open MPI launcher with its plugins.
+# (their paths; --gpu-tests: what tests/gpu/run.sh wants), the shared libraries that they need, and an Open MPI launcher
+# with its plugins.
 #
 #   DIR/bin/        ferry, mpirun and the further programs: small scripts that tell Open MPI where it stands
 #   DIR/libexec/    the programs themselves; they find DIR/lib by $ORIGIN
@@ -17,11 +18,13 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 build=$here/build/release
 output=$here/build/bundle
 programs=()
+gpu_tests=0
 while [ $# -gt 0 ]; do
     case $1 in
         --build) build=${2:?"--build needs a folder"}; shift 2 ;;
         --output) output=${2:?"--output needs a folder"}; shift 2 ;;
-        -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        --gpu-tests) gpu_tests=1; shift ;;
+        -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
         -*) die "unknown option $1 (see --help)" ;;
         *) programs+=("$1"); shift ;;
     esac
@@ -31,6 +34,12 @@ ferry=$build/launch/ferry
 for tool in patchelf strip ldd; do
     command -v "$tool" >/dev/null || die "$tool is not installed (Debian: patchelf binutils)"
 done
+if [ "$gpu_tests" = 1 ]; then
+    for program in "$build/tests/gpu_tests" "$build/tests/bench/cuda_kernels_bench"; do
+        [ -x "$program" ] || die "$program is not there; build first: cmake --build --preset release --target $(basename "$program")"
+        programs+=("$program")
+    done
+fi
 for program in ${programs[@]+"${programs[@]}"}; do [ -x "$program" ] || die "$program is not an executable"; done
 
 case ${output%/} in "" | / | "$HOME" | "$here") die "--output $output: would be emptied first" ;; esac

@@ -2,7 +2,9 @@
 #include <exception>
 #include <new>
 
+#include "base/device_cuda.h"
 #include "base/error.h"
+#include "comm/launcher.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/text_output.h"
@@ -10,6 +12,7 @@
 
 // The only place that catches: every failure becomes one line and an exit code.
 int main(int argc, char** argv) {
+    if (ferry::launcher_tasks(ferry::own_environment) > 1) ferry::load_kernels_at_once();
     ferry::CommandLine command_line("ferry",
                                     "Ferry: distributed inference for mixture-of-experts models");
     ferry::Command root = command_line.root();

@@ -26,7 +26,11 @@ struct WidenFp8 {
 };
 void widen_fp8(const WidenFp8& call, CUstream_st* stream);
 
-// y[j][i] = x[i][j], x f32 [rows, columns]: small matrices (scales).
-void transpose(const Tensor& x, float* y, CUstream_st* stream);
+// y[j * y_stride + i] = x[i][j], x f32 [rows, columns]: small matrices (scales).
+void transpose(const Tensor& x, float* y, int64_t y_stride, CUstream_st* stream);
+
+// Rows of bytes to where they are y_stride_bytes apart.
+void copy_rows(const void* x, int64_t x_stride_bytes, void* y, int64_t y_stride_bytes,
+               int64_t row_bytes, int64_t rows, CUstream_st* stream);
 
 }  // namespace ferry

@@ -153,6 +153,10 @@ CublasLt::~CublasLt() {
 }
 
 GemmPlan CublasLt::choose(const GemmShape& shape) {
+    GemmPlan plan;
+    plan.shape = shape;
+    const bool fp8 = shape.inputs == GemmShape::Inputs::fp8;
+    if (fp8 && !fp8_rules_allow(shape)) return plan;
     device_.make_current();
     if (library_ == nullptr) {
         library_ = std::make_unique<Library>();
@@ -168,7 +172,7 @@ GemmPlan CublasLt::choose(const GemmShape& shape) {
                   "describe a product");
     d.set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
     d.set(CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
-    if (shape.inputs == GemmShape::Inputs::fp8) {
+    if (fp8) {
         d.set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
         d.set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
         // Only to be looked at: launches set their own.
@@ -204,8 +208,6 @@ GemmPlan CublasLt::choose(const GemmShape& shape) {
                                                     preference, 1, &found, &num_found);
     library.preference_destroy(preference);
 
-    GemmPlan plan;
-    plan.shape = shape;
     if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return plan;
     library.check(status, "choose an algorithm");
     if (num_found == 0 || found.state != CUBLAS_STATUS_SUCCESS) return plan;

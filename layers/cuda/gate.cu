@@ -59,6 +59,7 @@ __device__ void score_row(const GateCall& call, const float* x, const GateRow& r
         if (lane < 16)
             for (int i = lane; i < call.num_experts; i += 16) partial += row.scores[i];
         const float sum = sum_by_halves(partial);
+        __syncwarp();  // all have read the scores
         for (int i = lane; i < call.num_experts; i += 32) row.scores[i] = row.scores[i] / sum;
     }
     for (int i = lane; i < call.num_experts; i += 32) {
@@ -126,6 +127,7 @@ __global__ void gate_kernel(GateCall call) {
     for (int k = 0; k < call.topk; ++k) {
         const int best = best_expert(call, row, lane);
         sum += row.scores[best];
+        __syncwarp();  // all have read the choices
         if (lane == 0) {
             call.experts[index * call.experts_stride + k] = best;
             row.choice[best] = never();

@@ -16,6 +16,13 @@ std::string GemmPlan::describe() const {
     return shape.describe() + ": " + (possible ? algorithm : "not offered by the library");
 }
 
+bool fp8_rules_allow(const GemmShape& s) {
+    constexpr int64_t kBegin = 16;  // bytes, so values of fp8; y has f32
+    return s.rows % kFp8Multiple == 0 && s.out % kFp8Multiple == 0 && s.in % kBegin == 0 &&
+           s.x_stride % kBegin == 0 && s.w_stride % kBegin == 0 && 4 * s.y_stride % kBegin == 0 &&
+           s.alignment == kBegin;
+}
+
 const GemmPlan& CublasLt::plan(const GemmShape& shape) {
     const auto found = plans_.find(shape);
     if (found != plans_.end()) return found->second;

@@ -27,6 +27,14 @@ struct GemmShape {
     std::string describe() const;  // "bf16 [8 x 7168] x [2048 x 7168]"
 };
 
+// Rows that an fp8 product of cuBLASLt has a multiple of, and columns of y.
+constexpr int64_t kFp8Multiple = 4;
+
+// Whether cuBLASLt's rules for block-scaled fp8 allow a shape (its manual, "128-element 1D and
+// 128x128 2D Block Scaling"): rows and out are multiples of 4, everything begins on 16 bytes. The
+// library is not asked for others.
+bool fp8_rules_allow(const GemmShape& shape);
+
 struct GemmPlan {
     GemmShape shape;
     bool possible = false;  // the library knows a way

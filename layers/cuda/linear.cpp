@@ -181,29 +181,61 @@ const uint16_t* CudaKernels::widened(const Weight& w, int64_t group) {
     return y;
 }
 
-// fp8 by fp8 where the GPU and the shape allow it. False when they do not.
+// fp8 by fp8 where the GPU and the shape allow it. False when they do not. cuBLASLt takes multiples
+// of four rows: a few that are left over are copied to where there is room for more. Of up to
+// kCopiedRows all are, so that weights are read once; of more only the last.
 bool CudaKernels::multiply_fp8(const Tensor& x, const Tensor& x_scales, const Weight& w,
                                int64_t group, const Tensor& y) {
+    constexpr int64_t kCopiedRows = 128;
     if (info_.capability != 90) return false;
-    const GemmShape shape{.inputs = GemmShape::Inputs::fp8,
-                          .rows = x.rows(),
-                          .out = w.spec.out,
-                          .in = w.spec.in,
-                          .x_stride = x.row_stride(),
-                          .w_stride = weight_row_stride(w.spec),
-                          .y_stride = y.row_stride(),
-                          .alignment = std::min(alignment_of(x.data(), x.row_stride()),
-                                                alignment_of(y.data(), 4 * y.row_stride()))};
-    const GemmPlan& plan = cublas_.plan(shape);
-    if (!plan.possible) return false;
+    const int64_t rows = x.rows(), out = w.spec.out, in = w.spec.in;
+    const int64_t over = rows % kFp8Multiple;
+    const int64_t copied = over == 0 ? 0 : rows <= kCopiedRows ? rows : over;
+    const int64_t in_place = rows - copied;
+    const int64_t padded = ceil_div(copied, kFp8Multiple) * kFp8Multiple;
+    const GemmShape as_it_is{.inputs = GemmShape::Inputs::fp8,
+                             .rows = in_place,
+                             .out = out,
+                             .in = in,
+                             .x_stride = x.row_stride(),
+                             .w_stride = weight_row_stride(w.spec),
+                             .y_stride = y.row_stride(),
+                             .alignment = std::min(alignment_of(x.data(), x.row_stride()),
+                                                   alignment_of(y.data(), 4 * y.row_stride()))};
+    GemmShape with_room = as_it_is;
+    with_room.rows = padded;
+    with_room.x_stride = in;
+    with_room.y_stride = out;
+    with_room.alignment = alignment_of(nullptr, in);
+    const GemmPlan* plan = in_place > 0 ? &cublas_.plan(as_it_is) : nullptr;
+    const GemmPlan* room_plan = copied > 0 ? &cublas_.plan(with_room) : nullptr;
+    if ((plan != nullptr && !plan->possible) || (room_plan != nullptr && !room_plan->possible))
+        return false;
+
     auto* scales = static_cast<float*>(
-        scratch(Scratch::scales, static_cast<size_t>(4 * x.rows() * x_scales.dim(1))));
-    transpose(x_scales, scales, stream());
-    cublas_.run(plan, {.x = x.data(),
-                       .w = matrix(w, group),
-                       .y = y.as<float>(),
-                       .x_scales = scales,
-                       .w_scales = matrix_scales(w, group)});
+        scratch(Scratch::scales, static_cast<size_t>(4 * (in_place + padded) * x_scales.dim(1))));
+    GemmOperands operands{.x = x.data(),
+                          .w = matrix(w, group),
+                          .y = y.as<float>(),
+                          .x_scales = scales,
+                          .w_scales = matrix_scales(w, group)};
+    if (plan != nullptr) {
+        transpose(x_scales.slice_rows(0, in_place), scales, in_place, stream());
+        cublas_.run(*plan, operands);
+    }
+    if (room_plan == nullptr) return true;
+    auto* x_room =
+        static_cast<uint8_t*>(scratch(Scratch::x, static_cast<size_t>(padded * (in + 4 * out))));
+    auto* y_room = reinterpret_cast<float*>(x_room + padded * in);  // in is a multiple of 16
+    float* room_scales = scales + in_place * x_scales.dim(1);       // in_place is one of 4
+    copy_rows(x.row<uint8_t>(in_place), x.row_stride(), x_room, in, in, copied, stream());
+    transpose(x_scales.slice_rows(in_place, copied), room_scales, padded, stream());
+    operands.x = x_room;
+    operands.x_scales = room_scales;
+    operands.y = y_room;
+    cublas_.run(*room_plan, operands);
+    copy_rows(y_room, 4 * out, y.row<float>(in_place), 4 * y.row_stride(), 4 * out, copied,
+              stream());
     return true;
 }
 

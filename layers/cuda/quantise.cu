@@ -100,11 +100,11 @@ __global__ void widen_fp8_kernel(WidenFp8 call) {
 }
 
 __global__ void transpose_kernel(const float* x, int64_t x_stride, int64_t rows, int64_t columns,
-                                 float* y) {
+                                 float* y, int64_t y_stride) {
     const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (column >= columns) return;
     for (int64_t row = blockIdx.y; row < rows; row += gridDim.y)
-        y[column * rows + row] = x[row * x_stride + column];
+        y[column * y_stride + row] = x[row * x_stride + column];
 }
 
 bool multiple_of(const void* address, uintptr_t bytes) {
@@ -169,10 +169,19 @@ void widen_fp8(const WidenFp8& call, CUstream_st* stream) {
     });
 }
 
-void transpose(const Tensor& x, float* y, CUstream_st* stream) {
+void transpose(const Tensor& x, float* y, int64_t y_stride, CUstream_st* stream) {
     if (x.empty()) return;
     launch(transpose_kernel, elementwise_shape(x.rows(), x.dim(1)), stream, x.as<float>(),
-           x.row_stride(), x.rows(), x.dim(1), y);
+           x.row_stride(), x.rows(), x.dim(1), y, y_stride);
+}
+
+void copy_rows(const void* x, int64_t x_stride_bytes, void* y, int64_t y_stride_bytes,
+               int64_t row_bytes, int64_t rows, CUstream_st* stream) {
+    check_cuda(
+        cudaMemcpy2DAsync(y, static_cast<size_t>(y_stride_bytes), x,
+                          static_cast<size_t>(x_stride_bytes), static_cast<size_t>(row_bytes),
+                          static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, stream),
+        "copy rows");
 }
 
 }  // namespace ferry

@@ -12,6 +12,7 @@
 
 #include "base/cuda_api.h"
 #include "base/device_cuda.h"
+#include "base/error.h"
 #include "base/random.h"
 #include "layers/cuda/grouped_gemm_launch.h"
 #include "layers/kernels.h"
@@ -210,10 +211,6 @@ int run(int argc, char** argv) {
                        name);
             return 2;
         }
-    if (num_cuda_devices() == 0) {
-        fmt::print("no GPU: nothing to measure\n");
-        return 77;
-    }
     const auto wanted = [&](const char* name) { return named.empty() || named.contains(name); };
     gpu().make_current();
     const auto kernels = make_cuda_kernels(0);
@@ -229,5 +226,10 @@ int run(int argc, char** argv) {
 }  // namespace ferry
 
 int main(int argc, char** argv) {
-    return ferry::run(argc, argv);
+    try {
+        return ferry::run(argc, argv);
+    } catch (const ferry::Error& error) {  // 77: no GPU can be used
+        fmt::print("{}\n", error.what());
+        return error.kind() == ferry::ErrorKind::usage ? 77 : 1;
+    }
 }

@@ -136,19 +136,28 @@ def angles(positions):
 
 def measure(arguments):
     torch.manual_seed(1)
-    rows = []
+    rows, refused = [], []
 
-    def add(stage, name, ms, size_bytes, flops):
+    # What this PyTorch cannot do, or has no memory for, is said and left out.
+    def add(stage, name, run, size_bytes, flops):
+        try:
+            ms = median_ms(run)
+        except RuntimeError as error:
+            refused.append(f"{stage} {name}")
+            print(f"{stage:<10} {name:<22} refused: {str(error).splitlines()[0]}")
+            torch.cuda.empty_cache()
+            return
         rows.append({"stage": stage, "workload": name, "median_us": ms * 1e3,
                      "GBps": size_bytes / ms * 1e-6, "TFLOPps": flops / ms * 1e-9})
+        print(f'{stage:<10} {name:<22} {ms * 1e3:>9.1f} us {rows[-1]["GBps"]:>8.0f} GB/s '
+              f'{rows[-1]["TFLOPps"]:>7.1f} TFLOP/s')
 
     source = torch.empty(1 << 30, device=DEVICE, dtype=torch.uint8)
     target = torch.empty_like(source)
-    ms = median_ms(lambda i: target.copy_(source))
-    add("device", "copy 1 GiB", ms, 2 * source.numel(), 0)
+    add("device", "copy 1 GiB", lambda i: target.copy_(source), 2 * source.numel(), 0)
     del source, target
     a, b = weight(8192, 8192), weight(8192, 8192)
-    add("device", "bf16 GEMM 8192", median_ms(lambda i: a @ b), 0, 2 * 8192 ** 3)
+    add("device", "bf16 GEMM 8192", lambda i: a @ b, 0, 2 * 8192 ** 3)
     del a, b
 
     mla = Mla()
@@ -159,28 +168,28 @@ def measure(arguments):
             caches = [torch.randn(batch, context, KV_LORA + ROPE, device=DEVICE, dtype=DTYPE) for _ in range(copies)]
             h = torch.randn(batch, DIM, device=DEVICE, dtype=DTYPE)
             cos, sin = angles(torch.full((batch,), context - 1, device=DEVICE))
-            ms = median_ms(lambda i: mla.decode(h, cos, sin, caches[i % copies]))
-            add("attention", f"decode {batch} at {context}", ms, size, 2 * batch * context * HEADS * (2 * KV_LORA + ROPE))
+            add("attention", f"decode {batch} at {context}", lambda i: mla.decode(h, cos, sin, caches[i % copies]), size,
+                2 * batch * context * HEADS * (2 * KV_LORA + ROPE))
     for tokens in arguments.prefill:
         h = torch.randn(tokens, DIM, device=DEVICE, dtype=DTYPE)
         cos, sin = angles(torch.arange(tokens, device=DEVICE))
-        ms = median_ms(lambda i: mla.prefill(h, cos, sin))
-        add("attention", f"prefill {tokens}", ms, 0, tokens * tokens * HEADS * (NOPE + ROPE + V))
+        add("attention", f"prefill {tokens}", lambda i: mla.prefill(h, cos, sin), 0,
+            tokens * tokens * HEADS * (NOPE + ROPE + V))
     del mla
+    caches = None
     torch.cuda.empty_cache()
 
     moe = Moe(arguments.experts)
     for tokens in sorted(set(arguments.batches + arguments.prefill)):
         h = torch.randn(tokens, DIM, device=DEVICE, dtype=DTYPE)
-        ms = median_ms(lambda i: moe.forward(h))
         touched = arguments.experts * (1 - (1 - TOPK / arguments.experts) ** tokens)
-        work = (touched * 3 * DIM * INTER * 2, 6 * tokens * (TOPK + 1) * DIM * INTER)
+        names = [f"prefill {tokens}"]
         if tokens in arguments.batches:
-            for context in arguments.contexts:
-                add("moe", f"decode {tokens} at {context}", ms, *work)
-        else:
-            add("moe", f"prefill {tokens}", ms, *work)
-    return rows
+            names = [f"decode {tokens} at {context}" for context in arguments.contexts]
+        for name in names:
+            add("moe", name, lambda i: moe.forward(h), touched * 3 * DIM * INTER * 2,
+                6 * tokens * (TOPK + 1) * DIM * INTER)
+    return rows, refused
 
 
 # Stages of `ferry bench layer --json` (of all layers) per layer and workload, beside the same layers here.
@@ -218,17 +227,17 @@ def main():
     if not torch.cuda.is_available():
         print("peer_torch.py: PyTorch sees no GPU")
         return 77
+    print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}")
     with torch.inference_mode():
-        rows = measure(arguments)
-    for row in rows:
-        print(f'{row["stage"]:<10} {row["workload"]:<22} {row["median_us"]:>9.1f} us {row["GBps"]:>8.0f} GB/s '
-              f'{row["TFLOPps"]:>7.1f} TFLOP/s')
+        rows, refused = measure(arguments)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "rows": rows}, file, indent=1)
     if arguments.compare:
         compare(rows, arguments.compare)
-    return 0
+    if refused:
+        print(f"PyTorch refused {len(refused)} workloads: {', '.join(refused)}")
+    return 0 if rows else 1
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-// main() of tests over CUDA kernels. 77: there is no GPU, the test is skipped.
+// main() of tests over CUDA kernels. 77: no GPU can be used, for the reason that is printed; the
+// test is skipped.
 #include <gmock/gmock.h>
 
 #include <cstdio>
 
 #include "base/device_cuda.h"
+#include "base/error.h"
 
 int main(int argc, char** argv) {
     ::testing::InitGoogleMock(&argc, argv);
-    if (ferry::num_cuda_devices() == 0) {
-        std::puts("no GPU: skipped");
-        return 77;
+    try {
+        const ferry::CudaDeviceInfo info = ferry::cuda_device(0).info();
+        std::printf("%s, compute capability %d.%d\n", info.name.c_str(), info.capability / 10,
+                    info.capability % 10);
+    } catch (const ferry::Error& error) {
+        std::printf("%s\n", error.what());
+        return error.kind() == ferry::ErrorKind::usage ? 77 : 1;
     }
     return RUN_ALL_TESTS();
 }

@@ -1,5 +1,7 @@
 #include "base/device_cuda.h"
 
+#include <cstdlib>
+
 #include "tests/support/cuda_matrix.h"
 #include "tests/support/expect_error.h"
 
@@ -45,6 +47,16 @@ TEST(CudaDevice, RefusesWhatIsNotThere) {
         "are free");
     Buffer after(cuda_device(0), 16);  // the refusal left nothing behind
     EXPECT_NE(after.data(), nullptr);
+}
+
+TEST(CudaDevice, KernelsAreLoadedAtOnceUnlessTheUserSaysOtherwise) {
+    unsetenv("CUDA_MODULE_LOADING");
+    load_kernels_at_once();
+    EXPECT_STREQ(getenv("CUDA_MODULE_LOADING"), "EAGER");
+    setenv("CUDA_MODULE_LOADING", "LAZY", 1);
+    load_kernels_at_once();
+    EXPECT_STREQ(getenv("CUDA_MODULE_LOADING"), "LAZY");
+    unsetenv("CUDA_MODULE_LOADING");
 }
 
 TEST(CudaStreams, EventsOrderThem) {

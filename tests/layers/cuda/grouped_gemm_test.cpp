@@ -140,9 +140,10 @@ TEST(CudaGroupedGemm, Fp8AgreesWithTheCpu) {
             EXPECT_LT(relative_error(weights_only.on_cuda(), weights_only.expected()),
                       kBf16Error / 2)
                 << out << " x " << in;
-            // fp8 by fp8 is exact but for the order of the f32 sums.
+            // fp8 by fp8 is exact but for the f32 sums.
             const Product both(spec, {1, 0, 20, 3}, true);
-            EXPECT_LT(relative_error(both.on_cuda(), both.expected()), kF32Error)
+            EXPECT_LT(relative_error(both.on_cuda(), both.expected()),
+                      on_gpu() ? kTensorCoreError : kF32Error)
                 << out << " x " << in;
         }
 }
@@ -215,8 +216,9 @@ TEST(CudaGroupedGemm, AsAMethodWithOffsetsOnTheDevice) {
 TEST(CudaGroupedGemm, PublishedShapesOnAGpu) {
     if (!on_gpu()) GTEST_SKIP() << "too long for the emulation";
     for (DType dtype : {DType::bf16, DType::fp8_e4m3}) {
+        // Few rows: the reference takes seconds.
         const Product product({.dtype = dtype, .groups = 4, .out = 2048, .in = 7168},
-                              {1, 33, 0, 300});
+                              {1, 33, 0, 70});
         const std::vector<float> first = product.on_cuda(264);
         EXPECT_LT(relative_error(first, product.expected()), kBf16Error / 2);
         for (int i = 0; i < 10; ++i) expect_same_bits(product.on_cuda(264), first);

@@ -97,8 +97,14 @@ TEST(CudaLinear, GemmOfARangeOfColumnsIntoOne) {
         }
 }
 
+// Numbers of rows around multiples of four, which is what cuBLASLt takes.
+constexpr Shape kFp8Shapes[] = {{1, 64, 512},  {2, 132, 256},   {7, 200, 128},
+                                {8, 200, 384}, {129, 132, 256}, {134, 5, 256}};
+
 TEST(CudaLinear, Fp8ActivationsOnEveryGpu) {
-    for (const Shape& s : kShapes) {
+    std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
+    shapes.insert(shapes.end(), std::begin(kFp8Shapes), std::end(kFp8Shapes));
+    for (const Shape& s : shapes) {
         SCOPED_TRACE(fmt::format("{} x {} x {}", s.rows, s.out, s.in));
         const PlainWeight plain = PlainWeight::random(
             {.dtype = DType::fp8_e4m3, .groups = 1, .out = s.out, .in = s.in}, 1);
@@ -118,6 +124,50 @@ TEST(CudaLinear, Fp8ActivationsOnEveryGpu) {
         // Widened activations are rounded to bf16 as well.
         expect_close(y.values(), expected.values, 1e-5f, 2 * tolerance(plain));
     }
+}
+
+TEST(CudaLinear, Fp8IsTheLibrarysOwnOnHopper) {
+    if (cuda_device(0).info().capability != 90) GTEST_SKIP() << "widened to bf16 here";
+    CudaKernels kernels(cuda_device(0), 1);
+    const int64_t out = 132, in = 256;
+    const PlainWeight plain =
+        PlainWeight::random({.dtype = DType::fp8_e4m3, .groups = 1, .out = out, .in = in}, 1);
+    const Weight weight = plain.packed(kernels);
+    for (int64_t rows : {1, 8, 130}) {
+        const CudaTensor x(Matrix(rows, in, 2)), q(DType::fp8_e4m3, {rows, in});
+        const CudaTensor scales(DType::f32, {rows, in / kScaleBlock}), y(DType::f32, {rows, out});
+        kernels.quantise_fp8(x, false, q, scales, nullptr);
+        kernels.gemm(q, weight, y, &scales.view());
+    }
+    const auto planned = [](const char* rows) {
+        return ::testing::AllOf(::testing::StartsWith(fmt::format("fp8 [{} x 256] x ", rows)),
+                                ::testing::Not(::testing::HasSubstr("not offered")));
+    };
+    EXPECT_THAT(kernels.describe_plans(),
+                ::testing::ElementsAre(planned("4"), planned("8"), planned("128")));
+}
+
+TEST(CudaLinear, RulesOfFp8) {
+    const GemmShape allowed{.inputs = GemmShape::Inputs::fp8,
+                            .rows = 4,
+                            .out = 132,
+                            .in = 256,
+                            .x_stride = 256,
+                            .w_stride = 256,
+                            .y_stride = 132};
+    EXPECT_TRUE(fp8_rules_allow(allowed));
+    const auto refused = [&](int64_t GemmShape::*field, int64_t value) {
+        GemmShape shape = allowed;
+        shape.*field = value;
+        EXPECT_FALSE(fp8_rules_allow(shape)) << value;
+    };
+    refused(&GemmShape::rows, 6);
+    refused(&GemmShape::out, 130);
+    refused(&GemmShape::in, 248);
+    refused(&GemmShape::x_stride, 264);
+    refused(&GemmShape::w_stride, 264);
+    refused(&GemmShape::y_stride, 133);
+    refused(&GemmShape::alignment, 4);
 }
 
 TEST(CudaLinear, HeadGemm) {

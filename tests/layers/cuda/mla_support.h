@@ -37,5 +37,8 @@ inline double relative_error(const std::vector<float>& got, const std::vector<fl
 constexpr double kBf16Error = 1.0 / 256;
 // Other orders of f32 sums and another exp.
 constexpr double kF32Error = 1e-6;
+// Exact products summed on tensor cores: those of a GPU cut off what lies below some 2^-23 of the
+// largest term, at every step.
+constexpr double kTensorCoreError = 1e-5;
 
 }  // namespace ferry

@@ -203,6 +203,7 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute at
                                  int value) {
     return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
 }
+cudaError_t cudaFuncGetName(const char** name, const void* kernel);
 namespace cuda_emulation {
 // Something to do in the order of a stream.
 void submit(cudaStream_t stream, std::function<void()> work);

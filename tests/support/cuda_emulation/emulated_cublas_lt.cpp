@@ -1,5 +1,5 @@
 // layers/cuda/cublas_lt.h on the emulated machine: plain loops, in the order of the stream. fp8 is
-// offered where the emulated GPU is a Hopper, and 16-byte rows are asked for, as cuBLASLt does.
+// offered where the emulated GPU is a Hopper.
 #include "base/cuda_api.h"
 #include "base/dtype.h"
 #include "layers/cuda/cublas_lt.h"
@@ -52,8 +52,7 @@ GemmPlan CublasLt::choose(const GemmShape& shape) {
     plan.shape = shape;
     plan.algorithm = "plain loops";
     plan.possible = shape.inputs != GemmShape::Inputs::fp8 ||
-                    (cuda_emulation::options().capability == 90 && shape.in % 16 == 0 &&
-                     shape.x_stride % 16 == 0 && shape.alignment == 16);
+                    (cuda_emulation::options().capability == 90 && fp8_rules_allow(shape));
     return plan;
 }
 

@@ -10,6 +10,7 @@
 #include "base/random.h"
 #include "layers/cuda/mma.h"
 #include "layers/cuda/reduce.h"
+#include "tests/support/expect_error.h"
 
 namespace ferry {
 namespace {
@@ -274,11 +275,17 @@ TEST(CudaEmulation, CapturesRefuseWhatCudaRefuses) {
 }
 
 TEST(CudaEmulation, RefusesLaunchesThatCudaRefuses) {
-    EXPECT_THROW(launch(divergent_barrier_kernel, {.grid = {1}, .block = {1025}}, nullptr), Error);
+    EXPECT_ERROR(launch(divergent_barrier_kernel, {.grid = {1}, .block = {1025}}, nullptr),
+                 ErrorKind::communication,
+                 "launch an emulated kernel of 1 x 1 x 1 blocks of 1025 threads with 0 bytes");
     EXPECT_THROW(launch(divergent_barrier_kernel, {.grid = {0}, .block = {32}}, nullptr), Error);
     EXPECT_THROW(launch(divergent_barrier_kernel,
                         {.grid = {1}, .block = {32}, .shared_bytes = 300 << 10}, nullptr),
                  Error);
+    // What a kernel declares itself counts too, so launch() asks for less than 48 KiB as well.
+    const Memory<int> out(64 * 6);
+    EXPECT_NO_THROW(launch(warp_kernel, {.grid = {1}, .block = {64}, .shared_bytes = 48 << 10},
+                           nullptr, out.get()));
 }
 
 }  // namespace
