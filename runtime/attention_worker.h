@@ -64,6 +64,16 @@ class AttentionWorker {
     // attention ranks take every step together.
     Result step(const StepBatch& batch, const StepOptions& options);
     Result step(const StepBatch& batch) { return step(batch, StepOptions{}); }
+
+    // Steps that are repeated where several ranks take part (filled_step.h): all of them know the
+    // form of the next step by the end of the one before. {}: any batch may come.
+    StepForm next_form() const { return next_form_; }
+    bool repeats_with_others() const {
+        return graphs_ != nullptr && fabric_.layout().num_ranks() > 1;
+    }
+    // To be added to StepOptions::say of each step then: the next step has rows of sequences that
+    // generate only, at most as many as `num_keys` has, which says how many keys each of them has.
+    Agreement say_next(bool only_generates, std::span<const int64_t> num_keys) const;
     // For tests: compute every row in one form, or as the batch says.
     void set_form(MlaForm form) { form_ = form; }
 
@@ -71,9 +81,10 @@ class AttentionWorker {
 
   private:
     Agreement run(const StepBatch& batch, const StepOptions& options);
-    int64_t repeated_rows(const StepBatch& batch, const StepOptions& options) const;
-    Agreement repeat(const StepBatch& batch, int64_t num_rows, Agreement say);
-    StepKey begin_repeated_step(const StepBatch& filled, int64_t num_rows, Agreement say);
+    bool may_repeat(int64_t num_rows, std::span<const int64_t> num_keys) const;
+    StepForm form_of_step(const StepBatch& batch, const StepOptions& options);
+    Agreement repeat(const StepBatch& batch, const StepForm& form, Agreement say);
+    void begin_repeated_step(const StepBatch& filled, int64_t num_rows, Agreement say);
     void begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch);
     void start_ahead(const StepBatch& batch, int64_t most);
     void begin_ahead(int next_micro_batch);
@@ -111,6 +122,8 @@ class AttentionWorker {
     MlaForm form_ = MlaForm::by_row;
     FilledStep filled_;
     std::unique_ptr<StepGraphs> graphs_;  // null: every step is launched kernel by kernel
+    StepForm next_form_;
+    std::vector<int64_t> num_keys_;  // of the step's rows
 };
 
 }  // namespace ferry

@@ -67,6 +67,31 @@ TEST(FilledStep, RowsBehindTheBatchsBelongToNobody) {
     EXPECT_FALSE(is_decode_step({}));
 }
 
+TEST(FilledStep, FormsAreFew) {
+    EXPECT_EQ(form_of(3, 64, 5), (StepForm{4, 1024}));
+    EXPECT_EQ(form_of(17, 20, 1025), (StepForm{20, 2048}));
+    EXPECT_EQ(num_forms(8, 1024), 4);
+    EXPECT_EQ(num_forms(32, 4096), 7 * 3);
+}
+
+// As the exchange makes one of what several ranks say.
+Agreement joined(const std::vector<Agreement>& said) {
+    Agreement agreed;
+    for (const Agreement& one : said)
+        agreed = {.any = agreed.any | one.any, .max = std::max(agreed.max, one.max)};
+    return agreed;
+}
+
+TEST(FilledStep, RanksAgreeOnAFormThatHasRoomForAll) {
+    const Agreement few = say_form({4, 8192}), many = say_form({24, 1024});
+    EXPECT_EQ(agreed_form(few), (StepForm{4, 8192}));
+    EXPECT_EQ(agreed_form(joined({few, many, {}})), (StepForm{24, 8192}));
+    EXPECT_EQ(agreed_form(joined({few, {.any = 3, .max = 0}})), (StepForm{4, 8192}));
+    EXPECT_EQ(agreed_form(joined({few, {.any = 0, .max = kAnyForm}})), StepForm{});
+    EXPECT_EQ(agreed_form({.any = 1, .max = 0}), StepForm{});
+    EXPECT_EQ(agreed_form(say_form({1, int64_t{1} << 30})), (StepForm{1, int64_t{1} << 30}));
+}
+
 struct Outcome {
     std::vector<Completion> completions;
     std::vector<std::vector<int64_t>> expert_load;  // by MoE layer
@@ -207,7 +232,7 @@ TEST(StepGraphs, ContextsGrowOverTheBoundaryOfASplit) {
     const StepGraphs::Counts counts = repeated.counts();
     EXPECT_EQ(counts.launched + counts.recorded + counts.repeated, kSteps);
     EXPECT_EQ(counts.recorded, 2);
-    EXPECT_EQ(counts.repeated, 2);
+    EXPECT_EQ(counts.repeated, 3);
 }
 
 }  // namespace
