@@ -32,6 +32,7 @@ whole='engine.cuda_graphs: [1-9][0-9]* decode steps were launched as a whole'
 run 3 apart --set layout.mode=disaggregated --set layout.attention_ranks=2 --set layout.expert_ranks=1 --set layout.tp_size=1 \
     --set engine.micro_batches=2
 says apart 'exchange.transport: nccl .*every rank has a GPU of its own'
+says apart 'CUDA graphs \(estimated\) .* NCCL \(estimated\) .* = '
 says apart "$whole"
 run 2 alone --set layout.mode=disaggregated --set layout.attention_ranks=1 --set layout.expert_ranks=1
 says alone "$whole"
