@@ -43,7 +43,9 @@ class AttentionWorker {
     using NextRows = std::function<StepBatch()>;
     using LogitsReady = std::function<StepBatch(const Tensor& logits, int64_t begin, int64_t end)>;
     struct StepOptions {
-        Agreement say;  // this rank's part of what all agree on; max: rows that it may begin
+        // This rank's part of what all agree on; max: rows that it may begin, or what say_next()
+        // has.
+        Agreement say;
         int64_t num_begun = 0;  // leading rows of the batch that the step before has begun
         NextRows next_rows;
         LogitsReady logits_ready;

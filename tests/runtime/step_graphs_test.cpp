@@ -149,6 +149,39 @@ TEST(StepGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
     EXPECT_LE(repeated.steps.recorded, 4);
 }
 
+// Those that were last in use are kept; the others begin again.
+TEST(StepGraphs, AsManyFormsAreKeptAsWasSaid) {
+    const auto kernels = make_cuda_kernels(0);
+    const auto graphs = kernels->make_step_graphs(2, 16);
+    OwnedTensor sum(kernels->device(), DType::f32, {1, 1}),
+        one(kernels->device(), DType::f32, {1, 1});
+    const float value = 1;
+    kernels->device().copy_from_host(one.view().data(), &value, sizeof value);
+    int num_steps = 0;
+    const auto step = [&](int64_t rows) {
+        graphs->begin({rows, 1024});
+        graphs->run([&] { kernels->add(one, sum); });
+        ++num_steps;
+    };
+    constexpr auto kMost = static_cast<int64_t>(kMostStepGraphs);
+    for (int time = 0; time < 3; ++time)
+        for (int64_t rows = 1; rows <= kMost; ++rows) step(rows);
+    EXPECT_EQ(graphs->counts().launched, kMost);
+    EXPECT_EQ(graphs->counts().recorded, kMost);
+    EXPECT_EQ(graphs->counts().repeated, kMost);
+    step(kMost + 1);  // instead of 1
+    step(2);
+    EXPECT_EQ(graphs->counts().repeated, kMost + 1);
+    step(1);  // instead of 3
+    step(3);
+    EXPECT_EQ(graphs->counts().launched, kMost + 3);
+    float total = 0;
+    kernels->device().copy_to_host(&total, sum.view().data(), sizeof total);
+    EXPECT_EQ(total, num_steps);
+    EXPECT_TRUE(graphs->takes(std::vector<int64_t>(1000, 1024)));
+    EXPECT_FALSE(graphs->takes(std::vector<int64_t>(1 << 20, 1025)));
+}
+
 TEST(StepGraphs, ARepeatedStepIsOneLaunchOfTheHost) {
     SmallEngine engine(make_cuda_kernels(0));
     for (int64_t i = 0; i < 3; ++i)
