@@ -45,6 +45,15 @@ class BlockTransport {
     // Throws Error(communication) naming the peers of the group when the network has failed; the
     // communicator is gone then.
     virtual bool done(int channel, int slot) = 0;
+
+    // Work given to device().stream() from now on waits for all groups, which nobody will ask about
+    // any more: to be called before and after work that may be recorded, as a graph can wait for
+    // nothing outside, and nothing outside for what is in it. What was recorded is done when the
+    // graph is. Groups may be recorded when all ranks record the same ones, and each launches that
+    // graph when the others do.
+    virtual void settle() = 0;
+    // Throws as done() does.
+    virtual void check() = 0;
 };
 
 // A world of one rank: blocks to itself are copied.

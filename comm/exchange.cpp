@@ -55,10 +55,17 @@ void ExchangeShared::check_header(const MessageHeader& header, int peer, int lay
                 header.magic, transport.rank(), sequence, layer, micro_batch);
 }
 
-void AttentionSide::begin_repeated_step(Agreement, std::span<const int64_t>) {
+void AttentionSide::begin_repeated_step(Agreement, std::span<const int64_t>, int64_t) {
     FERRY_CHECK(false, "this exchange repeats no steps");
 }
 Agreement AttentionSide::end_repeated_step() {
+    FERRY_CHECK(false, "this exchange repeats no steps");
+    return {};
+}
+void ExpertSide::begin_repeated_step(int64_t) {
+    FERRY_CHECK(false, "this exchange repeats no steps");
+}
+Agreement ExpertSide::end_repeated_step() {
     FERRY_CHECK(false, "this exchange repeats no steps");
     return {};
 }

@@ -82,14 +82,16 @@ class AttentionSide {
     // colocated rank, whose own experts must answer too, call it once combine_ready() is true and
     // serve the expert side until then (or use Exchange::combine).
     virtual Agreement combine(int layer, int micro_batch, const Tensor& out) = 0;
-    // Steps whose work a GPU records and repeats (StepGraphs of layers/kernels.h), so that nothing
-    // which differs between them may be said to dispatch(). Rows that a micro-batch of such a step
-    // may have; 0: there are no such steps, the host has a hand in every exchange.
-    virtual int64_t max_repeated_tokens() const { return 0; }
-    // Around the dispatches and combines of all layers and micro-batches of one: what dispatch()
-    // would be told, and how many leading rows of each micro-batch take part; others come back as
-    // zeros. In between `say` is not looked at, and combine() returns at once and nothing.
-    virtual void begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens);
+    // Steps whose work a GPU records and repeats (Exchange::max_repeated_tokens), so that nothing
+    // which differs between them may be said to dispatch(). Around the dispatches and combines of
+    // all layers and micro-batches of one: what dispatch() would be told, and how many leading rows
+    // of each micro-batch take part; others come back as zeros. In between `say` is not looked at,
+    // and combine() returns at once and nothing. Where several ranks take part, all of them begin
+    // it with the same `max_tokens`, the most rows that any micro-batch has anywhere, and do the
+    // same as to launching, recording and repeating (expert ranks:
+    // ExpertSide::begin_repeated_step).
+    virtual void begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens,
+                                     int64_t max_tokens);
     // Waits for the step, whether its work was launched, or what was recorded of another.
     virtual Agreement end_repeated_step();
     // No more dispatches: expert ranks' receive() then returns null. All micro-batches combined.
@@ -129,6 +131,11 @@ class ExpertSide {
     // Waits; null when every attention rank has closed.
     virtual const ExpertBatch* receive() = 0;
     virtual bool closed() const = 0;
+    // Around all batches of a step that attention ranks begin so. In between receive() returns at
+    // once, never null.
+    virtual void begin_repeated_step(int64_t max_tokens);
+    // Waits for the step; what the attention ranks agreed in it.
+    virtual Agreement end_repeated_step();
     // y: [n, dim] f32, row i is the output for row i of the batch. May be the batch's rows,
     // computed in place. y may change afterwards.
     virtual void reply(const Tensor& y) = 0;
@@ -150,6 +157,10 @@ class Exchange {
     virtual AttentionSide* attention() = 0;  // null on a rank that is expert only
     virtual ExpertSide* experts() = 0;       // null on a rank that is attention only
 
+    // Rows that a micro-batch of a step may have whose work a GPU records and repeats (StepGraphs
+    // of layers/kernels.h), the same on all ranks; 0: there are no such steps, the host has a hand
+    // in every exchange.
+    virtual int64_t max_repeated_tokens() const { return 0; }
     // Rows that each slot of this rank received in `layer` since the start (log.expert_load).
     virtual std::span<const int64_t> expert_load(int layer) const = 0;
     // Since the start; zero on a rank that is expert only.

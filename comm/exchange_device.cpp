@@ -28,14 +28,8 @@ class DeviceAttentionSide final : public AttentionSide {
     }
     Agreement combine(int layer, int micro_batch, const Tensor& out) override;
     void close() override;
-    // Of a rank alone. NCCL wants every rank to launch the graph that all recorded together, and
-    // ranks have steps of their own sizes. Sized messages need the host.
-    int64_t max_repeated_tokens() const override {
-        return shared_.blocks.num_ranks() == 1 && !shared_.sized()
-                   ? shared_.setup.options.bounded_tokens
-                   : 0;
-    }
-    void begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens) override;
+    void begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens,
+                             int64_t max_tokens) override;
     Agreement end_repeated_step() override;
 
     void add_reply_blocks(int micro_batch);
@@ -80,6 +74,8 @@ class DeviceExpertSide final : public ExpertSide {
     const ExpertBatch* receive() override;
     bool closed() const override { return closed_; }
     void reply(const Tensor& y) override;
+    void begin_repeated_step(int64_t max_tokens) override;
+    Agreement end_repeated_step() override;
     void reopen() override { closed_ = false; }
     void close() { closed_ = true; }  // of a colocated rank: it knows
     std::span<const int64_t> load(int layer);
@@ -98,8 +94,15 @@ class DeviceExpertSide final : public ExpertSide {
     struct Position {
         int layer = 0, micro_batch = 0;
     };
+    const ExpertBatch* receive_at(Position position);
+    bool begin_step();
     const ExpertBatch* take(Position position);
+    void check_format(const MessageHeader& header, size_t attention_rank) const;
     void check_header(const MessageHeader& header, size_t attention_rank) const;
+    // That the blocks of all attention ranks hold.
+    int64_t max_rows() const {
+        return static_cast<int64_t>(attention_ranks_.size()) * shared_.dispatch.max_entries;
+    }
     int num_slots(int layer) const {
         return static_cast<int>(shared_.setup.placements[shared_.placement_index(layer)]
                                     .experts(shared_.expert_rank)
@@ -115,7 +118,9 @@ class DeviceExpertSide final : public ExpertSide {
     bool closed_ = false;
     ExpertBatch batch_;
     UnpackParams unpack_;
-    int64_t max_rows_ = 0;
+    bool repeats_ = false;  // a step that is repeated is under way
+    Buffer pinned_header_;  // of its last reply
+    Event step_done_;
     Buffer rows_, counts_, offsets_, position_, load_;
     std::vector<int64_t> load_on_host_;
 };
@@ -256,6 +261,7 @@ Agreement DeviceAttentionSide::combine(int layer, int micro_batch, const Tensor&
     }
     if (!shared_.is_last_layer(layer)) return {};
     if (repeats_) {
+        shared_.blocks.wait(kDispatch, micro_batch);  // the step ends with all of its groups
         launch_copy(pinned_headers_.as<MessageHeader>() + micro_batch, batch.in.data(),
                     sizeof(MessageHeader), shared_.stream());
         return {};
@@ -276,10 +282,13 @@ Agreement DeviceAttentionSide::agreed_in(const MessageHeader& header, int layer,
 }
 
 // The host writes what the step before, which it has waited for, has read.
-void DeviceAttentionSide::begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens) {
-    FERRY_CHECK(max_repeated_tokens() > 0 && num_tokens.size() == batches_.size(),
-                "{} micro-batches of {}", num_tokens.size(), batches_.size());
+void DeviceAttentionSide::begin_repeated_step(Agreement say, std::span<const int64_t> num_tokens,
+                                              int64_t max_tokens) {
+    FERRY_CHECK(!shared_.sized() && num_tokens.size() == batches_.size(),
+                "{} micro-batches of {} tokens", num_tokens.size(), max_tokens);
     repeats_ = true;
+    shared_.blocks.settle();
+    shared_.hold(max_tokens);
     for (size_t m = 0; m < batches_.size(); ++m)
         pinned_steps_.as<RepeatedStep>()[m] = {.num_tokens = static_cast<int32_t>(num_tokens[m]),
                                                .agree_any = say.any,
@@ -292,9 +301,8 @@ void DeviceAttentionSide::begin_repeated_step(Agreement say, std::span<const int
 Agreement DeviceAttentionSide::end_repeated_step() {
     const int last_layer = shared_.setup.first_layer + shared_.setup.num_layers - 1;
     repeats_ = false;
-    step_done_.record(shared_.stream());
-    shared_.wait_until([&] { return step_done_.done(); }, kReply, 0, Activity::waiting_combine,
-                       last_layer);
+    shared_.wait_for_step(step_done_, Activity::waiting_combine);
+    shared_.hold_most();
     Agreement agreed;
     for (size_t m = 0; m < batches_.size(); ++m) {
         batches_[m].sequence += static_cast<uint32_t>(shared_.setup.num_layers);
@@ -317,7 +325,9 @@ void DeviceAttentionSide::close() {
 DeviceExpertSide::DeviceExpertSide(DeviceShared& shared)
     : shared_(shared),
       attention_ranks_(shared.ranks_of_attention()),
-      next_{shared.setup.first_layer, 0} {
+      next_{shared.setup.first_layer, 0},
+      pinned_header_(pinned_host_memory(sizeof(MessageHeader))),
+      step_done_(shared.device()) {
     const ExchangeOptions& options = shared.setup.options;
     CudaDevice& device = shared.device();
     const size_t num = attention_ranks_.size();
@@ -326,12 +336,12 @@ DeviceExpertSide::DeviceExpertSide(DeviceShared& shared)
             {.in = {Buffer(device, num * static_cast<size_t>(shared.dispatch.size_bytes))},
              .out = {Buffer(device, num * static_cast<size_t>(shared.reply.size_bytes))},
              .received = std::vector<MessageHeader>(num)});
-    max_rows_ = static_cast<int64_t>(num) * shared.dispatch.max_entries;
+    const auto max_rows = static_cast<int64_t>(num) * shared.dispatch.max_entries;
     const auto slots = static_cast<size_t>(shared.max_slots);
-    rows_ = Buffer(device, static_cast<size_t>(max_rows_ * options.dim) * sizeof(float));
+    rows_ = Buffer(device, static_cast<size_t>(max_rows * options.dim) * sizeof(float));
     counts_ = Buffer(device, slots * sizeof(int32_t));
     offsets_ = Buffer(device, (slots + 1) * sizeof(int64_t));
-    position_ = Buffer(device, static_cast<size_t>(max_rows_) * sizeof(int32_t));
+    position_ = Buffer(device, static_cast<size_t>(max_rows) * sizeof(int32_t));
     load_ = Buffer(device, slots * static_cast<size_t>(shared.setup.num_layers) * sizeof(int64_t));
     load_on_host_.resize(slots);
 }
@@ -348,14 +358,19 @@ void DeviceExpertSide::add_dispatch_rows(int micro_batch) {
     batch.in.add_rows(shared_.receives, attention_ranks_, shared_, batch.received);
 }
 
-// Counts that the host goes by, so they must fit.
-void DeviceExpertSide::check_header(const MessageHeader& header, size_t attention_rank) const {
+void DeviceExpertSide::check_format(const MessageHeader& header, size_t attention_rank) const {
     const int peer = attention_ranks_[attention_rank];
     if (header.magic != kWireMagic)
         throw Error(ErrorKind::communication,
                     "rank {} on {} sent a message of another format ({:#x}); do all ranks run the "
                     "same build?",
                     peer, shared_.blocks.host(peer), header.magic);
+}
+
+// Counts that the host goes by, so they must fit.
+void DeviceExpertSide::check_header(const MessageHeader& header, size_t attention_rank) const {
+    check_format(header, attention_rank);
+    const int peer = attention_ranks_[attention_rank];
     if (header.num_rows < 0 || header.num_rows > shared_.dispatch.max_rows ||
         header.num_entries < 0 || header.num_entries > shared_.dispatch.max_entries)
         throw Error(ErrorKind::communication,
@@ -378,34 +393,66 @@ const ExpertBatch* DeviceExpertSide::receive() {
     if (attention_ != nullptr) return try_receive();
     if (closed_) return nullptr;
     const Position position = next_;
+    const ExpertBatch* batch = receive_at(position);
+    if (batch == nullptr) return nullptr;
+    next_.micro_batch = (position.micro_batch + 1) % shared_.setup.options.num_micro_batches;
+    if (next_.micro_batch == 0)
+        next_.layer =
+            shared_.is_last_layer(position.layer) ? shared_.setup.first_layer : position.layer + 1;
+    return batch;
+}
+
+const ExpertBatch* DeviceExpertSide::receive_at(Position position) {
     shared_.sends.clear();
     shared_.receives.clear();
     add_dispatch_blocks(position.micro_batch);
     shared_.blocks.exchange(kDispatch, position.micro_batch, shared_.sends, shared_.receives);
-    const bool may_end = position.layer == shared_.setup.first_layer && position.micro_batch == 0;
-    if (may_end || shared_.sized()) {
+    if (repeats_) return take(position);
+    const bool begins = position.layer == shared_.setup.first_layer && position.micro_batch == 0;
+    if (begins || shared_.sized()) {
         ScopedZone zone(Zone::dispatch_wait, position.layer, position.micro_batch);
         shared_.wait_on_host(kDispatch, position.micro_batch, Activity::waiting_dispatch,
                              position.layer);
-        if (may_end) {
-            const MessageHeader header = shared_.header_at(batches_[0].in.data());
-            check_header(header, 0);
-            if ((header.flags & kWireClosed) != 0) {
-                closed_ = true;
-                return nullptr;
-            }
-        }
+        if (begins && !begin_step()) return nullptr;
     }
     if (shared_.sized()) {
         shared_.receives.clear();
         add_dispatch_rows(position.micro_batch);
         shared_.blocks.exchange(kDispatch, position.micro_batch, shared_.sends, shared_.receives);
     }
-    next_.micro_batch = (position.micro_batch + 1) % shared_.setup.options.num_micro_batches;
-    if (next_.micro_batch == 0)
-        next_.layer =
-            shared_.is_last_layer(position.layer) ? shared_.setup.first_layer : position.layer + 1;
     return take(position);
+}
+
+// What the attention ranks say with the first messages of a step, which are here. False: it is no
+// step, they have closed.
+bool DeviceExpertSide::begin_step() {
+    std::vector<MessageHeader>& headers = batches_[0].received;
+    shared_.read_headers(batches_[0].in.data(), headers);
+    batch_.agreed = {};
+    for (size_t a = 0; a < headers.size(); ++a) {
+        check_header(headers[a], a);
+        closed_ = closed_ || (headers[a].flags & kWireClosed) != 0;
+        batch_.agreed.any |= headers[a].agree_any;
+        batch_.agreed.max = std::max(batch_.agreed.max, headers[a].agree_max);
+    }
+    return !closed_;
+}
+
+void DeviceExpertSide::begin_repeated_step(int64_t max_tokens) {
+    FERRY_CHECK(next_.layer == shared_.setup.first_layer && next_.micro_batch == 0,
+                "a step begins in layer {}", next_.layer);
+    repeats_ = true;
+    shared_.blocks.settle();
+    shared_.hold(max_tokens);
+}
+
+Agreement DeviceExpertSide::end_repeated_step() {
+    repeats_ = false;
+    shared_.wait_for_step(step_done_, Activity::waiting_dispatch);
+    shared_.hold_most();
+    const MessageHeader& header = *pinned_header_.as<MessageHeader>();
+    check_format(header, 0);
+    return {header.agree_any, header.agree_max};
 }
 
 const ExpertBatch* DeviceExpertSide::take(Position position) {
@@ -418,7 +465,7 @@ const ExpertBatch* DeviceExpertSide::take(Position position) {
                .blocks = batch.in.data(),
                .num_sources = static_cast<int32_t>(attention_ranks_.size()),
                .num_slots = slots,
-               .max_rows = max_rows_,
+               .max_rows = max_rows(),
                .counts = counts_.as<int32_t>(),
                .load = load_.as<int64_t>() + static_cast<int64_t>(index) * shared_.max_slots,
                .offsets = offsets_.as<int64_t>(),
@@ -428,14 +475,14 @@ const ExpertBatch* DeviceExpertSide::take(Position position) {
     launch_unpack(unpack_, shared_.stream());
     batch_.layer = position.layer;
     batch_.micro_batch = position.micro_batch;
-    batch_.rows = Tensor(rows_.data(), DType::f32, {max_rows_, shared_.setup.options.dim});
+    batch_.rows = Tensor(rows_.data(), DType::f32, {max_rows(), shared_.setup.options.dim});
     batch_.device_offsets = {offsets_.as<int64_t>(), static_cast<size_t>(slots) + 1};
     return &batch_;
 }
 
 void DeviceExpertSide::reply(const Tensor& y) {
     ScopedZone zone(Zone::reply, batch_.layer, batch_.micro_batch);
-    check_shape(y, "y", DType::f32, {max_rows_, shared_.setup.options.dim});
+    check_shape(y, "y", DType::f32, {max_rows(), shared_.setup.options.dim});
     MicroBatch& batch = batches_[static_cast<size_t>(batch_.micro_batch)];
     shared_.blocks.wait(kReply, batch_.micro_batch);  // the last reply may still be leaving
     launch_reply({.request = unpack_,
@@ -450,6 +497,11 @@ void DeviceExpertSide::reply(const Tensor& y) {
     if (attention_ != nullptr) attention_->add_reply_blocks(batch_.micro_batch);
     shared_.blocks.exchange(kReply, batch_.micro_batch, shared_.sends, shared_.receives);
     zone.bytes = total_bytes(shared_.sends);
+    if (!repeats_ || !shared_.is_last_layer(batch_.layer)) return;
+    shared_.blocks.wait(kReply, batch_.micro_batch);  // the step ends with all of its groups
+    if (batch_.micro_batch == 0)
+        launch_copy(pinned_header_.data(), batch.out.data(), sizeof(MessageHeader),
+                    shared_.stream());
 }
 
 std::span<const int64_t> DeviceExpertSide::load(int layer) {
@@ -469,17 +521,9 @@ class DeviceExchange final : public Exchange {
                   .blocks = blocks,
                   .attention_rank = setup.layout.attention_rank(blocks.rank()),
                   .expert_rank = setup.layout.expert_rank(blocks.rank())} {
-        const ExchangeOptions& options = shared_.setup.options;
         for (const Placement& placement : setup.placements)
             shared_.max_slots = std::max(shared_.max_slots, placement.max_slots());
-        // All blocks alike, so that any two ranks agree on their size.
-        const int64_t entries =
-            options.bounded_tokens * std::min<int64_t>(options.topk, shared_.max_slots);
-        const bool exact = options.combine == CombineMode::exact;
-        shared_.dispatch =
-            block_format(options.dtype, options.dim, options.bounded_tokens, entries);
-        shared_.reply = block_format(combine_dtype(options), options.dim,
-                                     exact ? entries : options.bounded_tokens, 0);
+        shared_.hold_most();
         if (shared_.expert_rank >= 0) experts_.emplace(shared_);
         if (shared_.attention_rank >= 0)
             attention_.emplace(shared_, experts_ ? &*experts_ : nullptr);
@@ -487,6 +531,9 @@ class DeviceExchange final : public Exchange {
     }
     AttentionSide* attention() override { return attention_ ? &*attention_ : nullptr; }
     ExpertSide* experts() override { return experts_ ? &*experts_ : nullptr; }
+    int64_t max_repeated_tokens() const override {  // sized messages need the host
+        return shared_.sized() ? 0 : shared_.setup.options.bounded_tokens;
+    }
     std::span<const int64_t> expert_load(int layer) const override {
         FERRY_CHECK(experts_.has_value());
         return experts_->load(layer);

@@ -17,11 +17,13 @@ namespace ferry {
 // - all attention ranks dispatch in the same order of (layer, micro-batch), layers first ...
 //   last, micro-batches in turn within a layer, and combine in that order;
 // - ExpertBatch::rows is as large as rows can become, `offsets` is empty and `device_offsets` is
-//   set; arrival times and the agreement are not known;
+//   set; arrival times are not known, and the agreement only where a rank has experts alone;
 // - combine() knows the agreement in the last layer only, where it waits for the GPU; else it
 //   returns none;
 // - receive() waits for the GPU in the first layer, first micro-batch only: that is where the end
 //   is told. In sized mode it always does, and on a colocated rank combine_ready() may.
+// In a step that is repeated (begin_repeated_step) blocks hold no more than its micro-batches have,
+// and the host waits once, at its end.
 std::unique_ptr<Exchange> make_device_exchange(const ExchangeSetup& setup, BlockTransport& blocks);
 
 }  // namespace ferry

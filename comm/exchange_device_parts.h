@@ -3,6 +3,7 @@
 #pragma once
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <vector>
 
@@ -51,8 +52,8 @@ class PlacementOnDevice {
 struct DeviceShared {
     ExchangeSetup setup;
     BlockTransport& blocks;
-    BlockFormat dispatch{}, reply{};
     int max_slots = 0;                           // of any expert rank
+    BlockFormat dispatch{}, reply{};             // of the step under way
     int attention_rank = -1, expert_rank = -1;   // of this rank
     std::vector<PeerBlock> sends{}, receives{};  // of the group that is being made
 
@@ -81,6 +82,15 @@ struct DeviceShared {
             ranks.push_back(setup.layout.world_rank_of_expert(e));
         return ranks;
     }
+    // Blocks that hold so many tokens, all alike, so that any two ranks agree on their size.
+    void hold(int64_t tokens) {
+        const ExchangeOptions& options = setup.options;
+        const int64_t entries = tokens * std::min<int64_t>(options.topk, max_slots);
+        const bool exact = options.combine == CombineMode::exact;
+        dispatch = block_format(options.dtype, options.dim, tokens, entries);
+        reply = block_format(combine_dtype(options), options.dim, exact ? entries : tokens, 0);
+    }
+    void hold_most() { hold(setup.options.bounded_tokens); }
     bool sized() const { return setup.options.mode == ExchangeMode::sized; }
     int64_t reply_rows(const MessageHeader& dispatched) const {
         return setup.options.combine == CombineMode::exact ? dispatched.num_entries
@@ -88,6 +98,8 @@ struct DeviceShared {
     }
     // The host waits for a group: the GPU may be waiting for a rank that is gone.
     void wait_on_host(int channel, int slot, Activity activity, int layer) const;
+    // For all that the stream was given, groups included.
+    void wait_for_step(Event& done, Activity activity);
     template <typename Done>
     void wait_until(Done&& done, int channel, int slot, Activity activity, int layer) const;
     MessageHeader header_at(const std::byte* block) const {
@@ -97,13 +109,24 @@ struct DeviceShared {
     }
     // Of dispatch blocks that lie one after the other.
     void read_headers(const std::byte* base, std::vector<MessageHeader>& headers) const {
-        for (size_t i = 0; i < headers.size(); ++i)
-            headers[i] = header_at(base + static_cast<int64_t>(i) * dispatch.size_bytes);
+        launch_copy_rows(headers.data(), base, sizeof(MessageHeader), dispatch.size_bytes,
+                         static_cast<int64_t>(headers.size()), stream());
+        device().synchronize();
     }
 };
 
 inline void DeviceShared::wait_on_host(int channel, int slot, Activity activity, int layer) const {
     wait_until([&] { return blocks.done(channel, slot); }, channel, slot, activity, layer);
+}
+
+inline void DeviceShared::wait_for_step(Event& done, Activity activity) {
+    blocks.settle();
+    done.record(stream());
+    const auto is_done = [&] {
+        blocks.check();
+        return done.done();
+    };
+    wait_until(is_done, kReply, 0, activity, setup.first_layer + setup.num_layers - 1);
 }
 
 template <typename Done>

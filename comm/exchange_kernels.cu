@@ -416,5 +416,13 @@ void launch_copy(void* to, const void* from, size_t size_bytes, CUstream_st* str
         check_cuda(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDefault, stream),
                    "copy memory on the GPU");
 }
+void launch_copy_rows(void* to, const void* from, size_t row_bytes, int64_t stride_bytes,
+                      int64_t num_rows, CUstream_st* stream) {
+    if (num_rows > 0)
+        check_cuda(
+            cudaMemcpy2DAsync(to, row_bytes, from, static_cast<size_t>(stride_bytes), row_bytes,
+                              static_cast<size_t>(num_rows), cudaMemcpyDefault, stream),
+            "copy rows on the GPU");
+}
 
 }  // namespace ferry

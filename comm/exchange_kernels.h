@@ -111,5 +111,8 @@ void launch_combine(const CombineParams& params, CUstream_st* stream);
 
 // Of the device's or of pinned host memory.
 void launch_copy(void* to, const void* from, size_t size_bytes, CUstream_st* stream);
+// Rows that begin `stride_bytes` apart, one after the other to `to`, which may be any host memory.
+void launch_copy_rows(void* to, const void* from, size_t row_bytes, int64_t stride_bytes,
+                      int64_t num_rows, CUstream_st* stream);
 
 }  // namespace ferry

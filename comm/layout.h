@@ -48,6 +48,10 @@ class Layout {
         return mode_ == LayoutMode::colocated ? expert_rank : num_attention_ + expert_rank;
     }
 
+    int node_of_rank(int world_rank) const {
+        return node_of_rank_[static_cast<size_t>(world_rank)];
+    }
+
     // Tensor-parallel groups are ranges of attention ranks.
     int tp_size() const { return tp_size_; }
     int tp_group(int attention_rank) const { return attention_rank / tp_size_; }

@@ -121,26 +121,38 @@ class NcclBlocks final : public BlockTransport {
             start_group(channel, slot, sends, receives);
         wait_until_in_stream(channel, slot);
         slot.finished.record(channel.stream->get());
+        slot.state = is_recording(device_) ? Slot::recorded : Slot::started;
     }
 
-    void wait(int channel, int slot) override {
-        slot_of(channel, slot).finished.hold_up(device_.stream());
+    void wait(int channel_index, int slot_index) override {
+        const Slot& slot = slot_of(channel_index, slot_index);
+        if (slot.state != Slot::settled) slot.finished.hold_up(device_.stream());
     }
 
     bool done(int channel_index, int slot_index) override {
-        Channel& channel = channels_[static_cast<size_t>(channel_index)];
         Slot& slot = slot_of(channel_index, slot_index);
-        ncclResult_t state = ncclSuccess;
-        check(channel, slot, nccl().CommGetAsyncError(channel.comm, &state));
-        if (state != ncclInProgress) check(channel, slot, state);
-        return slot.finished.done();
+        check_network(channels_[static_cast<size_t>(channel_index)], slot);
+        return slot.state == Slot::settled || slot.finished.done();
+    }
+
+    void settle() override {
+        for (Channel& channel : channels_)
+            for (Slot& slot : channel.slots) {
+                if (slot.state == Slot::started) slot.finished.hold_up(device_.stream());
+                slot.state = Slot::settled;
+            }
+    }
+
+    void check() override {
+        for (Channel& channel : channels_) check_network(channel, channel.slots[0]);
     }
 
   private:
     struct Slot {
         explicit Slot(const CudaDevice& device) : ready(device), finished(device) {}
         Event ready, finished;
-        std::vector<int> peers;  // of the last group, for messages
+        enum State { settled, started, recorded } state = settled;  // the last group
+        std::vector<int> peers;                                     // of it, for messages
     };
     struct Channel {
         std::optional<Stream> stream;
@@ -220,6 +232,12 @@ class NcclBlocks final : public BlockTransport {
                       nccl().Recv(block.data, block.size_bytes, ncclUint8, block.peer, channel.comm,
                                   channel.stream->get()));
         check(channel, slot, nccl().GroupEnd());
+    }
+
+    void check_network(Channel& channel, const Slot& slot) {
+        ncclResult_t state = ncclSuccess;
+        check(channel, slot, nccl().CommGetAsyncError(channel.comm, &state));
+        if (state != ncclInProgress) check(channel, slot, state);
     }
 
     // A communicator that does not block may still be connecting peers; events must not be recorded

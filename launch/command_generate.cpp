@@ -207,6 +207,12 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
                   : run_claimed_requests(engine, *reader, sink, *loaded.claims(), hooks);
         loaded.close();
     }
+    if (world.rank() == 0 && loaded.engine() != nullptr)
+        if (const StepGraphs::Counts steps = loaded.engine()->step_counts(); steps.recorded > 0)
+            log_info(
+                "engine.cuda_graphs: {} decode steps were launched as a whole, {} of them had "
+                "been recorded for it, {} were launched kernel by kernel",
+                steps.recorded + steps.repeated, steps.recorded, steps.launched);
     if (run_trace) run_trace->finish();
     if (watchdog != nullptr) watchdog->arm(false);
     const auto sum = [&](Tally tally) { return world.all_sum(progress_state().get(tally)); };

@@ -152,20 +152,31 @@ struct GroupOffsets {
 // ---- Steps that are repeated
 // ----------------------------------------------------------------------------------------------
 
-// What a step's launches depend on, beside what lies in memory at the places that it names.
-using StepKey = std::vector<uint64_t>;
-// In the key of steps whose launches depend on more than a key can say.
-constexpr uint64_t kNeverRepeated = UINT64_MAX;
+// What the launches of a step that is repeated depend on, beside what lies in memory.
+struct StepForm {
+    int64_t num_rows = 0;  // with those that fill it up; 0: of a step that is of no such form
+    int64_t num_keys = 0;  // at most, of a row
+
+    bool operator==(const StepForm&) const = default;
+};
+
+// Graphs that are kept, those that were last in use.
+constexpr size_t kMostStepGraphs = 16;
 
 // A step whose work a device records and does again as a whole, instead of kernel by kernel (CUDA
-// graphs): for steps that differ only in what lies in memory. Must not outlive the kernels.
+// graphs): for steps that differ only in what lies in memory. What it does depends on the forms
+// that it was given so far and on nothing else, so that ranks which go through the same forms
+// launch, record and repeat together. Must not outlive the kernels.
 class StepGraphs {
   public:
     virtual ~StepGraphs() = default;
-    // Does what `launches` gives to the kernels, or did when it was given the same key. The first
-    // time of a key everything takes its place, the second time it is recorded. Kernels::begin_step
-    // comes before it, for all of the step's batches, and adds to the key.
-    virtual void run(const StepKey& key, const std::function<void()>& launches) = 0;
+    // Whether rows of so many keys can be a step that is repeated.
+    virtual bool takes(std::span<const int64_t> num_keys) const = 0;
+    // A step of that form comes: Kernels::begin_step for all of its batches, then run().
+    virtual void begin(const StepForm& form) = 0;
+    // Does what `launches` gives to the kernels, or did when the form was the same. The first time
+    // of a form everything takes its place, the second time it is recorded.
+    virtual void run(const std::function<void()>& launches) = 0;
 
     struct Counts {
         int64_t launched = 0;  // steps, kernel by kernel
@@ -189,11 +200,15 @@ class Kernels {
     // Host arrays of a step. Kernels may be given any host span at any time. A GPU keeps a copy of
     // each, found again by where the span begins, and uploads it when it says something new: once
     // per step, not once per layer. begin_step brings the copies of a batch (or micro-batch) up to
-    // date ahead of its first kernel; a step that is repeated needs it each time. Adds to the key
-    // what launches over the batch depend on beside its number of rows. Does nothing on the CPU.
-    virtual void begin_step(const StepBatch&, StepKey&) {}
-    // Null where steps are not repeated.
-    virtual std::unique_ptr<StepGraphs> make_step_graphs() { return nullptr; }
+    // date ahead of its first kernel; a step that is repeated needs it each time. Does nothing on
+    // the CPU.
+    virtual void begin_step(const StepBatch&) {}
+    // Of a model whose attention has so many heads and latents of that rank. Null where steps are
+    // not repeated.
+    virtual std::unique_ptr<StepGraphs> make_step_graphs(int64_t /*num_heads*/,
+                                                         int64_t /*kv_lora_rank*/) {
+        return nullptr;
+    }
 
     // Linear (linear.cpp, gemm.cpp; linear_pack.cpp; quantise.cpp). make_weight allocates; `pack`
     // fills one group, or the output rows [first_out, first_out + w.rows()) of it, from plain [out,

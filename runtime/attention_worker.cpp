@@ -50,7 +50,8 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
                  model.numerics()),
       filled_(std::min(limits.max_tokens, limits.max_logit_rows)) {
     if (limits.cuda_graphs && why_no_step_is_repeated().empty())
-        graphs_ = kernels.make_step_graphs();
+        graphs_ = kernels.make_step_graphs(model.config().n_heads, model.config().kv_lora_rank);
+    num_keys_.reserve(static_cast<size_t>(limits.max_sequences));
     const int64_t tp_size = model.part().tp_size;
     for (int64_t rank = 0; rank <= tp_size; ++rank)
         vocab_offsets_.push_back(rank == tp_size
@@ -93,13 +94,18 @@ AttentionWorker::Result AttentionWorker::step(const StepBatch& batch, const Step
     progress_state().step.fetch_add(1, std::memory_order_relaxed);
     const Tensor logits =
         logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size()));
-    if (const int64_t rows = repeated_rows(batch, options); rows > 0)
-        return {logits, repeat(batch, rows, options.say)};
-    {
-        ScopedZone zone(Zone::schedule);
-        micro_batches_.split(batch);
+    Result result{logits, {}};
+    if (const StepForm form = form_of_step(batch, options); form.num_rows > 0) {
+        result.agreed = repeat(batch, form, options.say);
+    } else {
+        {
+            ScopedZone zone(Zone::schedule);
+            micro_batches_.split(batch);
+        }
+        result.agreed = run(batch, options);
     }
-    return {logits, run(batch, options)};
+    if (repeats_with_others()) next_form_ = agreed_form(result.agreed);
+    return result;
 }
 
 Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& options) {
@@ -149,52 +155,68 @@ Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& option
 std::string_view AttentionWorker::why_no_step_is_repeated() const {
     if (fabric_.tensor_parallel().size() > 1) return "tensor-parallel sums go through the host";
     if (!fabric_.has_exchange()) return {};
-    if (fabric_.layout().num_ranks() > 1)
-        return "several ranks take part, each with rows of its own";
-    if (fabric_.exchange().attention()->max_repeated_tokens() == 0)
+    if (fabric_.exchange().max_repeated_tokens() == 0)
         return "rows or their counts go through the host";
     return {};
 }
 
-// To how many rows the step is filled up so that it can be repeated; 0: it is not.
-int64_t AttentionWorker::repeated_rows(const StepBatch& batch, const StepOptions& options) const {
-    // Who watches stages, or wants to look ahead, needs them one by one.
-    if (graphs_ == nullptr || !is_decode_step(batch) || form_ != MlaForm::by_row ||
-        options.num_begun > 0 || options.next_rows || trace().observer() != nullptr)
-        return 0;
-    const int64_t rows = std::min(filled_rows(batch.num_tokens()), filled_.max_rows());
+// Who watches stages needs them one by one.
+bool AttentionWorker::may_repeat(int64_t num_rows, std::span<const int64_t> num_keys) const {
+    if (form_ != MlaForm::by_row || trace().observer() != nullptr) return false;
+    const int64_t rows = std::min(filled_rows(num_rows), filled_.max_rows());
     const int64_t largest = ceil_div(rows, micro_batches_.num());
-    if (fabric_.has_exchange() && largest > fabric_.exchange().attention()->max_repeated_tokens())
-        return 0;
-    return rows;
+    if (num_rows > rows || !graphs_->takes(num_keys)) return false;
+    return !fabric_.has_exchange() || largest <= fabric_.exchange().max_repeated_tokens();
 }
 
-// What differs from step to step is brought to the GPU; the rest is what its launches depend on.
-StepKey AttentionWorker::begin_repeated_step(const StepBatch& filled, int64_t num_rows,
-                                             Agreement say) {
-    StepKey key{static_cast<uint64_t>(filled.num_tokens())};
+Agreement AttentionWorker::say_next(bool only_generates, std::span<const int64_t> num_keys) const {
+    const auto num_rows = static_cast<int64_t>(num_keys.size());
+    if (!only_generates || !may_repeat(num_rows, num_keys)) return {.any = 0, .max = kAnyForm};
+    if (num_keys.empty()) return {};
+    return say_form(form_of(num_rows, filled_.max_rows(), std::ranges::max(num_keys)));
+}
+
+// {}: it is launched kernel by kernel.
+StepForm AttentionWorker::form_of_step(const StepBatch& batch, const StepOptions& options) {
+    if (graphs_ == nullptr) return {};
+    if (repeats_with_others()) return next_form_;
+    if (!is_decode_step(batch) || options.num_begun > 0 || options.next_rows) return {};
+    num_keys_.clear();
+    for (const SequenceRows& rows : batch.generated)
+        num_keys_.push_back(rows.first_position + rows.num_rows);
+    if (!may_repeat(batch.num_tokens(), num_keys_)) return {};
+    return form_of(batch.num_tokens(), filled_.max_rows(), std::ranges::max(num_keys_));
+}
+
+// What differs from step to step is brought to the GPU.
+void AttentionWorker::begin_repeated_step(const StepBatch& filled, int64_t num_rows,
+                                          Agreement say) {
     std::vector<int64_t> num_tokens;
     for (int mb = 0; mb < micro_batches_.num(); ++mb) {
         StepBatch part = micro_batches_.batch(mb);
         part.logit_rows = slice(filled.logit_rows, micro_batches_.logit_rows(mb));
-        kernels_.begin_step(part, key);
+        kernels_.begin_step(part);
         num_tokens.push_back(
             std::clamp<int64_t>(num_rows - micro_batches_.first_row(mb), 0, part.num_tokens()));
     }
     if (fabric_.has_exchange())
-        fabric_.exchange().attention()->begin_repeated_step(say, num_tokens);
-    return key;
+        fabric_.exchange().attention()->begin_repeated_step(
+            say, num_tokens, ceil_div(filled.num_tokens(), micro_batches_.num()));
 }
 
-Agreement AttentionWorker::repeat(const StepBatch& batch, int64_t num_rows, Agreement say) {
-    const StepBatch& filled = filled_.fill(batch, num_rows);
+Agreement AttentionWorker::repeat(const StepBatch& batch, const StepForm& form, Agreement say) {
+    FERRY_CHECK(batch.num_tokens() == 0 || is_decode_step(batch),
+                "a step of {} rows, some of prompts, instead of {} generated ones",
+                batch.num_tokens(), form.num_rows);
+    const StepBatch& filled = filled_.fill(batch, form.num_rows);
     {
         ScopedZone zone(Zone::schedule);
         micro_batches_.split(filled);
     }
     ScopedZone zone(Zone::graph);
-    const StepKey key = begin_repeated_step(filled, batch.num_tokens(), say);
-    graphs_->run(key, [&] { run(filled, {}); });
+    graphs_->begin(form);
+    begin_repeated_step(filled, batch.num_tokens(), say);
+    graphs_->run([&] { run(filled, {}); });
     return fabric_.has_exchange() ? fabric_.exchange().attention()->end_repeated_step() : say;
 }
 

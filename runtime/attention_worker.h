@@ -48,7 +48,9 @@ class AttentionWorker {
     using NextRows = std::function<StepBatch()>;
     using LogitsReady = std::function<StepBatch(const Tensor& logits, int64_t begin, int64_t end)>;
     struct StepOptions {
-        Agreement say;  // this rank's part of what all agree on; max: rows that it may begin
+        // This rank's part of what all agree on; max: rows that it may begin, or what say_next()
+        // has.
+        Agreement say;
         int64_t num_begun = 0;  // leading rows of the batch that the step before has begun
         NextRows next_rows;
         LogitsReady logits_ready;
@@ -69,6 +71,16 @@ class AttentionWorker {
     // attention ranks take every step together.
     Result step(const StepBatch& batch, const StepOptions& options);
     Result step(const StepBatch& batch) { return step(batch, StepOptions{}); }
+
+    // Steps that are repeated where several ranks take part (filled_step.h): all of them know the
+    // form of the next step by the end of the one before. {}: any batch may come.
+    StepForm next_form() const { return next_form_; }
+    bool repeats_with_others() const {
+        return graphs_ != nullptr && fabric_.layout().num_ranks() > 1;
+    }
+    // To be added to StepOptions::say of each step then: the next step has rows of sequences that
+    // generate only, at most as many as `num_keys` has, which says how many keys each of them has.
+    Agreement say_next(bool only_generates, std::span<const int64_t> num_keys) const;
     // For tests: compute every row in one form, or as the batch says.
     void set_form(MlaForm form) { form_ = form; }
 
@@ -76,9 +88,10 @@ class AttentionWorker {
 
   private:
     Agreement run(const StepBatch& batch, const StepOptions& options);
-    int64_t repeated_rows(const StepBatch& batch, const StepOptions& options) const;
-    Agreement repeat(const StepBatch& batch, int64_t num_rows, Agreement say);
-    StepKey begin_repeated_step(const StepBatch& filled, int64_t num_rows, Agreement say);
+    bool may_repeat(int64_t num_rows, std::span<const int64_t> num_keys) const;
+    StepForm form_of_step(const StepBatch& batch, const StepOptions& options);
+    Agreement repeat(const StepBatch& batch, const StepForm& form, Agreement say);
+    void begin_repeated_step(const StepBatch& filled, int64_t num_rows, Agreement say);
     void begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch);
     void start_ahead(const StepBatch& batch, int64_t most);
     void begin_ahead(int next_micro_batch);
@@ -121,6 +134,8 @@ class AttentionWorker {
     MlaForm form_ = MlaForm::by_row;
     FilledStep filled_;
     std::unique_ptr<StepGraphs> graphs_;  // null: every step is launched kernel by kernel
+    StepForm next_form_;
+    std::vector<int64_t> num_keys_;  // of the step's rows
 };
 
 }  // namespace ferry

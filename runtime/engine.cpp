@@ -59,6 +59,7 @@ Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
       scheduler_(options.scheduler, pages_),
       worker_(kernels, model, fabric, experts, worker_limits(options)),
       chooser_(kernels, model.config().vocab_size, options.scheduler.max_batch) {
+    next_keys_.reserve(static_cast<size_t>(options.scheduler.max_batch));
     sample_inputs_.reserve(static_cast<size_t>(options.scheduler.max_batch));
 }
 
@@ -123,13 +124,14 @@ void Engine::submit(Request request) {
 }
 
 bool Engine::step(bool more_coming) {
+    const bool awaited = worker_.next_form().num_rows > 0;  // by other ranks, in that form
     {
         ScopedZone zone(Zone::schedule);
-        plan_ = &scheduler_.plan();
+        plan_ = awaited ? &scheduler_.plan_generated() : &scheduler_.plan();
     }
     last_step_ = {};
     const bool alone = fabric_.layout().num_attention() == 1;
-    if (plan_->empty() && alone) return num_unfinished() > 0 || more_coming;
+    if (plan_->empty() && alone && !awaited) return num_unfinished() > 0 || more_coming;
     for (; num_started_ < active_.size() && !active_[num_started_]->pages.empty(); ++num_started_) {
         Active& active = *active_[num_started_];
         active.started = true;
@@ -150,11 +152,21 @@ bool Engine::step(bool more_coming) {
     return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
 }
 
+void Engine::settle() {
+    while (worker_.next_form().num_rows > 0) worker_.step({});
+}
+
 // What this rank says to the others, and how the step may look ahead.
 AttentionWorker::StepOptions Engine::step_options(bool busy) {
     AttentionWorker::StepOptions options;
     options.say.any = (busy ? kBusy : 0u) | (stopping_ ? kStopping : 0u);
     options.num_begun = plan_->num_begun;
+    if (worker_.repeats_with_others()) {
+        const bool generates = scheduler_.only_generates_next(next_keys_);
+        const Agreement next = worker_.say_next(generates, next_keys_);
+        options.say.any |= next.any;
+        options.say.max = next.max;
+    }
     if (!worker_.looks_ahead()) return options;
     options.say.max = static_cast<uint32_t>(
         std::min(scheduler_.num_prompt_rows_left(), options_.scheduler.max_batch_tokens));

@@ -44,6 +44,9 @@ class Engine {
     // together, with no rows if they have none, until none has work or `more_coming` (requests that
     // it may still submit): what they say rides on the exchange, so the last step is an empty one.
     bool step(bool more_coming = false);
+    // Takes the step that others may count on (AttentionWorker::next_form), if any, with no rows:
+    // before the exchange is closed.
+    void settle();
     // With several attention ranks: tells all of them, with the next step, that this rank was asked
     // to stop.
     void announce_stop() { stopping_ = true; }
@@ -109,6 +112,7 @@ class Engine {
     const StepPlan* plan_ = nullptr;  // of the step under way
     int64_t num_chosen_ = 0;          // leading logit rows of it whose tokens are chosen
     TokenChooser chooser_;
+    std::vector<int64_t> next_keys_;               // of the rows that the next step may have
     std::vector<SampleInput> sample_inputs_;       // of the rows that tokens are chosen for
     std::vector<std::unique_ptr<Active>> active_;  // by arrival
     size_t num_started_ = 0;                       // leading ones of active_ that had pages once

@@ -4,6 +4,7 @@
 
 #include "base/trace.h"
 #include "comm/progress_state.h"
+#include "runtime/filled_step.h"
 
 namespace ferry {
 
@@ -69,17 +70,63 @@ const Tensor& ExpertWorker::compute(const ExpertBatch& batch) {
 
 void ExpertWorker::run() {
     if (!fabric_.has_exchange()) return;
+    for (bool more = true; more;) {
+        if (next_form_.num_rows > 0)
+            repeat_step();
+        else
+            more = run_step();
+    }
+}
+
+void ExpertWorker::begin_step() {
+    progress_state().step.fetch_add(1, std::memory_order_relaxed);
+    progress_state().publish(trace());
+}
+
+// Batches up to the next first one of a step, in whatever order they come. False: there are none
+// any more.
+bool ExpertWorker::run_step() {
     ExpertSide& side = *fabric_.exchange().experts();
+    const int first_layer = static_cast<int>(model_.config().n_dense_layers);
+    const int last_layer = static_cast<int>(model_.config().n_layers) - 1;
     for (;;) {
         ScopedZone step(Zone::step);
         const ExpertBatch* batch = side.receive();
-        if (batch == nullptr) return;
-        if (batch->layer == model_.config().n_dense_layers && batch->micro_batch == 0) {
-            progress_state().step.fetch_add(1, std::memory_order_relaxed);
-            progress_state().publish(trace());
-        }
+        if (batch == nullptr) return false;
+        if (batch->layer == first_layer && batch->micro_batch == 0) begin_step();
+        const bool last =
+            batch->layer == last_layer && batch->micro_batch + 1 == fabric_.num_micro_batches();
+        const StepForm next = form_in(batch->agreed);
         side.reply(compute(*batch));
+        if (last && next.num_rows > 0) {
+            next_form_ = next;
+            return true;
+        }
     }
+}
+
+// In the form that all ranks agreed on in the step before.
+void ExpertWorker::repeat_step() {
+    ScopedZone step(Zone::step);
+    begin_step();
+    ScopedZone zone(Zone::graph);
+    ExpertSide& side = *fabric_.exchange().experts();
+    const int64_t num_micro_batches = fabric_.num_micro_batches();
+    const int64_t num_layers = model_.config().n_layers - model_.config().n_dense_layers;
+    if (graphs_ == nullptr)
+        graphs_ = kernels_.make_step_graphs(model_.config().n_heads, model_.config().kv_lora_rank);
+    graphs_->begin(next_form_);
+    side.begin_repeated_step(ceil_div(next_form_.num_rows, num_micro_batches));
+    graphs_->run([&] {
+        for (int64_t i = 0; i < num_layers * num_micro_batches; ++i)
+            side.reply(compute(*side.receive()));
+    });
+    next_form_ = form_in(side.end_repeated_step());
+}
+
+// Where rows go through the host, ranks agree on other things.
+StepForm ExpertWorker::form_in(Agreement agreed) const {
+    return fabric_.exchange().max_repeated_tokens() > 0 ? agreed_form(agreed) : StepForm{};
 }
 
 }  // namespace ferry

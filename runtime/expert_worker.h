@@ -24,9 +24,17 @@ class ExpertWorker {
     // so many batches.
     std::span<const int64_t> lateness_ns() const { return lateness_ns_; }
     int64_t num_batches() const { return num_batches_; }
+    // Steps that were repeated with the attention ranks (AttentionWorker::next_form).
+    StepGraphs::Counts step_counts() const {
+        return graphs_ != nullptr ? graphs_->counts() : StepGraphs::Counts{};
+    }
 
   private:
     void note(const ExpertBatch& batch);
+    void begin_step();
+    bool run_step();
+    void repeat_step();
+    StepForm form_in(Agreement agreed) const;
 
     Kernels& kernels_;
     const Transformer& model_;
@@ -36,6 +44,8 @@ class ExpertWorker {
     Tensor output_;
     std::vector<int64_t> lateness_ns_;
     int64_t num_batches_ = 0;
+    StepForm next_form_;
+    std::unique_ptr<StepGraphs> graphs_;  // once steps are repeated
 };
 
 }  // namespace ferry

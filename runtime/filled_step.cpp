@@ -19,6 +19,39 @@ int64_t filled_rows(int64_t num_rows) {
     return ceil_div(num_rows, multiple) * multiple;
 }
 
+namespace {
+
+constexpr int64_t kLeastKeys = 1024;  // of a form
+
+}  // namespace
+
+StepForm form_of(int64_t num_rows, int64_t max_rows, int64_t num_keys) {
+    const auto keys = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(num_keys)));
+    return {.num_rows = std::min(filled_rows(num_rows), max_rows),
+            .num_keys = std::max(keys, kLeastKeys)};
+}
+
+int64_t num_forms(int64_t max_rows, int64_t max_keys) {
+    int64_t num_sizes = 0, num_lengths = 0;
+    for (int64_t rows = 1; rows <= max_rows; rows = filled_rows(rows) + 1) ++num_sizes;
+    for (int64_t keys = 1; keys <= max_keys; keys = form_of(1, 1, keys).num_keys + 1) ++num_lengths;
+    return num_sizes * num_lengths;
+}
+
+// Keys in unary, whose bit-wise or is the maximum.
+Agreement say_form(const StepForm& form) {
+    const int doublings = std::countr_zero(static_cast<uint64_t>(form.num_keys / kLeastKeys));
+    FERRY_CHECK(doublings < 32 - kFirstFormBit, "{} keys", form.num_keys);
+    return {.any = ((uint32_t{1} << doublings) - 1) << kFirstFormBit,
+            .max = static_cast<uint32_t>(form.num_rows)};
+}
+
+StepForm agreed_form(Agreement agreed) {
+    if (agreed.max == 0 || agreed.max == kAnyForm) return {};
+    const int doublings = std::popcount(agreed.any >> kFirstFormBit);
+    return {.num_rows = static_cast<int64_t>(agreed.max), .num_keys = kLeastKeys << doublings};
+}
+
 FilledStep::FilledStep(int64_t max_rows)
     : tokens_(static_cast<size_t>(max_rows)),
       positions_(static_cast<size_t>(max_rows)),

@@ -3,6 +3,7 @@
 #pragma once
 #include <vector>
 
+#include "comm/exchange.h"
 #include "layers/batch.h"
 
 namespace ferry {
@@ -14,14 +15,31 @@ bool is_decode_step(const StepBatch& batch);
 // up to 256, and so on: at most an eighth of them is nobody's from 64 on.
 int64_t filled_rows(int64_t num_rows);
 
+// The form of a step that is to hold so many rows, filled up to at most `max_rows`, with so many
+// keys at most: these go by powers of two from 1024 on.
+StepForm form_of(int64_t num_rows, int64_t max_rows, int64_t num_keys);
+
+// How many forms there can be of steps of up to so many rows and keys.
+int64_t num_forms(int64_t max_rows, int64_t max_keys);
+
+// Ranks that exchange rows from GPU to GPU repeat a step together, all in one form, or launch it
+// kernel by kernel, as NCCL wants what is recorded to be recorded and launched by all. So the form
+// is agreed on in the step before: each attention rank says with it what the next step must have
+// room for, in Agreement::max (rows) and in bits of Agreement::any from kFirstFormBit on (keys).
+constexpr uint32_t kAnyForm = UINT32_MAX;  // max: the next step may have any rows
+constexpr int kFirstFormBit = 8;
+Agreement say_form(const StepForm& form);
+// What came of it; {}: kernel by kernel, as nobody has rows, or somebody said kAnyForm.
+StepForm agreed_form(Agreement agreed);
+
 class FilledStep {
   public:
     explicit FilledStep(int64_t max_rows);
 
     int64_t max_rows() const { return static_cast<int64_t>(tokens_.size()); }
-    // The batch, a decode step, with `num_rows` rows, at most max_rows. Those behind the batch's
-    // attend to nothing (position -1), are written nowhere (kNoSlot), and have logits too. Arrays
-    // stay where they are from step to step; pages are the batch's.
+    // The batch, a decode step or empty, with `num_rows` rows, at most max_rows. Those behind the
+    // batch's attend to nothing (position -1), are written nowhere (kNoSlot), and have logits too.
+    // Arrays stay where they are from step to step; pages are the batch's.
     const StepBatch& fill(const StepBatch& batch, int64_t num_rows);
 
   private:

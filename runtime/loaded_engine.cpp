@@ -336,6 +336,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
 void LoadedEngine::close() {
     if (!rank_->fabric().has_exchange()) return;
     Exchange& exchange = rank_->fabric().exchange();
+    engine_->settle();
     exchange.attention()->close();
     // A colocated rank reads the others' farewells, so that no message is left in flight.
     if (ExpertSide* experts = exchange.experts())

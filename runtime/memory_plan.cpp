@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "comm/exchange_kernels.h"
+#include "runtime/filled_step.h"
 
 namespace ferry {
 namespace {
@@ -73,6 +74,54 @@ int64_t rounded_row_bytes(const WeightSource& source) {
     return 2 * ceil_div(std::max(c.dim, c.moe_inter_dim), kValuesAtOnce) * kValuesAtOnce;
 }
 
+// Kernels and copies of a decode step, per micro-batch: of a layer's attention with its dense or
+// shared experts, of a layer's exchange and gate, of a layer's routed experts, and of all else.
+constexpr int64_t kBlockNodes = 36, kExchangeNodes = 14, kExpertNodes = 14, kStepNodes = 12;
+
+// Of the graphs that are kept of decode steps, one for each form (CudaStepGraphs).
+int64_t graph_bytes(const ModelConfig& c, const FabricOptions& options, const ModelPart& part,
+                    const WorkerLimits& limits) {
+    const bool repeats = limits.cuda_graphs && options.blocks != nullptr &&
+                         options.exchange.mode != ExchangeMode::sized &&
+                         options.layout.tp_size() == 1;
+    if (!repeats) return 0;
+    const int64_t num_moe = c.n_layers - c.n_dense_layers;
+    int64_t nodes = 0;
+    if (part.attention) nodes += kStepNodes + c.n_layers * kBlockNodes + num_moe * kExchangeNodes;
+    if (!part.experts.empty()) nodes += num_moe * kExpertNodes;
+    const int64_t rows = std::min(limits.max_tokens, limits.max_logit_rows);
+    const int64_t graphs = std::min<int64_t>(kMostStepGraphs, num_forms(rows, limits.max_context));
+    return graphs * nodes * options.exchange.num_micro_batches * kGraphNodeBytes;
+}
+
+// What NCCL takes when ranks first talk, in its communicators for dispatches and for replies. Seen
+// on 8 H100 (NCCL's issue 1685): 32 channels to each rank of the node, 10 + 2 MiB each to receive
+// and 2 MiB to send. To ranks of other nodes one pool (512 MiB, NCCL's issue 2363).
+int64_t nccl_bytes(const FabricOptions& options, int world_rank) {
+    constexpr int64_t kMiB = 1 << 20, kChannels = 32, kReceive = 12 * kMiB, kSend = 2 * kMiB;
+    constexpr int64_t kNetworkPool = 512 * kMiB;
+    const Layout& layout = options.layout;
+    int64_t bytes = 0;
+    for (const bool dispatch : {true, false}) {
+        bool over_network = false;
+        for (int peer = 0; peer < layout.num_ranks(); ++peer) {
+            if (peer == world_rank) continue;
+            const bool to_peer =
+                layout.attention_rank(world_rank) >= 0 && layout.expert_rank(peer) >= 0;
+            const bool from_peer =
+                layout.expert_rank(world_rank) >= 0 && layout.attention_rank(peer) >= 0;
+            const bool sends = dispatch ? to_peer : from_peer;
+            const bool receives = dispatch ? from_peer : to_peer;
+            if (layout.node_of_rank(peer) == layout.node_of_rank(world_rank))
+                bytes += kChannels * ((sends ? kSend : 0) + (receives ? kReceive : 0));
+            else
+                over_network = over_network || sends || receives;
+        }
+        if (over_network) bytes += kNetworkPool;
+    }
+    return bytes;
+}
+
 }  // namespace
 
 MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
@@ -105,6 +154,10 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
     }
     if (options.blocks != nullptr)
         plan.parts.push_back({"exchange blocks", block_bytes(c, options, part)});
+    if (const int64_t bytes = graph_bytes(c, options, part, limits); bytes > 0)
+        plan.parts.push_back({"CUDA graphs (estimated)", bytes});
+    if (options.blocks != nullptr && options.blocks->name() == "nccl")
+        plan.parts.push_back({"NCCL (estimated)", nccl_bytes(options, world_rank)});
     return plan;
 }
 

@@ -18,7 +18,13 @@ struct MemoryPlan {
     std::string describe() const;  // "weights 1.50 GiB + latent cache 0.25 GiB = 1.75 GiB"
 };
 
-// Of a world rank with these roles. The device's own context and its libraries come on top.
+// CUDA's memory for a kernel or copy of a graph, which it does not tell. Seen: 64 KiB with
+// CUDA 11.2 (NVIDIA's forum, topic 244901), about 20 KiB with CUDA 13 (24 MiB for a decode step of
+// 64 layers, vLLM's issue 50780).
+constexpr int64_t kGraphNodeBytes = 24 << 10;
+
+// Of a world rank with these roles. The device's own context and its libraries come on top; what
+// NCCL takes when ranks first talk, and CUDA for graphs, is estimated.
 MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
                        const FabricOptions& options, int world_rank, const WorkerLimits& limits);
 

@@ -109,19 +109,47 @@ bool Scheduler::admit(Sequence& sequence) {
     return false;
 }
 
-const StepPlan& Scheduler::plan() {
-    chunks_.assign(ahead_.begin(), ahead_.end());
-    int64_t budget = options_.max_batch_tokens;
-    for (const Chunk& chunk : ahead_) budget -= chunk.num_tokens;
-    // Generating sequences first: one row each.
+// One row of each sequence that has one left.
+void Scheduler::take_next_tokens(bool prompts_too, int64_t& budget) {
     for (size_t i = 0; i < running_.size(); ++i) {
         Sequence& sequence = *running_[i];
         const int64_t length = static_cast<int64_t>(sequence.tokens.size());
         if (length - sequence.num_computed != 1 || is_ahead(sequence)) continue;
+        if (!prompts_too && sequence.num_computed < sequence.prompt_length) continue;
         if (!reserve_pages(sequence, length)) break;
         chunks_.push_back({&sequence, sequence.num_computed, 1});
         --budget;
     }
+}
+
+const StepPlan& Scheduler::plan_generated() {
+    FERRY_CHECK(ahead_.empty(), "{} chunks were planned ahead", ahead_.size());
+    chunks_.clear();
+    int64_t budget = options_.max_batch_tokens;
+    take_next_tokens(false, budget);
+    lay_out_rows(chunks_, plan_);
+    plan_.num_begun = 0;
+    return plan_;
+}
+
+bool Scheduler::only_generates_next(std::vector<int64_t>& num_keys) const {
+    num_keys.clear();
+    for (const Sequence* sequence : running_) {
+        const int64_t length = static_cast<int64_t>(sequence->tokens.size());
+        const int64_t end = planned_end(*sequence);
+        if (end < length && (end < length - 1 || end < sequence->prompt_length)) return false;
+        if (!ends_with_this_step(*sequence)) num_keys.push_back(end + 1);
+    }
+    const bool may_start = num_running() < options_.max_batch && pages_.num_available() > 0;
+    return waiting_.empty() || !may_start;
+}
+
+const StepPlan& Scheduler::plan() {
+    chunks_.assign(ahead_.begin(), ahead_.end());
+    int64_t budget = options_.max_batch_tokens;
+    for (const Chunk& chunk : ahead_) budget -= chunk.num_tokens;
+    // Generating sequences first.
+    take_next_tokens(true, budget);
     // Then prompts (and recomputation) of running sequences, then new ones, by arrival.
     extend_last_ahead(budget);
     const auto take_chunk = [&](Sequence& sequence) {

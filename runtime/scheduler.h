@@ -58,6 +58,11 @@ class Scheduler {
     void add(Sequence& sequence);
     // Rows for the next step; empty when there is nothing to do. Valid until the next call.
     const StepPlan& plan();
+    // The same, of the next tokens of sequences that are generating only.
+    const StepPlan& plan_generated();
+    // While a planned step is under way: how many keys each row has that plan_generated() may give
+    // next, whatever tokens this one gives. False: others want to be computed next.
+    bool only_generates_next(std::vector<int64_t>& num_keys) const;
     // While a planned step is under way: rows with which the next plan will begin whatever tokens
     // this one gives, chunks of prompts. They take no pages from others. Valid until the plan after
     // the next; when a sequence of it is finished or preempted before, that plan begins with none.
@@ -88,6 +93,7 @@ class Scheduler {
         int64_t end() const { return begin + num_tokens; }
         int64_t prompt_length() const { return sequence->prompt_length; }
     };
+    void take_next_tokens(bool prompts_too, int64_t& budget);
     bool admit(Sequence& sequence);
     bool reserve_pages(Sequence& sequence, int64_t length);
     bool preempt_after(const Sequence& sequence);

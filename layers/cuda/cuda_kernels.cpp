@@ -24,30 +24,22 @@ CudaKernels::CudaKernels(CudaDevice& device, int num_threads)
 }
 CudaKernels::~CudaKernels() = default;
 
-void CudaKernels::begin_step(const StepBatch& batch, StepKey& key) {
+void CudaKernels::begin_step(const StepBatch& batch) {
     device_.make_current();
-    const auto add = [&](const void* address) {
-        key.push_back(reinterpret_cast<uintptr_t>(address));
-    };
-    add(step_arrays_.on_device(batch.tokens));
-    add(step_arrays_.on_device(batch.positions));
-    add(step_arrays_.on_device(batch.slots));
-    add(step_arrays_.on_device(batch.logit_rows));
-    if (batch.generated.empty()) return;
-    if (decode_shape_.heads == 0) {
-        key.push_back(kNeverRepeated);
-        return;
-    }
-    const int64_t first_row =
-        std::ranges::min(batch.generated, {}, &SequenceRows::first_row).first_row;
-    const PlacedDecode placed = place_decode(batch.generated, first_row);
-    add(placed.rows);
-    add(placed.pages);
-    key.push_back(placed.plan.launch_key());
+    step_arrays_.on_device(batch.tokens);
+    step_arrays_.on_device(batch.positions);
+    step_arrays_.on_device(batch.slots);
+    step_arrays_.on_device(batch.logit_rows);
+    // Before the first decode its shape is not known; then it places its arrays itself.
+    if (batch.generated.empty() || decode_shape_.heads == 0) return;
+    place_decode(batch.generated,
+                 std::ranges::min(batch.generated, {}, &SequenceRows::first_row).first_row);
 }
 
-std::unique_ptr<StepGraphs> CudaKernels::make_step_graphs() {
-    return std::make_unique<CudaStepGraphs>(*this);
+std::unique_ptr<StepGraphs> CudaKernels::make_step_graphs(int64_t num_heads, int64_t kv_lora_rank) {
+    keeps_scratch_ = true;
+    return std::make_unique<CudaStepGraphs>(
+        *this, decode_slot_limit({.heads = num_heads, .kv_lora = kv_lora_rank}));
 }
 
 void CudaKernels::fill_zero(const Tensor& y) {

@@ -26,8 +26,8 @@ class CudaKernels final : public Kernels {
     Device& device() override { return device_; }
     ThreadPool& threads() override { return threads_; }
 
-    void begin_step(const StepBatch& batch, StepKey& key) override;
-    std::unique_ptr<StepGraphs> make_step_graphs() override;
+    void begin_step(const StepBatch& batch) override;
+    std::unique_ptr<StepGraphs> make_step_graphs(int64_t num_heads, int64_t kv_lora_rank) override;
     DType quantised_dtype() const override { return DType::fp8_e4m3; }
 
     Weight make_weight(const WeightSpec& spec) override;
@@ -96,9 +96,12 @@ class CudaKernels final : public Kernels {
     enum class Scratch { x, w, scales, argmax, attention, num };
     void* scratch(Scratch use, size_t size_bytes);
 
-    // One more when memory that kernels were launched with may be another's: what was recorded
-    // before is not to be launched again.
-    uint64_t memory_generation() const { return num_scratch_changes_; }
+    // Launches from now on depend on the form and on nothing else, and step arrays belong to
+    // `owner`; {} and 0: as usual.
+    void use_form(const StepForm& form, uint64_t owner) {
+        form_ = form;
+        step_arrays_.use(owner);
+    }
     CudaDevice& cuda_device() { return device_; }
 
     // How each product that was seen is computed, one line each.
@@ -129,7 +132,9 @@ class CudaKernels final : public Kernels {
     StagedUpload upload_;
     CublasLt cublas_;
     std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
-    uint64_t num_scratch_changes_ = 0;
+    bool keeps_scratch_ = false;  // when it grows: launches are repeated as they were recorded
+    std::vector<Buffer> kept_scratch_;
+    StepForm form_;
     DecodeShape decode_shape_;      // of the model, since its first decode
     int64_t max_shared_bytes_ = 0;  // that a block may have
 };

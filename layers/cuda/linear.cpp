@@ -114,13 +114,16 @@ void CudaKernels::unpack(const Weight& weight, int64_t group, const Tensor& w_f3
 
 void* CudaKernels::scratch(Scratch use, size_t size_bytes) {
     Buffer& buffer = scratch_[static_cast<size_t>(use)];
-    // Freeing waits for the kernels that use it. Sizes settle in the first steps.
-    if (buffer.size_bytes() < size_bytes) {
-        FERRY_CHECK(!is_recording(device_), "scratch memory grows while a CUDA graph is recorded");
-        ++num_scratch_changes_;
-        buffer = Buffer();
-        buffer = Buffer(device_, std::max(size_bytes, size_t{1} << 20));
+    if (buffer.size_bytes() >= size_bytes) return buffer.data();
+    // Sizes settle in the first steps.
+    FERRY_CHECK(!is_recording(device_), "scratch memory grows while a CUDA graph is recorded");
+    size_t size = std::max(size_bytes, size_t{1} << 20);
+    if (keeps_scratch_) {  // what is kept is in all no more than what is in use
+        size = std::max(size, 2 * buffer.size_bytes());
+        kept_scratch_.push_back(std::move(buffer));
     }
+    buffer = Buffer();  // freeing waits for the kernels that use it
+    buffer = Buffer(device_, size);
     return buffer.data();
 }
 

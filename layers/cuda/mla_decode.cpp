@@ -4,23 +4,20 @@
 #include "layers/cuda/mla_plan.h"
 
 namespace ferry {
-namespace {
-
-// Room for partial results; what does not fit is computed in waves.
-constexpr int64_t kPartialBytes = int64_t{256} << 20;
-
-}  // namespace
 
 // Two arrays that every layer of a step makes alike: found again by the sequences' address.
 CudaKernels::PlacedDecode CudaKernels::place_decode(std::span<const SequenceRows> sequences,
                                                     int64_t first_row) {
     PlacedDecode placed{.plan = plan_decode(decode_shape_, sequences, first_row, max_shared_bytes_,
-                                            kPartialBytes / decode_slot_bytes(decode_shape_))};
+                                            decode_slot_limit(decode_shape_), form_.num_keys)};
+    // Of the longest rows that the form allows.
+    const auto page_bytes = static_cast<size_t>(static_cast<int64_t>(placed.plan.rows.size()) *
+                                                ceil_div(form_.num_keys, kPageTokens) * 4);
     const auto* key = reinterpret_cast<const std::byte*>(sequences.data());
     placed.rows = static_cast<const DecodeRow*>(
         step_arrays_.on_device(key, std::as_bytes(std::span(placed.plan.rows))));
     placed.pages = static_cast<const int32_t*>(
-        step_arrays_.on_device(key + 1, std::as_bytes(std::span(placed.plan.pages))));
+        step_arrays_.on_device(key + 1, std::as_bytes(std::span(placed.plan.pages)), page_bytes));
     return placed;
 }
 
@@ -39,7 +36,7 @@ void CudaKernels::mla_decode(const DecodeAttention& a) {
     for (const DecodeRow& row : plan.rows)
         FERRY_CHECK(row.batch_row >= 0 && row.batch_row < rows, "row {} of {}", row.batch_row,
                     rows);
-    const int64_t slots = plan.launch_slots();
+    const int64_t slots = plan.most_slots();
     float* partial = static_cast<float*>(
         scratch(Scratch::attention, static_cast<size_t>(slots * decode_slot_bytes(decode_shape_))));
     DecodeParams params{.q_latent = a.q_latent.as<float>(),
@@ -59,7 +56,7 @@ void CudaKernels::mla_decode(const DecodeAttention& a) {
     for (const DecodeWave& wave : plan.waves) {
         DecodeGrid grid = plan.grid;
         grid.num_rows = static_cast<int>(wave.num_rows);
-        grid.num_splits = static_cast<int>(wave.launch_splits());
+        grid.num_splits = static_cast<int>(std::max<int64_t>(1, wave.num_splits));
         params.rows = device_rows + wave.first_row;
         launch_decode(params, grid, stream());
     }

@@ -1,13 +1,13 @@
 #include "layers/cuda/mla_plan.h"
 
 #include <algorithm>
-#include <bit>
 
 namespace ferry {
 namespace {
 
 static_assert(kTileKeys == kPageTokens);
 constexpr int64_t kBf16Bytes = 2, kF32Bytes = 4;
+constexpr int64_t kPartialBytes = int64_t{256} << 20;
 
 DecodeGrid choose_grid(const DecodeShape& shape, int64_t shared_limit) {
     const bool bf16 = shape.cache == DType::bf16;
@@ -25,7 +25,36 @@ DecodeGrid choose_grid(const DecodeShape& shape, int64_t shared_limit) {
             .shared_bytes = (2 * shape.kv_lora + shape.rope + kTileKeys) * kF32Bytes};
 }
 
+int64_t num_splits(int64_t num_keys) {
+    return ceil_div(num_keys, kCudaDecodeSplitTokens);
+}
+int64_t num_slots(int64_t splits) {
+    return splits > 1 ? splits : 0;
+}
+
+// The launch of any rows whose keys are no more than that.
+void widen(DecodePlan& plan, int64_t most_keys, int64_t slot_limit) {
+    if (plan.waves.empty()) return;
+    DecodeWave& wave = plan.waves[0];
+    const int64_t splits = num_splits(most_keys);
+    FERRY_CHECK(plan.waves.size() == 1 && wave.num_splits <= splits,
+                "{} waves of {} splits in a step of {} keys at most", plan.waves.size(),
+                wave.num_splits, most_keys);
+    wave.num_splits = splits;
+    wave.num_slots = std::min(slot_limit, wave.num_rows * num_slots(splits));
+}
+
 }  // namespace
+
+int64_t decode_slot_limit(const DecodeShape& shape) {
+    return kPartialBytes / decode_slot_bytes(shape);
+}
+
+int64_t decode_slots(std::span<const int64_t> num_keys) {
+    int64_t slots = 0;
+    for (const int64_t keys : num_keys) slots += num_slots(num_splits(keys));
+    return slots;
+}
 
 int64_t decode_slot_bytes(const DecodeShape& shape) {
     return shape.heads * (shape.kv_lora + 2) * kF32Bytes;
@@ -40,11 +69,11 @@ int64_t decode_shared_bytes(int row_tiles, int num_stages) {
 }
 
 DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> sequences,
-                       int64_t first_row, int64_t shared_limit, int64_t slot_limit) {
+                       int64_t first_row, int64_t shared_limit, int64_t slot_limit,
+                       int64_t most_keys) {
     constexpr int64_t kMostGridRows = 65535;
     DecodePlan plan;
     plan.grid = choose_grid(shape, shared_limit);
-    plan.slot_limit = slot_limit;
     DecodeWave wave;
     const auto end_wave = [&] {
         if (wave.num_rows > 0) plan.waves.push_back(wave);
@@ -60,8 +89,7 @@ DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> s
                           sequence.pages.begin() + num_pages);
         for (int64_t i = 0; i < sequence.num_rows; ++i) {
             const int64_t keys = sequence.first_position + i + 1;
-            const int64_t splits = ceil_div(keys, kCudaDecodeSplitTokens);
-            const int64_t slots = splits > 1 ? splits : 0;
+            const int64_t splits = num_splits(keys), slots = num_slots(splits);
             if (wave.num_slots + slots > slot_limit || wave.num_rows == kMostGridRows) end_wave();
             plan.rows.push_back(
                 {.batch_row = static_cast<int32_t>(sequence.first_row + i - first_row),
@@ -75,6 +103,7 @@ DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> s
         }
     }
     end_wave();
+    if (most_keys > 0) widen(plan, most_keys, slot_limit);
     return plan;
 }
 
@@ -82,28 +111,6 @@ int64_t DecodePlan::most_slots() const {
     int64_t most = 0;
     for (const DecodeWave& wave : waves) most = std::max(most, wave.num_slots);
     return most;
-}
-
-namespace {
-
-int64_t power_of_two(int64_t least) {
-    return least == 0 ? 0 : static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(least)));
-}
-
-}  // namespace
-
-int64_t DecodeWave::launch_splits() const {
-    return std::max<int64_t>(1, power_of_two(num_splits));
-}
-
-int64_t DecodePlan::launch_slots() const {
-    return std::max(most_slots(), std::min(power_of_two(most_slots()), slot_limit));
-}
-
-uint64_t DecodePlan::launch_key() const {
-    if (waves.size() != 1) return kNeverRepeated;
-    return static_cast<uint64_t>(waves[0].launch_splits()) << 32 |
-           static_cast<uint64_t>(launch_slots());
 }
 
 std::string DecodePlan::describe() const {

@@ -20,26 +20,45 @@ StepArrays::StepArrays(CudaDevice& device, size_t capacity_bytes)
     for (int i = 0; i < kSegments; ++i) segment_done_.emplace_back(device);
 }
 
-const void* StepArrays::on_device(const void* key, std::span<const std::byte> content) {
-    if (content.empty()) return nullptr;
+StepArrays::Copy& StepArrays::shared_copy(const void* key, size_t size_bytes) {
     Copy& found = copies_[key];
-    if (found.capacity < content.size()) {
-        Copy placed;  // `found` goes when a half is full
-        place(placed, content.size());
-        copies_[key] = std::move(placed);
-    }
-    Copy& copy = copies_[key];
+    if (found.capacity >= size_bytes) return found;
+    Copy placed;  // `found` goes when a half is full
+    place(placed, size_bytes);
+    return copies_[key] = std::move(placed);
+}
+
+StepArrays::Copy& StepArrays::own_copy(const void* key, size_t size_bytes, size_t most_bytes) {
+    Copy& copy = own_copies_[{owner_, key}];
+    if (copy.at != nullptr && copy.capacity >= size_bytes) return copy;
+    FERRY_CHECK(copy.capacity == 0, "an array of {} bytes has a place of {}", size_bytes,
+                copy.capacity);
+    copy.capacity = round_up(std::max(size_bytes, most_bytes));
+    copy.own = Buffer(device_, copy.capacity);
+    copy.at = copy.own.as<std::byte>();
+    return copy;
+}
+
+void StepArrays::drop(uint64_t owner) {
+    own_copies_.erase(own_copies_.lower_bound({owner, nullptr}),
+                      own_copies_.lower_bound({owner + 1, nullptr}));
+}
+
+const void* StepArrays::on_device(const void* key, std::span<const std::byte> content,
+                                  size_t most_bytes) {
+    // Where an array may grow to something it has a place.
+    if (content.empty() && (owner_ == 0 || most_bytes == 0)) return nullptr;
+    Copy& copy =
+        owner_ == 0 ? shared_copy(key, content.size()) : own_copy(key, content.size(), most_bytes);
     if (is_recording(device_))
         FERRY_CHECK(copy.step == step_,
                     "a CUDA graph is recorded with an array that begin_step does not know");
     copy.step = step_;
-    std::byte* to = memory_.as<std::byte>() + copy.offset;
-    if (copy.content.size() != content.size() ||
-        std::memcmp(copy.content.data(), content.data(), content.size()) != 0) {
-        upload(content, to);
+    if (!std::ranges::equal(copy.content, content)) {
+        upload(content, copy.at);
         copy.content.assign(content.begin(), content.end());
     }
-    return to;
+    return copy.at;
 }
 
 void StepArrays::place(Copy& copy, size_t size_bytes) {
@@ -52,7 +71,7 @@ void StepArrays::place(Copy& copy, size_t size_bytes) {
         half_ = 1 - half_;
         used_ = 0;
     }
-    copy.offset = static_cast<size_t>(half_) * half_bytes + used_;
+    copy.at = memory_.as<std::byte>() + static_cast<size_t>(half_) * half_bytes + used_;
     copy.capacity = capacity;
     used_ += capacity;
 }

@@ -9,28 +9,32 @@ namespace ferry {
 
 class CudaKernels;
 
-// Keeps the graphs that were last in use, while scratch memory is where it was when they were
-// recorded; where everything else lies is in their keys, or stays for the life of what uses them.
+// Keeps the graphs of the forms that were last in use. The arrays of a form have places of their
+// own, its launches depend on the form alone, and all other memory stays where it is, so that a
+// graph is never out of date.
 class CudaStepGraphs final : public StepGraphs {
   public:
-    explicit CudaStepGraphs(CudaKernels& kernels) : kernels_(kernels) {}
+    // `slot_limit`: of attention's partial results (mla_plan.h).
+    CudaStepGraphs(CudaKernels& kernels, int64_t slot_limit)
+        : kernels_(kernels), slot_limit_(slot_limit) {}
 
-    void run(const StepKey& key, const std::function<void()>& launches) override;
+    bool takes(std::span<const int64_t> num_keys) const override;
+    void begin(const StepForm& form) override;
+    void run(const std::function<void()>& launches) override;
     Counts counts() const override { return counts_; }
 
   private:
-    static constexpr size_t kMostGraphs = 32;
     struct Entry {
-        StepKey key;
-        uint64_t generation = 0;  // of the memory, after its last step
-        bool recorded = false;
+        StepForm form;
+        uint64_t id = 0;
+        bool launched = false, recorded = false;
         CudaGraph graph;
     };
-    Entry* find(const StepKey& key);
-    void launch(const StepKey& key, Entry* entry, const std::function<void()>& launches);
 
     CudaKernels& kernels_;
+    int64_t slot_limit_;
     std::list<Entry> entries_;  // the last used first
+    uint64_t last_id_ = 0;
     Counts counts_;
 };
 

@@ -65,6 +65,8 @@ class HubBlocks final : public BlockTransport {
         device().synchronize();
         return true;
     }
+    void settle() override {}
+    void check() override {}
 
   private:
     Hub& hub_;
@@ -348,7 +350,7 @@ TEST(DeviceExchange, RepeatedStepsOfOneRank) {
         .placements = {contiguous_placement(kExperts, 1)}};
     const auto exchange = make_device_exchange(setup, *self);
     AttentionSide& side = *exchange->attention();
-    ASSERT_EQ(side.max_repeated_tokens(), setup.options.max_tokens);
+    ASSERT_EQ(exchange->max_repeated_tokens(), setup.options.max_tokens);
     const Tokens t = make_tokens(3, 6, setup.options.dim, setup.options.topk, kExperts, false);
     const OwnedTensor x = on_device(t.x, DType::f32, t.num, t.dim);
     const OwnedTensor experts = on_device(t.experts, DType::i32, t.num, t.topk);
@@ -369,7 +371,7 @@ TEST(DeviceExchange, RepeatedStepsOfOneRank) {
     const auto expect_step = [&](int step, const std::function<void()>& what) {
         const std::vector<int64_t> num{step % 4, 6 - step};
         const Agreement say{3u << step, static_cast<uint32_t>(10 * step)};
-        side.begin_repeated_step(say, num);
+        side.begin_repeated_step(say, num, t.num);
         what();
         const Agreement agreed = side.end_repeated_step();
         EXPECT_EQ(agreed.any, say.any);
@@ -392,7 +394,7 @@ TEST(DeviceExchange, RepeatedStepsOfOneRank) {
         graph.launch(device);
     };
     expect_step(1, record_and_launch);
-    side.begin_repeated_step({}, std::vector<int64_t>{0, 0});
+    side.begin_repeated_step({}, std::vector<int64_t>{0, 0}, t.num);
     const CudaGraph graph = CudaGraph::record(device, launches);
     graph.launch(device);
     side.end_repeated_step();

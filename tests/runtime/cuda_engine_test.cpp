@@ -80,6 +80,44 @@ TEST(CudaEngine, MemoryPlanHasTheRowsThatTensorCoresMultiply) {
     }
 }
 
+int64_t part_of(const MemoryPlan& plan, const std::string& name) {
+    for (const MemoryPlan::Part& part : plan.parts)
+        if (part.name == name) return part.size_bytes;
+    return 0;
+}
+
+TEST(CudaEngine, MemoryPlanHasTheGraphsOfDecodeSteps) {
+    const std::unique_ptr<BlockTransport> blocks = make_self_blocks(cuda_device(0));
+    for (const char* family : {"v2-lite", "v3", "v3-fp8"}) {
+        SCOPED_TRACE(family);
+        SmallEngine engine(make_cuda_kernels(0), {.family = family});
+        for (int64_t i = 0; i < 4; ++i)
+            engine->submit(request(i, {.max_tokens = 6, .ignore_eos = true}));
+        const int64_t before = cuda_emulation::counts().graph_nodes;
+        for (int step = 0; step < 4; ++step) engine->step();
+        const int64_t nodes = cuda_emulation::counts().graph_nodes - before;
+        EXPECT_EQ(engine->step_counts().recorded, 1);
+
+        HfModel source(testing::golden_folder("models/") + family);
+        FabricOptions options = single_rank_fabric(source.config(), kMaxTokens, kMicroBatches);
+        options.blocks = blocks.get();
+        WorkerLimits limits{.max_tokens = kMaxTokens,
+                            .max_sequences = 8,
+                            .max_context = 128,
+                            .max_logit_rows = 8,
+                            .cuda_graphs = true};
+        constexpr int64_t kForms = 4;  // of 1, 2, 4 and 8 rows
+        const int64_t planned =
+            part_of(plan_memory(source, {}, options, 0, limits), "CUDA graphs (estimated)") /
+            (kForms * kGraphNodeBytes);
+        EXPECT_GE(planned, nodes);
+        EXPECT_LE(planned, nodes + nodes / 2);
+        limits.cuda_graphs = false;
+        EXPECT_EQ(part_of(plan_memory(source, {}, options, 0, limits), "CUDA graphs (estimated)"),
+                  0);
+    }
+}
+
 TEST(CudaEngine, VirtualExpertRanksShareALayer) {
     HfModel source(testing::golden_folder("models/v3-fp8"));
     const ModelConfig& config = source.config();

@@ -47,6 +47,40 @@ TEST(MemoryPlan, SharesOfTwoRolesAddUp) {
     EXPECT_EQ(weights, plan_memory(source, {}, alone, 0, limits).parts[0].size_bytes);
 }
 
+class NamedBlocks final : public BlockTransport {
+  public:
+    std::string_view name() const override { return "nccl"; }
+    int rank() const override { return 0; }
+    int num_ranks() const override { return 1; }
+    std::string host(int) const override { return {}; }
+    CudaDevice& device() override { return cuda_device(0); }
+    void exchange(int, int, std::span<const PeerBlock>, std::span<const PeerBlock>) override {}
+    void wait(int, int) override {}
+    bool done(int, int) override { return true; }
+    void settle() override {}
+    void check() override {}
+};
+
+// 32 channels: 2 MiB to send, 12 to receive, in either communicator; a pool for other nodes.
+TEST(MemoryPlan, NcclsBuffersAreOfThePeersOfARank) {
+    HfModel source(testing::golden_folder("models/v3-bf16"));
+    const ModelConfig& c = source.config();
+    NamedBlocks blocks;
+    const auto nccl_mib = [&](const std::vector<int>& node_of_rank, int rank) -> int64_t {
+        FabricOptions options = single_rank_fabric(c, 16);
+        options.layout = make_layout({.attention_ranks = 1, .expert_ranks = 2}, node_of_rank);
+        options.placements = {contiguous_placement(static_cast<int>(c.n_routed_experts), 2)};
+        options.blocks = &blocks;
+        for (const auto& part : plan_memory(source, {}, options, rank, {.max_context = 128}).parts)
+            if (part.name == "NCCL (estimated)") return part.size_bytes >> 20;
+        return -1;
+    };
+    EXPECT_EQ(nccl_mib({0, 0, 0}, 0), 2 * 32 * (2 + 12));
+    EXPECT_EQ(nccl_mib({0, 0, 0}, 2), 32 * (2 + 12));
+    EXPECT_EQ(nccl_mib({0, 0, 1}, 0), 32 * (2 + 12) + 2 * 512);
+    EXPECT_EQ(nccl_mib({0, 0, 1}, 2), 2 * 512);
+}
+
 TEST(MemoryPlan, WhatDoesNotFitIsNamed) {
     const MemoryPlan plan{{{"weights", int64_t{3} << 30}, {"latent cache (9 pages)", 1 << 30}}};
     EXPECT_NO_THROW(require_room(plan, "GPU 0", size_t{4} << 30));

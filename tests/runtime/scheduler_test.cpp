@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <set>
 
 #include "base/random.h"
 
@@ -166,6 +167,58 @@ TEST(Scheduler, ForgetsWhatWasAheadWhenASequenceOfItEnds) {
     EXPECT_EQ(plan.num_begun, 0);
     EXPECT_EQ(plan.generated.size(), 1u);
     EXPECT_EQ(plan.prompt[0].num_rows, 49);  // of c
+}
+
+// What was said of the next step holds, whatever tokens came of this one, and though others begin
+// to wait meanwhile; everything finishes all the same.
+TEST(Scheduler, StepsThatOnlyGenerateAreAsWasSaid) {
+    int64_t num_generating = 0, num_others = 0;
+    for (uint64_t seed = 0; seed < 12; ++seed) {
+        Random random(seed);
+        PageAllocator pages(12, seed % 2 == 0);
+        Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 40, .max_prefill_chunk = 33},
+                            pages);
+        std::vector<std::unique_ptr<Sequence>> all;
+        size_t done = 0;
+        std::vector<int64_t> num_keys;
+        bool generates = false;
+        constexpr size_t kSequences = 20;
+        for (int step = 0; step < 60000 && done < kSequences; ++step) {
+            if (all.size() < kSequences && scheduler.has_room() && random.next_u32() % 8 == 0) {
+                all.push_back(std::make_unique<Sequence>(
+                    make_sequence(static_cast<int64_t>(all.size()), 1 + random.next_u32() % 200,
+                                  1 + random.next_u32() % 100)));
+                scheduler.add(*all.back());
+            }
+            const StepPlan& plan = generates ? scheduler.plan_generated() : scheduler.plan();
+            if (generates) {
+                ASSERT_TRUE(plan.prompt.empty());
+                ASSERT_EQ(plan.logit_rows.size(), plan.generated.size());
+                std::multiset<int64_t> left(num_keys.begin(), num_keys.end());
+                for (const SequenceRows& rows : plan.generated) {
+                    ASSERT_EQ(rows.num_rows, 1);
+                    const auto found = left.find(rows.first_position + 1);
+                    ASSERT_NE(found, left.end());
+                    left.erase(found);
+                }
+            }
+            (generates ? num_generating : num_others) += plan.empty() ? 0 : 1;
+            generates = scheduler.only_generates_next(num_keys) && !num_keys.empty();
+            const std::vector<Sequence*> next = plan.logit_sequences;
+            scheduler.complete();
+            for (Sequence* sequence : next) {
+                sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
+                const bool ends = random.next_u32() % 50 == 0;
+                if (!ends && static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length)
+                    continue;
+                scheduler.finish(*sequence);
+                ++done;
+            }
+        }
+        EXPECT_EQ(done, kSequences);
+        EXPECT_EQ(pages.num_available(), 12);
+    }
+    EXPECT_GT(num_generating, num_others);
 }
 
 // Random work: rows are laid out once each, slots belong to the sequence, nothing leaks, all

@@ -67,6 +67,31 @@ TEST(FilledStep, RowsBehindTheBatchsBelongToNobody) {
     EXPECT_FALSE(is_decode_step({}));
 }
 
+TEST(FilledStep, FormsAreFew) {
+    EXPECT_EQ(form_of(3, 64, 5), (StepForm{4, 1024}));
+    EXPECT_EQ(form_of(17, 20, 1025), (StepForm{20, 2048}));
+    EXPECT_EQ(num_forms(8, 1024), 4);
+    EXPECT_EQ(num_forms(32, 4096), 7 * 3);
+}
+
+// As the exchange makes one of what several ranks say.
+Agreement joined(const std::vector<Agreement>& said) {
+    Agreement agreed;
+    for (const Agreement& one : said)
+        agreed = {.any = agreed.any | one.any, .max = std::max(agreed.max, one.max)};
+    return agreed;
+}
+
+TEST(FilledStep, RanksAgreeOnAFormThatHasRoomForAll) {
+    const Agreement few = say_form({4, 8192}), many = say_form({24, 1024});
+    EXPECT_EQ(agreed_form(few), (StepForm{4, 8192}));
+    EXPECT_EQ(agreed_form(joined({few, many, {}})), (StepForm{24, 8192}));
+    EXPECT_EQ(agreed_form(joined({few, {.any = 3, .max = 0}})), (StepForm{4, 8192}));
+    EXPECT_EQ(agreed_form(joined({few, {.any = 0, .max = kAnyForm}})), StepForm{});
+    EXPECT_EQ(agreed_form({.any = 1, .max = 0}), StepForm{});
+    EXPECT_EQ(agreed_form(say_form({1, int64_t{1} << 30})), (StepForm{1, int64_t{1} << 30}));
+}
+
 struct Outcome {
     std::vector<Completion> completions;
     std::vector<std::vector<int64_t>> expert_load;  // by MoE layer
@@ -122,6 +147,39 @@ TEST(StepGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
     EXPECT_GE(repeated.steps.repeated, 4);
     EXPECT_GE(repeated.steps.recorded, 2);
     EXPECT_LE(repeated.steps.recorded, 4);
+}
+
+// Those that were last in use are kept; the others begin again.
+TEST(StepGraphs, AsManyFormsAreKeptAsWasSaid) {
+    const auto kernels = make_cuda_kernels(0);
+    const auto graphs = kernels->make_step_graphs(2, 16);
+    OwnedTensor sum(kernels->device(), DType::f32, {1, 1}),
+        one(kernels->device(), DType::f32, {1, 1});
+    const float value = 1;
+    kernels->device().copy_from_host(one.view().data(), &value, sizeof value);
+    int num_steps = 0;
+    const auto step = [&](int64_t rows) {
+        graphs->begin({rows, 1024});
+        graphs->run([&] { kernels->add(one, sum); });
+        ++num_steps;
+    };
+    constexpr auto kMost = static_cast<int64_t>(kMostStepGraphs);
+    for (int time = 0; time < 3; ++time)
+        for (int64_t rows = 1; rows <= kMost; ++rows) step(rows);
+    EXPECT_EQ(graphs->counts().launched, kMost);
+    EXPECT_EQ(graphs->counts().recorded, kMost);
+    EXPECT_EQ(graphs->counts().repeated, kMost);
+    step(kMost + 1);  // instead of 1
+    step(2);
+    EXPECT_EQ(graphs->counts().repeated, kMost + 1);
+    step(1);  // instead of 3
+    step(3);
+    EXPECT_EQ(graphs->counts().launched, kMost + 3);
+    float total = 0;
+    kernels->device().copy_to_host(&total, sum.view().data(), sizeof total);
+    EXPECT_EQ(total, num_steps);
+    EXPECT_TRUE(graphs->takes(std::vector<int64_t>(1000, 1024)));
+    EXPECT_FALSE(graphs->takes(std::vector<int64_t>(1 << 20, 1025)));
 }
 
 TEST(StepGraphs, ARepeatedStepIsOneLaunchOfTheHost) {
@@ -207,7 +265,7 @@ TEST(StepGraphs, ContextsGrowOverTheBoundaryOfASplit) {
     const StepGraphs::Counts counts = repeated.counts();
     EXPECT_EQ(counts.launched + counts.recorded + counts.repeated, kSteps);
     EXPECT_EQ(counts.recorded, 2);
-    EXPECT_EQ(counts.repeated, 2);
+    EXPECT_EQ(counts.repeated, 3);
 }
 
 }  // namespace

@@ -56,27 +56,27 @@ TEST(MlaPlan, BlocksHaveAsManyHeadsAsThereAre) {
     }
 }
 
-// What a CUDA graph is recorded with stays while contexts grow to the next power of two of splits.
-TEST(MlaPlan, LaunchesChangeRarelyAsContextsGrow) {
-    const auto plan_at = [](std::vector<std::pair<int64_t, int64_t>> rows, int64_t slot_limit) {
-        const Sequences sequences(std::move(rows));
-        return plan_decode(kPublished, sequences.list, 0, kHopper, slot_limit);
-    };
-    const auto key_at = [&](int64_t position) {
-        return plan_at({{position, 1}, {9, 1}}, kNoLimit).launch_key();
-    };
+// What a CUDA graph is recorded with depends on the most keys and the number of rows only.
+TEST(MlaPlan, LaunchesOfAFormDoNotDependOnTheRowsKeys) {
     constexpr int64_t kSplit = kCudaDecodeSplitTokens;
-    EXPECT_EQ(key_at(5), key_at(kSplit - 1));
-    EXPECT_NE(key_at(kSplit - 1), key_at(kSplit));
-    EXPECT_NE(key_at(2 * kSplit - 1), key_at(2 * kSplit));
-    EXPECT_EQ(key_at(2 * kSplit), key_at(4 * kSplit - 1));
-    const DecodePlan plan = plan_at({{2 * kSplit, 1}, {kSplit, 1}}, kNoLimit);
-    EXPECT_EQ(plan.waves[0].launch_splits(), 4);
-    EXPECT_EQ(plan.most_slots(), 5);
-    EXPECT_EQ(plan.launch_slots(), 8);
-    EXPECT_EQ(plan_at({{2 * kSplit, 1}, {kSplit, 1}}, 6).launch_slots(), 6);
-    // More partial results than there is room for: several launches, which no key describes.
-    EXPECT_EQ(plan_at({{2 * kSplit, 1}, {kSplit, 1}}, 4).launch_key(), kNeverRepeated);
+    const auto wave_at = [](std::vector<std::pair<int64_t, int64_t>> rows, int64_t most_keys,
+                            int64_t slot_limit = kNoLimit) {
+        const Sequences sequences(std::move(rows));
+        return plan_decode(kPublished, sequences.list, 0, kHopper, slot_limit, most_keys)
+            .waves.at(0);
+    };
+    const DecodeWave wave = wave_at({{2 * kSplit, 1}, {kSplit, 1}}, 4 * kSplit);
+    EXPECT_EQ(wave.num_splits, 4);
+    EXPECT_EQ(wave.num_slots, 8);
+    for (const int64_t position : {int64_t{-1}, int64_t{5}, kSplit, 4 * kSplit - 1})
+        EXPECT_EQ(wave_at({{position, 1}, {9, 1}}, 4 * kSplit), wave) << position;
+    EXPECT_EQ(wave_at({{5, 1}, {9, 1}}, kSplit).num_slots, 0);
+    // Not more than there is room for, as long as the rows fit.
+    EXPECT_EQ(wave_at({{2 * kSplit, 1}, {kSplit, 1}}, 4 * kSplit, 5).num_slots, 5);
+    EXPECT_EQ(decode_slots(std::vector<int64_t>{1, kSplit, kSplit + 1, 4 * kSplit}), 2 + 4);
+    EXPECT_DEATH(wave_at({{4 * kSplit, 1}}, 4 * kSplit),
+                 "waves of 5 splits in a step of 4096 keys");
+    EXPECT_DEATH(wave_at({{2 * kSplit, 1}, {kSplit, 1}}, 4 * kSplit, 4), "2 waves");
 }
 
 TEST(MlaPlan, ARowWithoutKeysFillsABatchUp) {

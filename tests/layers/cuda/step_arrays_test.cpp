@@ -70,6 +70,46 @@ TEST(StepArrays, AGraphIsRecordedWithArraysThatAreUpToDate) {
                  "begin_step does not know");
 }
 
+// What a graph is recorded with: whatever others do, and though there was nothing at first.
+TEST(StepArrays, ArraysOfAnOwnerKeepTheirPlaces) {
+    StepArrays arrays(cuda_device(0), size_t{64} << 10);
+    std::vector<int32_t> pages{5, 6};
+    pages.reserve(1000);
+    const auto place_of = [&](size_t most) {
+        return static_cast<const int32_t*>(
+            arrays.on_device(&pages, std::as_bytes(std::span(pages)), most * sizeof(int32_t)));
+    };
+    const int32_t* shared = place_of(1000);
+    arrays.use(1);
+    const int32_t* first = place_of(1000);
+    EXPECT_NE(first, shared);
+    arrays.use(2);
+    pages.clear();
+    const int32_t* second = place_of(1000);
+    ASSERT_NE(second, nullptr);
+    EXPECT_NE(second, first);
+    arrays.use(0);
+    EXPECT_EQ(place_of(1000), nullptr);
+    std::vector<std::vector<int32_t>> many(100, std::vector<int32_t>(1000, 7));
+    for (const std::vector<int32_t>& other : many) arrays.on_device<int32_t>(other);
+    pages.assign(1000, 3);
+    for (const auto& [owner, place] : {std::pair{1, first}, {2, second}}) {
+        arrays.use(static_cast<uint64_t>(owner));
+        EXPECT_EQ(place_of(1000), place);
+        EXPECT_EQ(read_back(place, pages.size()), pages);
+    }
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    EXPECT_DEATH(
+        {
+            pages.resize(1100);
+            place_of(1000);
+        },
+        "4400 bytes has a place of 4096");
+    arrays.drop(1);
+    arrays.use(2);
+    EXPECT_EQ(place_of(1000), second);
+}
+
 TEST(StepArrays, AnArrayThatGrows) {
     StepArrays arrays(cuda_device(0));
     std::vector<int32_t> tokens;

@@ -8,6 +8,7 @@ struct Counts {
     int64_t copies_to_host = 0, bytes_to_host = 0;
     int64_t kernel_launches = 0;  // by the host, none of those that were recorded in a graph
     int64_t graph_launches = 0;
+    int64_t graph_nodes = 0;  // of the graphs that were made
 };
 Counts counts();
 

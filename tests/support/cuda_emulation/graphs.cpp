@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <random>
 
+#include "host_calls.h"
 #include "options.h"
 #include "streams.h"
 
@@ -121,6 +122,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
     stream->capture->origin = stream;
     stream->capture->mode = mode;
     stream->capture->thread = std::this_thread::get_id();
+    static unsigned long long last_id = 0;
+    stream->capture->id = ++last_id;
     stream->capture->streams.insert(stream);
     stream->after.clear();
     captures().push_back(stream->capture);
@@ -161,8 +164,16 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
     return cudaSuccess;
 }
 
+unsigned long long cuda_emulation_capture_id(CUstream_st* stream) {
+    const Guard guard(lock());
+    const auto& capture = cuda_emulation::stream_of(stream).capture;
+    return capture == nullptr ? 0 : capture->id;
+}
+
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
+    const Guard guard(lock());
+    cuda_emulation::count_graph(graph->nodes->size());
     *executable = new CUgraphExec_st{graph->nodes};
     return cudaSuccess;
 }

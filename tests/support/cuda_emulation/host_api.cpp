@@ -16,6 +16,7 @@
 #include "counts.h"
 #include "cuda_runtime.h"
 #include "fiber.h"
+#include "host_calls.h"
 #include "options.h"
 #include "streams.h"
 
@@ -427,6 +428,9 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*function)(void*), void* argument) {
     return enqueue(stream, [=] { function(argument); });
 }
+void cuda_emulation_submit(CUstream_st* stream, void (*function)(void*), void* argument) {
+    cudaLaunchHostFunc(stream, function, argument);
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     *event = new CUevent_st;
     return cudaSuccess;
@@ -476,6 +480,9 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
 Counts cuda_emulation::counts() {
     const Guard guard(lock());
     return counted();
+}
+void cuda_emulation::count_graph(size_t num_nodes) {
+    counted().graph_nodes += static_cast<int64_t>(num_nodes);
 }
 void cuda_emulation::count_graph_launch() {
     ++counted().graph_launches;

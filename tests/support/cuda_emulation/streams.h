@@ -28,6 +28,7 @@ struct Capture {
     std::thread::id thread;
     bool broken = false;  // something was done that a capture does not allow
     bool ended = false;
+    unsigned long long id = 0;  // 1, 2, ... in the order in which they began
     std::vector<GraphNode> nodes;
     std::set<CUstream_st*> streams;
 
@@ -42,6 +43,7 @@ cudaError_t result(cudaError_t error);
 CUstream_st& stream_of(cudaStream_t stream);
 std::set<CUstream_st*>& streams();
 void count_graph_launch();  // counts.h
+void count_graph(size_t num_nodes);
 
 // What a capture in progress does not allow: it is broken by it. cudaSuccess when there is none.
 cudaError_t refuse_in_capture();
