@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <set>
@@ -226,6 +227,7 @@ int run(int argc, char** argv) {
 }  // namespace ferry
 
 int main(int argc, char** argv) {
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines are there whatever comes after
     try {
         return ferry::run(argc, argv);
     } catch (const ferry::Error& error) {  // 77: no GPU can be used

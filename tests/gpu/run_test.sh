@@ -36,7 +36,7 @@ esac
 while [ "$1" != --output ]; do shift; done
 mkdir -p "$2" && echo '{"tokens": [1, 2, 3]}' >"$2/completions.jsonl"
 SH
-script "$bin/cuda_kernels_bench" <<<'echo "a line"'
+script "$bin/cuda_kernels_bench" <<<'echo "a line"; [ "$1" != prefill ] || { echo "CUDA: no prefill"; exit 1; }'
 # Suites of two tests each: Good passes, in Bad one fails, in Gone one dies, Slow hangs unless it is alone.
 script "$bin/gpu_tests" <<'SH'
 [ -e "$0.no_gpu" ] && { echo "no GPU can be used: driver too old"; exit 77; }
@@ -72,11 +72,12 @@ has '^Gone.alone +FAILED .*1 of 2 tests fail alone: Gone.may'
 has '^Slow +FAILED .*still running after 2 s'
 has '^Slow.alone +ok .*each of 2 tests passes alone'
 for piece in demo_kernel_by_kernel demo_as_graphs nccl_kernel_by_kernel memory_named ranks_share_gpu_ucx ranks_share_gpu_mpi \
-    nccl_refuses_sharing bench_kernels bench_at_1024 bench_expert_ranks; do
+    nccl_refuses_sharing bench_decode bench_experts bench_at_1024 bench_expert_ranks; do
     has "^$piece +ok "
 done
 has '^demo_as_graphs .* 3 tokens equal'
 has '^nccl_as_graphs +FAILED .*exit code 5'
+has '^bench_prefill +FAILED .*CUDA: no prefill'
 has '^bench_at_8192 +FAILED .*_Zkernel'
 has '^peer_torch +skipped .*no module named torch'
 has '^memcheck +FAILED .*1 of 4 suites: Gone'
