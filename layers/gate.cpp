@@ -1,5 +1,7 @@
 #include "layers/gate.h"
 
+#include <memory>
+
 namespace ferry {
 namespace {
 
@@ -8,7 +10,10 @@ Weight load_f32(WeightLoader& loader, const std::string& name) {
     Weight weight =
         loader.make_weight({.dtype = DType::f32, .groups = 1, .out = shape[0], .in = shape[1]});
     if (loader.is_mine(0))
-        loader.kernels().pack(weight, 0, 0, loader.dequantised(name, {0, shape[0]}), nullptr);
+        loader.later(weight.size_bytes(), [&loader, name, rows = shape[0],
+                                           to = std::make_shared<Weight>(view_of(weight))] {
+            loader.kernels().pack(*to, 0, 0, loader.dequantised(name, {0, rows}), nullptr);
+        });
     return weight;
 }
 

@@ -1,6 +1,7 @@
 #include "layers/mla.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace ferry {
 namespace {
@@ -15,34 +16,58 @@ Tensor slice_heads(const Tensor& x, int64_t begin, int64_t num) {
         .reshape({x.rows(), num, head_dim});
 }
 
+// The stored type of a value.
+template <typename T>
+T stored_as(float value) {
+    if constexpr (std::is_same_v<T, float>)
+        return value;
+    else
+        return f32_to_bf16(value);
+}
+
+// to[column][row] of x [rows, columns]. Some columns at a time, whose lines stay in cache.
+template <typename T>
+void transpose_to(const Tensor& x, T* to) {
+    constexpr int64_t kColumns = 32;
+    for (int64_t begin = 0; begin < x.dim(1); begin += kColumns)
+        for (int64_t row = 0; row < x.rows(); ++row)
+            for (int64_t i = begin; i < std::min(begin + kColumns, x.dim(1)); ++i)
+                to[i * x.rows() + row] = stored_as<T>(x.row<float>(row)[i]);
+}
+
 // The absorbed matrices of heads [head, head + num) out of their rows of wkv_b, [num * (nope + v),
-// kv_lora] f32.
+// kv_lora] f32, in T, the type of k and v.
+template <typename T>
 void pack_absorbed(Kernels& kernels, const ModelConfig& c, const Tensor& w, int64_t head,
                    int64_t num, Weight& k, Weight& v) {
     const int64_t nope = c.qk_nope_head_dim, rank = c.kv_lora_rank;
     const DType dtype = k.spec.dtype;
-    const auto store = [dtype](float value, std::byte* to) {
-        if (dtype == DType::bf16)
-            *reinterpret_cast<uint16_t*>(to) = f32_to_bf16(value);
-        else
-            *reinterpret_cast<float*>(to) = value;
-    };
-    const int64_t element = size_bytes(dtype);
-    std::vector<std::byte> k_head(static_cast<size_t>(rank * nope * element));
-    std::vector<std::byte> v_head(static_cast<size_t>(c.v_head_dim * rank * element));
+    std::vector<T> k_head(static_cast<size_t>(rank * nope));
+    std::vector<T> v_head(static_cast<size_t>(c.v_head_dim * rank));
     for (int64_t h = 0; h < num; ++h) {
         const int64_t first_row = h * (nope + c.v_head_dim);
-        for (int64_t i = 0; i < nope; ++i) {
-            const float* row = w.row<float>(first_row + i);
-            for (int64_t j = 0; j < rank; ++j) store(row[j], &k_head[(j * nope + i) * element]);
-        }
-        for (int64_t i = 0; i < c.v_head_dim; ++i) {
-            const float* row = w.row<float>(first_row + nope + i);
-            for (int64_t j = 0; j < rank; ++j) store(row[j], &v_head[(i * rank + j) * element]);
-        }
+        transpose_to(w.slice_rows(first_row, nope), k_head.data());
+        const float* v_rows = w.row<float>(first_row + nope);
+        std::transform(v_rows, v_rows + v_head.size(), v_head.begin(), stored_as<T>);
         kernels.pack(k, head + h, 0, Tensor(k_head.data(), dtype, {rank, nope}), nullptr);
         kernels.pack(v, head + h, 0, Tensor(v_head.data(), dtype, {c.v_head_dim, rank}), nullptr);
     }
+}
+
+// What heads [first, first + num) of wkv_b become: themselves, and parts of the absorbed matrices.
+struct WkvBHeads {
+    int64_t first, num;
+    Weight plain, absorbed_k, absorbed_v;
+};
+
+void load_heads(WeightLoader& loader, const std::string& name, WkvBHeads& heads) {
+    const ModelConfig& c = loader.config();
+    const int64_t rows = c.qk_nope_head_dim + c.v_head_dim;
+    const OwnedTensor w =
+        loader.dequantised(name, {heads.first * rows, heads.num * rows}, &heads.plain);
+    const auto pack =
+        heads.absorbed_k.spec.dtype == DType::bf16 ? pack_absorbed<uint16_t> : pack_absorbed<float>;
+    pack(loader.kernels(), c, w, heads.first, heads.num, heads.absorbed_k, heads.absorbed_v);
 }
 
 }  // namespace
@@ -80,11 +105,15 @@ void Mla::load_wkv_b(WeightLoader& loader, const std::string& name) {
         const int64_t heads = std::min(at_once, config_.n_heads - head);
         Weight weight = loader.make_weight(
             {.dtype = stored, .groups = 1, .out = heads * head_rows, .in = rank});
-        if (loader.is_mine(head / at_once)) {
-            const OwnedTensor w =
-                loader.dequantised(name, {head * head_rows, heads * head_rows}, &weight);
-            pack_absorbed(loader.kernels(), config_, w, head, heads, absorbed_k_, absorbed_v_);
-        }
+        if (loader.is_mine(head / at_once))
+            loader.later(
+                weight.size_bytes() +
+                    (absorbed_k_.size_bytes() + absorbed_v_.size_bytes()) * heads / config_.n_heads,
+                [&loader, name,
+                 to = std::make_shared<WkvBHeads>(WkvBHeads{
+                     head, heads, view_of(weight), view_of(absorbed_k_), view_of(absorbed_v_)})] {
+                    load_heads(loader, name, *to);
+                });
         wkv_b_.emplace_back(std::move(weight));
     }
 }

@@ -33,6 +33,7 @@ Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Nume
             experts_.emplace_back(loader, fmt::format("layers/{}/ffn/experts/", layer), held,
                                   shared);
     }
+    loader.finish();
     weight_bytes_ = loader.bytes_read() - before;
 }
 

@@ -1,8 +1,9 @@
 #include "layers/weight_loader.h"
 
 #include <algorithm>
+#include <array>
 #include <exception>
-#include <mutex>
+#include <memory>
 #include <numeric>
 
 #include "base/error.h"
@@ -11,22 +12,26 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kPieceBytes = int64_t{256} << 10;  // stays in cache between read and packing
-// Of a weight that one thread fills: a huge page. Threads that touch the same one for the first
-// time at once would both be given one by the kernel, cleared, and one of them would be thrown
-// away.
+// What one thread fills: a huge page, of one weight or of small ones that follow each other.
+// Threads that touch the same one for the first time at once would both be given one by the kernel,
+// cleared, and one of them would be thrown away.
 constexpr int64_t kTaskBytes = int64_t{2} << 20;
 
-// fn(i) for [0, num) by all threads; what one throws is thrown here at the end.
+// Tasks that wait at most, some 8 GiB of weights: a model has any number.
+constexpr size_t kMaxTasks = 4096;
+
+// fn(i, thread) for [0, num) by all threads. After a failure no more are begun, and the first is
+// thrown here at the end.
 template <typename Fn>
 void in_parallel(ThreadPool& threads, int64_t num, Fn&& fn) {
+    std::atomic<bool> failed{false};
     std::exception_ptr failure;
-    std::mutex mutex;
-    threads.parallel_for(num, [&](int64_t i, int) {
+    threads.parallel_for(num, [&](int64_t i, int thread) {
+        if (failed.load(std::memory_order_relaxed)) return;
         try {
-            fn(i);
+            fn(i, thread);
         } catch (...) {
-            const std::lock_guard lock(mutex);
-            if (!failure) failure = std::current_exception();
+            if (!failed.exchange(true)) failure = std::current_exception();
         }
     });
     if (failure) std::rethrow_exception(failure);
@@ -44,18 +49,26 @@ int64_t count_elements(std::span<const Range> box) {
     return count;
 }
 
+constexpr auto kFp8Values = [] {
+    std::array<float, 256> values{};
+    for (size_t code = 0; code < values.size(); ++code)
+        values[code] = fp8_e4m3_to_f32(static_cast<uint8_t>(code));
+    return values;
+}();
+
 void widen(const void* from, DType dtype, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; ++i) {
-        switch (dtype) {
-            case DType::f32:
-                to[i] = static_cast<const float*>(from)[i];
-                break;
-            case DType::bf16:
-                to[i] = bf16_to_f32(static_cast<const uint16_t*>(from)[i]);
-                break;
-            default:
-                to[i] = fp8_e4m3_to_f32(static_cast<const uint8_t*>(from)[i]);
-        }
+    switch (dtype) {
+        case DType::f32:
+            std::copy_n(static_cast<const float*>(from), count, to);
+            break;
+        case DType::bf16:
+            std::transform(static_cast<const uint16_t*>(from),
+                           static_cast<const uint16_t*>(from) + count, to, bf16_to_f32);
+            break;
+        default:
+            std::transform(static_cast<const uint8_t*>(from),
+                           static_cast<const uint8_t*>(from) + count, to,
+                           [](uint8_t code) { return kFp8Values[code]; });
     }
 }
 
@@ -78,6 +91,14 @@ Range scale_range(Range range) {
 }
 
 }  // namespace
+
+Weight view_of(const Weight& weight) {
+    Weight view{
+        .spec = weight.spec, .data = view_of(weight.data), .scales = view_of(weight.scales)};
+    for (const Weight::Group& group : weight.apart)
+        view.apart.push_back({view_of(group.data), view_of(group.scales)});
+    return view;
+}
 
 ModelPart ModelPart::whole(const ModelConfig& config) {
     ModelPart part;
@@ -111,6 +132,30 @@ std::span<const SharedExpert> NodeShares::shared_experts_of(const ModelConfig& c
 WeightLoader::WeightLoader(WeightSource& source, Kernels& kernels,
                            std::function<void(int64_t)> progress)
     : source_(source), kernels_(kernels), progress_(std::move(progress)) {}
+
+WeightLoader::~WeightLoader() {
+    FERRY_CHECK(tasks_.empty() || std::uncaught_exceptions() > 0);
+}
+
+void WeightLoader::later(int64_t num_bytes, std::function<void()> part) {
+    if (!tasks_.empty() && tasks_.back().num_bytes + num_bytes <= kTaskBytes) {
+        tasks_.back().num_bytes += num_bytes;
+        tasks_.back().parts.push_back(std::move(part));
+        return;
+    }
+    if (tasks_.size() >= kMaxTasks) finish();
+    tasks_.push_back({num_bytes, {}});
+    tasks_.back().parts.push_back(std::move(part));
+}
+
+void WeightLoader::finish() {
+    const std::vector<Task> tasks = std::exchange(tasks_, {});
+    in_parallel(kernels_.threads(), static_cast<int64_t>(tasks.size()), [&](int64_t i, int thread) {
+        for (const auto& part : tasks[static_cast<size_t>(i)].parts) part();
+        if (thread == 0) tell_progress();
+    });
+    tell_progress();
+}
 
 void WeightLoader::read(const std::string& name, std::span<const Range> box,
                         std::span<std::byte> to) {
@@ -178,29 +223,32 @@ OwnedTensor WeightLoader::rows(const std::string& name, Range rows, Weight* pack
                        {rows.num, columns});
     if (packed != nullptr)
         *packed = make_weight({.dtype = tensor.dtype, .groups = 1, .out = rows.num, .in = columns});
-    const bool in_place = kernels_.device().type() == DeviceType::cpu;
     const int64_t rows_per_piece =
         std::max<int64_t>(1, kTaskBytes / row_bytes / kScaleBlock) * kScaleBlock;
-    const auto load_piece = [&](int64_t i) {
-        if (!is_mine(i)) return;
+    const std::shared_ptr<Weight> also =
+        packed == nullptr ? nullptr : std::make_shared<Weight>(view_of(*packed));
+    const auto load_piece = [this, name, rows, all = result.view(), also](int64_t first,
+                                                                          int64_t num) {
+        const Range box[] = {{rows.begin + first, num}, {0, all.dim(1)}};
+        const size_t bytes = static_cast<size_t>(num * all.dim(1) * size_bytes(all.dtype()));
+        const bool in_place = kernels_.device().type() == DeviceType::cpu;
+        std::vector<std::byte> staging(in_place ? 0 : bytes);
+        std::byte* to = in_place ? all.row<std::byte>(first) : staging.data();
+        read(name, box, {to, bytes});
+        if (!in_place)
+            kernels_.device().copy_from_host(all.row<std::byte>(first), to, staging.size());
+        if (also != nullptr)
+            kernels_.pack(*also, 0, first, Tensor(to, all.dtype(), {num, all.dim(1)}), nullptr);
+    };
+    for (int64_t i = 0; i * rows_per_piece < rows.num; ++i) {
+        if (!is_mine(i)) continue;
         const int64_t first = i * rows_per_piece;
         const int64_t num = std::min(rows_per_piece, rows.num - first);
-        const Range box[] = {{rows.begin + first, num}, {0, columns}};
-        std::vector<std::byte> staging(in_place ? 0 : static_cast<size_t>(num * row_bytes));
-        std::byte* to = in_place ? result.view().row<std::byte>(first) : staging.data();
-        read(name, box, {to, static_cast<size_t>(num * row_bytes)});
-        if (!in_place)
-            kernels_.device().copy_from_host(result.view().row<std::byte>(first), to,
-                                             staging.size());
-        if (packed != nullptr)
-            kernels_.pack(*packed, 0, first, Tensor(to, tensor.dtype, {num, columns}), nullptr);
-    };
-    const int64_t num_pieces = ceil_div(rows.num, rows_per_piece);
-    if (in_place)
-        in_parallel(kernels_.threads(), num_pieces, load_piece);
-    else
-        for (int64_t i = 0; i < num_pieces; ++i) load_piece(i);
-    tell_progress();
+        if (kernels_.device().type() == DeviceType::cpu)
+            later(num * row_bytes, [load_piece, first, num] { load_piece(first, num); });
+        else
+            load_piece(first, num);
+    }
     return result;
 }
 
@@ -225,7 +273,7 @@ Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
                           {rows, in},
                           {scale_range(rows), scale_range(in)}});
     }
-    fill(name, weight, pieces);
+    fill_later(name, weight, std::move(pieces));
     return weight;
 }
 
@@ -286,7 +334,7 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
                               {{experts[group], 1}, scale_range(rows), scale_range({0, in})}});
         }
     }
-    fill(name, weight, pieces);
+    fill_later(name, weight, std::move(pieces));
     return weight;
 }
 
@@ -308,18 +356,26 @@ void WeightLoader::fill(const std::string& name, Weight& weight, const Piece& pi
     kernels_.pack(weight, piece.group, piece.first_out, w, &scale_rows);
 }
 
-void WeightLoader::fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces) {
-    const int64_t num = static_cast<int64_t>(pieces.size());
-    if (num == 0) return;
+void WeightLoader::fill_later(const std::string& name, const Weight& weight,
+                              std::vector<Piece> pieces) {
+    if (pieces.empty()) return;
+    struct Filling {
+        std::string name;
+        Weight weight;
+        std::vector<Piece> pieces;
+    };
     const int64_t piece_bytes = count_elements(pieces[0].box) * size_bytes(weight.spec.dtype);
-    const bool huge_pages = weight.size_bytes() >= kTaskBytes;
-    const int64_t at_once = huge_pages ? std::max<int64_t>(1, kTaskBytes / piece_bytes) : 1;
-    in_parallel(kernels_.threads(), ceil_div(num, at_once), [&](int64_t task) {
-        for (int64_t i = task * at_once; i < std::min(num, (task + 1) * at_once); ++i)
-            if (pieces[static_cast<size_t>(i)].mine)
-                fill(name, weight, pieces[static_cast<size_t>(i)]);
-    });
-    tell_progress();
+    const auto at_once = static_cast<size_t>(std::max<int64_t>(1, kTaskBytes / piece_bytes));
+    const auto filling =
+        std::make_shared<Filling>(Filling{name, view_of(weight), std::move(pieces)});
+    for (size_t begin = 0; begin < filling->pieces.size(); begin += at_once) {
+        const size_t end = std::min(begin + at_once, filling->pieces.size());
+        later(static_cast<int64_t>(end - begin) * piece_bytes, [this, filling, begin, end] {
+            for (size_t i = begin; i < end; ++i)
+                if (filling->pieces[i].mine)
+                    fill(filling->name, filling->weight, filling->pieces[i]);
+        });
+    }
 }
 
 OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight* packed) {
@@ -333,7 +389,6 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
     widen(stored.data(), tensor.dtype, count_values, result.view().as<float>());
     if (tensor.dtype != DType::fp8_e4m3) {
         if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, nullptr);
-        tell_progress();
         return result;
     }
     FERRY_CHECK(out.begin % kScaleBlock == 0, "rows {}+{} of {}", out.begin, out.num, name);
@@ -347,7 +402,6 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
         for (int64_t i = 0; i < in; ++i)
             result.view().row<float>(row)[i] *=
                 scales[static_cast<size_t>(row / kScaleBlock * blocks + i / kScaleBlock)];
-    tell_progress();
     return result;
 }
 

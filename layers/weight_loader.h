@@ -1,5 +1,5 @@
-// From a WeightSource into the backend's packed weights, a piece at a time (bounded memory), the
-// pieces in parallel.
+// From a WeightSource into the backend's packed weights, a piece at a time (bounded memory). Pieces
+// of many weights are filled in one parallel loop, so that no thread waits at the end of each.
 #pragma once
 #include <atomic>
 #include <functional>
@@ -37,6 +37,10 @@ struct NodeShares {
     std::span<const SharedExpert> shared_experts_of(const ModelConfig& config, int64_t layer) const;
 };
 
+// The same memory, owned by `weight`.
+Weight view_of(const Weight& weight);
+
+// Weights and rows are made empty and hold their values after finish().
 class WeightLoader {
   public:
     // While one exists, what is loaded is held alike by all ranks of `share`, each of which reads
@@ -57,9 +61,18 @@ class WeightLoader {
     // `progress` is called with the bytes read so far, from the calling thread.
     WeightLoader(WeightSource& source, Kernels& kernels,
                  std::function<void(int64_t bytes)> progress = {});
+    ~WeightLoader();
+    WeightLoader(const WeightLoader&) = delete;
+    WeightLoader& operator=(const WeightLoader&) = delete;
     // What is shared is whole after a barrier of the shares, which must outlive the weights.
     void share_on_node(NodeShares shares) { shares_ = std::move(shares); }
     const NodeShares& shares() const { return shares_; }
+
+    // Runs `part`, which fills so many bytes, at the latest in finish(), on any thread; what it
+    // throws is thrown there. Small parts that follow each other go to one thread.
+    void later(int64_t num_bytes, std::function<void()> part);
+    // All that was asked for is there. Throws what reading and packing throw.
+    void finish();
 
     const ModelConfig& config() const { return source_.config(); }
     Kernels& kernels() { return kernels_; }
@@ -70,7 +83,7 @@ class WeightLoader {
     // This rank reads and packs part i (of any weight).
     bool is_mine(int64_t i) const { return !is_shared() || i % share_->size() == share_->rank(); }
 
-    // A whole tensor widened to f32 (norms, biases).
+    // A whole tensor widened to f32 (norms, biases), at once.
     OwnedTensor plain(const std::string& name);
     // Rows of a tensor of f32 or bf16 in its stored type (embedding). `packed` (may be null)
     // becomes a weight of the same rows (tied head).
@@ -83,8 +96,8 @@ class WeightLoader {
     Weight experts(const std::string& name, std::span<const int32_t> experts,
                    std::span<const SharedExpert> shared = {});
     // Rows `out` of a matrix (fp8: from a multiple of 128) as plain f32 [out, in], scales applied.
-    // `packed` (may be null), an empty weight of these rows, is filled too. Not shared: for callers
-    // that go by is_mine().
+    // `packed` (may be null), an empty weight of these rows, is filled too. At once, from any
+    // thread; not shared: for callers that go by is_mine() and later().
     OwnedTensor dequantised(const std::string& name, Range out, Weight* packed = nullptr);
     DType dtype(const std::string& name) const;
     std::vector<int64_t> shape(const std::string& name) const;
@@ -99,7 +112,7 @@ class WeightLoader {
     Weight make_expert_weight(const WeightSpec& spec, std::span<const int32_t> experts,
                               std::span<const SharedExpert> shared);
     void fill(const std::string& name, Weight& weight, const Piece& piece);
-    void fill(const std::string& name, Weight& weight, const std::vector<Piece>& pieces);
+    void fill_later(const std::string& name, const Weight& weight, std::vector<Piece> pieces);
     void read(const std::string& name, std::span<const Range> box, std::span<std::byte> to);
     void tell_progress() const;
     Buffer take(size_t size_bytes);
@@ -112,6 +125,11 @@ class WeightLoader {
     NodeShares shares_;
     NodeMemory* share_ = nullptr;
     int64_t num_plain_ = 0;
+    struct Task {
+        int64_t num_bytes;
+        std::vector<std::function<void()>> parts;
+    };
+    std::vector<Task> tasks_;
     std::atomic<int64_t> bytes_read_{0};
 };
 

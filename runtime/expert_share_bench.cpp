@@ -119,6 +119,7 @@ std::vector<std::vector<ExpertShare>> bench_expert_shares(WeightSource& source,
         const std::span<const int> held = placement.experts(rank);
         WeightLoader loader(source, kernels);
         const Experts experts(loader, prefix, held);
+        loader.finish();
         for (size_t i = 0; i < tokens.size(); ++i)
             shares[i].push_back(time_share(kernels, numerics, config, experts,
                                            Groups(kernels.device(), rows_of_expert[i], held),

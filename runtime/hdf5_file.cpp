@@ -164,10 +164,10 @@ std::vector<int64_t> shape_of(hid_t dataset, const Call& call) {
 }
 
 // The type of a dataset and its size in memory must be one of those that type_of() makes.
-DType dtype_of(hid_t dataset, const Attributes& attributes, const Call& call) {
+DType dtype_of(hid_t dataset, hid_t bf16, const Attributes& attributes, const Call& call) {
     const Id stored = call.id(H5Dget_type(dataset));
     if (call.ok(H5Tequal(stored, H5T_IEEE_F32LE)) > 0) return DType::f32;
-    if (call.ok(H5Tequal(stored, bf16_type(call))) > 0) return DType::bf16;
+    if (call.ok(H5Tequal(stored, bf16)) > 0) return DType::bf16;
     const auto name = attributes.find("dtype");
     const bool is_fp8 = name != attributes.end() &&
                         name->second == Attribute(std::string(to_string(DType::fp8_e4m3)));
@@ -204,16 +204,17 @@ std::optional<Attribute> read_attribute(hid_t attribute, const Call& call) {
 }
 
 Attributes read_attributes(hid_t object, const Call& call) {
+    std::vector<std::string> names;  // first: what throws must not go through the library
+    const auto collect = [](hid_t, const char* name, const H5A_info_t*, void* list) -> herr_t {
+        static_cast<std::vector<std::string>*>(list)->emplace_back(name);
+        return 0;
+    };
+    call.ok(H5Aiterate2(object, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, collect, &names));
     Attributes attributes;
-    H5O_info_t info{};
-    call.ok(H5Oget_info2(object, &info, H5O_INFO_NUM_ATTRS));
-    for (hsize_t i = 0; i < info.num_attrs; ++i) {
-        const Id attribute = call.id(
-            H5Aopen_by_idx(object, ".", H5_INDEX_NAME, H5_ITER_INC, i, H5P_DEFAULT, H5P_DEFAULT));
-        std::array<char, 256> name{};
-        call.ok(H5Aget_name(attribute, name.size(), name.data()));
+    for (const std::string& name : names) {
+        const Id attribute = call.id(H5Aopen(object, name.c_str(), H5P_DEFAULT));
         if (std::optional<Attribute> value = read_attribute(attribute, call))
-            attributes.emplace(name.data(), std::move(*value));
+            attributes.emplace(name, std::move(*value));
     }
     return attributes;
 }
@@ -416,18 +417,25 @@ std::vector<Hdf5Dataset> Hdf5File::datasets() const {
         H5Ovisit2(handle_->file, H5_INDEX_NAME, H5_ITER_INC, collect, &names, H5O_INFO_BASIC));
 
     std::vector<Hdf5Dataset> result;
+    const Id bf16 = bf16_type(listing);
+    std::string folder;  // whose group is open: names of one group follow each other
+    Id group = open_object(handle_->file, folder, listing);
     for (std::string& name : names) {
         const Call call(path_, "dataset /" + name);
-        const Id dataset = call.id(H5Dopen2(handle_->file, name.c_str(), H5P_DEFAULT));
+        const size_t slash = name.rfind('/');
+        const size_t base = slash == std::string::npos ? 0 : slash + 1;
+        if (name.compare(0, base, folder) != 0) {
+            folder = name.substr(0, base);
+            group = open_object(handle_->file, folder, call);
+        }
+        const Id dataset = call.id(H5Dopen2(group, name.c_str() + base, H5P_DEFAULT));
         Hdf5Dataset found{.name = std::move(name), .info = {}, .offset_bytes = 0, .attributes = {}};
         found.attributes = read_attributes(dataset, call);
         found.info.shape = shape_of(dataset, call);
-        found.info.dtype = dtype_of(dataset, found.attributes, call);
-        const Id creation = call.id(H5Dget_create_plist(dataset));
+        found.info.dtype = dtype_of(dataset, bf16, found.attributes, call);
+        // Of every other layout, and of data in other files, the library knows no offset.
         const haddr_t offset = H5Dget_offset(dataset);
-        if (H5Pget_layout(creation) != H5D_CONTIGUOUS || offset == HADDR_UNDEF ||
-            H5Pget_external_count(creation) != 0)
-            call.fail("is not stored contiguously in this file (repacked?)");
+        if (offset == HADDR_UNDEF) call.fail("is not stored contiguously in this file (repacked?)");
         found.offset_bytes = static_cast<int64_t>(offset);
         result.push_back(std::move(found));
     }

@@ -1,5 +1,6 @@
 // The CPU backend. Each method is implemented in the file that kernels.h names.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "layers/cpu/gemm.h"
@@ -68,10 +69,13 @@ class CpuKernels final : public Kernels {
     void log_sum_exp(const Tensor& logits, const Tensor& lse, std::span<int32_t> argmax) override;
 
   private:
+    Buffer take_memory(size_t num_bytes);
     void add_gemm_rows(GemmRows rows, const GemmStrides& strides);
     void run_gemm(const Weight& weight, const GemmStrides& strides);
 
     ThreadPool threads_;
+    std::shared_ptr<Buffer> block_;  // of small weights, and how much of it is given out
+    size_t block_used_ = 0;
     std::vector<GemmRows> gemm_rows_;  // of the call in progress; kept so that it rarely grows
 };
 

@@ -246,14 +246,27 @@ int64_t CpuKernels::packed_bytes(const WeightSpec& spec) const {
     return spec.groups * ceil_div(spec.out, kPanelColumns) * panel_bytes(spec.dtype, spec.in);
 }
 
+// Memory of weights. Small ones share blocks, so that they lie in huge pages too; a block goes with
+// the last weight in it, and what nobody touches of it takes no memory.
+Buffer CpuKernels::take_memory(size_t num_bytes) {
+    constexpr size_t kSharedBelowBytes = size_t{2} << 20, kBlockBytes = size_t{16} << 20;
+    if (num_bytes >= kSharedBelowBytes) return {device(), num_bytes};
+    if (block_ == nullptr || block_used_ + num_bytes > block_->size_bytes()) {
+        block_ = std::make_shared<Buffer>(device(), kBlockBytes);
+        block_used_ = 0;
+    }
+    std::byte* data = block_->as<std::byte>() + block_used_;
+    block_used_ += static_cast<size_t>(ceil_div(static_cast<int64_t>(num_bytes), kLineBytes)) *
+                   static_cast<size_t>(kLineBytes);
+    return Buffer::adopt(data, num_bytes, [block = block_] {});
+}
+
 Weight CpuKernels::make_weight(const WeightSpec& spec) {
-    Weight weight{.spec = spec,
-                  .data = Buffer(device(), static_cast<size_t>(packed_bytes(spec))),
-                  .scales = {}};
+    Weight weight{
+        .spec = spec, .data = take_memory(static_cast<size_t>(packed_bytes(spec))), .scales = {}};
     if (spec.dtype == DType::fp8_e4m3)
-        weight.scales =
-            Buffer(device(), static_cast<size_t>(4 * spec.groups * ceil_div(spec.out, kScaleBlock) *
-                                                 ceil_div(spec.in, kScaleBlock)));
+        weight.scales = take_memory(static_cast<size_t>(
+            4 * spec.groups * ceil_div(spec.out, kScaleBlock) * ceil_div(spec.in, kScaleBlock)));
     return weight;
 }
 

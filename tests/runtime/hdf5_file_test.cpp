@@ -86,6 +86,32 @@ TEST(Hdf5File, AttributesOfEveryKind) {
     EXPECT_EQ(file.read_text("config_json"), "{\"a\": 1}");
 }
 
+TEST(Hdf5File, DatasetsOfEveryGroupAreListed) {
+    const TempDir dir;
+    const std::vector<std::string> names = {"a", "b/c", "b/d/x", "b/d/y", "b/e", "f", "g/c"};
+    {
+        Hdf5File file = Hdf5File::create(dir / "x.h5");
+        for (size_t i = 0; i < names.size(); ++i)
+            file.create_dataset(names[i], {DType::f32, {static_cast<int64_t>(i) + 1}});
+        file.close();
+    }
+    const std::vector<Hdf5Dataset> datasets = Hdf5File::open(dir / "x.h5").datasets();
+    ASSERT_EQ(datasets.size(), names.size());
+    for (size_t i = 0; i < names.size(); ++i) {
+        EXPECT_EQ(datasets[i].name, names[i]);
+        EXPECT_EQ(datasets[i].info.shape, std::vector<int64_t>{static_cast<int64_t>(i) + 1});
+    }
+}
+
+TEST(Hdf5File, DatasetsThatAreNotContiguousAreRefused) {
+    const TempDir dir;
+    write_dataset(dir / "s0.h5", "w", {DType::bf16, {2, 4}}, all_codes(16));
+    Hdf5File file = Hdf5File::create(dir / "x.h5");
+    const Hdf5Source sources[] = {{"s0.h5", 2}};
+    file.create_virtual("w", {DType::bf16, {2, 4}}, sources);
+    EXPECT_ERROR(file.datasets(), ErrorKind::checkpoint, "dataset /w", "not stored contiguously");
+}
+
 TEST(Hdf5File, MasterShowsWhatIsInOtherFiles) {
     const TempDir dir;
     const std::string bytes = all_codes(5 * 4 * 2);

@@ -98,6 +98,30 @@ TEST(Linear, UnpackGivesBackWhatWasPacked) {
     });
 }
 
+// They share memory, which stays until the last of them is gone.
+TEST(Linear, SmallWeightsDoNotDisturbEachOther) {
+    const auto kernels = make_cpu_kernels(1);
+    std::vector<PlainWeight> plain;
+    std::vector<Weight> packed;
+    for (int64_t i = 0; i < 40; ++i)  // 20 MB: more than one block
+        for (DType dtype : kTypes) {
+            plain.push_back(PlainWeight::random(
+                {.dtype = dtype, .groups = 1, .out = 130 + i, .in = 500 + i}, 7 + i));
+            packed.push_back(plain.back().packed(*kernels));
+        }
+    for (size_t i = 0; i < packed.size(); ++i) {
+        if (i % 4 == 0) {
+            packed[i] = {};
+            continue;
+        }
+        const WeightSpec& spec = packed[i].spec;
+        Matrix w(spec.out, spec.in), expected(spec.out, spec.in);
+        kernels->unpack(packed[i], 0, w.view);
+        kernels->unpack(plain[i].packed(*kernels), 0, expected.view);
+        EXPECT_EQ(num_different(w, expected), 0) << i;
+    }
+}
+
 struct Shape {
     int64_t rows, out, in;
 };
