@@ -190,6 +190,7 @@ Json json_of(const RankReport& rank, const std::vector<std::string>& hosts) {
             {"steps", rank.num_steps},
             {"prompt_rows", rank.prompt_rows},
             {"generated_rows", rank.generated_rows},
+            {"wanted_rows", rank.wanted_rows},
             {"prefix_hits", rank.num_prefix_hits},
             {"preemptions", rank.num_preemptions}};
 }

@@ -28,6 +28,25 @@ void Block::attend(Kernels& kernels, Workspace& workspace, const Tensor& h, cons
     kernels.add_rms_norm(y, h, ffn_norm_, eps_, x);
 }
 
+void Block::write_latents(Kernels& kernels, Workspace& workspace, const Tensor& h,
+                          const StepBatch& batch, const Tensor& rope_table,
+                          const Tensor& cache) const {
+    const Workspace::Scope scope(workspace);
+    const Tensor x = workspace.take(DType::f32, {h.rows(), h.dim(1)});
+    kernels.rms_norm(h, attn_norm_, eps_, x);
+    mla_.write_latents(kernels, workspace, x, batch, rope_table, cache);
+}
+
+void Block::attend_written(Kernels& kernels, Workspace& workspace, const Tensor& h,
+                           const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
+                           const Tensor& x, MlaForm form) const {
+    const Workspace::Scope scope(workspace);
+    const Tensor y = workspace.take(DType::f32, {h.rows(), h.dim(1)});
+    kernels.rms_norm(h, attn_norm_, eps_, x);
+    mla_.attend(kernels, workspace, x, batch, rope_table, cache, y, form);
+    kernels.add_rms_norm(y, h, ffn_norm_, eps_, x);
+}
+
 void Block::norm_ffn(Kernels& kernels, const Tensor& h, const Tensor& x) const {
     kernels.rms_norm(h, ffn_norm_, eps_, x);
 }

@@ -22,6 +22,13 @@ class Block {
     void attend(Kernels& kernels, Workspace& workspace, const Tensor& h, const StepBatch& batch,
                 const Tensor& rope_table, const Tensor& cache, const Tensor& x,
                 MlaForm form = MlaForm::by_row) const;
+    // attend() in two halves, for a step of which only some rows go on: the latents of all its
+    // rows, then the rest for the rows that `batch` has. The same bits.
+    void write_latents(Kernels& kernels, Workspace& workspace, const Tensor& h,
+                       const StepBatch& batch, const Tensor& rope_table, const Tensor& cache) const;
+    void attend_written(Kernels& kernels, Workspace& workspace, const Tensor& h,
+                        const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
+                        const Tensor& x, MlaForm form = MlaForm::by_row) const;
     // x = norm(h) alone, of rows that were attended to before: the same bits.
     void norm_ffn(Kernels& kernels, const Tensor& h, const Tensor& x) const;
     const Gate& gate() const { return *gate_; }

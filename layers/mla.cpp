@@ -93,14 +93,47 @@ void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const
                   const Tensor& rope_table, const Tensor& cache, const Tensor& y,
                   MlaForm form) const {
     const Workspace::Scope scope(workspace);
-    const int64_t tokens = x.rows();
-    const Tensor q = workspace.take(DType::f32, {tokens, config_.n_heads, config_.qk_head_dim()});
-    const Tensor latent = workspace.take(DType::f32, {tokens, config_.latent_dim()});
-    const Tensor out = workspace.take(DType::f32, {tokens, config_.n_heads, config_.v_head_dim});
+    const LinearInput input(kernels, workspace, x, {query_dtype(), wkv_a_.dtype()});
+    write_latents(kernels, workspace, input, batch, rope_table, cache);
+    attend(kernels, workspace, input, batch, rope_table, cache, y, form);
+}
 
-    project(kernels, workspace, x, batch, rope_table, q, latent);
+void Mla::write_latents(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                        const StepBatch& batch, const Tensor& rope_table,
+                        const Tensor& cache) const {
+    const Workspace::Scope scope(workspace);
+    const LinearInput input(kernels, workspace, x, {wkv_a_.dtype()});
+    write_latents(kernels, workspace, input, batch, rope_table, cache);
+}
+
+void Mla::attend(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
+                 const Tensor& rope_table, const Tensor& cache, const Tensor& y,
+                 MlaForm form) const {
+    const Workspace::Scope scope(workspace);
+    const LinearInput input(kernels, workspace, x, {query_dtype()});
+    attend(kernels, workspace, input, batch, rope_table, cache, y, form);
+}
+
+void Mla::write_latents(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                        const StepBatch& batch, const Tensor& rope_table,
+                        const Tensor& cache) const {
+    const Workspace::Scope scope(workspace);
+    const Tensor latent = workspace.take(DType::f32, {batch.num_tokens(), config_.latent_dim()});
+    wkv_a_.forward(kernels, x, latent);
+    const Tensor c = latent.slice_columns(0, config_.kv_lora_rank);
+    kernels.rms_norm(c, kv_norm_, static_cast<float>(config_.norm_eps), c);
     kernels.rope_write_cache(latent, batch.positions, rope_table, config_.rope_interleave,
                              batch.slots, cache);
+}
+
+void Mla::attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                 const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
+                 const Tensor& y, MlaForm form) const {
+    const Workspace::Scope scope(workspace);
+    const int64_t tokens = batch.num_tokens();
+    const Tensor q = workspace.take(DType::f32, {tokens, config_.n_heads, config_.qk_head_dim()});
+    const Tensor out = workspace.take(DType::f32, {tokens, config_.n_heads, config_.v_head_dim});
+    project(kernels, workspace, x, batch, rope_table, q);
     if (form == MlaForm::absorb)
         attend_absorbed(kernels, workspace, q, cache, batch.prompt, out);
     else
@@ -114,29 +147,22 @@ void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const
     wo_.forward(kernels, workspace, out.reshape({tokens, config_.n_heads * config_.v_head_dim}), y);
 }
 
-void Mla::project(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
-                  const Tensor& rope_table, const Tensor& q, const Tensor& latent) const {
-    const int64_t tokens = x.rows();
+void Mla::project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                  const StepBatch& batch, const Tensor& rope_table, const Tensor& q) const {
+    const int64_t tokens = batch.num_tokens();
     const Tensor q_flat = q.reshape({tokens, config_.n_heads * config_.qk_head_dim()});
-    const float eps = static_cast<float>(config_.norm_eps);
-    const bool compressed = config_.q_lora_rank > 0;
     const Workspace::Scope scope(workspace);
-    const LinearInput input(kernels, workspace, x,
-                            {compressed ? wq_a_.dtype() : wq_.dtype(), wkv_a_.dtype()});
-    if (compressed) {
+    if (config_.q_lora_rank > 0) {
         const Tensor q_a = workspace.take(DType::f32, {tokens, config_.q_lora_rank});
-        wq_a_.forward(kernels, input, q_a);
+        wq_a_.forward(kernels, x, q_a);
         wq_b_.forward(kernels,
-                      LinearInput::rms_norm(kernels, workspace, q_a, q_norm_, eps, wq_b_.dtype()),
+                      LinearInput::rms_norm(kernels, workspace, q_a, q_norm_,
+                                            static_cast<float>(config_.norm_eps), wq_b_.dtype()),
                       q_flat);
     } else {
-        wq_.forward(kernels, input, q_flat);
+        wq_.forward(kernels, x, q_flat);
     }
     kernels.rope(q, batch.positions, rope_table, config_.rope_interleave);
-
-    wkv_a_.forward(kernels, input, latent);
-    const Tensor c = latent.slice_columns(0, config_.kv_lora_rank);
-    kernels.rms_norm(c, kv_norm_, eps, c);
 }
 
 // Prompt rows. K and V of all positions so far are rebuilt from the cache for every chunk of a

@@ -22,6 +22,15 @@ class Mla {
                  const Tensor& rope_table, const Tensor& cache, const Tensor& y,
                  MlaForm form = MlaForm::by_row) const;
 
+    // forward() in two halves, for a step of which only some rows are asked for: the latents of
+    // all its rows, then y of the rows that `batch` has, in whatever part of the step. The same
+    // bits.
+    void write_latents(Kernels& kernels, Workspace& workspace, const Tensor& x,
+                       const StepBatch& batch, const Tensor& rope_table, const Tensor& cache) const;
+    void attend(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
+                const Tensor& rope_table, const Tensor& cache, const Tensor& y,
+                MlaForm form = MlaForm::by_row) const;
+
     // Bytes of weights that one step reads, and workspace for a step of `tokens` rows over
     // `context` positions.
     int64_t weight_bytes() const;
@@ -29,8 +38,16 @@ class Mla {
 
   private:
     void load_wkv_b(WeightLoader& loader, const std::string& name);
-    void project(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
-                 const Tensor& rope_table, const Tensor& q, const Tensor& latent) const;
+    // The dtype of the weight that makes queries of x.
+    DType query_dtype() const { return config_.q_lora_rank > 0 ? wq_a_.dtype() : wq_.dtype(); }
+    void write_latents(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                       const StepBatch& batch, const Tensor& rope_table, const Tensor& cache) const;
+    void attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
+                const Tensor& y, MlaForm form) const;
+    // Queries [tokens, heads, nope + rope], rope applied.
+    void project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                 const StepBatch& batch, const Tensor& rope_table, const Tensor& q) const;
     void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& cache,
                       const SequenceRows& rows, const Tensor& out) const;
     void attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& q,

@@ -36,10 +36,12 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       cache_(kernels.device(), model.config(), model.numerics(), limits.num_pages),
       rope_table_(make_rope_table(model.config(), limits.max_context, kernels.device())),
       hidden_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
+      wanted_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().dim}),
       ffn_out_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       combined_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
-      micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences),
+      micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences,
+                     limits.max_logit_rows),
       not_begun_(std::min(limits.max_tokens, limits.max_sequences)),
       ahead_(kernels.device(), looks_ahead() ? limits.max_tokens : 0, limits.max_sequences,
              model.config().dim),
@@ -60,6 +62,27 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
 Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) const {
     return buffer.view().slice_rows(micro_batches_.first_row(micro_batch),
                                     micro_batches_.batch(micro_batch).num_tokens());
+}
+
+bool AttentionWorker::works_on_wanted(const ModelConfig& config, int64_t layer) {
+    return layer + 1 == config.n_layers && layer > config.n_dense_layers;
+}
+
+Tensor AttentionWorker::wanted_rows(int micro_batch) const {
+    const Range rows = micro_batches_.logit_rows(micro_batch);
+    return wanted_.view().slice_rows(rows.begin, rows.num);
+}
+
+// The residual stream of the rows that a layer's feed-forward part works on.
+Tensor AttentionWorker::residual(int64_t layer, int micro_batch) const {
+    return works_on_wanted(model_.config(), layer) ? wanted_rows(micro_batch)
+                                                   : rows_of(hidden_, micro_batch);
+}
+
+// As many rows of a buffer for all of the step's.
+Tensor AttentionWorker::ffn_rows(const OwnedTensor& buffer, int64_t layer, int micro_batch) const {
+    return buffer.view().slice_rows(micro_batches_.first_row(micro_batch),
+                                    residual(layer, micro_batch).rows());
 }
 
 bool AttentionWorker::looks_ahead() const {
@@ -112,7 +135,7 @@ Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& option
     for (int64_t layer = first + 1; layer < num_layers; ++layer)
         for (int mb = 0; mb < num; ++mb) {
             agreed = finish_exchange(layer - 1, mb);
-            start_layer(layer, mb, options.say);
+            start_layer(batch, layer, mb, options.say);
             if (!options.next_rows) continue;
             if (layer == first + 1 && mb == 0) start_ahead(options.next_rows(), agreed.max);
             begin_ahead((mb + 1) % num);
@@ -171,7 +194,7 @@ void AttentionWorker::begin_repeated_step(const StepBatch& filled, int64_t num_r
     std::vector<int64_t> num_tokens;
     for (int mb = 0; mb < micro_batches_.num(); ++mb) {
         StepBatch part = micro_batches_.batch(mb);
-        part.logit_rows = slice(filled.logit_rows, logit_rows_of(filled.logit_rows, mb));
+        part.logit_rows = slice(filled.logit_rows, micro_batches_.logit_rows(mb));
         kernels_.begin_step(part);
         num_tokens.push_back(
             std::clamp<int64_t>(num_rows - micro_batches_.first_row(mb), 0, part.num_tokens()));
@@ -297,12 +320,37 @@ void AttentionWorker::start_first_exchange(int64_t layer, int micro_batch, Agree
     start_exchange(layer, micro_batch, x, say);
 }
 
-void AttentionWorker::start_layer(int64_t layer, int micro_batch, Agreement say) {
-    const Tensor h = rows_of(hidden_, micro_batch);
+void AttentionWorker::start_layer(const StepBatch& step, int64_t layer, int micro_batch,
+                                  Agreement say) {
+    const Tensor h = residual(layer, micro_batch);
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
-    attend(layer, micro_batches_.batch(micro_batch), h, x, micro_batch);
+    if (works_on_wanted(model_.config(), layer)) {
+        gather_wanted(step.logit_rows, micro_batch);
+        attend_wanted(layer, micro_batch, x);
+    } else {
+        attend(layer, micro_batches_.batch(micro_batch), h, x, micro_batch);
+    }
     start_exchange(layer, micro_batch, x, say);
+}
+
+// Latents of all rows of the micro-batch, attention of those whose logits are wanted.
+void AttentionWorker::attend_wanted(int64_t layer, int micro_batch, const Tensor& x) {
+    const StepBatch& all = micro_batches_.batch(micro_batch);
+    const StepBatch& wanted = micro_batches_.wanted(micro_batch);
+    const Tensor h = wanted_rows(micro_batch);
+    if (wanted.num_tokens() == all.num_tokens()) {
+        attend(layer, all, h, x, micro_batch);
+        return;
+    }
+    const Block& block = model_.block(layer);
+    ScopedZone zone(Zone::attention, static_cast<int>(layer), micro_batch);
+    zone.bytes = block.mla().weight_bytes() + cache_bytes_read(wanted);
+    block.write_latents(kernels_, workspace_, rows_of(hidden_, micro_batch), all, rope_table_,
+                        cache_.layer(layer));
+    if (wanted.num_tokens() > 0)
+        block.attend_written(kernels_, workspace_, h, wanted, rope_table_, cache_.layer(layer), x,
+                             form_);
 }
 
 // The feed-forward part of a MoE layer on x, all of it that needs no other rank's answer.
@@ -323,15 +371,15 @@ void AttentionWorker::start_exchange(int64_t layer, int micro_batch, const Tenso
     if (block.has_shared()) {
         ScopedZone zone(Zone::shared, zone_layer, micro_batch);
         zone.bytes = block.mlp().weight_bytes();
-        run_mlp(block.mlp(), x, rows_of(ffn_out_, micro_batch));
+        run_mlp(block.mlp(), x, ffn_rows(ffn_out_, layer, micro_batch));
     }
 }
 
 // h += shared experts + routed experts, once these are back.
 Agreement AttentionWorker::finish_exchange(int64_t layer, int micro_batch) {
     const Block& block = model_.block(layer);
-    const Tensor h = rows_of(hidden_, micro_batch), y = rows_of(ffn_out_, micro_batch);
-    const Tensor routed = rows_of(combined_, micro_batch);
+    const Tensor h = residual(layer, micro_batch), y = ffn_rows(ffn_out_, layer, micro_batch);
+    const Tensor routed = ffn_rows(combined_, layer, micro_batch);
     const Agreement agreed = fabric_.exchange().combine(
         static_cast<int>(layer), micro_batch, routed,
         [this](const ExpertBatch& batch) -> const Tensor& { return experts_->compute(batch); });
@@ -355,25 +403,21 @@ void AttentionWorker::run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y) 
     group.reduce_scatter(parts, y);
 }
 
-// Which of the step's logit rows lie in the micro-batch.
-Range AttentionWorker::logit_rows_of(std::span<const int32_t> rows, int micro_batch) const {
-    const int64_t begin = micro_batches_.first_row(micro_batch);
-    const int64_t end = begin + micro_batches_.batch(micro_batch).num_tokens();
-    const auto first = std::lower_bound(rows.begin(), rows.end(), begin);
-    return {first - rows.begin(), std::lower_bound(first, rows.end(), end) - first};
+void AttentionWorker::gather_wanted(std::span<const int32_t> logit_rows, int micro_batch) {
+    kernels_.gather_rows(hidden_, slice(logit_rows, micro_batches_.logit_rows(micro_batch)),
+                         wanted_rows(micro_batch));
 }
 
 // Logits of those rows of the step that lie in the micro-batch; returns which logit rows they are.
-Range AttentionWorker::run_head(std::span<const int32_t> rows, int micro_batch) {
+Range AttentionWorker::run_head(std::span<const int32_t> logit_rows, int micro_batch) {
     ScopedZone zone(Zone::head, -1, micro_batch);
     zone.bytes = model_.head_bytes();
-    const Range wanted = logit_rows_of(rows, micro_batch);
+    const Range wanted = micro_batches_.logit_rows(micro_batch);
+    if (!works_on_wanted(model_.config(), model_.config().n_layers - 1))
+        gather_wanted(logit_rows, micro_batch);
     const Workspace::Scope scope(workspace_);
-    const Tensor h = hidden_.view();
-    const Tensor x = workspace_.take(DType::f32, {wanted.num, h.dim(1)});
-    kernels_.gather_rows(h, slice(rows, wanted), x);
     TensorParallel& group = fabric_.tensor_parallel();
-    const Tensor all = group.gather_rows(x).rows;
+    const Tensor all = group.gather_rows(wanted_rows(micro_batch)).rows;
     const int64_t columns =
         vocab_slice(model_.config().vocab_size, model_.part().tp_rank, model_.part().tp_size).num;
     const Tensor local = workspace_.take(DType::f32, {all.rows(), columns});

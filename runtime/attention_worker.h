@@ -28,6 +28,11 @@ class AttentionWorker {
     AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                     ExpertWorker* experts, const WorkerLimits& limits);
 
+    // Whether a layer's latents are of all rows of a step, and the rest of what it computes only of
+    // those whose logits are wanted: the last layer, unless it is the first MoE layer, where the
+    // next step's rows begin.
+    static bool works_on_wanted(const ModelConfig& config, int64_t layer);
+
     // Of the block of intermediate activations.
     static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
                                   int64_t tp_size, const WorkerLimits& limits);
@@ -97,13 +102,17 @@ class AttentionWorker {
     void attend(int64_t layer, const StepBatch& batch, const Tensor& h, const Tensor& x,
                 int micro_batch);
     void start_first_exchange(int64_t layer, int micro_batch, Agreement say);
-    void start_layer(int64_t layer, int micro_batch, Agreement say);
+    void start_layer(const StepBatch& step, int64_t layer, int micro_batch, Agreement say);
+    void attend_wanted(int64_t layer, int micro_batch, const Tensor& x);
     void start_exchange(int64_t layer, int micro_batch, const Tensor& x, Agreement say);
     Agreement finish_exchange(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
-    Range logit_rows_of(std::span<const int32_t> rows, int micro_batch) const;
-    Range run_head(std::span<const int32_t> rows, int micro_batch);
+    void gather_wanted(std::span<const int32_t> logit_rows, int micro_batch);
+    Range run_head(std::span<const int32_t> logit_rows, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
+    Tensor wanted_rows(int micro_batch) const;
+    Tensor residual(int64_t layer, int micro_batch) const;
+    Tensor ffn_rows(const OwnedTensor& buffer, int64_t layer, int micro_batch) const;
     int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
 
     Kernels& kernels_;
@@ -113,6 +122,7 @@ class AttentionWorker {
     LatentCache cache_;
     OwnedTensor rope_table_;
     OwnedTensor hidden_;    // [max_tokens, dim] residual stream
+    OwnedTensor wanted_;    // [max_logit_rows, dim] the same of rows whose logits are wanted
     OwnedTensor ffn_out_;   // [max_tokens, dim] dense MLP or shared experts
     OwnedTensor combined_;  // [max_tokens, dim] routed experts
     OwnedTensor logits_;    // [max_logit_rows, vocab]

@@ -139,6 +139,7 @@ bool Engine::step(bool more_coming) {
     }
     for (const SequenceRows& rows : plan_->prompt) last_step_.prompt += rows.num_rows;
     last_step_.generated = static_cast<int64_t>(plan_->tokens.size()) - last_step_.prompt;
+    last_step_.wanted = static_cast<int64_t>(plan_->logit_rows.size());
     num_computed_tokens_ += static_cast<int64_t>(plan_->tokens.size());
     num_chosen_ = 0;
     const auto [logits, agreed] =

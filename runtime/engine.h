@@ -67,10 +67,12 @@ class Engine {
     using TokenHook = std::function<void(const Request& request, int32_t token)>;
     void set_token_hook(TokenHook hook) { on_choice_ = std::move(hook); }
 
-    // Rows of the last step: of prompts (and what is computed again), and of generated tokens.
+    // Rows of the last step: of prompts (and what is computed again), of generated tokens, and
+    // those of both whose logits were wanted.
     struct StepRows {
         int64_t prompt = 0;
         int64_t generated = 0;
+        int64_t wanted = 0;
     };
     StepRows last_step() const { return last_step_; }
     // Decode steps that a GPU was given as a whole, or why there are none.

@@ -137,6 +137,7 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
         const int64_t rows = (ahead ? 4 : 3) * limits.max_tokens * c.dim +
                              // as they come, and as penalties change them
                              2 * limits.max_logit_rows * c.vocab_size +
+                             limits.max_logit_rows * c.dim +
                              limits.max_context * c.qk_rope_head_dim;
         plan.parts.push_back({"activations", 4 * rows});
         plan.parts.push_back(

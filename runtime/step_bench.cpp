@@ -256,29 +256,34 @@ void StepBench::count_work(StepTimes& times, const std::vector<int64_t>& touched
     const double projections =
         (c.q_lora_rank > 0 ? product(c.q_lora_rank, c.dim + c.n_heads * c.qk_head_dim())
                            : product(c.dim, c.n_heads, c.qk_head_dim())) +
-        product(c.dim, c.latent_dim()) + product(c.dim, c.n_heads, c.v_head_dim);
+        product(c.dim, c.n_heads, c.v_head_dim);
+    const double latents = product(c.dim, c.latent_dim());
     const double expand = product(c.kv_lora_rank, c.n_heads, kv);
     const double tokens = static_cast<double>(w.last_position() + 1);
-    const double keys =
-        w.prefill ? product(w.sequences, tokens, tokens + 1) / 2 : product(w.sequences, tokens);
+    const double last_keys = product(w.sequences, tokens);  // that the last rows attend to
+    const double all_keys = w.prefill ? last_keys * (tokens + 1) / 2 : last_keys;
     const double per_key = w.prefill ? product(c.n_heads, c.qk_head_dim() + c.v_head_dim)
                                      : product(c.n_heads, c.kv_lora_rank + c.latent_dim());
     const double cache_bytes =
         product(w.sequences, tokens, c.latent_dim(), size_bytes(numerics_.cache_dtype));
-    const auto mlp = [&](int64_t inter) { return product(6, rows, c.dim, inter); };
 
     for (StepStage& stage : times.stages) {
         for (int64_t layer = 0; layer < c.n_layers; ++layer) {
             const Block& block = model.block(layer);
+            const bool only_last = AttentionWorker::works_on_wanted(c, layer);
+            const double asked = only_last ? static_cast<double>(w.sequences) : rows;
+            const double keys = only_last ? last_keys : all_keys;
+            const auto mlp = [&](int64_t inter) { return product(6, asked, c.dim, inter); };
             if (stage.name == "attention") {
                 stage.bytes += static_cast<double>(block.mla().weight_bytes()) + cache_bytes;
-                stage.flops += 2 * (rows * (projections + expand) + keys * per_key);
+                stage.flops +=
+                    2 * (rows * (latents + expand) + asked * projections + keys * per_key);
             } else if (stage.name == "dense" && !block.is_moe()) {
                 stage.bytes += static_cast<double>(block.mlp().weight_bytes());
                 stage.flops += mlp(c.inter_dim);
             } else if (stage.name == "gate" && block.is_moe()) {
                 stage.bytes += product(4, c.dim, c.n_routed_experts);
-                stage.flops += product(2, rows, c.dim, c.n_routed_experts);
+                stage.flops += product(2, asked, c.dim, c.n_routed_experts);
             } else if (stage.name == "shared" && block.has_shared()) {
                 stage.bytes += static_cast<double>(block.mlp().weight_bytes());
                 stage.flops += mlp(c.n_shared_experts * c.moe_inter_dim);

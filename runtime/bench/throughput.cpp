@@ -171,6 +171,7 @@ class Measurement {
         ++report.num_steps;
         report.prompt_rows += rows.prompt;
         report.generated_rows += rows.generated;
+        report.wanted_rows += rows.wanted;
         if (rows.prompt > 0 && rows.generated == 0) {
             report.prefill_ns += step_ns;
             report.prefill_rows += rows.prompt;
@@ -236,10 +237,12 @@ bool Repetition::all_finished(int64_t num_requests) const {
 }
 
 bool Repetition::expert_rows_match(const ModelConfig& model) const {
-    const int64_t expected = (sum(&RankReport::prompt_rows) + sum(&RankReport::generated_rows)) *
-                             model.n_activated_experts;
-    return std::all_of(expert_rows.begin(), expert_rows.end(), [&](const auto& rows) {
-        return std::accumulate(rows.begin(), rows.end(), int64_t{0}) == expected;
+    const int64_t all = sum(&RankReport::prompt_rows) + sum(&RankReport::generated_rows);
+    int64_t layer = model.n_dense_layers;
+    return std::ranges::all_of(expert_rows, [&](const std::vector<int64_t>& rows) {
+        const int64_t tokens =
+            AttentionWorker::works_on_wanted(model, layer++) ? sum(&RankReport::wanted_rows) : all;
+        return std::reduce(rows.begin(), rows.end()) == tokens * model.n_activated_experts;
     });
 }
 

@@ -22,7 +22,7 @@ struct RankReport {
     std::array<ZoneTotals, kNumZones> zones{};
     int64_t in_flight_ns = 0;  // of exchanges (ExchangeTimes)
     int64_t num_steps = 0;
-    int64_t prompt_rows = 0, generated_rows = 0;
+    int64_t prompt_rows = 0, generated_rows = 0, wanted_rows = 0;
     // Steps with prompt rows only, with generated rows only; the rest is mixed or empty.
     int64_t prefill_ns = 0, prefill_rows = 0;
     int64_t decode_ns = 0, decode_rows = 0;

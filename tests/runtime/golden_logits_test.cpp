@@ -97,6 +97,20 @@ TEST_P(GoldenLogits, ChunksThreadsAndMicroBatchesGiveTheSameBits) {
     EXPECT_EQ(three.logits(tokens, prompt_length, 13), expected);
 }
 
+// The last layer computes rows whose logits are wanted, and latents alone of the others.
+TEST_P(GoldenLogits, OfSomeRowsAreTheBitsOfAllRows) {
+    HfModel source(model_folder(GetParam()));
+    OneRankModel one(source), three(source, {}, 3, 3);
+    const GoldenPrompt prompt = read_golden(model_folder(GetParam())).prompts.back();
+    const std::vector<int32_t> tokens = prompt.tokens();
+    const int64_t prompt_length = static_cast<int64_t>(prompt.prompt.size());
+    auto expected = one.logits(tokens, prompt_length);
+    for (size_t i = 0; i < expected.size(); ++i)
+        if ((i + 1) % 5 != 0) expected[i].clear();
+    EXPECT_EQ(one.logits(tokens, prompt_length, 512, 5), expected);
+    EXPECT_EQ(three.logits(tokens, prompt_length, 23, 5), expected);
+}
+
 std::vector<std::string> families() {
     std::vector<std::string> names;
     for (const auto& entry : std::filesystem::directory_iterator(model_folder("")))

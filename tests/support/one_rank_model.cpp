@@ -32,7 +32,8 @@ OneRankModel::OneRankModel(WeightSource& source, std::unique_ptr<Kernels> kernel
       host_logits_(kernels_->device()) {}
 
 std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>& tokens,
-                                                     int64_t prompt_length, int64_t chunk) {
+                                                     int64_t prompt_length, int64_t chunk,
+                                                     int32_t every) {
     PageAllocator pages(kLimits.num_pages, false);
     Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk},
                         pages);
@@ -41,16 +42,22 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
     sequence.prompt_length = prompt_length;
     sequence.max_length = static_cast<int64_t>(tokens.size());
     scheduler.add(sequence);
-    std::vector<std::vector<float>> result;
-    while (result.size() < tokens.size()) {
+    std::vector<std::vector<float>> result(tokens.size());
+    while (sequence.num_computed < static_cast<int64_t>(tokens.size())) {
         const StepPlan& plan = scheduler.plan();
-        std::vector<int32_t> every_row(plan.tokens.size());
-        std::iota(every_row.begin(), every_row.end(), 0);
         StepBatch batch = plan.batch();
-        batch.logit_rows = every_row;
+        std::vector<int32_t> wanted;
+        for (size_t row = 0; row < batch.tokens.size(); ++row)
+            if ((batch.positions[row] + 1) % every == 0)
+                wanted.push_back(static_cast<int32_t>(row));
+        batch.logit_rows = wanted;
         const Tensor logits = host_logits_.of(worker_.step(batch).logits);
-        for (int64_t row = 0; row < logits.rows(); ++row)
-            result.emplace_back(logits.row<float>(row), logits.row<float>(row) + vocab_size());
+        for (int64_t i = 0; i < logits.rows(); ++i) {
+            const int32_t position =
+                batch.positions[static_cast<size_t>(wanted[static_cast<size_t>(i)])];
+            result[static_cast<size_t>(position)].assign(logits.row<float>(i),
+                                                         logits.row<float>(i) + vocab_size());
+        }
         scheduler.complete();
     }
     return result;

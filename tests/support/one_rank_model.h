@@ -31,10 +31,11 @@ class OneRankModel {
     StepGraphs::Counts step_counts() const { return worker_.step_counts(); }
     int64_t vocab_size() const { return source_.config().vocab_size; }
 
-    // Logits after every position of `tokens`, of which the first `prompt_length` are prompt. Rows
-    // are computed at most `chunk` at a time.
+    // Logits after every `every`-th position of `tokens`, nothing after the others; the first
+    // `prompt_length` are prompt. Rows are computed at most `chunk` at a time.
     std::vector<std::vector<float>> logits(const std::vector<int32_t>& tokens,
-                                           int64_t prompt_length, int64_t chunk = 512);
+                                           int64_t prompt_length, int64_t chunk = 512,
+                                           int32_t every = 1);
     // The greedy continuation of a prompt.
     std::vector<int32_t> greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
                                 int64_t chunk = 512);
