@@ -116,7 +116,7 @@ std::vector<Field> config_fields(Config& config) {
         {"log.level", choice(c.log.level, {"debug", "info", "warn", "error"}), {}, kNothing, "least important lines to write"},
         {"log.file", &c.log.file, {}, kNothing, "instead of standard error"},
         {"log.trace", &c.log.trace, {}, kNothing, "file for a Chrome/Perfetto trace of the run; a benchmark of several cases writes one for each, named after it"},
-        {"log.expert_load", &c.log.expert_load, {}, kNothing, "file for the number of rows that each expert received"},
+        {"log.expert_load", &c.log.expert_load, {}, kNothing, "file for the number of rows that each expert received (in the last layer, only rows whose logits are wanted go to experts)"},
         {"log.routing", &c.log.routing, {}, kNothing, "file for what every token chose at every MoE layer, for ferry bench exchange --routing"},
         {"log.progress", choice(c.log.progress, {"auto", "on", "off"}), {}, kNothing, "requests done, tokens/s, ETA; auto: on"},
     };
