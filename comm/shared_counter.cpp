@@ -46,8 +46,9 @@ void SharedCounter::request(int64_t count) {
 }
 
 std::optional<Claim> SharedCounter::poll() {
-    if (!requested_) return std::nullopt;
+    // Also for the owner's sake, whom others ask: rows may travel by another transport.
     transport_.progress();
+    if (!requested_) return std::nullopt;
     Claim claim = own_claim_;
     if (!owner_) {
         const Peer& peer = peers_[0];
