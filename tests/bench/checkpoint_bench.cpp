@@ -282,7 +282,7 @@ void bench_whole(const std::string& path, int threads) {
         for (int turn = 0; turn < kTurns; ++turn) {
             small.seconds.push_back(seconds_of([&] { read_pieces(pool, files, in_cache); }));
             for (int side = 0; side < 2; ++side) {
-                have_memory_at_hand(bytes + bytes / 2);  // weights are more than files: wkv_b
+                have_memory_at_hand(bytes + bytes / 2);  // weights are more than their files
                 if (side == turn % 2)
                     fresh.seconds.push_back(fresh_read_seconds(pool, files, bytes));
                 else
