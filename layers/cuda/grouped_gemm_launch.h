@@ -29,8 +29,14 @@ constexpr int kGemmMostGroups = 1024;
 
 // Rows of a tile of a group: small groups get small tiles, so that they are bound by reading the
 // weights once, and not by products with rows that are not there.
-constexpr int gemm_tile_rows(int64_t num_rows) {
-    return num_rows <= 16 ? 16 : num_rows <= 32 ? 32 : num_rows <= 64 ? 64 : 128;
+constexpr int gemm_tile_rows(int64_t num_rows, int most) {
+    int rows = 16;
+    while (rows < num_rows && rows < most) rows *= 2;
+    return rows;
+}
+// fp8 has two sets of sums.
+constexpr int gemm_most_tile_rows(bool fp8) {
+    return fp8 ? 64 : 128;
 }
 // A stage holds 128 bytes of each weight row, so 64 values of bf16 or 128 of fp8, and the same
 // values of the x rows as bf16. Enough stages to keep 32 KiB of weights per block on their way.
@@ -38,7 +44,8 @@ constexpr int gemm_stage_bytes(int tile_rows, bool fp8) {
     return kGemmColumns * 128 + tile_rows * (fp8 ? 256 : 128);
 }
 constexpr int gemm_num_stages(int tile_rows, bool fp8) {
-    return tile_rows <= 32 ? (fp8 ? 6 : 4) : 3;
+    if (tile_rows <= 16 && fp8) return 5;
+    return tile_rows <= 32 ? 4 : 3;
 }
 constexpr int gemm_tile_bytes(int tile_rows, bool fp8) {
     return gemm_num_stages(tile_rows, fp8) * gemm_stage_bytes(tile_rows, fp8);
@@ -46,7 +53,7 @@ constexpr int gemm_tile_bytes(int tile_rows, bool fp8) {
 // Dynamic shared memory of a block: the first tile of every group, then stages.
 constexpr int gemm_shared_bytes(int groups, bool fp8) {
     int most = 0;
-    for (int rows = 16; rows <= 128; rows *= 2)
+    for (int rows = 16; rows <= gemm_most_tile_rows(fp8); rows *= 2)
         most = gemm_tile_bytes(rows, fp8) > most ? gemm_tile_bytes(rows, fp8) : most;
     return (groups + 1 + 31) / 32 * 128 + most;
 }

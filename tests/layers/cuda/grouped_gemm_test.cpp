@@ -230,17 +230,19 @@ TEST(CudaGroupedGemm, PlansByHand) {
     EXPECT_EQ(gemm_most_tiles(20, 3, 130, kGemmColumns), 2 * (1 + 3));
     EXPECT_EQ(gemm_most_tiles(2, 256, 128, kGemmColumns), 2);
     EXPECT_EQ(gemm_most_tiles(4096, 256, 2048, kGemmColumns), 16 * (256 + 256));
-    EXPECT_EQ(gemm_tile_rows(0), 16);
-    EXPECT_EQ(gemm_tile_rows(16), 16);
-    EXPECT_EQ(gemm_tile_rows(17), 32);
-    EXPECT_EQ(gemm_tile_rows(33), 64);
-    EXPECT_EQ(gemm_tile_rows(65), 128);
+    EXPECT_EQ(gemm_tile_rows(0, 128), 16);
+    EXPECT_EQ(gemm_tile_rows(16, 128), 16);
+    EXPECT_EQ(gemm_tile_rows(17, 128), 32);
+    EXPECT_EQ(gemm_tile_rows(33, 128), 64);
+    EXPECT_EQ(gemm_tile_rows(65, 128), 128);
+    EXPECT_EQ(gemm_tile_rows(1000, 64), 64);
+    EXPECT_EQ(gemm_tile_rows(40, kGemmPlainTile), kGemmPlainTile);
     EXPECT_EQ(gemm_tile_bytes(128, false), 3 * (16384 + 16384));
-    EXPECT_EQ(gemm_tile_bytes(16, true), 6 * (16384 + 4096));
-    EXPECT_EQ(gemm_tile_bytes(128, true), 3 * (16384 + 32768));
-    // Two blocks of bf16 on sm_90, one of fp8 on sm_80; 1 KiB of each is CUDA's own.
-    EXPECT_LE(2 * (gemm_shared_bytes(kGemmMostGroups, false) + 1024), 228 << 10);
-    EXPECT_LE(gemm_shared_bytes(kGemmMostGroups, true), 163 << 10);
+    EXPECT_EQ(gemm_tile_bytes(16, true), 5 * (16384 + 4096));
+    EXPECT_EQ(gemm_tile_bytes(64, true), 3 * (16384 + 16384));
+    // Two blocks on sm_90, one on sm_80; 1 KiB of each is CUDA's own.
+    for (bool fp8 : {false, true})
+        EXPECT_LE(2 * (gemm_shared_bytes(kGemmMostGroups, fp8) + 1024), 228 << 10);
     EXPECT_EQ(gemm_shared_bytes(31, false) - gemm_shared_bytes(32, false), -128);
 }
 
