@@ -8,8 +8,9 @@
 #include "base/cuda_launch.h"
 #include "base/error.h"
 #include "base/random.h"
-#include "layers/cuda/mma.h"
 #include "layers/cuda/reduce.h"
+#include "layers/cuda/tiles.h"
+#include "layers/cuda/wgmma.h"
 #include "tests/support/expect_error.h"
 
 namespace ferry {
@@ -137,6 +138,68 @@ TEST(CudaEmulation, TensorCores) {
                             static_cast<double>(bf16_to_f32(b[k * 8 + j]));
             EXPECT_EQ(got[i * 8 + j], static_cast<float>(expected)) << i << " " << j;
         }
+}
+
+// D [64 x 64] of A [64 x 64] and B, all in panels of 128 bytes: B as [n, k] or [k, n], A from
+// shared memory or from registers.
+template <bool kByColumns, bool kRegisters>
+__global__ void wgmma_kernel(const uint16_t* a, const uint16_t* b, float* d) {
+    FERRY_DYNAMIC_SHARED(shared);
+    std::byte* const b_panel = shared + 64 * 128;
+    for (unsigned i = threadIdx.x; i < 64 * 8; i += 128) {
+        const int row = static_cast<int>(i / 8), chunk = static_cast<int>(i % 8);
+        copy_async(shared + tile_offset(row, chunk, 128), a + i * 8);
+        copy_async(b_panel + tile_offset(row, chunk, 128), b + i * 8);
+    }
+    commit_copies();
+    wait_for_copies<0>();
+    fence_async_proxy();
+    __syncthreads();
+    const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+    float sums[32];
+    wgmma_fence();
+    for (int k = 0; k < 4; ++k) {
+        const SharedTile b_tile = kByColumns ? tile_by_columns(b_panel, 1024).plus(2048 * k)
+                                             : tile_by_rows(b_panel).plus(32 * k);
+        if constexpr (kRegisters) {
+            uint32_t fragment[4];
+            load_a(fragment, shared, 16 * warp, 2 * k, 128, lane);
+            wgmma_bf16<64, kByColumns>(sums, fragment, b_tile, k > 0);
+        } else {
+            wgmma_bf16<64, kByColumns>(sums, tile_by_rows(shared).plus(32 * k), b_tile, k > 0);
+        }
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (int i = 0; i < 32; ++i)
+        d[(16 * warp + lane / 4 + i / 2 % 2 * 8) * 64 + i / 4 * 8 + lane % 4 * 2 + i % 2] = sums[i];
+}
+
+TEST(CudaEmulation, TensorCoresOfAWarpgroup) {
+    Random random(2);
+    std::vector<uint16_t> a(64 * 64), b(64 * 64);
+    for (uint16_t& value : a) value = f32_to_bf16(random.next_normal());
+    for (uint16_t& value : b) value = f32_to_bf16(random.next_normal());
+    const Memory<uint16_t> a_device(a), b_device(b);
+    const auto expect = [&](auto kernel, bool by_columns) {
+        const Memory<float> d(64 * 64);
+        launch(kernel, {.grid = {1}, .block = {128}, .shared_bytes = 2 * 64 * 128}, nullptr,
+               a_device.get(), b_device.get(), d.get());
+        const std::vector<float> got = d.values();
+        for (size_t i = 0; i < 64; ++i)
+            for (size_t j = 0; j < 64; ++j) {
+                double expected = 0;
+                for (size_t k = 0; k < 64; ++k)
+                    expected += static_cast<double>(bf16_to_f32(a[i * 64 + k])) *
+                                static_cast<double>(
+                                    bf16_to_f32(by_columns ? b[k * 64 + j] : b[j * 64 + k]));
+                ASSERT_NEAR(got[i * 64 + j], expected, 1e-4) << i << " " << j;
+            }
+    };
+    expect(wgmma_kernel<false, false>, false);
+    expect(wgmma_kernel<false, true>, false);
+    expect(wgmma_kernel<true, false>, true);
+    expect(wgmma_kernel<true, true>, true);
 }
 
 __global__ void unwaited_copy_kernel(const int4* from, int4* to) {
