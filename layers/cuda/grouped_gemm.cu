@@ -6,10 +6,8 @@
 // with f32 sums. fp8 weights are widened in registers, and each 128 of `in` is summed alone and
 // then added times its scale, as kernels.h says. The order of an element's sums depends on `in`
 // only, not on the rows of its group.
-#include <algorithm>
-
 #include "base/cuda_launch.h"
-#include "layers/cuda/grouped_gemm_launch.h"
+#include "layers/cuda/grouped_gemm_tiles.h"
 #include "layers/cuda/tiles.h"
 
 namespace ferry {
@@ -18,57 +16,6 @@ namespace {
 constexpr int kThreads = kGemmThreads, kWarps = kThreads / 32, kColumns = kGemmColumns;
 constexpr int kPitch = 128;  // bytes of a weight row in a stage
 constexpr int kScaleValues = 128;
-
-__device__ inline int ceil_div(int a, int b) {
-    return (a + b - 1) / b;
-}
-
-__device__ inline int num_row_tiles(const GroupedGemmParams& p, int group, int most_tile_rows) {
-    const int rows = static_cast<int>(p.offsets[group + 1] - p.offsets[group]);
-    return ceil_div(rows, gemm_tile_rows(rows, most_tile_rows));
-}
-
-// first_tile[g]: tiles of all groups before g; [groups]: of all.
-__device__ void count_tiles(const GroupedGemmParams& p, int columns, int most_tile_rows,
-                            int* first_tile) {
-    if (threadIdx.x < 32) {
-        const int lane = threadIdx.x, column_tiles = ceil_div(p.out, columns);
-        int before = 0;
-        for (int begin = 0; begin < p.groups; begin += 32) {
-            const int group = begin + lane;
-            int sum = group < p.groups ? num_row_tiles(p, group, most_tile_rows) * column_tiles : 0;
-            const int own = sum;
-#pragma unroll
-            for (int distance = 1; distance < 32; distance *= 2) {
-                const int other = __shfl_up_sync(~0u, sum, distance);
-                if (lane >= distance) sum += other;
-            }
-            if (group < p.groups) first_tile[group] = before + sum - own;
-            before += __shfl_sync(~0u, sum, 31);
-        }
-        if (lane == 0) first_tile[p.groups] = before;
-    }
-    __syncthreads();
-}
-
-struct Tile {
-    int group = 0;
-    int64_t first_row = 0;  // of x and y
-    int num_rows = 0;       // of the group from there on
-    int first_column = 0;
-};
-
-// `group` moves on from where the block's previous tile was.
-__device__ Tile find_tile(const GroupedGemmParams& p, int index, int columns, int most_tile_rows,
-                          const int* first_tile, int& group) {
-    while (index >= first_tile[group + 1]) ++group;
-    const int64_t begin = p.offsets[group];
-    const int rows = static_cast<int>(p.offsets[group + 1] - begin);
-    const int tile_rows = gemm_tile_rows(rows, most_tile_rows);
-    const int row_tiles = ceil_div(rows, tile_rows), local = index - first_tile[group];
-    const int first = local % row_tiles * tile_rows;
-    return {group, begin + first, rows - first, local / row_tiles * columns};
-}
 
 // ---- Tensor cores
 
@@ -88,7 +35,7 @@ struct TileShape {
 };
 
 template <int kRows, bool kFp8>
-__device__ void load_stage(const GroupedGemmParams& p, const Tile& tile, int first_value,
+__device__ void load_stage(const GroupedGemmParams& p, const GemmTile& tile, int first_value,
                            std::byte* stage) {
     using Shape = TileShape<kRows, kFp8>;
     constexpr int kChunks = kPitch / 16, kWeightBytes = kFp8 ? 1 : 2;
@@ -170,7 +117,8 @@ template <int kRowTiles>
 struct StageScales {
     float w = 0, x[kRowTiles][2];
 
-    __device__ void load(const GroupedGemmParams& p, const Tile& tile, int first_row, int step) {
+    __device__ void load(const GroupedGemmParams& p, const GemmTile& tile, int first_row,
+                         int step) {
         const int64_t scale_row = static_cast<int64_t>(tile.group) * ceil_div(p.out, kScaleValues) +
                                   tile.first_column / kScaleValues;
         w = p.w_scales[scale_row * p.w_scales_stride + step];
@@ -187,7 +135,7 @@ struct StageScales {
 };
 
 template <int kRows, bool kFp8>
-__device__ void multiply_tile(const GroupedGemmParams& p, const Tile& tile, std::byte* stages) {
+__device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, std::byte* stages) {
     using Shape = TileShape<kRows, kFp8>;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int first_row = warp / Shape::kColumnWarps * Shape::kRowTiles * 16;
@@ -262,14 +210,13 @@ template <bool kFp8>
 __global__ __launch_bounds__(kThreads, kBlocksAtOnce) void grouped_gemm(GroupedGemmParams p) {
     FERRY_DYNAMIC_SHARED(memory);
     int* const first_tile = reinterpret_cast<int*>(memory);
-    std::byte* const stages = memory + (p.groups + 1 + 31) / 32 * 128;
+    std::byte* const stages = memory + gemm_first_tile_bytes(p.groups, 128);
     count_tiles(p, kColumns, gemm_most_tile_rows(kFp8), first_tile);
     int group = 0;
     for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
-        const Tile tile =
+        const GemmTile tile =
             find_tile(p, index, kColumns, gemm_most_tile_rows(kFp8), first_tile, group);
-        const int64_t rows = p.offsets[group + 1] - p.offsets[group];
-        switch (gemm_tile_rows(rows, gemm_most_tile_rows(kFp8))) {
+        switch (gemm_tile_rows(tile.num_rows, gemm_most_tile_rows(kFp8))) {
             case 16:
                 multiply_tile<16, kFp8>(p, tile, stages);
                 break;
@@ -300,7 +247,7 @@ __global__ __launch_bounds__(kPlainTile* kPlainTile, 2) void grouped_gemm_f32(Gr
     const int row = threadIdx.x / kPlainTile, column = threadIdx.x % kPlainTile;
     int group = 0;
     for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
-        const Tile tile = find_tile(p, index, kPlainTile, kPlainTile, first_tile, group);
+        const GemmTile tile = find_tile(p, index, kPlainTile, kPlainTile, first_tile, group);
         const float* const x_rows = static_cast<const float*>(p.x) + tile.first_row * p.x_stride;
         const float* const w_rows =
             static_cast<const float*>(p.w) +
@@ -370,7 +317,7 @@ void launch_grouped_gemm(const GroupedGemmParams& params, GroupedWeights weights
         launch(grouped_gemm_f32,
                {.grid = {blocks},
                 .block = {kPlainTile * kPlainTile},
-                .shared_bytes = kTiles + sizeof(int) * static_cast<size_t>(params.groups + 1)},
+                .shared_bytes = kTiles + gemm_first_tile_bytes(params.groups, 4)},
                stream, params);
         return;
     }
