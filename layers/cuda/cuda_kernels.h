@@ -39,7 +39,9 @@ class CudaKernels final : public Kernels {
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
-    // In one launch; fp8 weights are widened in registers.
+    // In one launch. On Hopper fp8 rows are multiplied by fp8 weights as they are, and the tensor
+    // cores keep some 13 bits of a sum of 128; else fp8 weights are widened in registers. The bits
+    // of a row do not depend on how many rows its group has.
     void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,

@@ -168,12 +168,15 @@ void bench_experts(double copy_rate) {
             const int64_t blocks = shape.in / kScaleBlock;
             const OwnedTensor scales =
                 random_on_gpu(DType::f32, {kExperts, shape.out / kScaleBlock, blocks}, 2);
-            for (int64_t each : {1, 8, 16, 64, 128, 256, 1024}) {
+            constexpr int64_t kMostEach = 1024;
+            const OwnedTensor x = random_on_gpu(inputs.x, {kExperts * kMostEach, shape.in}, 3);
+            const OwnedTensor x_scales =
+                random_on_gpu(DType::f32, {kExperts * kMostEach, blocks}, 4);
+            const OwnedTensor rounded(gpu(), DType::bf16, {kExperts * kMostEach, shape.in});
+            const OwnedTensor y(gpu(), DType::f32, {kExperts * kMostEach, shape.out});
+            for (int64_t each : {int64_t{1}, int64_t{8}, int64_t{16}, int64_t{64}, int64_t{128},
+                                 int64_t{256}, kMostEach}) {
                 const int64_t rows = kExperts * each;
-                const OwnedTensor x = random_on_gpu(inputs.x, {rows, shape.in}, 3);
-                const OwnedTensor x_scales = random_on_gpu(DType::f32, {rows, blocks}, 4);
-                const OwnedTensor rounded(gpu(), DType::bf16, {rows, shape.in});
-                const OwnedTensor y(gpu(), DType::f32, {rows, shape.out});
                 std::vector<int64_t> offsets(kExperts + 1);
                 for (size_t i = 0; i < offsets.size(); ++i)
                     offsets[i] = static_cast<int64_t>(i) * each;
