@@ -20,6 +20,7 @@ void CudaKernels::grouped_gemm(const Tensor& x, const int64_t* device_offsets, c
     if (y.empty()) return;
 
     const bool fp8 = spec.dtype == DType::fp8_e4m3;
+    const int64_t processors = info_.num_multiprocessors;
     GroupedGemmParams params{.x = x.data(),
                              .x_scales = x_scales != nullptr ? x_scales->as<float>() : nullptr,
                              .w = w.data.data(),
@@ -34,9 +35,17 @@ void CudaKernels::grouped_gemm(const Tensor& x, const int64_t* device_offsets, c
                              .groups = static_cast<int>(spec.groups),
                              .out = static_cast<int>(spec.out),
                              .in = static_cast<int>(spec.in)};
-    GroupedWeights weights = GroupedWeights::f32;
-    if (spec.dtype != DType::f32) {
-        weights = fp8 ? GroupedWeights::fp8 : GroupedWeights::bf16;
+    if (spec.dtype == DType::f32) {
+        const int64_t tiles = gemm_most_tiles(x.rows(), spec.groups, spec.out, kGemmPlainTile);
+        launch_grouped_gemm(params, GroupedWeights::f32,
+                            static_cast<int>(std::min<int64_t>(2 * processors, tiles)), stream());
+        return;
+    }
+    const bool hopper = info_.capability == 90;
+    const bool fp8_by_fp8 = hopper && x_scales != nullptr && spec.in % 16 == 0 &&
+                            x.row_stride() % 16 == 0 &&
+                            reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+    if (!fp8_by_fp8) {
         const int64_t values = fp8 ? 16 : 8;
         params.x_stride = ceil_div(spec.in, values) * values;
         auto* rounded = static_cast<uint16_t*>(
@@ -51,12 +60,16 @@ void CudaKernels::grouped_gemm(const Tensor& x, const int64_t* device_offsets, c
                           stream());
         params.x = rounded;
     }
-    // As many as are there at once: two per multiprocessor.
-    const int64_t tile_columns = weights == GroupedWeights::f32 ? kGemmPlainTile : kGemmColumns;
-    const int64_t blocks =
-        std::min<int64_t>(2 * info_.num_multiprocessors,
-                          gemm_most_tiles(x.rows(), spec.groups, spec.out, tile_columns));
-    launch_grouped_gemm(params, weights, static_cast<int>(blocks), stream());
+    const int64_t tiles = gemm_most_tiles(x.rows(), spec.groups, spec.out, kGemmColumns);
+    if (hopper)
+        launch_grouped_gemm_wgmma(params,
+                                  fp8_by_fp8 ? GemmInputs::fp8
+                                  : fp8      ? GemmInputs::widened
+                                             : GemmInputs::bf16,
+                                  static_cast<int>(std::min(processors, tiles)), stream());
+    else
+        launch_grouped_gemm(params, fp8 ? GroupedWeights::fp8 : GroupedWeights::bf16,
+                            static_cast<int>(std::min(2 * processors, tiles)), stream());
 }
 
 }  // namespace ferry

@@ -6,10 +6,8 @@
 // with f32 sums. fp8 weights are widened in registers, and each 128 of `in` is summed alone and
 // then added times its scale, as kernels.h says. The order of an element's sums depends on `in`
 // only, not on the rows of its group.
-#include <algorithm>
-
 #include "base/cuda_launch.h"
-#include "layers/cuda/grouped_gemm_launch.h"
+#include "layers/cuda/grouped_gemm_tiles.h"
 #include "layers/cuda/tiles.h"
 
 namespace ferry {
@@ -18,58 +16,6 @@ namespace {
 constexpr int kThreads = kGemmThreads, kWarps = kThreads / 32, kColumns = kGemmColumns;
 constexpr int kPitch = 128;  // bytes of a weight row in a stage
 constexpr int kScaleValues = 128;
-
-__device__ inline int ceil_div(int a, int b) {
-    return (a + b - 1) / b;
-}
-
-__device__ inline int num_row_tiles(const GroupedGemmParams& p, int group, int fixed_tile_rows) {
-    const int rows = static_cast<int>(p.offsets[group + 1] - p.offsets[group]);
-    return ceil_div(rows, fixed_tile_rows > 0 ? fixed_tile_rows : gemm_tile_rows(rows));
-}
-
-// first_tile[g]: tiles of all groups before g; [groups]: of all.
-__device__ void count_tiles(const GroupedGemmParams& p, int columns, int fixed_tile_rows,
-                            int* first_tile) {
-    if (threadIdx.x < 32) {
-        const int lane = threadIdx.x, column_tiles = ceil_div(p.out, columns);
-        int before = 0;
-        for (int begin = 0; begin < p.groups; begin += 32) {
-            const int group = begin + lane;
-            int sum =
-                group < p.groups ? num_row_tiles(p, group, fixed_tile_rows) * column_tiles : 0;
-            const int own = sum;
-#pragma unroll
-            for (int distance = 1; distance < 32; distance *= 2) {
-                const int other = __shfl_up_sync(~0u, sum, distance);
-                if (lane >= distance) sum += other;
-            }
-            if (group < p.groups) first_tile[group] = before + sum - own;
-            before += __shfl_sync(~0u, sum, 31);
-        }
-        if (lane == 0) first_tile[p.groups] = before;
-    }
-    __syncthreads();
-}
-
-struct Tile {
-    int group = 0;
-    int64_t first_row = 0;  // of x and y
-    int num_rows = 0;       // of the group from there on
-    int first_column = 0;
-};
-
-// `group` moves on from where the block's previous tile was.
-__device__ Tile find_tile(const GroupedGemmParams& p, int index, int columns, int fixed_tile_rows,
-                          const int* first_tile, int& group) {
-    while (index >= first_tile[group + 1]) ++group;
-    const int64_t begin = p.offsets[group];
-    const int rows = static_cast<int>(p.offsets[group + 1] - begin);
-    const int tile_rows = fixed_tile_rows > 0 ? fixed_tile_rows : gemm_tile_rows(rows);
-    const int row_tiles = ceil_div(rows, tile_rows), local = index - first_tile[group];
-    const int first = local % row_tiles * tile_rows;
-    return {group, begin + first, rows - first, local / row_tiles * columns};
-}
 
 // ---- Tensor cores
 
@@ -81,12 +27,15 @@ struct TileShape {
     static constexpr int kColumnTiles = kColumns / kColumnWarps / 8;
     static constexpr int kValues = kFp8 ? 128 : 64;  // of `in` in a stage
     static constexpr int kXPitch = kValues * 2;
+    // Copies of a thread whose addresses it works out together; two sets of sums leave fewer
+    // registers.
+    static constexpr int kLoadsAtOnce = kFp8 && kRowTiles > 1 ? 1 : 2;
     static constexpr int kStages = gemm_num_stages(kRows, kFp8);
     static constexpr int kStageBytes = gemm_stage_bytes(kRows, kFp8);
 };
 
 template <int kRows, bool kFp8>
-__device__ void load_stage(const GroupedGemmParams& p, const Tile& tile, int first_value,
+__device__ void load_stage(const GroupedGemmParams& p, const GemmTile& tile, int first_value,
                            std::byte* stage) {
     using Shape = TileShape<kRows, kFp8>;
     constexpr int kChunks = kPitch / 16, kWeightBytes = kFp8 ? 1 : 2;
@@ -94,7 +43,7 @@ __device__ void load_stage(const GroupedGemmParams& p, const Tile& tile, int fir
     const std::byte* const w =
         static_cast<const std::byte*>(p.w) +
         (static_cast<int64_t>(tile.group) * p.out + tile.first_column) * p.w_stride * kWeightBytes;
-#pragma unroll 2
+#pragma unroll Shape::kLoadsAtOnce
     for (int i = threadIdx.x; i < kColumns * kChunks; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks;
         const int value = first_value + chunk * kChunkValues;
@@ -104,7 +53,7 @@ __device__ void load_stage(const GroupedGemmParams& p, const Tile& tile, int fir
     }
     constexpr int kXChunks = Shape::kXPitch / 16;
     const uint16_t* const x = static_cast<const uint16_t*>(p.x) + tile.first_row * p.x_stride;
-#pragma unroll 2
+#pragma unroll Shape::kLoadsAtOnce
     for (int i = threadIdx.x; i < kRows * kXChunks; i += kThreads) {
         const int row = i / kXChunks, chunk = i % kXChunks, value = first_value + chunk * 8;
         copy_async(stage + kColumns * kPitch + tile_offset(row, chunk, Shape::kXPitch),
@@ -162,14 +111,39 @@ __device__ inline void store_pair(const GroupedGemmParams& p, int64_t row, int c
     if (column + 1 < p.out) y[1] = v1;
 }
 
+// The scales of a stage for the rows of a lane. They are asked for a stage ahead: waiting for them
+// would take longer than the products.
+template <int kRowTiles>
+struct StageScales {
+    float w = 0, x[kRowTiles][2];
+
+    __device__ void load(const GroupedGemmParams& p, const GemmTile& tile, int first_row,
+                         int step) {
+        const int64_t scale_row = static_cast<int64_t>(tile.group) * ceil_div(p.out, kScaleValues) +
+                                  tile.first_column / kScaleValues;
+        w = p.w_scales[scale_row * p.w_scales_stride + step];
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = min(first_row + m * 16 + 8 * half, tile.num_rows - 1);
+                x[m][half] = 1;
+                if (p.x_scales != nullptr)
+                    x[m][half] = p.x_scales[(tile.first_row + row) * p.x_scales_stride + step];
+            }
+    }
+};
+
 template <int kRows, bool kFp8>
-__device__ void multiply_tile(const GroupedGemmParams& p, const Tile& tile, std::byte* stages) {
+__device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, std::byte* stages) {
     using Shape = TileShape<kRows, kFp8>;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int first_row = warp / Shape::kColumnWarps * Shape::kRowTiles * 16;
     const int first_column = warp % Shape::kColumnWarps * Shape::kColumnTiles * 8;
     const int num_steps = ceil_div(p.in, Shape::kValues);
     float sums[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
+    StageScales<Shape::kRowTiles> scales;
+    if constexpr (kFp8) scales.load(p, tile, first_row + g, 0);
 
     __syncthreads();  // the stages of the tile before are free
 #pragma unroll
@@ -191,24 +165,18 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const Tile& tile, std:
         if constexpr (kFp8) {
             float block[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
             multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, block);
-            const int64_t scale_row =
-                static_cast<int64_t>(tile.group) * ceil_div(p.out, kScaleValues) +
-                tile.first_column / kScaleValues;
-            const float w_scale = p.w_scales[scale_row * p.w_scales_stride + step];
 #pragma unroll
             for (int m = 0; m < Shape::kRowTiles; ++m)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const int row = first_row + m * 16 + g + 8 * half;
-                    float scale = w_scale;
-                    if (p.x_scales != nullptr && row < tile.num_rows)
-                        scale *= p.x_scales[(tile.first_row + row) * p.x_scales_stride + step];
+                    const float scale = scales.w * scales.x[m][half];
 #pragma unroll
                     for (int n = 0; n < Shape::kColumnTiles; ++n)
 #pragma unroll
                         for (int i = 2 * half; i < 2 * half + 2; ++i)
                             sums[m][n][i] = fmaf(block[m][n][i], scale, sums[m][n][i]);
                 }
+            if (step + 1 < num_steps) scales.load(p, tile, first_row + g, step + 1);
         } else {
             multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, sums);
         }
@@ -230,7 +198,8 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const Tile& tile, std:
         }
 }
 
-// Blocks that a multiprocessor holds: two of bf16 fit into the 227 KiB of shared memory of sm_90.
+// Blocks that a multiprocessor holds: two fit into the 227 KiB of shared memory of sm_90, one into
+// that of sm_80.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kBlocksAtOnce = 1;
 #else
@@ -238,17 +207,16 @@ constexpr int kBlocksAtOnce = 2;
 #endif
 
 template <bool kFp8>
-__global__ __launch_bounds__(kThreads,
-                             kFp8 ? 1 : kBlocksAtOnce) void grouped_gemm(GroupedGemmParams p) {
+__global__ __launch_bounds__(kThreads, kBlocksAtOnce) void grouped_gemm(GroupedGemmParams p) {
     FERRY_DYNAMIC_SHARED(memory);
     int* const first_tile = reinterpret_cast<int*>(memory);
-    std::byte* const stages = memory + (p.groups + 1 + 31) / 32 * 128;
-    count_tiles(p, kColumns, 0, first_tile);
+    std::byte* const stages = memory + gemm_first_tile_bytes(p.groups, 128);
+    count_tiles(p, kColumns, gemm_most_tile_rows(kFp8), first_tile);
     int group = 0;
     for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
-        const Tile tile = find_tile(p, index, kColumns, 0, first_tile, group);
-        const int64_t rows = p.offsets[group + 1] - p.offsets[group];
-        switch (gemm_tile_rows(rows)) {
+        const GemmTile tile =
+            find_tile(p, index, kColumns, gemm_most_tile_rows(kFp8), first_tile, group);
+        switch (gemm_tile_rows(tile.num_rows, gemm_most_tile_rows(kFp8))) {
             case 16:
                 multiply_tile<16, kFp8>(p, tile, stages);
                 break;
@@ -259,7 +227,7 @@ __global__ __launch_bounds__(kThreads,
                 multiply_tile<64, kFp8>(p, tile, stages);
                 break;
             default:
-                multiply_tile<128, kFp8>(p, tile, stages);
+                if constexpr (!kFp8) multiply_tile<128, kFp8>(p, tile, stages);
                 break;
         }
     }
@@ -279,7 +247,7 @@ __global__ __launch_bounds__(kPlainTile* kPlainTile, 2) void grouped_gemm_f32(Gr
     const int row = threadIdx.x / kPlainTile, column = threadIdx.x % kPlainTile;
     int group = 0;
     for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
-        const Tile tile = find_tile(p, index, kPlainTile, kPlainTile, first_tile, group);
+        const GemmTile tile = find_tile(p, index, kPlainTile, kPlainTile, first_tile, group);
         const float* const x_rows = static_cast<const float*>(p.x) + tile.first_row * p.x_stride;
         const float* const w_rows =
             static_cast<const float*>(p.w) +
@@ -349,7 +317,7 @@ void launch_grouped_gemm(const GroupedGemmParams& params, GroupedWeights weights
         launch(grouped_gemm_f32,
                {.grid = {blocks},
                 .block = {kPlainTile * kPlainTile},
-                .shared_bytes = kTiles + sizeof(int) * static_cast<size_t>(params.groups + 1)},
+                .shared_bytes = kTiles + gemm_first_tile_bytes(params.groups, 4)},
                stream, params);
         return;
     }

@@ -2,6 +2,7 @@
 // headers nor heavy ones of the host.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 
 struct CUstream_st;
 
@@ -27,10 +28,17 @@ constexpr int kGemmColumns = 128;   // of y, in a tile: weight rows that a block
 constexpr int kGemmPlainTile = 16;  // rows and columns of a tile of f32
 constexpr int kGemmMostGroups = 1024;
 
-// Rows of a tile of a group: small groups get small tiles, so that they are bound by reading the
-// weights once, and not by products with rows that are not there.
-constexpr int gemm_tile_rows(int64_t num_rows) {
-    return num_rows <= 16 ? 16 : num_rows <= 32 ? 32 : num_rows <= 64 ? 64 : 128;
+// Rows of a tile: the last of a group, often the only one, has few where few rows are left, so that
+// small groups are bound by reading the weights once, and not by products with rows that are not
+// there.
+constexpr int gemm_tile_rows(int64_t num_rows, int most) {
+    int rows = 16;
+    while (rows < num_rows && rows < most) rows *= 2;
+    return rows;
+}
+// fp8 has two sets of sums.
+constexpr int gemm_most_tile_rows(bool fp8) {
+    return fp8 ? 64 : 128;
 }
 // A stage holds 128 bytes of each weight row, so 64 values of bf16 or 128 of fp8, and the same
 // values of the x rows as bf16. Enough stages to keep 32 KiB of weights per block on their way.
@@ -38,17 +46,55 @@ constexpr int gemm_stage_bytes(int tile_rows, bool fp8) {
     return kGemmColumns * 128 + tile_rows * (fp8 ? 256 : 128);
 }
 constexpr int gemm_num_stages(int tile_rows, bool fp8) {
-    return tile_rows <= 32 ? (fp8 ? 6 : 4) : 3;
+    if (tile_rows <= 16 && fp8) return 5;
+    return tile_rows <= 32 ? 4 : 3;
 }
 constexpr int gemm_tile_bytes(int tile_rows, bool fp8) {
     return gemm_num_stages(tile_rows, fp8) * gemm_stage_bytes(tile_rows, fp8);
 }
-// Dynamic shared memory of a block: the first tile of every group, then stages.
+// Of the first tile of every group, the number of tiles and the rows of the largest group.
+constexpr int gemm_first_tile_bytes(int groups, int alignment) {
+    return (4 * (groups + 2) + alignment - 1) / alignment * alignment;
+}
+// Dynamic shared memory of a block: the first tiles, then stages.
 constexpr int gemm_shared_bytes(int groups, bool fp8) {
     int most = 0;
-    for (int rows = 16; rows <= 128; rows *= 2)
+    for (int rows = 16; rows <= gemm_most_tile_rows(fp8); rows *= 2)
         most = gemm_tile_bytes(rows, fp8) > most ? gemm_tile_bytes(rows, fp8) : most;
-    return (groups + 1 + 31) / 32 * 128 + most;
+    return gemm_first_tile_bytes(groups, 128) + most;
+}
+
+// ---- Hopper's kernel (grouped_gemm_wgmma.cu)
+
+// What the tensor cores multiply: bf16 by bf16, fp8 by fp8, or bf16 by fp8 weights widened to it.
+enum class GemmInputs { bf16, fp8, widened };
+
+constexpr int kGemmFewRows = 64;  // of every group: stages for no more
+// Rows of its largest tile; fp8 has two or three sets of sums.
+constexpr int gemm_wgmma_most_rows(GemmInputs inputs) {
+    return inputs == GemmInputs::bf16 ? 256 : 128;
+}
+// A stage holds 128 bytes of each of 128 weight rows and the same values of most_rows rows of x.
+constexpr int gemm_wgmma_stage_bytes(GemmInputs inputs, int most_rows) {
+    return (kGemmColumns + most_rows * (inputs == GemmInputs::widened ? 2 : 1)) * 128;
+}
+// Behind the stages: scales of the rows of x and one of the weights.
+constexpr int gemm_wgmma_scale_bytes(int most_rows) {
+    return 4 * (most_rows + 4);
+}
+// As many stages as a block of sm_90 has shared memory for, beside the first tiles.
+constexpr int gemm_wgmma_num_stages(GemmInputs inputs, int most_rows) {
+    return ((227 << 10) - (5 << 10)) /
+           (gemm_wgmma_stage_bytes(inputs, most_rows) + gemm_wgmma_scale_bytes(most_rows));
+}
+constexpr int gemm_wgmma_shared_bytes(int groups, GemmInputs inputs) {
+    int most = 0;
+    for (int rows : {kGemmFewRows, gemm_wgmma_most_rows(inputs)}) {
+        const int bytes = gemm_wgmma_num_stages(inputs, rows) *
+                          (gemm_wgmma_stage_bytes(inputs, rows) + gemm_wgmma_scale_bytes(rows));
+        most = bytes > most ? bytes : most;
+    }
+    return gemm_first_tile_bytes(groups, 1024) + most;
 }
 
 // Tiles that products of `rows` rows in any groups can have at most, however rows are spread.
@@ -61,6 +107,11 @@ constexpr int64_t gemm_most_tiles(int64_t rows, int64_t groups, int64_t out, int
 // `num_blocks` persistent blocks share the tiles; results do not depend on it.
 void launch_grouped_gemm(const GroupedGemmParams& params, GroupedWeights weights, int num_blocks,
                          CUstream_st* stream);
+
+// The same on sm_90 alone. inputs fp8: x is fp8 as it came, rows begin on 16 bytes and `in` is a
+// multiple of 16; else x is bf16 as round_rows makes it.
+void launch_grouped_gemm_wgmma(const GroupedGemmParams& params, GemmInputs inputs, int num_blocks,
+                               CUstream_st* stream);
 
 // Rows of x as the tensor cores take them: bf16, the first offsets[groups] rows, columns from `in`
 // to params.x_stride zero. The stride is a multiple of 16 for fp8 weights, for which the values of

@@ -284,12 +284,15 @@ void CudaKernels::gemm(const Tensor& x, const Weight& w, const Tensor& y, const 
     gemm_group(x, w, 0, y, x_scales);
 }
 
-// Group by group.
+// In one launch too, unless groups are so large that cuBLASLt, group by group, is faster.
 void CudaKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                                const Tensor& y, const Tensor* x_scales) {
+    constexpr int64_t kManyRows = 512;
     const int64_t groups = w.spec.groups;
     FERRY_CHECK(static_cast<int64_t>(offsets.size()) == groups + 1, "{} offsets of {} groups",
                 offsets.size(), groups);
+    if (w.spec.dtype != DType::f32 && groups > 1 && offsets.back() < groups * kManyRows)
+        return grouped_gemm(x, step_arrays_.on_device(offsets), w, y, x_scales);
     for (int64_t group = 0; group < groups; ++group) {
         const int64_t first = offsets[static_cast<size_t>(group)];
         const int64_t rows = offsets[static_cast<size_t>(group) + 1] - first;

@@ -66,6 +66,15 @@ __device__ __forceinline__ void copy_async(void* to_shared, const void* from, bo
                    "r"(valid ? 16 : 0)
                  : "memory");
 }
+// Four bytes.
+__device__ __forceinline__ void copy_word_async(void* to_shared, const void* from,
+                                                bool valid = true) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :
+                 : "r"(shared_address(to_shared)), "l"(__cvta_generic_to_global(from)),
+                   "r"(valid ? 4 : 0)
+                 : "memory");
+}
 __device__ __forceinline__ void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -8,6 +8,7 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/gemm_plan.cpp
     layers/cuda/grouped_gemm.cpp
     layers/cuda/grouped_gemm.cu
+    layers/cuda/grouped_gemm_wgmma.cu
     layers/cuda/latent_cache.cu
     layers/cuda/linear.cpp
     layers/cuda/logits.cu
@@ -31,6 +32,7 @@ set(FERRY_CUDA_REFUSE_SPILLS -Xptxas=--warn-on-spills)  # a warning, and warning
 set(FERRY_CUDA_UNSPILLED
     layers/cuda/gate.cu
     layers/cuda/grouped_gemm.cu
+    layers/cuda/grouped_gemm_wgmma.cu
     layers/cuda/latent_cache.cu
     layers/cuda/mla_decode.cu
     layers/cuda/mla_prefill.cu

@@ -81,7 +81,7 @@ double copy_bytes_per_second() {
 void report(const std::string& what, double bytes, double flops, double copy_rate,
             const std::function<void()>& call) {
     const double seconds = seconds_of(call);
-    fmt::print("{:<52} {:>9.1f} us {:>7.0f} GB/s ({:>3.0f} % of copy) {:>6.1f} TFLOP/s\n", what,
+    fmt::print("{:<66} {:>9.1f} us {:>7.0f} GB/s ({:>3.0f} % of copy) {:>6.1f} TFLOP/s\n", what,
                seconds * 1e6, bytes / seconds / 1e9, 100 * bytes / seconds / copy_rate,
                flops / seconds / 1e12);
 }
@@ -148,20 +148,30 @@ void bench_prefill(Kernels& kernels, double copy_rate) {
         }
 }
 
-// 32 experts of a layer, as one of eight ranks has them; both shapes of an expert's matrices.
+// 32 experts of a layer, as one of eight ranks has them; both shapes of an expert's matrices. fp8
+// weights by fp8 rows and by f32; on Hopper its own kernel and the one that any GPU can run.
 void bench_experts(double copy_rate) {
     constexpr int64_t kExperts = 32;
     struct Shape {
         int64_t out, in;
     };
-    for (DType dtype : {DType::bf16, DType::fp8_e4m3})
+    struct Inputs {
+        DType w, x;
+        GemmInputs hopper;
+    };
+    for (const Inputs& inputs : {Inputs{DType::bf16, DType::f32, GemmInputs::bf16},
+                                 Inputs{DType::fp8_e4m3, DType::fp8_e4m3, GemmInputs::fp8},
+                                 Inputs{DType::fp8_e4m3, DType::f32, GemmInputs::widened}})
         for (const Shape& shape : {Shape{2048, 7168}, Shape{7168, 2048}}) {
-            const OwnedTensor w = random_on_gpu(dtype, {kExperts, shape.out, shape.in}, 1, 0.02f);
-            const OwnedTensor scales = random_on_gpu(
-                DType::f32, {kExperts, shape.out / kScaleBlock, shape.in / kScaleBlock}, 2);
-            for (int64_t each : {1, 8, 16, 64, 256, 1024}) {
+            const OwnedTensor w =
+                random_on_gpu(inputs.w, {kExperts, shape.out, shape.in}, 1, 0.02f);
+            const int64_t blocks = shape.in / kScaleBlock;
+            const OwnedTensor scales =
+                random_on_gpu(DType::f32, {kExperts, shape.out / kScaleBlock, blocks}, 2);
+            for (int64_t each : {1, 8, 16, 64, 128, 256, 1024}) {
                 const int64_t rows = kExperts * each;
-                const OwnedTensor x = random_on_gpu(DType::f32, {rows, shape.in}, 3);
+                const OwnedTensor x = random_on_gpu(inputs.x, {rows, shape.in}, 3);
+                const OwnedTensor x_scales = random_on_gpu(DType::f32, {rows, blocks}, 4);
                 const OwnedTensor rounded(gpu(), DType::bf16, {rows, shape.in});
                 const OwnedTensor y(gpu(), DType::f32, {rows, shape.out});
                 std::vector<int64_t> offsets(kExperts + 1);
@@ -170,35 +180,50 @@ void bench_experts(double copy_rate) {
                 const Buffer device_offsets(gpu(), offsets.size() * sizeof(int64_t));
                 gpu().copy_from_host(device_offsets.data(), offsets.data(),
                                      offsets.size() * sizeof(int64_t));
-                const bool fp8 = dtype == DType::fp8_e4m3;
-                const GroupedGemmParams params{.x = rounded.view().data(),
-                                               .w = w.view().data(),
-                                               .w_scales = scales.view().as<float>(),
-                                               .y = y.view().as<float>(),
-                                               .offsets = device_offsets.as<int64_t>(),
-                                               .x_stride = shape.in,
-                                               .w_stride = shape.in,
-                                               .w_scales_stride = shape.in / kScaleBlock,
-                                               .y_stride = shape.out,
-                                               .groups = kExperts,
-                                               .out = static_cast<int>(shape.out),
-                                               .in = static_cast<int>(shape.in)};
+                const bool fp8 = inputs.w == DType::fp8_e4m3, x_fp8 = inputs.x == DType::fp8_e4m3;
+                GroupedGemmParams params{.x = rounded.view().data(),
+                                         .x_scales = x_fp8 ? x_scales.view().as<float>() : nullptr,
+                                         .w = w.view().data(),
+                                         .w_scales = scales.view().as<float>(),
+                                         .y = y.view().as<float>(),
+                                         .offsets = device_offsets.as<int64_t>(),
+                                         .x_stride = shape.in,
+                                         .x_scales_stride = blocks,
+                                         .w_stride = shape.in,
+                                         .w_scales_stride = blocks,
+                                         .y_stride = shape.out,
+                                         .groups = kExperts,
+                                         .out = static_cast<int>(shape.out),
+                                         .in = static_cast<int>(shape.in)};
                 const RoundRows round{.x = x.view().data(),
                                       .x_stride = shape.in,
+                                      .x_fp8 = x_fp8,
                                       .to = rounded.view().as<uint16_t>(),
                                       .max_rows = rows,
                                       .permute = fp8};
-                const int blocks = 2 * gpu().info().num_multiprocessors;
-                report(fmt::format("experts, {} of {} x {}, {}, {} rows each", kExperts, shape.out,
-                                   shape.in, to_string(dtype), each),
-                       static_cast<double>(w.size_bytes()),
-                       2 * static_cast<double>(rows * shape.out) * static_cast<double>(shape.in),
-                       copy_rate, [&] {
-                           launch_round_rows(params, round, gpu().stream());
-                           launch_grouped_gemm(params,
-                                               fp8 ? GroupedWeights::fp8 : GroupedWeights::bf16,
-                                               blocks, gpu().stream());
-                       });
+                const int processors = gpu().info().num_multiprocessors;
+                const auto measure = [&](const char* kernel, const std::function<void()>& call) {
+                    report(
+                        fmt::format("{}, {} of {} x {}, {} by {}, {} rows each", kernel, kExperts,
+                                    shape.out, shape.in, to_string(inputs.x), to_string(inputs.w),
+                                    each),
+                        static_cast<double>(w.size_bytes()),
+                        2 * static_cast<double>(rows * shape.out) * static_cast<double>(shape.in),
+                        copy_rate, call);
+                };
+                measure("experts on any GPU", [&] {
+                    launch_round_rows(params, round, gpu().stream());
+                    launch_grouped_gemm(params, fp8 ? GroupedWeights::fp8 : GroupedWeights::bf16,
+                                        2 * processors, gpu().stream());
+                });
+                if (gpu().info().capability != 90) continue;
+                measure("experts on Hopper", [&] {
+                    if (x_fp8)
+                        params.x = x.view().data();
+                    else
+                        launch_round_rows(params, round, gpu().stream());
+                    launch_grouped_gemm_wgmma(params, inputs.hopper, processors, gpu().stream());
+                });
             }
         }
 }

@@ -25,6 +25,19 @@ Buffer on_device(const std::vector<T>& values) {
     return buffer;
 }
 
+// The kernels that the GPU can run.
+enum class Path { any_gpu, hopper };
+std::vector<Path> paths() {
+    if (cuda_device(0).info().capability == 90) return {Path::any_gpu, Path::hopper};
+    return {Path::any_gpu};
+}
+
+// Hopper's fp8 products keep some 13 bits of a sum of 128, in terms of its largest value.
+double fp8_error(Path path) {
+    if (!on_gpu()) return kF32Error;
+    return path == Path::hopper ? 1.0 / 1024 : kTensorCoreError;
+}
+
 struct Product {
     Product(const WeightSpec& weight_spec, const std::vector<int64_t>& counts, bool scaled = false)
         : spec(weight_spec),
@@ -61,7 +74,7 @@ struct Product {
     }
 
     // Result for a buffer of `capacity` rows, NaN where nothing is written.
-    std::vector<float> on_cuda(int num_blocks, int64_t capacity) const {
+    std::vector<float> on_cuda(Path path, int num_blocks, int64_t capacity) const {
         const bool fp8 = spec.dtype == DType::fp8_e4m3;
         const CudaTensor y(DType::f32, {capacity, spec.out});
         GroupedGemmParams params{.x = device_x.data(),
@@ -80,7 +93,9 @@ struct Product {
                                  .in = static_cast<int>(spec.in)};
         const auto stream = cuda_device(0).stream();
         Buffer rounded;
-        if (spec.dtype != DType::f32) {
+        const bool hopper = path == Path::hopper && spec.dtype != DType::f32;
+        const bool fp8_by_fp8 = hopper && has_scales && spec.in % 16 == 0;
+        if (spec.dtype != DType::f32 && !fp8_by_fp8) {
             params.x_stride = ceil_div(spec.in, 16) * 16;
             rounded = on_device(
                 std::vector<uint16_t>(static_cast<size_t>(capacity * params.x_stride), 0x7fc0));
@@ -94,14 +109,23 @@ struct Product {
                               stream);
             params.x = rounded.data();
         }
-        launch_grouped_gemm(params,
-                            fp8                         ? GroupedWeights::fp8
-                            : spec.dtype == DType::bf16 ? GroupedWeights::bf16
-                                                        : GroupedWeights::f32,
-                            num_blocks, stream);
+        if (hopper)
+            launch_grouped_gemm_wgmma(params,
+                                      fp8_by_fp8 ? GemmInputs::fp8
+                                      : fp8      ? GemmInputs::widened
+                                                 : GemmInputs::bf16,
+                                      num_blocks, stream);
+        else
+            launch_grouped_gemm(params,
+                                fp8                         ? GroupedWeights::fp8
+                                : spec.dtype == DType::bf16 ? GroupedWeights::bf16
+                                                            : GroupedWeights::f32,
+                                num_blocks, stream);
         return y.values();
     }
-    std::vector<float> on_cuda(int num_blocks = 3) const { return on_cuda(num_blocks, rows); }
+    std::vector<float> on_cuda(Path path, int num_blocks = 3) const {
+        return on_cuda(path, num_blocks, rows);
+    }
 
     WeightSpec spec;
     PlainWeight plain;
@@ -117,84 +141,95 @@ struct Product {
 TEST(CudaGroupedGemm, F32HasTheBitsOfTheCpu) {
     for (int64_t in : {1, 33, 64, 100}) {
         const Product product({.groups = 4, .out = 35, .in = in}, {3, 0, 17, 1});
-        expect_same_bits(product.on_cuda(), product.expected());
+        expect_same_bits(product.on_cuda(Path::any_gpu), product.expected());
     }
 }
 
 // x is rounded to bf16, by at most 2^-9 of each value; the products are exact.
 TEST(CudaGroupedGemm, Bf16AgreesWithTheCpu) {
-    for (int64_t in : {8, 60, 64, 200, 520})
-        for (int64_t out : {5, 128, 150}) {
-            const Product product({.dtype = DType::bf16, .groups = 5, .out = out, .in = in},
-                                  {1, 0, 16, 17, 40});
-            EXPECT_LT(relative_error(product.on_cuda(), product.expected()), kBf16Error / 2)
-                << out << " x " << in;
-        }
+    for (Path path : paths())
+        for (int64_t in : {8, 60, 64, 200, 520})
+            for (int64_t out : {5, 128, 150}) {
+                const Product product({.dtype = DType::bf16, .groups = 5, .out = out, .in = in},
+                                      {1, 0, 16, 17, 40});
+                EXPECT_LT(relative_error(product.on_cuda(path), product.expected()), kBf16Error / 2)
+                    << out << " x " << in;
+            }
 }
 
 TEST(CudaGroupedGemm, Fp8AgreesWithTheCpu) {
-    for (int64_t in : {16, 100, 128, 300})
-        for (int64_t out : {5, 200}) {
-            const WeightSpec spec{.dtype = DType::fp8_e4m3, .groups = 4, .out = out, .in = in};
-            const Product weights_only(spec, {1, 0, 20, 3});
-            EXPECT_LT(relative_error(weights_only.on_cuda(), weights_only.expected()),
-                      kBf16Error / 2)
-                << out << " x " << in;
-            // fp8 by fp8 is exact but for the f32 sums.
-            const Product both(spec, {1, 0, 20, 3}, true);
-            EXPECT_LT(relative_error(both.on_cuda(), both.expected()),
-                      on_gpu() ? kTensorCoreError : kF32Error)
-                << out << " x " << in;
-        }
+    for (Path path : paths())
+        for (int64_t in : {16, 100, 128, 304, 528})
+            for (int64_t out : {5, 200}) {
+                const WeightSpec spec{.dtype = DType::fp8_e4m3, .groups = 4, .out = out, .in = in};
+                const Product weights_only(spec, {1, 0, 20, 3});
+                EXPECT_LT(relative_error(weights_only.on_cuda(path), weights_only.expected()),
+                          kBf16Error / 2)
+                    << out << " x " << in;
+                // fp8 by fp8 is exact but for the sums.
+                const Product both(spec, {1, 0, 20, 3}, true);
+                EXPECT_LT(relative_error(both.on_cuda(path), both.expected()), fp8_error(path))
+                    << out << " x " << in;
+            }
 }
 
 TEST(CudaGroupedGemm, TilesOfEveryHeight) {
-    for (DType dtype : {DType::bf16, DType::fp8_e4m3})
-        for (int64_t rows : {15, 31, 63, 65, 130}) {
-            const Product product({.dtype = dtype, .groups = 2, .out = 130, .in = 144}, {rows, 2});
-            EXPECT_LT(relative_error(product.on_cuda(), product.expected()), kBf16Error / 2)
-                << rows << " rows of " << to_string(dtype);
-        }
+    for (Path path : paths())
+        for (int64_t rows : {15, 31, 63, 65, 130, 260})
+            for (DType dtype : {DType::bf16, DType::fp8_e4m3})
+                for (bool scaled : {false, true}) {
+                    if (scaled && dtype != DType::fp8_e4m3) continue;
+                    const Product product({.dtype = dtype, .groups = 2, .out = 130, .in = 144},
+                                          {rows, 2}, scaled);
+                    EXPECT_LT(relative_error(product.on_cuda(path), product.expected()),
+                              kBf16Error / 2)
+                        << rows << " rows of " << to_string(dtype);
+                }
 }
 
 // Neither do other groups, nor the number of blocks, nor the tile that a row falls into.
 TEST(CudaGroupedGemm, RowsHaveTheSameBitsInEveryGroupSize) {
-    for (DType dtype : {DType::bf16, DType::fp8_e4m3, DType::f32}) {
-        const WeightSpec spec{.dtype = dtype, .groups = 1, .out = 40, .in = 200};
-        const Product all(spec, {100});
-        const std::vector<float> together = all.on_cuda(1);
-        expect_same_bits(all.on_cuda(7), together);
-        for (int64_t rows : {1, 16, 20, 40}) {
-            Product few(spec, {100});
-            few.offsets[1] = rows;
-            few.device_offsets = on_device(few.offsets);
-            const std::vector<float> part = few.on_cuda();
-            expect_same_bits({part.begin(), part.begin() + rows * 40},
-                             {together.begin(), together.begin() + rows * 40});
-        }
-    }
+    for (Path path : paths())
+        for (DType dtype : {DType::bf16, DType::fp8_e4m3, DType::f32})
+            for (bool scaled : {false, true}) {
+                if (scaled && dtype != DType::fp8_e4m3) continue;
+                const WeightSpec spec{.dtype = dtype, .groups = 1, .out = 40, .in = 400};
+                const Product all(spec, {150}, scaled);
+                const std::vector<float> together = all.on_cuda(path, 1);
+                expect_same_bits(all.on_cuda(path, 7), together);
+                for (int64_t rows : {1, 16, 20, 40, 100}) {
+                    Product few(spec, {150}, scaled);
+                    few.offsets[1] = rows;
+                    few.device_offsets = on_device(few.offsets);
+                    const std::vector<float> part = few.on_cuda(path);
+                    expect_same_bits({part.begin(), part.begin() + rows * 40},
+                                     {together.begin(), together.begin() + rows * 40});
+                }
+            }
 }
 
 // Buffers are for the worst case; only the device knows how many rows there are.
 TEST(CudaGroupedGemm, RowsBehindTheLastOffsetStayAsTheyAre) {
-    for (DType dtype : {DType::bf16, DType::fp8_e4m3, DType::f32}) {
-        const Product product({.dtype = dtype, .groups = 3, .out = 20, .in = 48}, {2, 0, 3});
-        const std::vector<float> padded = product.on_cuda(2, 40);
-        expect_same_bits({padded.begin(), padded.begin() + 5 * 20}, product.on_cuda());
-        for (size_t i = 5 * 20; i < padded.size(); ++i) ASSERT_TRUE(std::isnan(padded[i])) << i;
-        const Product none({.dtype = dtype, .groups = 3, .out = 20, .in = 48}, {0, 0, 0});
-        for (float value : none.on_cuda(2, 4)) ASSERT_TRUE(std::isnan(value));
-    }
+    for (Path path : paths())
+        for (DType dtype : {DType::bf16, DType::fp8_e4m3, DType::f32}) {
+            const Product product({.dtype = dtype, .groups = 3, .out = 20, .in = 48}, {2, 0, 3});
+            const std::vector<float> padded = product.on_cuda(path, 2, 40);
+            expect_same_bits({padded.begin(), padded.begin() + 5 * 20}, product.on_cuda(path));
+            for (size_t i = 5 * 20; i < padded.size(); ++i) ASSERT_TRUE(std::isnan(padded[i])) << i;
+            const Product none({.dtype = dtype, .groups = 3, .out = 20, .in = 48}, {0, 0, 0});
+            for (float value : none.on_cuda(path, 2, 4)) ASSERT_TRUE(std::isnan(value));
+        }
 }
 
 TEST(CudaGroupedGemm, MoreGroupsThanAWarp) {
     std::vector<int64_t> counts(70, 0);
     for (size_t i = 0; i < counts.size(); i += 3) counts[i] = static_cast<int64_t>(i % 4);
     const Product product({.dtype = DType::bf16, .groups = 70, .out = 16, .in = 32}, counts);
-    EXPECT_LT(relative_error(product.on_cuda(5), product.expected()), kBf16Error / 2);
+    for (Path path : paths())
+        EXPECT_LT(relative_error(product.on_cuda(path, 5), product.expected()), kBf16Error / 2);
 }
 
-TEST(CudaGroupedGemm, AsAMethodWithOffsetsOnTheDevice) {
+TEST(CudaGroupedGemm, AsAMethodWithOffsetsOnEitherSide) {
     auto& kernels = dynamic_cast<CudaKernels&>(cuda_kernels());
     for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3})
         for (bool scaled : {false, true}) {
@@ -208,21 +243,43 @@ TEST(CudaGroupedGemm, AsAMethodWithOffsetsOnTheDevice) {
             const Tensor x_scales(product.device_x_scales.data(), DType::f32, {product.rows, 2});
             kernels.grouped_gemm(x, product.device_offsets.as<int64_t>(), weight, y,
                                  scaled ? &x_scales : nullptr);
-            EXPECT_LT(relative_error(y.values(), product.expected()), kBf16Error / 2)
-                << to_string(dtype);
+            const std::vector<float> expected = product.expected();
+            EXPECT_LT(relative_error(y.values(), expected), kBf16Error / 2) << to_string(dtype);
+            const CudaTensor again(DType::f32, {product.rows, 150});
+            kernels.grouped_gemm(x, product.offsets, weight, again, scaled ? &x_scales : nullptr);
+            if (dtype != DType::f32) {
+                expect_same_bits(again.values(), y.values());
+            } else {
+                EXPECT_LT(relative_error(again.values(), expected), kF32Error);
+            }
         }
 }
 
 TEST(CudaGroupedGemm, PublishedShapesOnAGpu) {
     if (!on_gpu()) GTEST_SKIP() << "too long for the emulation";
-    for (DType dtype : {DType::bf16, DType::fp8_e4m3}) {
-        // Few rows: the reference takes seconds.
-        const Product product({.dtype = dtype, .groups = 4, .out = 2048, .in = 7168},
-                              {1, 33, 0, 70});
-        const std::vector<float> first = product.on_cuda(264);
-        EXPECT_LT(relative_error(first, product.expected()), kBf16Error / 2);
-        for (int i = 0; i < 10; ++i) expect_same_bits(product.on_cuda(264), first);
-    }
+    for (DType dtype : {DType::bf16, DType::fp8_e4m3})
+        for (bool scaled : {false, true}) {
+            if (scaled && dtype != DType::fp8_e4m3) continue;
+            // Few columns: the reference takes seconds.
+            const Product product({.dtype = dtype, .groups = 4, .out = 256, .in = 7168},
+                                  {1, 33, 0, 70}, scaled);
+            const std::vector<float> expected = product.expected();
+            for (Path path : paths()) {
+                const std::vector<float> first = product.on_cuda(path, 264);
+                EXPECT_LT(relative_error(first, expected),
+                          scaled ? fp8_error(path) : kBf16Error / 2);
+                for (int i = 0; i < 10; ++i) expect_same_bits(product.on_cuda(path, 264), first);
+            }
+            const Product whole({.dtype = dtype, .groups = 4, .out = 7168, .in = 2048},
+                                {300, 33, 0, 1}, scaled);
+            const std::vector<float> plain = whole.on_cuda(Path::any_gpu, 264);
+            for (Path path : paths()) {
+                const std::vector<float> first = whole.on_cuda(path, 132);
+                EXPECT_LT(relative_error(first, plain),
+                          scaled ? fp8_error(path) : kTensorCoreError);
+                for (int i = 0; i < 10; ++i) expect_same_bits(whole.on_cuda(path, 132), first);
+            }
+        }
 }
 
 TEST(CudaGroupedGemm, PlansByHand) {
@@ -230,18 +287,28 @@ TEST(CudaGroupedGemm, PlansByHand) {
     EXPECT_EQ(gemm_most_tiles(20, 3, 130, kGemmColumns), 2 * (1 + 3));
     EXPECT_EQ(gemm_most_tiles(2, 256, 128, kGemmColumns), 2);
     EXPECT_EQ(gemm_most_tiles(4096, 256, 2048, kGemmColumns), 16 * (256 + 256));
-    EXPECT_EQ(gemm_tile_rows(0), 16);
-    EXPECT_EQ(gemm_tile_rows(16), 16);
-    EXPECT_EQ(gemm_tile_rows(17), 32);
-    EXPECT_EQ(gemm_tile_rows(33), 64);
-    EXPECT_EQ(gemm_tile_rows(65), 128);
+    EXPECT_EQ(gemm_tile_rows(0, 128), 16);
+    EXPECT_EQ(gemm_tile_rows(16, 128), 16);
+    EXPECT_EQ(gemm_tile_rows(17, 128), 32);
+    EXPECT_EQ(gemm_tile_rows(33, 128), 64);
+    EXPECT_EQ(gemm_tile_rows(65, 128), 128);
+    EXPECT_EQ(gemm_tile_rows(1000, 64), 64);
+    EXPECT_EQ(gemm_tile_rows(40, kGemmPlainTile), kGemmPlainTile);
     EXPECT_EQ(gemm_tile_bytes(128, false), 3 * (16384 + 16384));
-    EXPECT_EQ(gemm_tile_bytes(16, true), 6 * (16384 + 4096));
-    EXPECT_EQ(gemm_tile_bytes(128, true), 3 * (16384 + 32768));
-    // Two blocks of bf16 on sm_90, one of fp8 on sm_80; 1 KiB of each is CUDA's own.
-    EXPECT_LE(2 * (gemm_shared_bytes(kGemmMostGroups, false) + 1024), 228 << 10);
-    EXPECT_LE(gemm_shared_bytes(kGemmMostGroups, true), 163 << 10);
-    EXPECT_EQ(gemm_shared_bytes(31, false) - gemm_shared_bytes(32, false), -128);
+    EXPECT_EQ(gemm_tile_bytes(16, true), 5 * (16384 + 4096));
+    EXPECT_EQ(gemm_tile_bytes(64, true), 3 * (16384 + 16384));
+    // Two blocks on sm_90, one on sm_80; 1 KiB of each is CUDA's own.
+    for (bool fp8 : {false, true})
+        EXPECT_LE(2 * (gemm_shared_bytes(kGemmMostGroups, fp8) + 1024), 228 << 10);
+    EXPECT_EQ(gemm_first_tile_bytes(30, 128), 128);
+    EXPECT_EQ(gemm_first_tile_bytes(31, 128), 256);
+    EXPECT_EQ(gemm_wgmma_stage_bytes(GemmInputs::bf16, 256), 16384 + 32768);
+    EXPECT_EQ(gemm_wgmma_stage_bytes(GemmInputs::fp8, 64), 16384 + 8192);
+    EXPECT_EQ(gemm_wgmma_stage_bytes(GemmInputs::widened, 64), 16384 + 16384);
+    EXPECT_EQ(gemm_wgmma_num_stages(GemmInputs::bf16, 256), 4);
+    EXPECT_EQ(gemm_wgmma_num_stages(GemmInputs::fp8, 64), 9);
+    for (GemmInputs inputs : {GemmInputs::bf16, GemmInputs::fp8, GemmInputs::widened})
+        EXPECT_LE(gemm_wgmma_shared_bytes(kGemmMostGroups, inputs), 227 << 10);
 }
 
 }  // namespace

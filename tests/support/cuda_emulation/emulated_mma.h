@@ -74,6 +74,12 @@ inline void copy_async(void* to_shared, const void* from, bool valid = true) {
         std::abort();
     cuda_emulation::async_copy(to_shared, from, valid ? 16 : 0, 16);
 }
+inline void copy_word_async(void* to_shared, const void* from, bool valid = true) {
+    if (reinterpret_cast<uintptr_t>(to_shared) % 4 != 0 ||
+        (valid && reinterpret_cast<uintptr_t>(from) % 4 != 0))
+        std::abort();
+    cuda_emulation::async_copy(to_shared, from, valid ? 4 : 0, 4);
+}
 inline void commit_copies() {
     cuda_emulation::async_copy_commit();
 }

@@ -1,0 +1,348 @@
+// Grouped products on Hopper's warpgroup tensor cores, which take both sides from shared memory.
+// As in grouped_gemm.cu persistent blocks walk over all tiles, of 128 rows of W, which are A and
+// lie along the 64 rows of a product, by 16 to 256 rows of x, which are B. A block's copies run
+// ahead of its products across tiles: while the last stages of a tile are multiplied and its
+// results are written, the next tile's are on their way.
+//
+// Of each stage of fp8, 128 of `in`, the sums stay apart and are then added times its scales, as
+// kernels.h says. The order of an element's sums depends on `in` only.
+#include "base/cuda_launch.h"
+#include "layers/cuda/grouped_gemm_tiles.h"
+#include "layers/cuda/tiles.h"
+#include "layers/cuda/wgmma.h"
+
+namespace ferry {
+namespace {
+
+#ifdef FERRY_WGMMA
+
+constexpr int kColumns = kGemmColumns;
+constexpr int kPitch = 128;        // bytes of a row of a panel, of W or x
+constexpr int kRowsAtOnce = 32;    // that the threads copy together, 16 bytes each
+constexpr int kGroupBytes = 8192;  // of W in a stage, for a warpgroup
+static_assert(kGemmThreads == kRowsAtOnce * kPitch / 16);
+
+template <GemmInputs kInputs, int kMostRows>
+struct Ring {
+    static constexpr bool kScaled = kInputs != GemmInputs::bf16;
+    static constexpr int kWeightBytes = kScaled ? 1 : 2;
+    static constexpr int kXBytes = kInputs == GemmInputs::fp8 ? 1 : 2;
+    static constexpr int kValues = kPitch / kWeightBytes;  // of `in`, in a stage
+    static constexpr int kXPanels = kValues * kXBytes / kPitch;
+    static constexpr int kXPanelBytes = kMostRows * kPitch;
+    static constexpr int kXAt = kColumns * kPitch;
+    static constexpr int kStageBytes = gemm_wgmma_stage_bytes(kInputs, kMostRows);
+    static constexpr int kStages = gemm_wgmma_num_stages(kInputs, kMostRows);
+    // Products of bf16 stay on their way while the next stage begins, so that its predecessor is
+    // filled again a stage later.
+    static constexpr int kAhead = kStages - (kScaled ? 1 : 2);
+
+    std::byte* stages;
+    __device__ std::byte* stage(int index) const { return stages + index * kStageBytes; }
+    __device__ float* scales(int index) const {
+        return reinterpret_cast<float*>(stages + kStages * kStageBytes) +
+               index * (kMostRows + 4);  // of the rows of x, then of W
+    }
+    static __device__ int next(int index) { return index + 1 == kStages ? 0 : index + 1; }
+};
+
+// Copies the stages of the block's tiles, one after the other.
+template <GemmInputs kInputs, int kMostRows>
+struct Loader {
+    using Stages = Ring<kInputs, kMostRows>;
+
+    const GroupedGemmParams& p;
+    const int* first_tile;
+    Stages ring;
+    int index, group = 0, stage = 0, step = 0, num_steps;
+    GemmTile tile;
+    int tile_rows = 0;
+    const std::byte *w = nullptr, *x = nullptr;  // this thread's, of the next stage
+
+    __device__ Loader(const GroupedGemmParams& params, const int* first, Stages to)
+        : p(params),
+          first_tile(first),
+          ring(to),
+          index(blockIdx.x),
+          num_steps(ceil_div(params.in, Stages::kValues)) {
+        begin_tile();
+    }
+
+    __device__ bool has_more() const { return index < first_tile[p.groups]; }
+
+    __device__ void begin_tile() {
+        if (!has_more()) return;
+        constexpr int kMost = gemm_wgmma_most_rows(kInputs);
+        tile = find_tile(p, index, kColumns, kMost, first_tile, group);
+        tile_rows = gemm_tile_rows(tile.num_rows, kMost);
+        const int row = threadIdx.x / 8, at = threadIdx.x % 8 * 16;
+        w = static_cast<const std::byte*>(p.w) + at +
+            (static_cast<int64_t>(tile.group) * p.out + tile.first_column + row) * p.w_stride *
+                Stages::kWeightBytes;
+        x = static_cast<const std::byte*>(p.x) + at +
+            (tile.first_row + row) * p.x_stride * Stages::kXBytes;
+        step = 0;
+    }
+
+    // Commits also where nothing is left to copy.
+    __device__ void load_next() {
+        if (has_more()) {
+            load_values(ring.stage(stage));
+            if constexpr (Stages::kScaled) load_scales(ring.scales(stage));
+            stage = Stages::next(stage);
+            if (++step == num_steps) {
+                index += gridDim.x;
+                begin_tile();
+            }
+        }
+        commit_copies();
+    }
+
+    __device__ void load_values(std::byte* to) {
+        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8;
+        to += tile_offset(row, chunk, kPitch);
+        const int values_left = p.in - step * Stages::kValues;
+        const int64_t w_rows = kRowsAtOnce * p.w_stride * Stages::kWeightBytes;
+        const bool w_valid = chunk * 16 < values_left * Stages::kWeightBytes;
+        const int w_rows_left = p.out - tile.first_column - row;
+#pragma unroll
+        for (int i = 0; i < kColumns / kRowsAtOnce; ++i)
+            copy_async(to + i * kRowsAtOnce * kPitch, w + i * w_rows,
+                       w_valid && i * kRowsAtOnce < w_rows_left);
+        w += kPitch;
+        to += Stages::kXAt;
+        const int64_t x_rows = kRowsAtOnce * p.x_stride * Stages::kXBytes;
+        // round_rows pads rows, and permutes what was padded.
+        const int x_left = kInputs == GemmInputs::fp8
+                               ? values_left
+                               : static_cast<int>(p.x_stride) - step * Stages::kValues;
+#pragma unroll
+        for (int panel = 0; panel < Stages::kXPanels; ++panel) {
+            const bool x_valid = chunk * 16 + panel * kPitch < x_left * Stages::kXBytes;
+#pragma unroll
+            for (int i = 0; i < (kMostRows + kRowsAtOnce - 1) / kRowsAtOnce; ++i)
+                if (row + i * kRowsAtOnce < tile_rows)
+                    copy_async(to + i * kRowsAtOnce * kPitch, x + i * x_rows,
+                               x_valid && row + i * kRowsAtOnce < tile.num_rows);
+            x += kPitch;
+            to += Stages::kXPanelBytes;
+        }
+    }
+
+    __device__ void load_scales(float* to) {
+        const int thread = threadIdx.x;
+        if (p.x_scales != nullptr && thread < tile_rows)
+            copy_word_async(to + thread,
+                            p.x_scales + (tile.first_row + thread) * p.x_scales_stride + step,
+                            thread < tile.num_rows);
+        if (thread == kGemmThreads - 1) {
+            const int64_t row = static_cast<int64_t>(tile.group) * ceil_div(p.out, kColumns) +
+                                tile.first_column / kColumns;
+            copy_word_async(to + kMostRows, p.w_scales + row * p.w_scales_stride + step);
+        }
+    }
+};
+
+// sums += block times the scales of its rows and columns.
+template <int kRows>
+__device__ void add_scaled(const float (&block)[kRows / 2], const float* scales, int most_rows,
+                           bool x_scaled, float (&sums)[kRows / 2]) {
+    const int t = threadIdx.x % 4;
+    const float w_scale = scales[most_rows];
+    float scale[2] = {w_scale, w_scale};
+#pragma unroll
+    for (int j = 0; j < kRows / 8; ++j) {
+        if (x_scaled) {
+            const float2 x = *reinterpret_cast<const float2*>(scales + 8 * j + 2 * t);
+            scale[0] = w_scale * x.x;
+            scale[1] = w_scale * x.y;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            sums[4 * j + i] = fmaf(block[4 * j + i], scale[i % 2], sums[4 * j + i]);
+    }
+}
+
+// Half of the weights of a stage as A fragments of 4 products: rows of the warp, widened.
+__device__ __forceinline__ void widen_half(const std::byte* rows, int half, uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int chunk = 0; chunk < 4; chunk += 2) {
+        uint32_t codes[4];
+        load_a(codes, rows, 0, 4 * half + chunk, kPitch, threadIdx.x % 32);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            widen_e4m3(codes[2 * i], a[chunk + i][0], a[chunk + i][2]);
+            widen_e4m3(codes[2 * i + 1], a[chunk + i][1], a[chunk + i][3]);
+        }
+    }
+}
+
+template <GemmInputs kInputs, int kMostRows, int kRows>
+struct Multiplier {
+    using Stages = Ring<kInputs, kMostRows>;
+
+    const GroupedGemmParams& p;
+    Loader<kInputs, kMostRows>& loader;
+    int& stage;  // the next to be multiplied
+    int num_steps;
+    float sums[kRows / 2];
+
+    // The next stage is there, and the one that is filled next has been multiplied.
+    __device__ void begin_stage() {
+        wait_for_copies<Stages::kAhead - 1>();
+        fence_async_proxy();
+        __syncthreads();
+    }
+    __device__ const std::byte* w() const {
+        return loader.ring.stage(stage) + threadIdx.x / 128 * kGroupBytes;
+    }
+    __device__ const std::byte* x() const { return loader.ring.stage(stage) + Stages::kXAt; }
+    __device__ void multiply_bf16() {
+        for (int step = 0; step < num_steps; ++step) {
+            begin_stage();
+            const SharedTile a = tile_by_rows(w()), b = tile_by_rows(x());
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wgmma_bf16<kRows>(sums, a.plus(32 * i), b.plus(32 * i), step > 0 || i > 0);
+            wgmma_commit();
+            loader.load_next();
+            wgmma_wait<1>();
+            stage = Stages::next(stage);
+        }
+        wgmma_wait<0>();
+    }
+
+    __device__ void multiply_fp8() {
+#pragma unroll
+        for (int i = 0; i < kRows / 2; ++i) sums[i] = 0;
+        for (int step = 0; step < num_steps; ++step) {
+            float block[kRows / 2];
+            begin_stage();
+            const SharedTile a = tile_by_rows(w()), b = tile_by_rows(x());
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                wgmma_e4m3<kRows>(block, a.plus(32 * i), b.plus(32 * i), i > 0);
+            wgmma_commit();
+            end_stage(block);
+        }
+    }
+    __device__ void multiply_widened() {
+#pragma unroll
+        for (int i = 0; i < kRows / 2; ++i) sums[i] = 0;
+        for (int step = 0; step < num_steps; ++step) {
+            float block[kRows / 2];
+            begin_stage();
+            // The products of one half are on their way while the other half is widened.
+            uint32_t a[2][4][4];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                widen_half(w() + threadIdx.x / 32 % 4 * 16 * kPitch, half, a[half]);
+                const SharedTile b = tile_by_rows(x() + half * Stages::kXPanelBytes);
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    wgmma_bf16<kRows>(block, a[half][i], b.plus(32 * i), half > 0 || i > 0);
+                wgmma_commit();
+            }
+            end_stage(block);
+        }
+    }
+    __device__ void end_stage(const float (&block)[kRows / 2]) {
+        loader.load_next();
+        wgmma_wait<0>();
+        add_scaled<kRows>(block, loader.ring.scales(stage), kMostRows, p.x_scales != nullptr, sums);
+        stage = Stages::next(stage);
+    }
+
+    __device__ void store(const GemmTile& tile) const {
+        const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const int column = tile.first_column + warp * 16 + g;
+        float* const y = p.y + tile.first_row * p.y_stride + column;
+#pragma unroll
+        for (int j = 0; j < kRows / 2; ++j) {
+            const int row = j / 4 * 8 + 2 * t + j % 2, further = j / 2 % 2 * 8;
+            if (row < tile.num_rows && column + further < p.out)
+                y[row * p.y_stride + further] = sums[j];
+        }
+    }
+};
+
+template <GemmInputs kInputs, int kMostRows, int kRows>
+__device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile,
+                              Loader<kInputs, kMostRows>& loader, int& stage) {
+    if constexpr (kRows <= kMostRows) {
+        Multiplier<kInputs, kMostRows, kRows> multiplier{p, loader, stage, loader.num_steps, {}};
+        if constexpr (kInputs == GemmInputs::bf16) multiplier.multiply_bf16();
+        if constexpr (kInputs == GemmInputs::fp8) multiplier.multiply_fp8();
+        if constexpr (kInputs == GemmInputs::widened) multiplier.multiply_widened();
+        multiplier.store(tile);
+    }
+}
+
+template <GemmInputs kInputs, int kMostRows>
+__device__ void multiply_tiles(const GroupedGemmParams& p, const int* first_tile,
+                               std::byte* stages) {
+    using Stages = Ring<kInputs, kMostRows>;
+    Loader<kInputs, kMostRows> loader(p, first_tile, Stages{stages});
+#pragma unroll 1
+    for (int i = 0; i < Stages::kAhead; ++i) loader.load_next();
+    constexpr int kMost = gemm_wgmma_most_rows(kInputs);
+    int group = 0, stage = 0;
+    for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
+        const GemmTile tile = find_tile(p, index, kColumns, kMost, first_tile, group);
+        switch (gemm_tile_rows(tile.num_rows, kMost)) {
+            case 16:
+                multiply_tile<kInputs, kMostRows, 16>(p, tile, loader, stage);
+                break;
+            case 32:
+                multiply_tile<kInputs, kMostRows, 32>(p, tile, loader, stage);
+                break;
+            case 64:
+                multiply_tile<kInputs, kMostRows, 64>(p, tile, loader, stage);
+                break;
+            case 128:
+                multiply_tile<kInputs, kMostRows, 128>(p, tile, loader, stage);
+                break;
+            default:
+                if constexpr (kMost == 256)
+                    multiply_tile<kInputs, kMostRows, 256>(p, tile, loader, stage);
+                break;
+        }
+    }
+    wait_for_copies<0>();
+}
+
+#endif
+
+template <GemmInputs kInputs>
+__global__ __launch_bounds__(kGemmThreads, 1) void grouped_gemm_wgmma(GroupedGemmParams p) {
+#ifdef FERRY_WGMMA
+    FERRY_DYNAMIC_SHARED(memory);
+    int* const first_tile = reinterpret_cast<int*>(memory);
+    std::byte* const stages = memory + gemm_first_tile_bytes(p.groups, 1024);
+    count_tiles(p, kColumns, gemm_wgmma_most_rows(kInputs), first_tile);
+    // Where no group has many rows, stages are smaller and more.
+    if (first_tile[p.groups + 1] <= kGemmFewRows)
+        multiply_tiles<kInputs, kGemmFewRows>(p, first_tile, stages);
+    else
+        multiply_tiles<kInputs, gemm_wgmma_most_rows(kInputs)>(p, first_tile, stages);
+#endif
+}
+
+}  // namespace
+
+void launch_grouped_gemm_wgmma(const GroupedGemmParams& params, GemmInputs inputs, int num_blocks,
+                               CUstream_st* stream) {
+    const auto kernel = inputs == GemmInputs::bf16  ? grouped_gemm_wgmma<GemmInputs::bf16>
+                        : inputs == GemmInputs::fp8 ? grouped_gemm_wgmma<GemmInputs::fp8>
+                                                    : grouped_gemm_wgmma<GemmInputs::widened>;
+    launch(kernel,
+           {.grid = {static_cast<unsigned>(num_blocks)},
+            .block = {kGemmThreads},
+            .shared_bytes = static_cast<size_t>(gemm_wgmma_shared_bytes(params.groups, inputs))},
+           stream, params);
+}
+
+}  // namespace ferry
