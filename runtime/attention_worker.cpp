@@ -153,7 +153,8 @@ Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& option
 }
 
 std::string_view AttentionWorker::why_no_step_is_repeated() const {
-    if (fabric_.tensor_parallel().size() > 1) return "tensor-parallel sums go through the host";
+    if (fabric_.tensor_parallel().size() > 1)
+        return "a tensor-parallel group counts its rows through the host";
     if (!fabric_.has_exchange()) return {};
     if (fabric_.exchange().max_repeated_tokens() == 0)
         return "rows or their counts go through the host";
