@@ -78,17 +78,19 @@ int64_t rounded_row_bytes(const WeightSource& source) {
 // Kernels and copies of a decode step, per micro-batch: of a layer's attention with its dense or
 // shared experts, of a layer's exchange and gate, of a layer's routed experts, and of all else.
 constexpr int64_t kBlockNodes = 36, kExchangeNodes = 14, kExpertNodes = 14, kStepNodes = 12;
+// What a tensor-parallel group adds to a layer, and to embedding and head.
+constexpr int64_t kGroupNodes = 6;
 
 // Of the graphs that are kept of decode steps, one for each form (CudaStepGraphs).
 int64_t graph_bytes(const ModelConfig& c, const FabricOptions& options, const ModelPart& part,
                     const WorkerLimits& limits) {
     const bool repeats = limits.cuda_graphs && options.blocks != nullptr &&
-                         options.exchange.mode != ExchangeMode::sized &&
-                         options.layout.tp_size() == 1;
+                         options.exchange.mode != ExchangeMode::sized;
     if (!repeats) return 0;
     const int64_t num_moe = c.n_layers - c.n_dense_layers;
     int64_t nodes = 0;
     if (part.attention) nodes += kStepNodes + c.n_layers * kBlockNodes + num_moe * kExchangeNodes;
+    if (part.attention && part.tp_size > 1) nodes += (c.n_layers + 2) * kGroupNodes;
     if (!part.experts.empty()) nodes += num_moe * kExpertNodes;
     const int64_t rows = std::min(limits.max_tokens, limits.max_logit_rows);
     const int64_t graphs = std::min<int64_t>(kMostStepGraphs, num_forms(rows, limits.max_context));
