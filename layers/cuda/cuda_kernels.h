@@ -28,6 +28,10 @@ class CudaKernels final : public Kernels {
 
     void begin_step(const StepBatch& batch) override;
     std::unique_ptr<StepGraphs> make_step_graphs(int64_t num_heads, int64_t kv_lora_rank) override;
+    std::unique_ptr<TensorParallel> make_tensor_parallel(std::unique_ptr<TensorParallel> host,
+                                                         BlockTransport& blocks,
+                                                         std::vector<int> members,
+                                                         const TensorParallelSizes& sizes) override;
     DType quantised_dtype() const override { return DType::fp8_e4m3; }
 
     Weight make_weight(const WeightSpec& spec) override;

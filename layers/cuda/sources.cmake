@@ -24,7 +24,9 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/sampling.cu
     layers/cuda/staged_upload.cpp
     layers/cuda/step_arrays.cpp
-    layers/cuda/step_graphs.cpp)
+    layers/cuda/step_graphs.cpp
+    layers/cuda/tensor_parallel.cpp
+    layers/cuda/tensor_parallel.cu)
 
 # Kernels in which spilled registers would cost most: where tests are built too, one that spills does not compile.
 # (tests/layers/cuda/ptxas_report.sh prints what each takes.)
