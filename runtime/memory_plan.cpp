@@ -62,7 +62,8 @@ int64_t block_bytes(const ModelConfig& c, const FabricOptions& options, const Mo
                              .size_bytes;
     const int64_t peers = (part.attention ? options.layout.num_expert() : 0) +
                           (part.experts.empty() ? 0 : options.layout.num_attention());
-    return pair * peers * exchange.num_micro_batches;
+    // The only rank's blocks stay where they are.
+    return pair * (options.layout.num_ranks() == 1 ? 1 : peers) * exchange.num_micro_batches;
 }
 
 // What tensor cores multiply (layers/cuda/grouped_gemm_launch.h): rows of experts as bf16, unless

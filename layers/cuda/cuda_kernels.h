@@ -6,11 +6,13 @@
 // of rows: results are the same from run to run.
 #pragma once
 #include <array>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "base/device_cuda.h"
 #include "layers/cuda/cublas_lt.h"
+#include "layers/cuda/few_rows.h"
 #include "layers/cuda/mla_plan.h"
 #include "layers/cuda/staged_upload.h"
 #include "layers/cuda/step_arrays.h"
@@ -120,6 +122,8 @@ class CudaKernels final : public Kernels {
     };
     PlacedDecode place_decode(std::span<const SequenceRows> sequences, int64_t first_row);
     void multiply(const GemmShape& shape, const GemmOperands& operands);
+    bool multiply_few_rows(const Tensor& x, const Tensor* x_scales, const Weight& w, int64_t group,
+                           const Tensor& y);
     bool multiply_fp8(const Tensor& x, const Tensor& x_scales, const Weight& w, int64_t group,
                       const Tensor& y);
     template <bool kSilu>
@@ -135,6 +139,7 @@ class CudaKernels final : public Kernels {
     StepArrays step_arrays_;
     StagedUpload upload_;
     CublasLt cublas_;
+    std::map<GemmShape, FewRowsPlan> few_rows_plans_;
     std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
     bool keeps_scratch_ = false;  // when it grows: launches are repeated as they were recorded
     std::vector<Buffer> kept_scratch_;
