@@ -12,7 +12,6 @@
 
 #include "base/device_cuda.h"
 #include "layers/cuda/cublas_lt.h"
-#include "layers/cuda/few_rows.h"
 #include "layers/cuda/mla_plan.h"
 #include "layers/cuda/staged_upload.h"
 #include "layers/cuda/step_arrays.h"
@@ -139,7 +138,7 @@ class CudaKernels final : public Kernels {
     StepArrays step_arrays_;
     StagedUpload upload_;
     CublasLt cublas_;
-    std::map<GemmShape, FewRowsPlan> few_rows_plans_;
+    std::map<GemmShape, std::string> few_rows_plans_;  // as they are described
     std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
     bool keeps_scratch_ = false;  // when it grows: launches are repeated as they were recorded
     std::vector<Buffer> kept_scratch_;

@@ -243,7 +243,8 @@ void bench_linear(double copy_rate) {
                                  {"wo", 7168, 16384},       {"wq_b", 24576, 1536},
                                  {"shared w1", 2048, 7168}, {"shared w2", 7168, 2048},
                                  {"wq_a", 1536, 7168},      {"wkv_a", 576, 7168}};
-    constexpr int64_t kMostRows = 128, kManyBytes = int64_t{300} << 20;
+    constexpr int64_t kMostSharedBytes = 227 << 10, kMostRows = 128,
+                      kManyBytes = int64_t{300} << 20;
     CublasLt library(gpu());
     for (const Shape& s : kShapes) {
         const int64_t num = std::min<int64_t>(ceil_div(kManyBytes, s.out * s.in), 40);
@@ -277,7 +278,7 @@ void bench_linear(double copy_rate) {
                                               .w_scales = w_scales.view().as<float>()});
                        });
             if (rows > kFewRowsMost) continue;
-            const FewRowsPlan own = few_rows_plan(rows, s.out, s.in);
+            const FewRowsPlan own = few_rows_plan(rows, s.out, s.in, kMostSharedBytes);
             report(fmt::format("{}, {} rows, {}", s.name, rows, own.describe()), bytes, flops,
                    copy_rate, [&] {
                        const int64_t i = turn++ % num;
