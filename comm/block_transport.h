@@ -21,7 +21,9 @@ struct PeerBlock {
     size_t size_bytes = 0;
 };
 
-constexpr int kBlockChannels = 2;
+// Two channels are of all ranks. One is of a group of ranks (tensor parallelism), in the order of
+// device().stream() itself: it needs no wait(), is never asked about, and has one slot.
+constexpr int kBlockChannels = 3, kGroupChannel = 2;
 constexpr int kBlockSlots = 4;  // groups of a channel that may be under way at once
 
 class BlockTransport {
@@ -59,10 +61,12 @@ class BlockTransport {
 // A world of one rank: blocks to itself are copied.
 std::unique_ptr<BlockTransport> make_self_blocks(CudaDevice& device);
 
-// NCCL, over a communicator of all ranks per channel. Collective; every rank must have a GPU of its
-// own. Throws Error(usage) when NCCL is not in this build or not on this machine, and
-// Error(communication) when ranks cannot be connected.
-std::unique_ptr<BlockTransport> make_nccl_blocks(World& world, CudaDevice& device);
+// NCCL, over a communicator per channel. `group`: world ranks with whom this one shares
+// kGroupChannel, in the same order on all of them; none or itself: with nobody. Collective over all
+// ranks, every one of which must have a GPU of its own. Throws Error(usage) when NCCL is not in
+// this build or not on this machine, and Error(communication) when ranks cannot be connected.
+std::unique_ptr<BlockTransport> make_nccl_blocks(World& world, CudaDevice& device,
+                                                 std::span<const int> group = {});
 
 // "2.28.9"; empty when NCCL is not in this build.
 std::string nccl_build_version();

@@ -79,6 +79,12 @@ class DeviceExpertSide final : public ExpertSide {
     void reopen() override { closed_ = false; }
     void close() { closed_ = true; }  // of a colocated rank: it knows
     std::span<const int64_t> load(int layer);
+    const BlockRow* received_in(int micro_batch) const {
+        return &batches_[static_cast<size_t>(micro_batch)].in;
+    }
+    const BlockRow* replied_in(int micro_batch) const {
+        return &batches_[static_cast<size_t>(micro_batch)].out;
+    }
 
     // Of a colocated rank: the receiving half of a dispatch, whose group has started.
     void add_dispatch_blocks(int micro_batch);
@@ -141,10 +147,14 @@ DeviceAttentionSide::DeviceAttentionSide(DeviceShared& shared, DeviceExpertSide*
         placements_.emplace_back(device, placement);
     const size_t num = expert_ranks_.size();
     const auto choices = static_cast<size_t>(options.bounded_tokens * options.topk);
+    const auto blocks = [&](int64_t block_bytes, const BlockRow* same) {
+        if (shared.is_alone()) return BlockRow{.memory = {}, .same = same};
+        return BlockRow{Buffer(device, num * static_cast<size_t>(block_bytes))};
+    };
     for (int m = 0; m < options.num_micro_batches; ++m)
         batches_.push_back(
-            {.out = {Buffer(device, num * static_cast<size_t>(shared.dispatch.size_bytes))},
-             .in = {Buffer(device, num * static_cast<size_t>(shared.reply.size_bytes))},
+            {.out = blocks(shared.dispatch.size_bytes, experts ? experts->received_in(m) : nullptr),
+             .in = blocks(shared.reply.size_bytes, experts ? experts->replied_in(m) : nullptr),
              .items = Buffer(device, choices * sizeof(PlanItem)),
              .weights = Buffer(device, choices * sizeof(float)),
              .sent = std::vector<MessageHeader>(num)});

@@ -67,6 +67,8 @@ struct DeviceShared {
         FERRY_CHECK(index >= 0 && index < setup.num_layers, "layer {} has no experts", layer);
         return setup.placements.size() == 1 ? 0 : static_cast<size_t>(index);
     }
+    // The only rank: its blocks stay where they are, both sides have the same ones.
+    bool is_alone() const { return blocks.num_ranks() == 1; }
     bool is_last_layer(int layer) const {
         return layer + 1 == setup.first_layer + setup.num_layers;
     }
@@ -160,11 +162,13 @@ inline int64_t head_bytes(const DeviceShared& shared, const BlockFormat& format)
 // Blocks of one micro-batch that lie one after the other, one per rank of the other role.
 struct BlockRow {
     Buffer memory;
-    std::byte* data() const { return memory.as<std::byte>(); }
+    const BlockRow* same = nullptr;  // the other side's, of the only rank
+    std::byte* data() const { return same != nullptr ? same->data() : memory.as<std::byte>(); }
     // Bytes [begin, end(i)) of block i; ranks that get nothing are not in the list.
     template <typename End>
-    void add_to(std::vector<PeerBlock>& list, const std::vector<int>& ranks, int64_t stride,
-                int64_t begin, End&& end) const {
+    void add_to(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
+                const DeviceShared& shared, int64_t stride, int64_t begin, End&& end) const {
+        if (shared.is_alone()) return;
         for (size_t i = 0; i < ranks.size(); ++i) {
             std::byte* block = data() + static_cast<int64_t>(i) * stride;
             if (const int64_t bytes = end(i) - begin; bytes > 0)
@@ -173,21 +177,21 @@ struct BlockRow {
     }
     void add_heads(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
                    const DeviceShared& shared) const {
-        add_to(list, ranks, shared.dispatch.size_bytes, 0,
+        add_to(list, ranks, shared, shared.dispatch.size_bytes, 0,
                [&](size_t) { return head_bytes(shared, shared.dispatch); });
     }
     // Sized mode.
     void add_rows(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
                   const DeviceShared& shared, const std::vector<MessageHeader>& headers) const {
         const BlockFormat& format = shared.dispatch;
-        add_to(list, ranks, format.size_bytes, format.rows_offset, [&](size_t i) {
+        add_to(list, ranks, shared, format.size_bytes, format.rows_offset, [&](size_t i) {
             return format.rows_offset + headers[i].num_rows * format.row_bytes;
         });
     }
     void add_reply(std::vector<PeerBlock>& list, const std::vector<int>& ranks,
                    const DeviceShared& shared, const std::vector<MessageHeader>& headers) const {
         const BlockFormat& format = shared.reply;
-        add_to(list, ranks, format.size_bytes, 0, [&](size_t i) {
+        add_to(list, ranks, shared, format.size_bytes, 0, [&](size_t i) {
             return shared.sized()
                        ? format.rows_offset + shared.reply_rows(headers[i]) * format.row_bytes
                        : format.size_bytes;

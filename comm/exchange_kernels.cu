@@ -83,9 +83,6 @@ __device__ void encode(const BlockFormat& f, const float* x, int count, RowOf ro
     }
 }
 
-__device__ __forceinline__ float bf16_at(const std::byte* row, int i) {
-    return __uint_as_float(static_cast<unsigned>(reinterpret_cast<const uint16_t*>(row)[i]) << 16);
-}
 __device__ __forceinline__ float e4m3_to_f32(uint8_t code) {
     const unsigned sign = static_cast<unsigned>(code & 0x80u) << 24, magnitude = code & 0x7fu;
     if (magnitude == 0x7fu) return __uint_as_float(0x7fc00000u | sign);
@@ -93,12 +90,78 @@ __device__ __forceinline__ float e4m3_to_f32(uint8_t code) {
                                         : (magnitude + (120u << 3)) << 20;
     return __uint_as_float(bits | sign);
 }
-__device__ __forceinline__ float wire_value(const BlockFormat& f, const std::byte* row,
-                                            const float* scales, int i) {
-    if (f.dtype == DType::f32) return reinterpret_cast<const float*>(row)[i];
-    if (f.dtype == DType::bf16) return bf16_at(row, i);
-    return __fmul_rn(e4m3_to_f32(reinterpret_cast<const uint8_t*>(row)[i]),
-                     scales[i / kScaleValues]);
+// Neighbouring values of a row: four where rows are multiples of them, which begin on 16 bytes
+// then.
+template <int kWidth>
+struct __align__(4 * kWidth) Values {
+    float at[kWidth];
+};
+template <int kWidth>
+struct __align__(2 * kWidth) Halves {
+    uint16_t at[kWidth];
+};
+template <int kWidth>
+struct __align__(kWidth) Codes {
+    uint8_t at[kWidth];
+};
+template <int kWidth>
+__device__ __forceinline__ Values<kWidth> values_at(const float* row, int i) {
+    return *reinterpret_cast<const Values<kWidth>*>(row + i);
+}
+template <int kWidth>
+__device__ __forceinline__ Values<kWidth> wire_values(const BlockFormat& f, const std::byte* row,
+                                                      const float* scales, int i) {
+    if (f.dtype == DType::f32) return values_at<kWidth>(reinterpret_cast<const float*>(row), i);
+    Values<kWidth> values;
+    if (f.dtype == DType::bf16) {
+        const auto halves = *reinterpret_cast<const Halves<kWidth>*>(row + 2 * i);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j)
+            values.at[j] = __uint_as_float(static_cast<unsigned>(halves.at[j]) << 16);
+    } else {
+        const auto codes = *reinterpret_cast<const Codes<kWidth>*>(row + i);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j)
+            values.at[j] = __fmul_rn(e4m3_to_f32(codes.at[j]), scales[i / kScaleValues]);
+    }
+    return values;
+}
+// f32 or bf16.
+template <int kWidth>
+__device__ __forceinline__ void store_wire(const BlockFormat& f, std::byte* row, int i,
+                                           const Values<kWidth>& values) {
+    if (f.dtype == DType::f32) {
+        *reinterpret_cast<Values<kWidth>*>(row + 4 * i) = values;
+        return;
+    }
+    Halves<kWidth> halves;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+        halves.at[j] = __bfloat16_as_ushort(__float2bfloat16_rn(values.at[j]));
+    *reinterpret_cast<Halves<kWidth>*>(row + 2 * i) = halves;
+}
+// sum + weight * values, or just the product: rounded one by one.
+template <int kWidth>
+__device__ __forceinline__ void add_weighted(Values<kWidth>& sum, float weight,
+                                             const Values<kWidth>& values, bool first) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+        const float product = __fmul_rn(weight, values.at[j]);
+        sum.at[j] = first ? product : __fadd_rn(sum.at[j], product);
+    }
+}
+
+// body(width, i) for all of a row's values, in the threads of a block; rows of f32 are `stride`
+// apart.
+template <typename Body>
+__device__ __forceinline__ void for_values(int dim, int64_t stride, Body&& body) {
+    constexpr int kWidth = 4;
+    const int thread = static_cast<int>(threadIdx.x);
+    if (dim % kWidth == 0 && stride % kWidth == 0)
+        for (int i = kWidth * thread; i < dim; i += kWidth * kThreads)
+            body(std::integral_constant<int, kWidth>(), i);
+    else
+        for (int i = thread; i < dim; i += kThreads) body(std::integral_constant<int, 1>(), i);
 }
 
 // ---- Sums over the threads of a block, before each and in all
@@ -281,8 +344,9 @@ __global__ void unpack_kernel(UnpackParams p) {
         const float* scales =
             reinterpret_cast<const float*>(block + f.scales_offset) + row * f.row_scales;
         float* to = p.rows + place * f.dim;
-        for (int i = static_cast<int>(threadIdx.x); i < f.dim; i += kThreads)
-            to[i] = wire_value(f, from, scales, i);
+        for_values(f.dim, f.dim, [&](auto width, int i) {
+            *reinterpret_cast<Values<width>*>(to + i) = wire_values<width>(f, from, scales, i);
+        });
     }
 }
 
@@ -323,19 +387,17 @@ __global__ void reply_kernel(ReplyParams p) {
         const int row = p.reduced ? entries[e].row : e;
         if (row < 0 || row >= to.max_rows) continue;
         std::byte* out = reply + to.rows_offset + row * to.row_bytes;
-        for (int i = static_cast<int>(threadIdx.x); i < to.dim; i += kThreads) {
-            float value = y_of(e)[i];
+        for_values(to.dim, to.dim, [&](auto width, int i) {
+            auto values = values_at<width>(y_of(e), i);
             if (p.reduced) {
-                value = __fmul_rn(entries[e].weight, value);
+                const auto own = values;
+                add_weighted<width>(values, entries[e].weight, own, true);
                 for (int next = e + 1; next < count && entries[next].row == row; ++next)
-                    value = __fadd_rn(value, __fmul_rn(entries[next].weight, y_of(next)[i]));
+                    add_weighted<width>(values, entries[next].weight,
+                                        values_at<width>(y_of(next), i), false);
             }
-            if (to.dtype == DType::f32)
-                reinterpret_cast<float*>(out)[i] = value;
-            else
-                reinterpret_cast<uint16_t*>(out)[i] =
-                    __bfloat16_as_ushort(__float2bfloat16_rn(value));
-        }
+            store_wire<width>(to, out, i, values);
+        });
     }
 }
 
@@ -352,16 +414,15 @@ __global__ void combine_kernel(CombineParams p) {
         return p.blocks + item.expert_rank * f.size_bytes + f.rows_offset + row * f.row_bytes;
     };
     const bool takes_part = token < num_tokens_of(p);
-    for (int i = static_cast<int>(threadIdx.x); i < f.dim; i += kThreads) {
-        float sum = 0;
+    for_values(f.dim, p.out_stride, [&](auto width, int i) {
+        Values<width> sum{};
         if (!takes_part) {
             // its items are those of another step
         } else if (!p.reduced) {
-            for (int k = 0; k < p.topk; ++k) {
-                const float value = wire_value(f, row_of(items[k], items[k].entry), nullptr, i);
-                const float product = __fmul_rn(weights[k], value);
-                sum = k == 0 ? product : __fadd_rn(sum, product);
-            }
+            for (int k = 0; k < p.topk; ++k)
+                add_weighted<width>(
+                    sum, weights[k],
+                    wire_values<width>(f, row_of(items[k], items[k].entry), nullptr, i), k == 0);
         } else {
             bool first = true;
             for (int last = -1;;) {
@@ -371,14 +432,17 @@ __global__ void combine_kernel(CombineParams p) {
                         (next < 0 || items[k].expert_rank < items[next].expert_rank))
                         next = k;
                 if (next < 0) break;
-                const float value = wire_value(f, row_of(items[next], items[next].row), nullptr, i);
-                sum = first ? value : __fadd_rn(sum, value);
+                const auto values =
+                    wire_values<width>(f, row_of(items[next], items[next].row), nullptr, i);
+#pragma unroll
+                for (int j = 0; j < width; ++j)
+                    sum.at[j] = first ? values.at[j] : __fadd_rn(sum.at[j], values.at[j]);
                 first = false;
                 last = items[next].expert_rank;
             }
         }
-        out[i] = sum;
-    }
+        *reinterpret_cast<Values<width>*>(out + i) = sum;
+    });
 }
 
 LaunchShape blocks_of(int64_t x, int64_t y = 1) {
@@ -399,14 +463,19 @@ void launch_order(const UnpackParams& p, CUstream_st* stream) {
     launch(count_kernel, blocks_of(p.num_slots), stream, p);
     launch(place_kernel, blocks_of(p.num_slots), stream, p);
 }
-// As many blocks as entries fit: those beyond the header's count end at once.
+// Blocks take entries in turns: how many there are only the headers know, at most as many as fit.
+unsigned entry_blocks(int max_entries) {
+    constexpr int kMostBlocks = 1024;
+    return static_cast<unsigned>(std::clamp(max_entries, 1, kMostBlocks));
+}
 void launch_unpack(const UnpackParams& p, CUstream_st* stream) {
     if (p.format.max_entries > 0)
-        launch(unpack_kernel, blocks_of(p.format.max_entries, p.num_sources), stream, p);
+        launch(unpack_kernel, blocks_of(entry_blocks(p.format.max_entries), p.num_sources), stream,
+               p);
 }
 void launch_reply(const ReplyParams& p, CUstream_st* stream) {
     launch(reply_kernel,
-           blocks_of(std::max(1, p.request.format.max_entries), p.request.num_sources), stream, p);
+           blocks_of(entry_blocks(p.request.format.max_entries), p.request.num_sources), stream, p);
 }
 void launch_combine(const CombineParams& p, CUstream_st* stream) {
     if (p.num_tokens > 0) launch(combine_kernel, blocks_of(p.num_tokens), stream, p);

@@ -449,6 +449,23 @@ std::vector<SliceNode> slice_nodes(int num_slices, int begin, int end) {
     return nodes;
 }
 
+TensorParallelMemory tensor_parallel_memory(int num_slices, int size, int rank,
+                                            const TensorParallelSizes& sizes) {
+    const int per_rank = num_slices / size;
+    const int64_t row_bytes = 4 * sizes.dim, all_rows = size * sizes.max_rows;
+    int64_t own_sums = 0, others_nodes = 0;
+    for (int p = 0; p < size; ++p)
+        for (const SliceNode& node : slice_nodes(num_slices, p * per_rank, (p + 1) * per_rank)) {
+            others_nodes += p == rank ? 0 : 1;
+            own_sums += p == rank && node.end - node.begin > 1 ? 1 : 0;
+        }
+    return {.gathered = all_rows * row_bytes,
+            .ids = 4 * all_rows,
+            .sums = own_sums * all_rows * row_bytes,
+            .received = std::max(others_nodes * sizes.max_rows * row_bytes,
+                                 4 * sizes.max_wide_rows * sizes.num_columns)};
+}
+
 std::unique_ptr<TensorParallel> make_tensor_parallel(Transport& transport, std::vector<int> members,
                                                      const TensorParallelOptions& options,
                                                      ThreadPool* threads) {

@@ -35,6 +35,11 @@ class TensorParallel {
     virtual int first_slice() const = 0;
     virtual int num_local_slices() const = 0;
 
+    // Until told otherwise, every member gathers as many rows as this one: then a group of GPUs
+    // exchanges no counts, and its calls pass through no host, so that they can be recorded
+    // (CudaGraph). All members say it between the same calls.
+    virtual void expect_equal_rows(bool /*equal*/) {}
+
     // x: [n, dim] of a 4-byte type, n may differ between members, dim may not. The result is valid
     // until the next gather; its offsets are what the calls below go by.
     virtual Gathered gather_rows(const Tensor& x) = 0;
@@ -70,5 +75,20 @@ struct SliceNode {
     bool operator==(const SliceNode&) const = default;
 };
 std::vector<SliceNode> slice_nodes(int num_slices, int begin, int end);
+
+// What a group of GPUs that exchange rows themselves is made for (Kernels::make_tensor_parallel).
+struct TensorParallelSizes {
+    int64_t dim = 0;            // of rows that are gathered, summed and looked up, at most
+    int64_t max_rows = 0;       // of a member in one call
+    int64_t num_columns = 0;    // of scatter_columns, of all members
+    int64_t max_wide_rows = 0;  // of a member in scatter_columns
+};
+// Bytes of device memory that a member allocates.
+struct TensorParallelMemory {
+    int64_t gathered = 0, ids = 0, sums = 0, received = 0;
+    int64_t total() const { return gathered + ids + sums + received; }
+};
+TensorParallelMemory tensor_parallel_memory(int num_slices, int size, int rank,
+                                            const TensorParallelSizes& sizes);
 
 }  // namespace ferry

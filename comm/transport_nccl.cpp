@@ -9,9 +9,11 @@
 #include <nccl.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <exception>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -85,11 +87,17 @@ constexpr double kConnectSeconds = 120;
 
 class NcclBlocks final : public BlockTransport {
   public:
-    NcclBlocks(World& world, CudaDevice& device) : world_(world), device_(device) {
+    NcclBlocks(World& world, CudaDevice& device, std::span<const int> group)
+        : world_(world), device_(device) {
         device.make_current();
+        std::vector<int> all(static_cast<size_t>(world.size()));
+        std::iota(all.begin(), all.end(), 0);
         for (Channel& channel : channels_) {
-            channel.stream.emplace(device, /*urgent=*/true);
+            const bool in_group = &channel == &channels_[kGroupChannel];
             for (int i = 0; i < kBlockSlots; ++i) channel.slots.emplace_back(device);
+            if (!in_group) channel.stream.emplace(device, /*urgent=*/true);
+            if (!in_group) channel.ranks = all;
+            if (in_group && group.size() > 1) channel.ranks.assign(group.begin(), group.end());
             connect(channel);
         }
     }
@@ -107,19 +115,24 @@ class NcclBlocks final : public BlockTransport {
                   std::span<const PeerBlock> receives) override {
         Channel& channel = channels_[static_cast<size_t>(channel_index)];
         Slot& slot = channel.slots[static_cast<size_t>(slot_index)];
+        FERRY_CHECK(channel.comm != nullptr, "channel {} has no ranks", channel_index);
         device_.make_current();
-        slot.ready.record(device_.stream());
-        slot.ready.hold_up(channel.stream->get());
+        if (channel.stream) {
+            slot.ready.record(device_.stream());
+            slot.ready.hold_up(channel.stream->get());
+        }
         slot.peers.clear();
         for (const PeerBlock& block : receives) slot.peers.push_back(block.peer);
         for (const PeerBlock& block : sends) slot.peers.push_back(block.peer);
-        if (const size_t size = all_to_all_bytes(sends, receives); size > 0)
+        const size_t size = channel.stream ? all_to_all_bytes(sends, receives) : 0;
+        if (size > 0)
             check(channel, slot,
                   nccl().AlltoAll(sends[0].data, receives[0].data, size, ncclUint8, channel.comm,
-                                  channel.stream->get()));
+                                  stream_of(channel)));
         else
             start_group(channel, slot, sends, receives);
         wait_until_in_stream(channel, slot);
+        if (!channel.stream) return;  // what comes next in the device's stream comes after it
         slot.finished.record(channel.stream->get());
         slot.state = is_recording(device_) ? Slot::recorded : Slot::started;
     }
@@ -144,7 +157,8 @@ class NcclBlocks final : public BlockTransport {
     }
 
     void check() override {
-        for (Channel& channel : channels_) check_network(channel, channel.slots[0]);
+        for (Channel& channel : channels_)
+            if (channel.comm != nullptr) check_network(channel, channel.slots[0]);
     }
 
   private:
@@ -155,7 +169,9 @@ class NcclBlocks final : public BlockTransport {
         std::vector<int> peers;                                     // of it, for messages
     };
     struct Channel {
-        std::optional<Stream> stream;
+        std::vector<int> ranks;  // of the world, in order of their ranks in `comm`
+        std::vector<int> rank_of_world;
+        std::optional<Stream> stream;  // none: the device's
         std::vector<Slot> slots;
         ncclComm_t comm = nullptr;
     };
@@ -164,15 +180,44 @@ class NcclBlocks final : public BlockTransport {
         return channels_[static_cast<size_t>(channel)].slots[static_cast<size_t>(slot)];
     }
 
-    void connect(Channel& channel) {
+    CUstream_st* stream_of(const Channel& channel) const {
+        return channel.stream ? channel.stream->get() : device_.stream();
+    }
+    static int rank_in(const Channel& channel, int world_rank) {
+        const int rank = channel.rank_of_world[static_cast<size_t>(world_rank)];
+        FERRY_CHECK(rank >= 0, "rank {} is not in this channel", world_rank);
+        return rank;
+    }
+
+    // The first of the channel's ranks makes its id. Collective over all ranks, also those whose
+    // channel has none.
+    ncclUniqueId agree_on_id(const Channel& channel) {
         ncclUniqueId id{};
-        if (world_.rank() == 0) check_start(nccl().GetUniqueId(&id), channel);
-        world_.broadcast(&id, sizeof id, 0);
+        std::string made;
+        if (!channel.ranks.empty() && channel.ranks.front() == rank()) {
+            check_start(nccl().GetUniqueId(&id), channel);
+            made.assign(id.internal, sizeof id.internal);
+        }
+        const std::vector<std::string> all = world_.all_gather(made);
+        if (channel.ranks.empty()) return id;
+        const std::string& first = all[static_cast<size_t>(channel.ranks.front())];
+        FERRY_CHECK(first.size() == sizeof id.internal, "an id of {} bytes", first.size());
+        std::copy(first.begin(), first.end(), id.internal);
+        return id;
+    }
+
+    void connect(Channel& channel) {
+        const ncclUniqueId id = agree_on_id(channel);
+        if (channel.ranks.empty()) return;
+        const auto num_ranks = static_cast<int>(channel.ranks.size());
+        channel.rank_of_world.assign(static_cast<size_t>(world_.size()), -1);
+        for (int i = 0; i < num_ranks; ++i)
+            channel.rank_of_world[static_cast<size_t>(channel.ranks[static_cast<size_t>(i)])] = i;
         ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
         config.blocking = 0;
-        check_start(
-            nccl().CommInitRankConfig(&channel.comm, world_.size(), id, world_.rank(), &config),
-            channel);
+        check_start(nccl().CommInitRankConfig(&channel.comm, num_ranks, id,
+                                              rank_in(channel, rank()), &config),
+                    channel);
         const auto deadline =
             std::chrono::steady_clock::now() + std::chrono::duration<double>(kConnectSeconds);
         ncclResult_t state = ncclInProgress;
@@ -183,7 +228,7 @@ class NcclBlocks final : public BlockTransport {
                 throw Error(ErrorKind::communication,
                             "NCCL did not connect the {} ranks within {:.0f} s; NCCL_DEBUG=INFO "
                             "tells more",
-                            world_.size(), kConnectSeconds);
+                            num_ranks, kConnectSeconds);
             }
             sched_yield();
         }
@@ -224,13 +269,13 @@ class NcclBlocks final : public BlockTransport {
         for (const PeerBlock& block : sends)
             if (block.size_bytes > 0)
                 check(channel, slot,
-                      nccl().Send(block.data, block.size_bytes, ncclUint8, block.peer, channel.comm,
-                                  channel.stream->get()));
+                      nccl().Send(block.data, block.size_bytes, ncclUint8,
+                                  rank_in(channel, block.peer), channel.comm, stream_of(channel)));
         for (const PeerBlock& block : receives)
             if (block.size_bytes > 0)
                 check(channel, slot,
-                      nccl().Recv(block.data, block.size_bytes, ncclUint8, block.peer, channel.comm,
-                                  channel.stream->get()));
+                      nccl().Recv(block.data, block.size_bytes, ncclUint8,
+                                  rank_in(channel, block.peer), channel.comm, stream_of(channel)));
         check(channel, slot, nccl().GroupEnd());
     }
 
@@ -288,8 +333,9 @@ class NcclBlocks final : public BlockTransport {
 
 }  // namespace
 
-std::unique_ptr<BlockTransport> make_nccl_blocks(World& world, CudaDevice& device) {
-    return std::make_unique<NcclBlocks>(world, device);
+std::unique_ptr<BlockTransport> make_nccl_blocks(World& world, CudaDevice& device,
+                                                 std::span<const int> group) {
+    return std::make_unique<NcclBlocks>(world, device, group);
 }
 
 std::string nccl_build_version() {
@@ -302,7 +348,7 @@ std::string nccl_build_version() {
 
 namespace ferry {
 
-std::unique_ptr<BlockTransport> make_nccl_blocks(World&, CudaDevice&) {
+std::unique_ptr<BlockTransport> make_nccl_blocks(World&, CudaDevice&, std::span<const int>) {
     throw Error(
         ErrorKind::usage,
         "exchange.transport: nccl is not in this build (no NCCL was found); use ucx or mpi");

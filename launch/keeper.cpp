@@ -1,6 +1,7 @@
 #include "launch/keeper.h"
 
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -11,6 +12,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -27,11 +29,20 @@ volatile sig_atomic_t start_was_late = 0;
 volatile sig_atomic_t start_is_overtime = 0;
 
 enum class Start { mpi_starts, ranks_meet, done };
-// Of the kept process, seen by its keeper: shared memory. Null without a keeper.
-std::atomic<Start>* start = nullptr;
+// Memory of the kept process, its keeper and its holder. Null without a keeper.
+struct Shared {
+    std::atomic<Start> start{Start::mpi_starts};
+    std::atomic<int> holder{-1};  // open file of that process, -1: there is none
+};
+Shared* shared = nullptr;
 
 void reach(Start stage) {
-    if (start != nullptr) start->store(stage);
+    if (shared == nullptr) return;
+    shared->start.store(stage);
+    const int holder = shared->holder.exchange(-1);
+    if (holder < 0) return;
+    ::syscall(SYS_pidfd_send_signal, holder, SIGKILL, nullptr, 0);
+    ::close(holder);
 }
 
 struct StartEnds {
@@ -47,8 +58,8 @@ extern "C" void pass_on(int signal) {
 }
 
 extern "C" void check_start(int) {
-    if (start == nullptr || kept_process <= 0 || start->load() == Start::done) return;
-    if (start->load() == Start::ranks_meet && start_is_overtime == 0) {
+    if (shared == nullptr || kept_process <= 0 || shared->start.load() == Start::done) return;
+    if (shared->start.load() == Start::ranks_meet && start_is_overtime == 0) {
         start_is_overtime = 1;
         ::alarm(static_cast<unsigned>(start_timeout_s(own_environment)) + kOvertimeS);
         return;
@@ -56,8 +67,6 @@ extern "C" void check_start(int) {
     start_was_late = 1;
     ::kill(static_cast<pid_t>(kept_process), SIGKILL);
 }
-
-constexpr int kLauncherTimeMs = 7000;
 
 bool is_open_mpi(pid_t launcher) {
     char path[64], name[32] = {};
@@ -72,20 +81,72 @@ bool is_open_mpi(pid_t launcher) {
     return false;
 }
 
-// A rank was killed, which ends the job. But when that happens while MPI starts, mpirun of Open MPI
-// 4.1 may block in its own locks (one time in some tens), deaf to signals and with nobody to end
-// it: a process that it does not know of does so, when mpirun is still there after some seconds.
-void end_launcher_if_stuck(pid_t launcher) {
-    if (!is_open_mpi(launcher)) return;
-    const int handle = static_cast<int>(::syscall(SYS_pidfd_open, launcher, 0));
-    if (handle < 0 || ::getppid() != launcher || ::fork() != 0) return;
+// As fork(), but with one table of open files, so that what one of the two opens is open until both
+// have ended. -1 where the C library or the kernel cannot.
+pid_t fork_with_common_files() {
+    int* thread_id = nullptr;  // where the C library notes that of this, the only, thread
+    void* robust_mutexes = nullptr;
+    size_t size = 0;
+    if (::prctl(PR_GET_TID_ADDRESS, &thread_id) != 0 || thread_id == nullptr ||
+        ::syscall(SYS_get_robust_list, 0, &robust_mutexes, &size) != 0)
+        return -1;
+    clone_args how{};
+    how.flags = CLONE_FILES | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+    how.child_tid = reinterpret_cast<uintptr_t>(thread_id);
+    how.exit_signal = SIGCHLD;
+    const auto process = static_cast<pid_t>(::syscall(SYS_clone3, &how, sizeof how));
+    if (process == 0) ::syscall(SYS_set_robust_list, robust_mutexes, size);
+    return process;
+}
+
+// mpirun of Open MPI 4.1 (PMIx 4.2) releases its entry of a rank twice when the rank's connection
+// closes while it is being made, and then blocks or crashes at its end (one time in some tens when
+// a rank is killed as MPI starts) instead of passing an exit code on. So a process that mpirun does
+// not know of, the holder, has all files of the rank as well while MPI starts, and keeps its
+// connections open until mpirun has ended. It may wait for the rest of a message, though: then they
+// must be closed after all.
+constexpr int kHoldMs = 4000;
+// And an mpirun that has not ended by then is itself killed: nobody else would.
+constexpr int kLauncherTimeMs = 8000;
+
+[[noreturn]] void hold_files(int keeper, int launcher) {
     ::setsid();
-    for (const int signal : {SIGTERM, SIGUSR1, SIGHUP}) ::signal(signal, SIG_IGN);
+    for (const int signal : {SIGTERM, SIGUSR1, SIGINT, SIGHUP}) ::signal(signal, SIG_IGN);
+    const auto ends_within = [](int process, int ms) {
+        pollfd end{.fd = process, .events = POLLIN, .revents = 0};
+        int ended;
+        while ((ended = ::poll(&end, 1, ms)) < 0 && errno == EINTR) continue;
+        return ended != 0;
+    };
+    ends_within(keeper, -1);
+    // mpirun waits for the end of these.
     for (const int file : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(file);
-    pollfd ended{.fd = handle, .events = POLLIN, .revents = 0};
-    if (::poll(&ended, 1, kLauncherTimeMs) == 0)
-        ::syscall(SYS_pidfd_send_signal, handle, SIGKILL, nullptr, 0);
+    if (!ends_within(launcher, kHoldMs)) {
+        ::close_range(0, static_cast<unsigned>(launcher) - 1, 0);
+        ::close_range(static_cast<unsigned>(launcher) + 1, ~0U, 0);
+        if (!ends_within(launcher, kLauncherTimeMs - kHoldMs))
+            ::syscall(SYS_pidfd_send_signal, launcher, SIGKILL, nullptr, 0);
+    }
     ::_exit(0);
+}
+
+// By the keeper, which is not the holder's parent afterwards.
+void start_holder() {
+    const auto file_of = [](pid_t process) {
+        return static_cast<int>(::syscall(SYS_pidfd_open, process, 0));
+    };
+    const pid_t parent = ::getppid();
+    if (shared == nullptr || !is_open_mpi(parent)) return;
+    const int launcher = file_of(parent), keeper = file_of(::getpid());
+    const bool known = launcher >= 0 && keeper >= 0 && ::getppid() == parent;
+    const pid_t between = known ? fork_with_common_files() : -1;
+    if (between == 0) {
+        const pid_t process = fork_with_common_files();
+        if (process == 0) hold_files(keeper, launcher);
+        if (process > 0) shared->holder.store(file_of(process));
+        ::_exit(0);
+    }
+    if (between > 0) ::waitpid(between, nullptr, 0);
 }
 
 [[noreturn]] void keep(pid_t process) {
@@ -109,7 +170,6 @@ void end_launcher_if_stuck(pid_t launcher) {
         std::fprintf(stderr, "ferry: rank %s on %s (process %d) was ended by signal %d (%s)\n",
                      rank == nullptr ? "?" : rank, host, static_cast<int>(process), signal,
                      ::strsignal(signal));
-    end_launcher_if_stuck(::getppid());
     ::_exit(exit_code(ErrorKind::communication));
 }
 
@@ -118,15 +178,17 @@ void end_launcher_if_stuck(pid_t launcher) {
 void go_on_under_keeper() {
     if (launcher_tasks(own_environment) < 2) return;
     const pid_t keeper = ::getpid();
-    void* shared = ::mmap(nullptr, sizeof(std::atomic<Start>), PROT_READ | PROT_WRITE,
-                          MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared != MAP_FAILED) start = new (shared) std::atomic<Start>(Start::mpi_starts);
+    void* memory =
+        ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory != MAP_FAILED) shared = new (memory) Shared;
+    start_holder();
     // Signals between here and the handlers would be lost.
     sigset_t passed, before;
     sigemptyset(&passed);
     for (const int signal : {SIGTERM, SIGUSR1}) sigaddset(&passed, signal);
     sigprocmask(SIG_BLOCK, &passed, &before);
-    const pid_t process = ::fork();
+    pid_t process = fork_with_common_files();
+    if (process < 0) process = ::fork();
     if (process > 0) {
         kept_process = static_cast<sig_atomic_t>(process);
         struct sigaction action {};

@@ -1,5 +1,6 @@
 // A process above each rank of a job of several, so that a rank that is killed ends the job with
 // Ferry's exit code: a launcher passes on how its own child ended, and knows only of the signal.
+// While MPI starts, a third process keeps the rank's connections to Open MPI's mpirun open.
 #pragma once
 #include "comm/world.h"
 

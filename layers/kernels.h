@@ -17,6 +17,7 @@
 #include "base/buffer.h"
 #include "base/tensor.h"
 #include "base/thread_pool.h"
+#include "comm/tensor_parallel.h"
 #include "comm/wire_rows.h"
 #include "layers/model_config.h"
 #include "layers/sampling.h"
@@ -189,7 +190,8 @@ class StepGraphs {
 // ---- Kernels
 // ----------------------------------------------------------------------------------------------------------
 
-struct StepBatch;  // batch.h
+struct StepBatch;      // batch.h
+class BlockTransport;  // comm/block_transport.h
 
 class Kernels {
   public:
@@ -207,6 +209,16 @@ class Kernels {
     // not repeated.
     virtual std::unique_ptr<StepGraphs> make_step_graphs(int64_t /*num_heads*/,
                                                          int64_t /*kv_lora_rank*/) {
+        return nullptr;
+    }
+
+    // Tensor parallelism whose rows lie in the memory of device() and go from GPU to GPU in the
+    // order of its work, over kGroupChannel of `blocks` (tensor_parallel.cpp). members: world ranks
+    // of the group in order. `host`: of the same group, tells the members' numbers of rows. Null
+    // where the host can read the rows. Throws Error(usage) when sums have too many parts.
+    virtual std::unique_ptr<TensorParallel> make_tensor_parallel(
+        std::unique_ptr<TensorParallel> /*host*/, BlockTransport& /*blocks*/,
+        std::vector<int> /*members*/, const TensorParallelSizes& /*sizes*/) {
         return nullptr;
     }
 

@@ -153,8 +153,10 @@ Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& option
 }
 
 std::string_view AttentionWorker::why_no_step_is_repeated() const {
-    if (fabric_.tensor_parallel().size() > 1) return "tensor-parallel sums go through the host";
-    if (!fabric_.has_exchange()) return {};
+    if (!fabric_.has_exchange())
+        return fabric_.tensor_parallel().size() == 1
+                   ? ""
+                   : "a tensor-parallel group without experts has no exchange to agree by";
     if (fabric_.exchange().max_repeated_tokens() == 0)
         return "rows or their counts go through the host";
     return {};
@@ -216,7 +218,9 @@ Agreement AttentionWorker::repeat(const StepBatch& batch, const StepForm& form, 
     ScopedZone zone(Zone::graph);
     graphs_->begin(form);
     begin_repeated_step(filled, batch.num_tokens(), say);
+    fabric_.tensor_parallel().expect_equal_rows(true);  // the form's, of every micro-batch
     graphs_->run([&] { run(filled, {}); });
+    fabric_.tensor_parallel().expect_equal_rows(false);
     return fabric_.has_exchange() ? fabric_.exchange().attention()->end_repeated_step() : say;
 }
 

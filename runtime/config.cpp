@@ -100,7 +100,7 @@ std::vector<Field> config_fields(Config& config) {
         {"engine.cache_pages", &c.engine.cache_pages, {0, kNoLimit}, kNothing, "pages of 64 tokens instead of cache_gib; 0: as many as cache_gib holds"},
         {"engine.micro_batches", &c.engine.micro_batches, {1, 4}, kNothing, "slices of a step, so that one computes while another travels"},
         {"engine.prefix_cache", &c.engine.prefix_cache, {}, kNothing, "requests that begin alike share what was computed"},
-        {"engine.cuda_graphs", &c.engine.cuda_graphs, {}, kNothing, "device cuda: decode steps are recorded once per batch size and repeated as a whole, by all ranks together (one rank, or NCCL; not with TP, mode sized or log.trace)"},
+        {"engine.cuda_graphs", &c.engine.cuda_graphs, {}, kNothing, "device cuda: decode steps are recorded once per batch size and repeated as a whole, by all ranks together (one rank, or NCCL; not with mode sized or log.trace)"},
         {"engine.stall_timeout_s", &c.engine.stall_timeout_s, {0, 1e9}, kNothing, "a rank without progress for so long ends the job; 0: never"},
     };
     const std::vector<Field> sampling = sampling_fields(c.sampling, "sampling.");

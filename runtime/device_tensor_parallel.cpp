@@ -111,10 +111,22 @@ void StagedGroup::lookup_rows(std::span<const int32_t> ids, const Tensor& table,
 
 }  // namespace
 
+TensorParallelSizes tensor_parallel_sizes(const FabricOptions& options, const ModelConfig& model) {
+    return {.dim = model.dim,
+            .max_rows = options.max_tokens,
+            .num_columns = model.vocab_size,
+            .max_wide_rows = options.max_logit_rows};
+}
+
 std::unique_ptr<TensorParallel> make_device_tensor_parallel(std::unique_ptr<TensorParallel> host,
-                                                            Kernels& kernels) {
+                                                            Kernels& kernels,
+                                                            const FabricOptions& options,
+                                                            std::vector<int> members,
+                                                            const ModelConfig& model) {
     if (host->size() == 1) return std::make_unique<GroupOfOne>(std::move(host), kernels);
-    return std::make_unique<StagedGroup>(std::move(host), kernels);
+    if (options.blocks == nullptr) return std::make_unique<StagedGroup>(std::move(host), kernels);
+    return kernels.make_tensor_parallel(std::move(host), *options.blocks, std::move(members),
+                                        tensor_parallel_sizes(options, model));
 }
 
 }  // namespace ferry

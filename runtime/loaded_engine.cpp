@@ -231,7 +231,7 @@ std::unique_ptr<Kernels> LoadedEngine::make_kernels(const Config& config, World&
 }
 
 // What rows travel by between ranks, and `transport_` for everything else. Collective.
-void LoadedEngine::connect(const Config& config, World& world) {
+void LoadedEngine::connect(const Config& config, const Layout& layout, World& world) {
     const auto choice = config.exchange.transport;
     const bool automatic = choice == Config::Exchange::Transport::automatic;
     const bool nccl = choice == Config::Exchange::Transport::nccl;
@@ -241,9 +241,12 @@ void LoadedEngine::connect(const Config& config, World& world) {
     auto* device = dynamic_cast<CudaDevice*>(&kernels_->device());
     if (device != nullptr) {
         const std::string host = why;
+        const int attention = layout.attention_rank(world.rank());
+        const std::vector<int> group =
+            attention >= 0 ? layout.tp_members(attention) : std::vector<int>{};
         if (nccl) {
             devices_.require_one_rank_each();
-            blocks_ = make_nccl_blocks(world, *device);
+            blocks_ = make_nccl_blocks(world, *device, group);
             why.clear();
         } else if (world.size() == 1) {
             blocks_ = make_self_blocks(*device);
@@ -252,7 +255,7 @@ void LoadedEngine::connect(const Config& config, World& world) {
         } else if (automatic && !devices_.one_rank_each()) {
             why = host + "; through pinned host memory, as ranks share a GPU, which NCCL refuses";
         } else if (automatic) {
-            blocks_ = make_nccl_blocks(world, *device);
+            blocks_ = make_nccl_blocks(world, *device, group);
             why = "exchange.transport: nccl " + nccl_build_version() +
                   ", as every rank has a GPU of its own";
         }
@@ -283,7 +286,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
         verify(*checkpoint, threads, world, on_progress);
     progress_state().enter(Activity::loading);
     kernels_ = make_kernels(config, world);
-    connect(config, world);
+    connect(config, layout, world);
     fabric.blocks = blocks_.get();
     const MemoryPlan plan =
         plan_memory(*model.source, model.numerics, fabric, world.rank(), worker_limits(options));

@@ -69,7 +69,7 @@ class LoadedEngine {
 
   private:
     std::unique_ptr<Kernels> make_kernels(const Config& config, World& world);
-    void connect(const Config& config, World& world);
+    void connect(const Config& config, const Layout& layout, World& world);
 
     DeviceTable devices_;  // of a run on GPUs
     World& world_;

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "comm/exchange_kernels.h"
+#include "runtime/device_tensor_parallel.h"
 #include "runtime/filled_step.h"
 
 namespace ferry {
@@ -61,7 +62,8 @@ int64_t block_bytes(const ModelConfig& c, const FabricOptions& options, const Mo
                              .size_bytes;
     const int64_t peers = (part.attention ? options.layout.num_expert() : 0) +
                           (part.experts.empty() ? 0 : options.layout.num_attention());
-    return pair * peers * exchange.num_micro_batches;
+    // The only rank's blocks stay where they are.
+    return pair * (options.layout.num_ranks() == 1 ? 1 : peers) * exchange.num_micro_batches;
 }
 
 // What tensor cores multiply (layers/cuda/grouped_gemm_launch.h): rows of experts as bf16, unless
@@ -77,49 +79,74 @@ int64_t rounded_row_bytes(const WeightSource& source) {
 // Kernels and copies of a decode step, per micro-batch: of a layer's attention with its dense or
 // shared experts, of a layer's exchange and gate, of a layer's routed experts, and of all else.
 constexpr int64_t kBlockNodes = 36, kExchangeNodes = 14, kExpertNodes = 14, kStepNodes = 12;
+// What a tensor-parallel group adds to a layer, and to embedding and head.
+constexpr int64_t kGroupNodes = 6;
 
 // Of the graphs that are kept of decode steps, one for each form (CudaStepGraphs).
 int64_t graph_bytes(const ModelConfig& c, const FabricOptions& options, const ModelPart& part,
                     const WorkerLimits& limits) {
     const bool repeats = limits.cuda_graphs && options.blocks != nullptr &&
-                         options.exchange.mode != ExchangeMode::sized &&
-                         options.layout.tp_size() == 1;
+                         options.exchange.mode != ExchangeMode::sized;
     if (!repeats) return 0;
     const int64_t num_moe = c.n_layers - c.n_dense_layers;
     int64_t nodes = 0;
     if (part.attention) nodes += kStepNodes + c.n_layers * kBlockNodes + num_moe * kExchangeNodes;
+    if (part.attention && part.tp_size > 1) nodes += (c.n_layers + 2) * kGroupNodes;
     if (!part.experts.empty()) nodes += num_moe * kExpertNodes;
     const int64_t rows = std::min(limits.max_tokens, limits.max_logit_rows);
     const int64_t graphs = std::min<int64_t>(kMostStepGraphs, num_forms(rows, limits.max_context));
     return graphs * nodes * options.exchange.num_micro_batches * kGraphNodeBytes;
 }
 
-// What NCCL takes when ranks first talk, in its communicators for dispatches and for replies. Seen
-// on 8 H100 (NCCL's issue 1685): 32 channels to each rank of the node, 10 + 2 MiB each to receive
-// and 2 MiB to send. To ranks of other nodes one pool (512 MiB, NCCL's issue 2363).
-int64_t nccl_bytes(const FabricOptions& options, int world_rank) {
-    constexpr int64_t kMiB = 1 << 20, kChannels = 32, kReceive = 12 * kMiB, kSend = 2 * kMiB;
-    constexpr int64_t kNetworkPool = 512 * kMiB;
-    const Layout& layout = options.layout;
-    int64_t bytes = 0;
-    for (const bool dispatch : {true, false}) {
+// What NCCL takes when ranks first talk, in its communicators for dispatches, for replies and of a
+// tensor-parallel group. Seen on 8 H100 (NCCL's issue 1685): 32 channels to each rank of the node,
+// 10 + 2 MiB each to receive and 2 MiB to send. To ranks of other nodes one pool (512 MiB, NCCL's
+// issue 2363).
+class NcclBytes {
+  public:
+    NcclBytes(const Layout& layout, int world_rank) : layout_(layout), rank_(world_rank) {}
+    // Of one communicator, whose peers talk(peer) tells as {sends, receives}.
+    template <typename Talk>
+    void add(Talk&& talk) {
         bool over_network = false;
-        for (int peer = 0; peer < layout.num_ranks(); ++peer) {
-            if (peer == world_rank) continue;
-            const bool to_peer =
-                layout.attention_rank(world_rank) >= 0 && layout.expert_rank(peer) >= 0;
-            const bool from_peer =
-                layout.expert_rank(world_rank) >= 0 && layout.attention_rank(peer) >= 0;
-            const bool sends = dispatch ? to_peer : from_peer;
-            const bool receives = dispatch ? from_peer : to_peer;
-            if (layout.node_of_rank(peer) == layout.node_of_rank(world_rank))
-                bytes += kChannels * ((sends ? kSend : 0) + (receives ? kReceive : 0));
+        for (int peer = 0; peer < layout_.num_ranks(); ++peer) {
+            if (peer == rank_) continue;
+            const auto [sends, receives] = talk(peer);
+            if (layout_.node_of_rank(peer) == layout_.node_of_rank(rank_))
+                bytes_ += kChannels * ((sends ? kSend : 0) + (receives ? kReceive : 0));
             else
                 over_network = over_network || sends || receives;
         }
-        if (over_network) bytes += kNetworkPool;
+        if (over_network) bytes_ += kNetworkPool;
     }
-    return bytes;
+    int64_t total() const { return bytes_; }
+
+  private:
+    static constexpr int64_t kMiB = 1 << 20, kChannels = 32, kReceive = 12 * kMiB, kSend = 2 * kMiB;
+    static constexpr int64_t kNetworkPool = 512 * kMiB;
+    const Layout& layout_;
+    int rank_;
+    int64_t bytes_ = 0;
+};
+
+int64_t nccl_bytes(const FabricOptions& options, int world_rank) {
+    const Layout& layout = options.layout;
+    NcclBytes bytes(layout, world_rank);
+    const auto from_to = [&](int from, int to) {
+        return layout.attention_rank(from) >= 0 && layout.expert_rank(to) >= 0;
+    };
+    bytes.add(
+        [&](int peer) { return std::pair(from_to(world_rank, peer), from_to(peer, world_rank)); });
+    bytes.add(
+        [&](int peer) { return std::pair(from_to(peer, world_rank), from_to(world_rank, peer)); });
+    if (const int attention = layout.attention_rank(world_rank); attention >= 0) {
+        const std::vector<int> group = layout.tp_members(attention);
+        bytes.add([&](int peer) {
+            const bool together = std::ranges::find(group, peer) != group.end();
+            return std::pair(together, together);
+        });
+    }
+    return bytes.total();
 }
 
 }  // namespace
@@ -144,6 +171,13 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
             {"attention workspace", static_cast<int64_t>(AttentionWorker::workspace_bytes(
                                         c, numerics, part.tp_size, limits))});
     }
+    if (part.attention && part.tp_size > 1 && options.blocks != nullptr)
+        plan.parts.push_back(
+            {"tensor-parallel rows",
+             tensor_parallel_memory(static_cast<int>(numerics.tp_slices),
+                                    static_cast<int>(part.tp_size), static_cast<int>(part.tp_rank),
+                                    tensor_parallel_sizes(options, c))
+                 .total()});
     if (!part.experts.empty()) {
         const int64_t rows = ExpertWorker::max_rows(c, part, options);
         plan.parts.push_back(

@@ -13,13 +13,15 @@ RankFabric::RankFabric(const FabricOptions& options, const ModelConfig& model,
     ThreadPool* threads = &kernels.threads();
     const bool on_host = kernels.device().type() == DeviceType::cpu;
     if (attention_rank() >= 0) {
+        const std::vector<int> members = options_.layout.tp_members(attention_rank());
         tensor_parallel_ =
-            make_tensor_parallel(transport, options_.layout.tp_members(attention_rank()),
+            make_tensor_parallel(transport, members,
                                  {.num_slices = static_cast<int>(numerics.tp_slices),
                                   .stall_timeout_s = options_.exchange.stall_timeout_s},
                                  threads);
         if (!on_host)
-            tensor_parallel_ = make_device_tensor_parallel(std::move(tensor_parallel_), kernels);
+            tensor_parallel_ = make_device_tensor_parallel(std::move(tensor_parallel_), kernels,
+                                                           options_, members, model);
     }
     const int64_t num_moe_layers = model.n_layers - model.n_dense_layers;
     if (num_moe_layers > 0) {

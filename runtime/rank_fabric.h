@@ -16,8 +16,9 @@ struct FabricOptions {
     std::vector<Placement> placements;  // one, or one per MoE layer
     ExchangeOptions exchange;           // dim, topk and max_tokens are filled from model and limits
     int64_t max_tokens = 512;           // rows of one micro-batch of one attention rank
-    int64_t max_logit_rows = 32;
-    // Between GPUs: null where rows go through host memory. Must outlive the fabric.
+    int64_t max_logit_rows = 32;        // of them
+    // Between GPUs: null where rows go through host memory. Of this rank's tensor-parallel group,
+    // too. Must outlive the fabric.
     BlockTransport* blocks = nullptr;
 };
 

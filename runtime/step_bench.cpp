@@ -13,6 +13,7 @@ namespace ferry {
 namespace {
 
 constexpr size_t kReadBytes = size_t{1} << 30;  // of the read loop: far beyond any cache
+const SamplingParams kGreedy{.temperature = 0};
 
 int64_t pages_of(const StepWorkload& workload) {
     return workload.sequences * ceil_div(workload.last_position() + 1, kPageTokens);
@@ -72,7 +73,7 @@ struct StageZones {
     const char* name;
     std::vector<Zone> zones;
 };
-const std::array<StageZones, 8> kStages{
+const std::array<StageZones, 9> kStages{
     {{"embed", {Zone::embed}},
      {"attention", {Zone::attention}},
      {"dense", {Zone::dense}},
@@ -81,7 +82,8 @@ const std::array<StageZones, 8> kStages{
      {"experts", {Zone::experts}},
      {"exchange",
       {Zone::pack, Zone::dispatch_wait, Zone::reply, Zone::combine_wait, Zone::combine}},
-     {"head", {Zone::head}}}};
+     {"head", {Zone::head}},
+     {"sample", {Zone::sample}}}};
 
 // Zones of the exchange lie in one another; those of other stages hold only parts of themselves
 // (tensor_parallel).
@@ -126,6 +128,9 @@ StepBench::StepBench(WeightSource& source, const Numerics& numerics,
       rank_(source, *kernels_, numerics, fabric_of(config_, most_rows(workloads), blocks_.get()),
             *transport_),
       worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), limits_of(workloads)),
+      chooser_(*kernels_, config_.vocab_size, limits_of(workloads).max_logit_rows),
+      greedy_(static_cast<size_t>(limits_of(workloads).max_logit_rows),
+              SampleInput{.logits = {}, .params = kGreedy}),
       host_logits_(kernels_->device()) {
     if (on_gpu()) {
         device_rates_ = measure_device_rates(*kernels_);
@@ -165,7 +170,11 @@ StepBench::Rows StepBench::rows_of(const StepWorkload& workload, int64_t first_s
 }
 
 Tensor StepBench::step(const Rows& rows) {
-    return host_logits_.of(worker_.step(rows.batch()).logits);
+    const Tensor logits = worker_.step(rows.batch()).logits;
+    const ScopedZone zone(Zone::sample);
+    chooser_.choose(logits, std::span(greedy_).first(static_cast<size_t>(logits.rows())),
+                    [](size_t, const SampledToken&) {});
+    return logits;
 }
 
 // Rows that every expert of every MoE layer got so far.
@@ -197,9 +206,10 @@ StepTimes StepBench::run(const StepWorkload& workload, int num_warmups, int num_
     StepTimes times;
     times.workload = workload;
 
-    const auto bytes_of = [](const Tensor& logits, int64_t row) {
-        return std::string(reinterpret_cast<const char*>(logits.row<float>(row)),
-                           static_cast<size_t>(logits.dim(1)) * sizeof(float));
+    const auto bytes_of = [&](const Tensor& logits, int64_t row) {
+        const Tensor host = host_logits_.of(logits.slice_rows(row, 1));
+        return std::string(reinterpret_cast<const char*>(host.data()),
+                           static_cast<size_t>(host.dim(1)) * sizeof(float));
     };
     const std::vector<int64_t> before = expert_rows();
     std::string expected = bytes_of(step(rows), workload.sequences - 1);

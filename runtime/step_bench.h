@@ -10,6 +10,7 @@
 #include "layers/cpu/rates.h"
 #include "runtime/attention_worker.h"
 #include "runtime/rank_model.h"
+#include "runtime/token_chooser.h"
 
 namespace ferry {
 
@@ -56,6 +57,7 @@ class StepBench {
 
   private:
     struct Rows;
+    // With the choice of the most likely tokens. The logits stay where they are.
     Tensor step(const Rows& rows);
     Rows rows_of(const StepWorkload& workload, int64_t first_sequence, int64_t begin,
                  int64_t end) const;
@@ -72,6 +74,8 @@ class StepBench {
     std::unique_ptr<BlockTransport> blocks_;  // of a GPU
     RankModel rank_;
     AttentionWorker worker_;
+    TokenChooser chooser_;
+    std::vector<SampleInput> greedy_;  // for all logit rows of any workload
     HostView host_logits_;
     Buffer memory_;       // for the read loop of a CPU
     Rates device_rates_;  // of a GPU

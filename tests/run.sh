@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # tests/run.sh [CTEST_ARG...]: installs what is missing, builds, runs every test that this machine can run.
 # `tests/run.sh -L unit` runs one label (unit, soak, mpi, cluster, slurm). FERRY_JOBS sets the number of build jobs.
-# FERRY_SANITIZERS=1 also runs unit and 4-rank tests under ASan and UBSan, and threads (pool, watchdog) under TSan, each
-# in a build of its own. FERRY_KILLS=200 makes the kill test longer.
+# FERRY_SANITIZERS=1 also runs unit tests, 4-rank tests and graphs of several emulated GPUs under ASan and UBSan, and
+# threads (pool, watchdog) under TSan, each in a build of its own. FERRY_KILLS=200 makes the kill test longer.
 # FERRY_FUZZ=0 leaves the fuzz targets out; FERRY_FUZZ_SECONDS says how long each runs (60).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -53,7 +53,7 @@ if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     cmake --preset asan
     cmake --build --preset asan -j "${FERRY_JOBS:-$(nproc)}"
     ctest --test-dir build/asan -L unit --output-on-failure -j "${FERRY_JOBS:-$(nproc)}"
-    ctest --test-dir build/asan -L mpi -R '\.n4$|layouts_test|startup_test' --output-on-failure
+    ctest --test-dir build/asan -L mpi -R '\.n4$|layouts_test|startup_test|nccl_graphs_test' --output-on-failure
     step "tsan: worker threads and watchdog"
     cmake --preset tsan
     cmake --build --preset tsan -j "${FERRY_JOBS:-$(nproc)}" --target base_test watchdog_test

@@ -156,7 +156,8 @@ GemmPlan CublasLt::choose(const GemmShape& shape) {
     GemmPlan plan;
     plan.shape = shape;
     const bool fp8 = shape.inputs == GemmShape::Inputs::fp8;
-    if (fp8 && !fp8_rules_allow(shape)) return plan;
+    if (shape.inputs == GemmShape::Inputs::bf16_fp8 || (fp8 && !fp8_rules_allow(shape)))
+        return plan;
     device_.make_current();
     if (library_ == nullptr) {
         library_ = std::make_unique<Library>();

@@ -6,6 +6,7 @@
 #include "layers/batch.h"
 #include "layers/cuda/sampling.h"
 #include "layers/cuda/step_graphs.h"
+#include "layers/cuda/tensor_parallel.h"
 
 namespace ferry {
 
@@ -40,6 +41,13 @@ std::unique_ptr<StepGraphs> CudaKernels::make_step_graphs(int64_t num_heads, int
     keeps_scratch_ = true;
     return std::make_unique<CudaStepGraphs>(
         *this, decode_slot_limit({.heads = num_heads, .kv_lora = kv_lora_rank}));
+}
+
+std::unique_ptr<TensorParallel> CudaKernels::make_tensor_parallel(
+    std::unique_ptr<TensorParallel> host, BlockTransport& blocks, std::vector<int> members,
+    const TensorParallelSizes& sizes) {
+    return std::make_unique<CudaTensorParallel>(*this, std::move(host), blocks, std::move(members),
+                                                sizes);
 }
 
 void CudaKernels::fill_zero(const Tensor& y) {

@@ -6,6 +6,7 @@
 // of rows: results are the same from run to run.
 #pragma once
 #include <array>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,10 @@ class CudaKernels final : public Kernels {
 
     void begin_step(const StepBatch& batch) override;
     std::unique_ptr<StepGraphs> make_step_graphs(int64_t num_heads, int64_t kv_lora_rank) override;
+    std::unique_ptr<TensorParallel> make_tensor_parallel(std::unique_ptr<TensorParallel> host,
+                                                         BlockTransport& blocks,
+                                                         std::vector<int> members,
+                                                         const TensorParallelSizes& sizes) override;
     DType quantised_dtype() const override { return DType::fp8_e4m3; }
 
     Weight make_weight(const WeightSpec& spec) override;
@@ -118,6 +123,8 @@ class CudaKernels final : public Kernels {
     };
     PlacedDecode place_decode(std::span<const SequenceRows> sequences, int64_t first_row);
     void multiply(const GemmShape& shape, const GemmOperands& operands);
+    bool multiply_few_rows(const Tensor& x, const Tensor* x_scales, const Weight& w, int64_t group,
+                           const Tensor& y);
     bool multiply_fp8(const Tensor& x, const Tensor& x_scales, const Weight& w, int64_t group,
                       const Tensor& y);
     template <bool kSilu>
@@ -133,6 +140,7 @@ class CudaKernels final : public Kernels {
     StepArrays step_arrays_;
     StagedUpload upload_;
     CublasLt cublas_;
+    std::map<GemmShape, std::string> few_rows_plans_;  // as they are described
     std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
     bool keeps_scratch_ = false;  // when it grows: launches are repeated as they were recorded
     std::vector<Buffer> kept_scratch_;

@@ -7,7 +7,10 @@
 namespace ferry {
 
 std::string GemmShape::describe() const {
-    const char* name = inputs == Inputs::f32 ? "f32" : inputs == Inputs::bf16 ? "bf16" : "fp8";
+    const char* name = inputs == Inputs::f32        ? "f32"
+                       : inputs == Inputs::bf16     ? "bf16"
+                       : inputs == Inputs::bf16_fp8 ? "bf16 by fp8"
+                                                    : "fp8";
     return fmt::format("{} [{} x {}] x [{} x {}]{}", name, rows, in, out, in,
                        batch > 1 ? fmt::format(", {} of them", batch) : "");
 }

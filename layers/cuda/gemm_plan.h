@@ -12,9 +12,10 @@ namespace ferry {
 // y[b][m, out] = x[b][m, in] W[b]^T for b < batch, all row-major; y is f32, sums are f32.
 struct GemmShape {
     enum class Inputs : uint8_t {
-        f32,   // no TF32
-        bf16,  // x and W
-        fp8,   // e4m3; x scaled by 1 x 128, W by 128 x 128 (scales of x: [ceil(in/128)][m])
+        f32,       // no TF32
+        bf16,      // x and W
+        bf16_fp8,  // x bf16, W e4m3 scaled by 128 x 128: own kernel only
+        fp8,       // e4m3; x scaled by 1 x 128, W by 128 x 128 (scales of x: [ceil(in/128)][m])
     };
     Inputs inputs = Inputs::bf16;
     int64_t rows = 0, out = 0, in = 0;

@@ -1,8 +1,10 @@
-// Weights on the GPU and the products with them. cuBLASLt multiplies; what it cannot take is
-// converted first, into scratch memory.
+// Weights on the GPU and the products with them. Few rows and fp8 weights: an own kernel
+// (few_rows.h). Else cuBLASLt multiplies; what it cannot take is converted first, into scratch
+// memory.
 #include "base/error.h"
 #include "layers/cuda/convert.h"
 #include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/few_rows.h"
 #include "layers/cuda/weight_layout.h"
 
 namespace ferry {
@@ -184,6 +186,45 @@ const uint16_t* CudaKernels::widened(const Weight& w, int64_t group) {
     return y;
 }
 
+// A few rows with fp8 weights, whatever the GPU. False when they are too many, do not begin on 16
+// bytes or are so wide that their scales do not fit a block's shared memory.
+bool CudaKernels::multiply_few_rows(const Tensor& x, const Tensor* x_scales, const Weight& w,
+                                    int64_t group, const Tensor& y) {
+    const WeightSpec& spec = w.spec;
+    const bool fp8 = x_scales != nullptr;
+    const bool library_can = fp8 && info_.capability == 90;
+    const int64_t most = library_can ? few_rows_beat_library(spec.out, spec.in) : kFewRowsMost;
+    if (spec.dtype != DType::fp8_e4m3 || x.rows() > most || spec.in % 16 != 0 ||
+        (fp8 && alignment_of(x.data(), x.row_stride()) != 16))
+        return false;
+    const GemmShape shape{.inputs = fp8 ? GemmShape::Inputs::fp8 : GemmShape::Inputs::bf16_fp8,
+                          .rows = x.rows(),
+                          .out = spec.out,
+                          .in = spec.in,
+                          .x_stride = fp8 ? x.row_stride() : bf16_stride(spec.in),
+                          .w_stride = weight_row_stride(spec),
+                          .y_stride = y.row_stride()};
+    const FewRowsPlan plan = few_rows_plan(shape.rows, shape.out, shape.in, max_shared_bytes_);
+    if (plan.shared_bytes(shape.in) > max_shared_bytes_) return false;
+    if (const auto [planned, is_new] = few_rows_plans_.try_emplace(shape); is_new)
+        planned->second = plan.describe();
+    launch_few_rows({.x = fp8 ? x.data() : narrowed(x, 1, 0, spec.in),
+                     .x_scales = fp8 ? x_scales->as<float>() : nullptr,
+                     .w = reinterpret_cast<const uint8_t*>(matrix(w, group)),
+                     .w_scales = matrix_scales(w, group),
+                     .y = y.as<float>(),
+                     .x_stride = shape.x_stride,
+                     .x_scales_stride = fp8 ? x_scales->row_stride() : 0,
+                     .w_stride = shape.w_stride,
+                     .w_scales_stride = weight_scale_stride(spec),
+                     .y_stride = shape.y_stride,
+                     .rows = static_cast<int>(shape.rows),
+                     .out = static_cast<int>(shape.out),
+                     .in = static_cast<int>(shape.in)},
+                    plan, stream());
+    return true;
+}
+
 // fp8 by fp8 where the GPU and the shape allow it. False when they do not. cuBLASLt takes multiples
 // of four rows: a few that are left over are copied to where there is room for more. Of up to
 // kCopiedRows all are, so that weights are read once; of more only the last.
@@ -253,6 +294,7 @@ void CudaKernels::gemm_group(const Tensor& x, const Weight& w, int64_t group, co
     FERRY_CHECK(!x_scales || spec.dtype == DType::fp8_e4m3, "fp8 activations and {} weights",
                 to_string(spec.dtype));
     if (y.empty()) return;
+    if (multiply_few_rows(x, x_scales, w, group, y)) return;
     if (x_scales && multiply_fp8(x, *x_scales, w, group, y)) return;
 
     GemmShape shape{.inputs = GemmShape::Inputs::bf16,
@@ -350,6 +392,8 @@ void CudaKernels::head_gemm(const Tensor& x, int64_t x_head_stride, const Weight
 
 std::vector<std::string> CudaKernels::describe_plans() const {
     std::vector<std::string> lines;
+    for (const auto& [shape, plan] : few_rows_plans_)
+        lines.push_back(shape.describe() + ": " + plan);
     for (const GemmPlan* plan : cublas_.plans()) lines.push_back(plan->describe());
     return lines;
 }

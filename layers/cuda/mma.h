@@ -29,6 +29,15 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same of f16.
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4],
+                                        const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* address) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(address));
 }
@@ -73,6 +82,14 @@ __device__ __forceinline__ void copy_word_async(void* to_shared, const void* fro
                  :
                  : "r"(shared_address(to_shared)), "l"(__cvta_generic_to_global(from)),
                    "r"(valid ? 4 : 0)
+                 : "memory");
+}
+// 16 bytes through L1: for what other warps of the multiprocessor copy too.
+__device__ __forceinline__ void copy_async_shared(void* to_shared, const void* from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(to_shared)), "l"(__cvta_generic_to_global(from)),
+                   "r"(valid ? 16 : 0)
                  : "memory");
 }
 __device__ __forceinline__ void commit_copies() {

@@ -4,6 +4,9 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/cublas_lt.cpp
     layers/cuda/cuda_kernels.cpp
     layers/cuda/elementwise.cu
+    layers/cuda/few_rows.cpp
+    layers/cuda/few_rows.cu
+    layers/cuda/gate.cu
     layers/cuda/gate.cu
     layers/cuda/gemm_plan.cpp
     layers/cuda/grouped_gemm.cpp
@@ -24,12 +27,17 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/sampling.cu
     layers/cuda/staged_upload.cpp
     layers/cuda/step_arrays.cpp
-    layers/cuda/step_graphs.cpp)
+    layers/cuda/step_graphs.cpp
+    layers/cuda/tensor_parallel.cpp
+    layers/cuda/tensor_parallel.cu)
 
 # Kernels in which spilled registers would cost most: where tests are built too, one that spills does not compile.
 # (tests/layers/cuda/ptxas_report.sh prints what each takes.)
 set(FERRY_CUDA_REFUSE_SPILLS -Xptxas=--warn-on-spills)  # a warning, and warnings are errors
 set(FERRY_CUDA_UNSPILLED
+    layers/cuda/few_rows.cu
+    layers/cuda/gate.cu
+    layers/cuda/few_rows.cu
     layers/cuda/gate.cu
     layers/cuda/grouped_gemm.cu
     layers/cuda/grouped_gemm_wgmma.cu

@@ -43,6 +43,32 @@ __device__ __forceinline__ void widen_e4m3(uint32_t values, uint32_t& low, uint3
 #endif
 }
 
+// The same as f16, where no value is out of range. The NaN codes come out as NaN or 480.
+__device__ __forceinline__ void widen_e4m3_to_f16(uint32_t values, uint32_t& low, uint32_t& high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.rn.f16x2.e4m3x2 %0, l; "
+        "cvt.rn.f16x2.e4m3x2 %1, h;}"
+        : "=r"(low), "=r"(high)
+        : "r"(values));
+#elif defined(__CUDACC__)
+    // Exponent and mantissa lie in f16's as they are, 2^8 too small.
+    const auto widen = [](uint32_t spread) {
+        const uint32_t bits = (spread & 0x80008000u) | ((spread & 0x7f007f00u) >> 1);
+        const __half2 factor(__half(__half_raw{0x5c00}), __half(__half_raw{0x5c00}));  // 2^8
+        const __half2 widened = __hmul2(*reinterpret_cast<const __half2*>(&bits), factor);
+        return *reinterpret_cast<const uint32_t*>(&widened);
+    };
+    low = widen(__byte_perm(values, 0, 0x1404));
+    high = widen(__byte_perm(values, 0, 0x3424));
+#else
+    const auto widen = [values](int i) -> uint32_t {
+        return f16_of_e4m3(static_cast<uint8_t>(values >> (8 * i)));
+    };
+    low = widen(0) | widen(1) << 16;
+    high = widen(2) | widen(3) << 16;
+#endif
+}
+
 // Over the four lanes that share the rows g and g + 8 of a fragment.
 __device__ __forceinline__ float quad_max(float value) {
     value = fmaxf(value, __shfl_xor_sync(~0u, value, 1));

@@ -13,7 +13,7 @@ namespace {
 // Stages are named for people ("routed experts"); their colours are those of phases.
 std::string stage_style(const std::string& stage, size_t idx) {
     for (const char* phase :
-         {"attention", "gate", "experts", "shared", "dense", "head", "embed", "exchange"})
+         {"attention", "gate", "experts", "shared", "dense", "head", "embed", "exchange", "sample"})
         if (stage.find(phase) != std::string::npos)
             return phase_style(stage.find("shared") != std::string::npos ? "shared" : phase);
     return stage == "other" ? phase_style(stage) : series_style(idx);

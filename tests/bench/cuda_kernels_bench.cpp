@@ -1,7 +1,8 @@
-// Times the attention and expert kernels of a GPU at DeepSeek-V3's shapes, one line each: time,
-// GB/s of what must be read, TFLOP/s, and fractions of the rate of a device-to-device copy.
-//   cuda_kernels_bench [decode|prefill|experts]...
+// Times the kernels of a GPU at DeepSeek-V3's shapes, one line each: time, GB/s of what must be
+// read, TFLOP/s, and fractions of the rate of a device-to-device copy.
+//   cuda_kernels_bench [decode|prefill|experts|linear|sample]...
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -15,8 +16,11 @@
 #include "base/device_cuda.h"
 #include "base/error.h"
 #include "base/random.h"
+#include "layers/cuda/cublas_lt.h"
+#include "layers/cuda/few_rows.h"
 #include "layers/cuda/grouped_gemm_launch.h"
 #include "layers/kernels.h"
+#include "layers/sampling.h"
 
 namespace ferry {
 namespace {
@@ -81,7 +85,7 @@ double copy_bytes_per_second() {
 void report(const std::string& what, double bytes, double flops, double copy_rate,
             const std::function<void()>& call) {
     const double seconds = seconds_of(call);
-    fmt::print("{:<66} {:>9.1f} us {:>7.0f} GB/s ({:>3.0f} % of copy) {:>6.1f} TFLOP/s\n", what,
+    fmt::print("{:<72} {:>9.1f} us {:>7.0f} GB/s ({:>3.0f} % of copy) {:>6.1f} TFLOP/s\n", what,
                seconds * 1e6, bytes / seconds / 1e9, 100 * bytes / seconds / copy_rate,
                flops / seconds / 1e12);
 }
@@ -231,13 +235,99 @@ void bench_experts(double copy_rate) {
         }
 }
 
+// fp8 products with rows that are fp8: the own kernel beside cuBLASLt, both as bare launches. As
+// many matrices in turn as L2 does not hold.
+void bench_linear(double copy_rate) {
+    struct Shape {
+        const char* name;
+        int64_t out, in;
+    };
+    constexpr Shape kShapes[] = {{"w1", 18432, 7168},       {"w2", 7168, 18432},
+                                 {"wo", 7168, 16384},       {"wq_b", 24576, 1536},
+                                 {"shared w1", 2048, 7168}, {"shared w2", 7168, 2048},
+                                 {"wq_a", 1536, 7168},      {"wkv_a", 576, 7168}};
+    constexpr int64_t kMostSharedBytes = 227 << 10, kMostRows = 128,
+                      kManyBytes = int64_t{300} << 20;
+    CublasLt library(gpu());
+    for (const Shape& s : kShapes) {
+        const int64_t num = std::min<int64_t>(ceil_div(kManyBytes, s.out * s.in), 40);
+        const int64_t blocks = s.in / kScaleBlock;
+        const OwnedTensor w = random_on_gpu(DType::fp8_e4m3, {num, s.out, s.in}, 1, 0.5f);
+        const OwnedTensor w_scales =
+            random_on_gpu(DType::f32, {num, ceil_div(s.out, kScaleBlock), blocks}, 2);
+        const OwnedTensor x = random_on_gpu(DType::fp8_e4m3, {kMostRows, s.in}, 3);
+        const OwnedTensor x_scales = random_on_gpu(DType::f32, {kMostRows, blocks}, 4);
+        const OwnedTensor y(gpu(), DType::f32, {kMostRows, s.out});
+        const auto bytes = static_cast<double>(s.out * s.in);
+        int64_t turn = 0;
+        for (int64_t rows : {1, 8, 16, 32, 64, 128}) {
+            const double flops = 2 * static_cast<double>(rows) * bytes;
+            const GemmPlan& plan =
+                library.plan({.inputs = GemmShape::Inputs::fp8,
+                              .rows = ceil_div(rows, kFp8Multiple) * kFp8Multiple,
+                              .out = s.out,
+                              .in = s.in,
+                              .x_stride = s.in,
+                              .w_stride = s.in,
+                              .y_stride = s.out});
+            if (plan.possible)
+                report(fmt::format("{}, {} rows, cuBLASLt", s.name, rows), bytes, flops, copy_rate,
+                       [&] {
+                           const int64_t i = turn++ % num;
+                           library.run(plan, {.x = x.view().data(),
+                                              .w = w.view().as<uint8_t>() + i * s.out * s.in,
+                                              .y = y.view().as<float>(),
+                                              .x_scales = x_scales.view().as<float>(),
+                                              .w_scales = w_scales.view().as<float>()});
+                       });
+            if (rows > kFewRowsMost) continue;
+            const FewRowsPlan own = few_rows_plan(rows, s.out, s.in, kMostSharedBytes);
+            report(fmt::format("{}, {} rows, {}", s.name, rows, own.describe()), bytes, flops,
+                   copy_rate, [&] {
+                       const int64_t i = turn++ % num;
+                       launch_few_rows({.x = x.view().data(),
+                                        .x_scales = x_scales.view().as<float>(),
+                                        .w = w.view().as<uint8_t>() + i * s.out * s.in,
+                                        .w_scales = w_scales.view().as<float>(),
+                                        .y = y.view().as<float>(),
+                                        .x_stride = s.in,
+                                        .x_scales_stride = blocks,
+                                        .w_stride = s.in,
+                                        .w_scales_stride = blocks,
+                                        .y_stride = s.out,
+                                        .rows = static_cast<int>(rows),
+                                        .out = static_cast<int>(s.out),
+                                        .in = static_cast<int>(s.in)},
+                                       own, gpu().stream());
+                   });
+        }
+    }
+}
+
+// With the copies of what to sample and of the tokens, and the wait for them.
+void bench_sample(Kernels& kernels, double copy_rate) {
+    constexpr int64_t kVocab = 129280;
+    for (int64_t rows : {1, 32, 128}) {
+        const OwnedTensor logits = random_on_gpu(DType::f32, {rows, kVocab}, 1);
+        const auto sampler = kernels.make_sampler(kVocab, rows);
+        for (double temperature : {0.0, 1.0}) {
+            std::vector<SampleRow> wanted;
+            for (int64_t row = 0; row < rows; ++row)
+                wanted.push_back({.row = row, .temperature = temperature});
+            report(fmt::format("sample, {} rows of {}, temperature {}", rows, kVocab, temperature),
+                   static_cast<double>(logits.size_bytes()), 0, copy_rate,
+                   [&] { sampler->sample(logits, wanted); });
+        }
+    }
+}
+
 int run(int argc, char** argv) {
+    const std::set<std::string> known = {"decode", "prefill", "experts", "linear", "sample"};
     const std::set<std::string> named(argv + 1, argv + argc);
     for (const std::string& name : named)
-        if (name != "decode" && name != "prefill" && name != "experts") {
-            fmt::print(stderr,
-                       "cuda_kernels_bench: unknown kernels '{}': decode, prefill or experts\n",
-                       name);
+        if (!known.contains(name)) {
+            fmt::print(stderr, "cuda_kernels_bench: unknown kernels '{}': {}\n", name,
+                       fmt::join(known, ", "));
             return 2;
         }
     const auto wanted = [&](const char* name) { return named.empty() || named.contains(name); };
@@ -248,6 +338,8 @@ int run(int argc, char** argv) {
     if (wanted("decode")) bench_decode(*kernels, copy_rate);
     if (wanted("prefill")) bench_prefill(*kernels, copy_rate);
     if (wanted("experts")) bench_experts(copy_rate);
+    if (wanted("linear")) bench_linear(copy_rate);
+    if (wanted("sample")) bench_sample(*kernels, copy_rate);
     return 0;
 }
 

@@ -182,8 +182,12 @@ class Ranks {
         sent_.insert_or_assign({m, a}, std::move(sent));
     }
     // Rows that went between the ranks since the last time: exactly those of the plan, beside a
-    // head of fixed size for each pair and micro-batch.
+    // head of fixed size for each pair and micro-batch. Blocks of the only rank go nowhere.
     void check_bytes() {
+        if (blocks_.size() == 1) {
+            EXPECT_TRUE(hub_.take_bytes().empty());
+            return;
+        }
         const ExchangeOptions& options = case_.options;
         std::map<std::tuple<int, int, int>, size_t> expected;
         int64_t slots = 0;

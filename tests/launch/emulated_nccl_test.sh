@@ -38,7 +38,11 @@ run 2 alone --set layout.mode=disaggregated --set layout.attention_ranks=1 --set
 says alone "$whole"
 run 2 colocated --set layout.mode=colocated --set layout.tp_size=1 --set exchange.transport=nccl
 says colocated "$whole"
-run 2 launched --set layout.mode=colocated --set layout.tp_size=1 --set engine.cuda_graphs=false
+run 2 group --set layout.mode=colocated
+says group 'tensor-parallel groups of 2'
+says group 'tensor-parallel rows .* = '
+says group "$whole"
+run 2 launched --set layout.mode=colocated --set engine.cuda_graphs=false
 run 3 sized --set layout.mode=disaggregated --set layout.attention_ranks=1 --set layout.expert_ranks=2 \
     --set exchange.mode=sized
 says sized 'steps are launched kernel by kernel, as rows or their counts go through the host'

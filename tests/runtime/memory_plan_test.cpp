@@ -81,6 +81,34 @@ TEST(MemoryPlan, NcclsBuffersAreOfThePeersOfARank) {
     EXPECT_EQ(nccl_mib({0, 0, 1}, 2), 2 * 512);
 }
 
+// A third communicator, and what the group gathers and sums.
+TEST(MemoryPlan, TensorParallelGroupsTakeMemoryOfTheirOwn) {
+    HfModel source(testing::golden_folder("models/v3-bf16"));
+    const ModelConfig& c = source.config();
+    NamedBlocks blocks;
+    FabricOptions options = single_rank_fabric(c, 16);
+    options.max_logit_rows = 4;
+    options.blocks = &blocks;
+    const auto part_of = [&](std::string_view name, int tp_size) -> int64_t {
+        options.layout = make_layout({.mode = LayoutMode::colocated, .tp_size = tp_size},
+                                     std::vector<int>{0, 0, 1, 1});
+        options.placements = {contiguous_placement(static_cast<int>(c.n_routed_experts), 4)};
+        for (const auto& part : plan_memory(source, {}, options, 0, {.max_context = 128}).parts)
+            if (part.name == name) return part.size_bytes;
+        return 0;
+    };
+    constexpr int64_t kMiB = 1 << 20;
+    EXPECT_EQ(part_of("NCCL (estimated)", 2) - part_of("NCCL (estimated)", 1), 32 * 14 * kMiB);
+    EXPECT_EQ(part_of("NCCL (estimated)", 4) - part_of("NCCL (estimated)", 1),
+              32 * 14 * kMiB + 512 * kMiB);
+    EXPECT_EQ(part_of("tensor-parallel rows", 1), 0);
+    // 8 slices, 4 of them a rank's: all rows and their ids, a rank's sum of all rows, and what the
+    // other sends, which are logits here.
+    const int64_t rows = 4 * 16 * c.dim;
+    EXPECT_EQ(part_of("tensor-parallel rows", 2),
+              2 * rows + 4 * 2 * 16 + 2 * rows + std::max(rows, 4 * 4 * c.vocab_size));
+}
+
 TEST(MemoryPlan, WhatDoesNotFitIsNamed) {
     const MemoryPlan plan{{{"weights", int64_t{3} << 30}, {"latent cache (9 pages)", 1 << 30}}};
     EXPECT_NO_THROW(require_room(plan, "GPU 0", size_t{4} << 30));

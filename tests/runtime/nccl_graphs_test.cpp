@@ -1,5 +1,6 @@
-// Ranks that exchange rows over NCCL repeat decode steps together, on every layout: the bits of
-// steps that are launched kernel by kernel, and the CPU's tokens. NCCL and the GPUs are emulated
+// Ranks that exchange rows over NCCL repeat decode steps together, on every layout, with
+// tensor-parallel groups and without: the bits of steps that are launched kernel by kernel, and the
+// CPU's tokens. NCCL and the GPUs are emulated
 // (tests/support/nccl_emulation ends the process when ranks do not record and launch alike).
 #include <gtest/gtest.h>
 
@@ -15,21 +16,33 @@ constexpr EngineOptions kOptions{
     .scheduler = {.max_batch = 8, .max_batch_tokens = 32}, .num_pages = 8, .max_context = 128};
 
 std::string describe(const LayoutOptions& layout) {
-    return layout.mode == LayoutMode::colocated
-               ? "colocated"
-               : fmt::format("{} attention and {} expert ranks", layout.attention_ranks,
-                             layout.expert_ranks);
+    return fmt::format("{}, tensor-parallel groups of {}",
+                       layout.mode == LayoutMode::colocated
+                           ? "colocated"
+                           : fmt::format("{} attention and {} expert ranks", layout.attention_ranks,
+                                         layout.expert_ranks),
+                       layout.tp_size);
 }
 
-// Colocated on two ranks only: more of them say nothing new.
+int num_attention(const LayoutOptions& layout, int num_ranks) {
+    return layout.mode == LayoutMode::colocated ? num_ranks : layout.attention_ranks;
+}
+
+// Colocated on two ranks only: more of them say nothing new. With all attention ranks in one
+// tensor-parallel group after the same without.
 std::vector<LayoutOptions> layouts(int num_ranks) {
-    std::vector<LayoutOptions> all;
-    if (num_ranks == 2) all.push_back({.mode = LayoutMode::colocated, .tp_size = 1});
+    std::vector<LayoutOptions> roles, all;
+    if (num_ranks == 2) roles.push_back({.mode = LayoutMode::colocated});
     for (int attention = 1; attention < num_ranks; ++attention)
-        all.push_back({.mode = LayoutMode::disaggregated,
-                       .attention_ranks = attention,
-                       .expert_ranks = num_ranks - attention,
-                       .tp_size = 1});
+        roles.push_back({.mode = LayoutMode::disaggregated,
+                         .attention_ranks = attention,
+                         .expert_ranks = num_ranks - attention});
+    for (LayoutOptions layout : roles)
+        for (const int tp_size : {1, num_attention(layout, num_ranks)}) {
+            if (layout.tp_size == tp_size) continue;
+            layout.tp_size = tp_size;
+            all.push_back(layout);
+        }
     return all;
 }
 
@@ -41,8 +54,9 @@ class Rank {
           device_(cuda_device(test_world().rank())),
           kernels_(make_cuda_kernels(test_world().rank())),
           transport_(make_transport("mpi", test_world(), nullptr)),
-          blocks_(make_nccl_blocks(test_world(), device_)),
-          rank_(source_, *kernels_, {}, fabric(layout), *transport_) {
+          layout_(make_layout(layout, test_world().node_of_rank())),
+          blocks_(make_nccl_blocks(test_world(), device_, group())),
+          rank_(source_, *kernels_, {}, fabric(), *transport_) {
         EngineOptions options = kOptions;
         options.cuda_graphs = cuda_graphs;
         if (rank_.fabric().attention_rank() >= 0)
@@ -66,10 +80,14 @@ class Rank {
     }
 
   private:
-    FabricOptions fabric(const LayoutOptions& layout) {
+    std::vector<int> group() const {
+        const int attention = layout_.attention_rank(test_world().rank());
+        return attention >= 0 ? layout_.tp_members(attention) : std::vector<int>{};
+    }
+    FabricOptions fabric() {
         FabricOptions options = single_rank_fabric(
             source_.config(), kOptions.scheduler.max_batch_tokens, kMicroBatches);
-        options.layout = make_layout(layout, test_world().node_of_rank());
+        options.layout = layout_;
         options.placements = {contiguous_placement(
             static_cast<int>(source_.config().n_routed_experts), options.layout.num_expert())};
         options.exchange.stall_timeout_s = 600;  // an emulated GPU under a sanitizer is slow
@@ -81,6 +99,7 @@ class Rank {
     CudaDevice& device_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Transport> transport_;
+    Layout layout_;
     std::unique_ptr<BlockTransport> blocks_;
     RankModel rank_;
     std::optional<Engine> engine_;
@@ -138,13 +157,24 @@ Outcome run(const char* family, const LayoutOptions& layout, bool cuda_graphs) {
     return outcome;
 }
 
+void expect_same_bits(const std::vector<Completion>& got, const std::vector<Completion>& expected) {
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_EQ(got[i].tokens, expected[i].tokens) << i;
+        EXPECT_EQ(got[i].logprobs, expected[i].logprobs) << i;
+    }
+}
+
 class NcclGraphs : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(NcclGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
     World& world = test_world();
+    Outcome one_by_one;  // without a tensor-parallel group
     for (const LayoutOptions& layout : layouts(world.size())) {
         SCOPED_TRACE(describe(layout));
         const Outcome launched = run(GetParam(), layout, false);
+        if (layout.tp_size == 1) one_by_one = launched;
+        expect_same_bits(launched.completions, one_by_one.completions);
         const Outcome repeated = run(GetParam(), layout, true);
         // All ranks alike.
         EXPECT_EQ(launched.steps.recorded, 0);
@@ -153,22 +183,20 @@ TEST_P(NcclGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
             EXPECT_EQ(world.all_max(count), count);
         EXPECT_GE(repeated.steps.recorded, 1);
         EXPECT_GE(repeated.steps.repeated, 3);
-        ASSERT_EQ(repeated.completions.size(), launched.completions.size());
-        if (launched.completions.empty()) continue;
+        expect_same_bits(repeated.completions, launched.completions);
+        if (launched.completions.empty() || layout.tp_size > 1) continue;
         SmallEngine cpu(make_cpu_kernels(1), {.family = GetParam()});
         const std::vector<Completion> expected = cpu.run(requests_of(world.rank()));
         ASSERT_EQ(expected.size(), launched.completions.size());
-        for (size_t i = 0; i < expected.size(); ++i) {
-            EXPECT_EQ(repeated.completions[i].tokens, launched.completions[i].tokens) << i;
-            EXPECT_EQ(repeated.completions[i].logprobs, launched.completions[i].logprobs) << i;
+        for (size_t i = 0; i < expected.size(); ++i)
             EXPECT_EQ(repeated.completions[i].tokens, expected[i].tokens) << i;
-        }
     }
 }
 
 // What others count on is taken, though nothing is left to compute.
 TEST(NcclGraphs, RequestsThatAreDroppedLeaveNobodyWaiting) {
     for (const LayoutOptions& layout : layouts(test_world().size())) {
+        if (layout.tp_size < num_attention(layout, test_world().size())) continue;
         SCOPED_TRACE(describe(layout));
         Rank rank("v3", layout, true);
         if (Engine* engine = rank.engine()) {

@@ -1,4 +1,5 @@
 #include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/few_rows.h"
 #include "tests/support/cuda_matrix.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/reference_linear.h"
@@ -98,8 +99,8 @@ TEST(CudaLinear, GemmOfARangeOfColumnsIntoOne) {
 }
 
 // Numbers of rows around multiples of four, which is what cuBLASLt takes.
-constexpr Shape kFp8Shapes[] = {{1, 64, 512},  {2, 132, 256},   {7, 200, 128},
-                                {8, 200, 384}, {129, 132, 256}, {134, 5, 256}};
+constexpr Shape kFp8Shapes[] = {{33, 64, 512},  {34, 132, 256},  {39, 200, 128},
+                                {40, 200, 384}, {129, 132, 256}, {134, 5, 256}};
 
 TEST(CudaLinear, Fp8ActivationsOnEveryGpu) {
     std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
@@ -126,6 +127,122 @@ TEST(CudaLinear, Fp8ActivationsOnEveryGpu) {
     }
 }
 
+// Tiles that are not full, blocks of scales that are not, more warps than blocks of `in`.
+constexpr Shape kFewRowsShapes[] = {{1, 64, 512},   {2, 5, 16},     {7, 200, 144},
+                                    {8, 130, 1040}, {9, 48, 1296},  {16, 16, 2048},
+                                    {17, 257, 272}, {31, 144, 640}, {32, 4240, 128}};
+
+// y of rows [0, rows) of x, whose rows are `gap` values further apart than they need be.
+std::vector<float> few_rows(Kernels& kernels, const Matrix& x, int64_t rows, bool fp8,
+                            const Weight& weight, int64_t gap) {
+    const int64_t in = weight.spec.in, out = weight.spec.out;
+    const int64_t most = x.view.rows();
+    Matrix wide(most, in + gap, 5);
+    for (int64_t row = 0; row < most; ++row)
+        std::copy_n(x.view.row<float>(row), in, wide.view.row<float>(row));
+    const CudaTensor x_device(wide), q(DType::fp8_e4m3, {most, in + gap});
+    const CudaTensor scales(DType::f32, {most, ceil_div(in, kScaleBlock) + 1});
+    const CudaTensor y(DType::f32, {rows, out + gap});
+    const Tensor of_y = y.view().slice_columns(0, out);
+    const Tensor of_x = x_device.view().slice_columns(0, in).slice_rows(0, rows);
+    if (fp8) {
+        const Tensor to = q.view().slice_columns(0, in).slice_rows(0, rows);
+        const Tensor to_scales =
+            scales.view().slice_columns(0, ceil_div(in, kScaleBlock)).slice_rows(0, rows);
+        kernels.quantise_fp8(of_x, false, to, to_scales, nullptr);
+        kernels.gemm(to, weight, of_y, &to_scales);
+    } else {
+        kernels.gemm(of_x, weight, of_y, nullptr);
+    }
+    const std::vector<float> all = y.values();
+    std::vector<float> own;
+    for (int64_t i = 0; i < rows * (out + gap); ++i)
+        if (i % (out + gap) < out)
+            own.push_back(all[static_cast<size_t>(i)]);
+        else
+            EXPECT_TRUE(std::isnan(all[static_cast<size_t>(i)])) << "written outside its columns";
+    return own;
+}
+
+TEST(CudaLinear, FewRowsAgreeWithTheReference) {
+    for (bool fp8 : {true, false})
+        for (const Shape& s : kFewRowsShapes) {
+            SCOPED_TRACE(fmt::format("{} x {} x {}, {}", s.rows, s.out, s.in, fp8));
+            CudaKernels kernels(cuda_device(0), 1);
+            const PlainWeight plain = PlainWeight::random(
+                {.dtype = DType::fp8_e4m3, .groups = 1, .out = s.out, .in = s.in}, 1);
+            Matrix x(s.rows, s.in, 2);
+            Matrix q(s.rows, s.in), scales(s.rows, ceil_div(s.in, kScaleBlock));
+            if (fp8)
+                reference_quantise_fp8(x.view, false, q.view, scales.view);
+            else
+                round_to_bf16(x);
+            Matrix expected(s.rows, s.out);
+            const int64_t offsets[] = {0, s.rows};
+            reference_grouped_gemm(fp8 ? q.view : x.view, offsets, plain, expected.view,
+                                   fp8 ? &scales.view : nullptr);
+            const Weight weight = plain.packed(kernels);
+            // Nothing is rounded but the f32 sums.
+            expect_close(few_rows(kernels, x, s.rows, fp8, weight, 16), expected.values, 1e-5f,
+                         2e-5f * std::sqrt(static_cast<float>(s.in)));
+            EXPECT_THAT(kernels.describe_plans(),
+                        ::testing::ElementsAre(::testing::HasSubstr("own kernel")));
+        }
+}
+
+TEST(CudaLinear, ARowOfFewHasTheSameBitsInAnyNumberOfThem) {
+    for (bool fp8 : {true, false}) {
+        const int64_t out = 80, in = 2960;
+        const Weight weight =
+            PlainWeight::random({.dtype = DType::fp8_e4m3, .groups = 1, .out = out, .in = in}, 1)
+                .packed(cuda_kernels());
+        const Matrix x(kFewRowsMost, in, 2);
+        const std::vector<float> all = few_rows(cuda_kernels(), x, kFewRowsMost, fp8, weight, 0);
+        for (int64_t rows : {1, 8, 16, 31}) {
+            const auto some = few_rows(cuda_kernels(), x, rows, fp8, weight, 0);
+            expect_same_bits(some, std::vector<float>(all.begin(), all.begin() + rows * out));
+        }
+    }
+}
+
+TEST(CudaLinear, PlansOfFewRows) {
+    constexpr int64_t kHopper = 227 << 10, kAmpere = 163 << 10;
+    EXPECT_EQ(few_rows_plan(1, 7168, 18432, kHopper).describe(),
+              "own kernel, tiles of 8 x 16, 1 to a block, 4 warps along in");
+    EXPECT_EQ(few_rows_plan(16, 7168, 18432, kHopper).describe(),
+              "own kernel, tiles of 16 x 16, 2 to a block, 4 warps along in");
+    EXPECT_EQ(few_rows_plan(1, 2048, 7168, kHopper).in_warps, 16);
+    EXPECT_EQ(few_rows_plan(1, 2048, 7168, kAmpere).in_warps, 8);
+    for (int64_t out : {1, 576, 2048, 18432, 100000})
+        for (int64_t in : {16, 128, 1536, 7168, 18432})
+            for (int64_t rows = 1; rows <= kFewRowsMost; ++rows) {
+                const FewRowsPlan plan = few_rows_plan(rows, out, in, kHopper);
+                EXPECT_GE(8 * plan.row_tiles, rows);
+                EXPECT_LE(plan.num_warps(), kFewRowsMostWarps);
+                EXPECT_LE(plan.shared_bytes(in), kHopper);
+                // The order of sums.
+                EXPECT_EQ(plan.in_warps, few_rows_plan(1, out, in, kHopper).in_warps);
+                // One scale of the weights to a block.
+                EXPECT_EQ(kScaleBlock % (plan.out_tiles * kFewRowsOut), 0);
+            }
+    EXPECT_GT(few_rows_plan(32, 16, 1 << 20, kHopper).shared_bytes(1 << 20), kHopper);
+}
+
+TEST(CudaLinear, WhatDoesNotBeginOn16BytesIsNotTakenAsItIs) {
+    CudaKernels kernels(cuda_device(0), 1);
+    const PlainWeight plain =
+        PlainWeight::random({.dtype = DType::fp8_e4m3, .groups = 1, .out = 24, .in = 120}, 1);
+    const Weight weight = plain.packed(kernels);
+    Matrix x(3, 120, 2), q(3, 120), scales(3, 1), expected(3, 24);
+    reference_quantise_fp8(x.view, false, q.view, scales.view);
+    const int64_t offsets[] = {0, 3};
+    reference_grouped_gemm(q.view, offsets, plain, expected.view, &scales.view);
+    expect_close(few_rows(kernels, x, 3, true, weight, 0), expected.values, 1e-5f,
+                 2 * tolerance(plain));
+    EXPECT_THAT(kernels.describe_plans(),
+                ::testing::Not(::testing::Contains(::testing::HasSubstr("own kernel"))));
+}
+
 TEST(CudaLinear, Fp8IsTheLibrarysOwnOnHopper) {
     if (cuda_device(0).info().capability != 90) GTEST_SKIP() << "widened to bf16 here";
     CudaKernels kernels(cuda_device(0), 1);
@@ -133,7 +250,7 @@ TEST(CudaLinear, Fp8IsTheLibrarysOwnOnHopper) {
     const PlainWeight plain =
         PlainWeight::random({.dtype = DType::fp8_e4m3, .groups = 1, .out = out, .in = in}, 1);
     const Weight weight = plain.packed(kernels);
-    for (int64_t rows : {1, 8, 130}) {
+    for (int64_t rows : {33, 40, 130}) {
         const CudaTensor x(Matrix(rows, in, 2)), q(DType::fp8_e4m3, {rows, in});
         const CudaTensor scales(DType::f32, {rows, in / kScaleBlock}), y(DType::f32, {rows, out});
         kernels.quantise_fp8(x, false, q, scales, nullptr);
@@ -144,7 +261,7 @@ TEST(CudaLinear, Fp8IsTheLibrarysOwnOnHopper) {
                                 ::testing::Not(::testing::HasSubstr("not offered")));
     };
     EXPECT_THAT(kernels.describe_plans(),
-                ::testing::ElementsAre(planned("4"), planned("8"), planned("128")));
+                ::testing::ElementsAre(planned("4"), planned("36"), planned("40"), planned("128")));
 }
 
 TEST(CudaLinear, RulesOfFp8) {
