@@ -27,6 +27,19 @@ void refuse_launch(cudaError_t result, const void* kernel, const LaunchShape& s)
     std::abort();  // there was an error
 }
 
+bool kernels_start_early() {
+    static const bool early = [] {
+        int device = 0, major = 0, minor = 0;
+        check_cuda(cudaGetDevice(&device), "ask for the GPU");
+        check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                   "ask for the GPU's capability");
+        check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                   "ask for the GPU's capability");
+        return 10 * major + minor == 90;
+    }();
+    return early;
+}
+
 namespace {
 
 double gib(size_t bytes) {

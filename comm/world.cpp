@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <limits>
 #include <map>
+#include <mutex>
+#include <optional>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "base/cores.h"
@@ -123,8 +127,44 @@ void World::discover_nodes() {
     for (int leader_rank : leader_of_rank) node_of_rank_.push_back(node_of_leader[leader_rank]);
 }
 
+namespace {
+
+// MPI_Finalize waits for all ranks and has no deadline: beyond it, this rank ends at once.
+class EndDeadline {
+  public:
+    explicit EndDeadline(const World& world)
+        : thread_([this, &world] {
+              std::unique_lock lock(mutex_);
+              const std::chrono::duration<double> patience(world.deadline_s());
+              if (done_.wait_for(lock, patience, [this] { return is_over_; })) return;
+              fmt::print(stderr,
+                         "ferry: communication: rank {} on {} waited {:.0f} s in MPI_Finalize for "
+                         "all ranks: some rank is lost or cut off\n",
+                         world.rank(), world.host(), patience.count());
+              std::_Exit(exit_code(ErrorKind::communication));
+          }) {}
+    ~EndDeadline() {
+        {
+            const std::lock_guard lock(mutex_);
+            is_over_ = true;
+        }
+        done_.notify_one();
+        thread_.join();
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable done_;
+    bool is_over_ = false;
+    std::thread thread_;  // last: it uses the others
+};
+
+}  // namespace
+
 World::~World() {
     if (std::uncaught_exceptions() > 0) return;
+    std::optional<EndDeadline> deadline;
+    if (owns_mpi_ && size_ > 1) deadline.emplace(*this);
     if (impl_->node != MPI_COMM_NULL) MPI_Comm_free(&impl_->node);
     if (impl_->world != MPI_COMM_NULL) MPI_Comm_free(&impl_->world);
     if (owns_mpi_) MPI_Finalize();

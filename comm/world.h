@@ -22,8 +22,9 @@ class World {
     // started more tasks (an MPI library that does not understand the launcher). `mpi_started` runs
     // when MPI_Init is over, which has no deadline; whatever waits after it has.
     World(int* argc, char*** argv, const std::function<void()>& mpi_started = {});
-    ~World();  // Finalises MPI, unless an error is in flight: then finalise would wait for the
-               // dead.
+    // Finalises MPI, unless an error is in flight: then finalise would wait for the dead. A rank
+    // that waits there for longer than the deadline ends with the code of Error(communication).
+    ~World();
     World(const World&) = delete;
     World& operator=(const World&) = delete;
 

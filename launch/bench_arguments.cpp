@@ -119,6 +119,7 @@ BenchJob::BenchJob(World& all, const BenchArguments& arguments)
     check_supported(config);
     if (world.rank() == 0) check_outputs(arguments, config);
     check_same_everywhere(world, "build", describe_versions());
+    check_same_everywhere(world, "executable", build_id());
     check_same_everywhere(world, "configuration", effective_yaml(config));
     if (world.size() > 1) {
         WatchdogOptions options;

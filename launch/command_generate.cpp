@@ -365,6 +365,7 @@ void talk(const Config& config, OpenedModel& model, World& world) {
 // What every rank must agree on before anything is loaded.
 void check_world(const Config& config, World& world) {
     check_same_everywhere(world, "build", describe_versions());
+    check_same_everywhere(world, "executable", build_id());
     check_same_everywhere(world, "configuration", effective_yaml(config));
     layout_of(config, world);  // throws when it does not fit
     const std::string warning =

@@ -1,6 +1,8 @@
 #include "launch/versions.h"
 
+#include <elf.h>
 #include <fmt/format.h>
+#include <link.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -60,6 +62,41 @@ std::string describe_versions() {
         text += fmt::format("  {:<14} {:<16} {}\n", library.name, version_of(library), library.use);
     text.pop_back();  // whoever prints it ends the line
     return text;
+}
+
+namespace {
+
+// Of notes of an executable (elf(5)): sizes and type, a name and a text, each padded to 4 bytes.
+std::string build_id_in(const char* at, const char* end) {
+    const auto padded = [](size_t bytes) { return (bytes + 3) / 4 * 4; };
+    while (end - at > static_cast<ptrdiff_t>(sizeof(ElfW(Nhdr)))) {
+        const auto* note = reinterpret_cast<const ElfW(Nhdr)*>(at);
+        const std::string_view name(at + sizeof *note, note->n_namesz);
+        const char* const text = name.data() + padded(name.size());
+        if (note->n_type == NT_GNU_BUILD_ID && name == std::string_view("GNU", 4)) {
+            const auto* id = reinterpret_cast<const unsigned char*>(text);
+            return fmt::format("{:02x}", fmt::join(id, id + note->n_descsz, ""));
+        }
+        at = text + padded(note->n_descsz);
+    }
+    return "";
+}
+
+}  // namespace
+
+std::string build_id() {
+    std::string id;
+    const auto look = [](dl_phdr_info* object, size_t, void* found) {
+        for (int i = 0; i < object->dlpi_phnum; ++i) {
+            const ElfW(Phdr)& part = object->dlpi_phdr[i];
+            if (part.p_type != PT_NOTE) continue;
+            const auto* notes = reinterpret_cast<const char*>(object->dlpi_addr + part.p_vaddr);
+            *static_cast<std::string*>(found) += build_id_in(notes, notes + part.p_memsz);
+        }
+        return 1;  // the first object is the executable: no other
+    };
+    dl_iterate_phdr(look, &id);
+    return id;
 }
 
 std::string describe_environment() {

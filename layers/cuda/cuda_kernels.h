@@ -12,7 +12,6 @@
 
 #include "base/device_cuda.h"
 #include "layers/cuda/cublas_lt.h"
-#include "layers/cuda/few_rows.h"
 #include "layers/cuda/mla_plan.h"
 #include "layers/cuda/staged_upload.h"
 #include "layers/cuda/step_arrays.h"
@@ -45,7 +44,9 @@ class CudaKernels final : public Kernels {
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
-    // In one launch; fp8 weights are widened in registers.
+    // In one launch. On Hopper fp8 rows are multiplied by fp8 weights as they are, and the tensor
+    // cores keep some 13 bits of a sum of 128; else fp8 weights are widened in registers. The bits
+    // of a row do not depend on how many rows its group has.
     void grouped_gemm(const Tensor& x, const int64_t* device_offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
     void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
@@ -139,7 +140,7 @@ class CudaKernels final : public Kernels {
     StepArrays step_arrays_;
     StagedUpload upload_;
     CublasLt cublas_;
-    std::map<GemmShape, FewRowsPlan> few_rows_plans_;
+    std::map<GemmShape, std::string> few_rows_plans_;  // as they are described
     std::array<Buffer, static_cast<size_t>(Scratch::num)> scratch_;
     bool keeps_scratch_ = false;  // when it grows: launches are repeated as they were recorded
     std::vector<Buffer> kept_scratch_;

@@ -1,16 +1,15 @@
 // A warp multiplies 16 rows of the weights, the A operand of mma.m16n8k16, by up to 32 rows of x,
-// the B operand. Which of 16 neighbouring values of `in` a fragment's register holds does not
-// matter as long as A and B agree: lane (g, t) takes 16 values from 16 t on of rows g and g + 8, a
-// load each, and of row g of x. Values of fp8 are widened exactly, to f16 beside fp8 rows and to
-// bf16 beside bf16 rows; sums of 128 are scaled and added in f32.
+// the B operand. Both go through shared memory of the warp's own, 128 values of each row at a time,
+// some such blocks ahead. Which of 16 neighbouring values of `in` a fragment's register holds does
+// not matter as long as A and B agree: lane (g, t) takes 16 values from 16 t on of rows g and g +
+// 8, and of row g of x. Values of fp8 are widened exactly, to f16 beside fp8 rows and to bf16
+// beside bf16 rows; sums of 64 are scaled and added in f32.
 #include "base/cuda_launch.h"
 #include "layers/cuda/few_rows.h"
 #include "layers/cuda/tiles.h"
 
 namespace ferry {
 namespace {
-
-constexpr int kHalf = kFewRowsBlock / 2;  // of `in` that the lanes of a row hold in one load each
 
 struct __align__(16) Chunk {
     uint32_t words[4];
@@ -21,29 +20,6 @@ template <bool kFp8>
 struct Values {
     uint32_t words[kFp8 ? 4 : 8];
 };
-template <bool kFp8>
-__device__ __forceinline__ Values<kFp8> load_values(const std::byte* row, int column, bool valid) {
-    Values<kFp8> values{};
-    if (valid) {
-        const auto* from = reinterpret_cast<const Chunk*>(row + column * (kFp8 ? 1 : 2));
-#pragma unroll
-        for (int i = 0; i < (kFp8 ? 1 : 2); ++i) {
-            const Chunk chunk = from[i];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) values.words[4 * i + j] = chunk.words[j];
-        }
-    }
-    return values;
-}
-
-// What a warp has on its way of a block of weights: both halves of rows g and g + 8.
-struct Weights {
-    Chunk chunks[2][2];
-};
-// The same as A fragments, four steps of 16 to a half.
-struct Fragments {
-    uint32_t a[2][4][4];
-};
 
 template <bool kFp8>
 __device__ __forceinline__ void widen(uint32_t values, uint32_t& low, uint32_t& high) {
@@ -53,93 +29,124 @@ __device__ __forceinline__ void widen(uint32_t values, uint32_t& low, uint32_t& 
         widen_e4m3(values, low, high);
 }
 
+// Rows in shared memory, of 128 or 256 bytes in chunks of 16. Lanes of two rows read at once:
+// chunks of every other row change places so that they lie in different banks.
 template <bool kFp8>
-__device__ __forceinline__ void widen(const Weights& weights, Fragments& fragments) {
+__device__ __forceinline__ int tile_at(int row, int chunk) {
+    return row * (kFp8 ? 128 : 256) + ((chunk ^ (row & 1) << (kFp8 ? 2 : 0)) << 4);
+}
+constexpr int kWeightBytes = kFewRowsOut * kFewRowsBlock;
+
+// A lane's copies of weights: chunk lane % 8 of rows lane / 8, 4 more, ...
+class WeightCopies {
+  public:
+    __device__ WeightCopies(const FewRowsParams& p, int first_out, int lane)
+        : in_(p.in), column_(16 * (lane % 8)), to_(tile_at<true>(lane / 8, lane % 8)) {
+        // Rows that are not there are the last one's again: their sums are not stored.
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+        for (int i = 0; i < 4; ++i)
+            from_[i] = p.w + min(first_out + 4 * i + lane / 8, p.out - 1) * p.w_stride + column_;
+    }
+    __device__ void start(int block, std::byte* tile) const {
+        const int begin = block * kFewRowsBlock;
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            auto& a = fragments.a[half][step];
-            widen<kFp8>(weights.chunks[half][0].words[step], a[0], a[2]);
-            widen<kFp8>(weights.chunks[half][1].words[step], a[1], a[3]);
+        for (int i = 0; i < 4; ++i)
+            copy_async(tile + to_ + 4 * i * 128, from_[i] + begin, begin + column_ < in_);
+    }
+
+  private:
+    int in_, column_, to_;
+    const uint8_t* from_[4];
+};
+
+// The same of x, whose rows are 8 or 16 chunks. Those that are not there are zeros.
+template <int kRowTiles, bool kFp8>
+class RowCopies {
+  public:
+    __device__ RowCopies(const FewRowsParams& p, int lane)
+        : p_(p),
+          row_(lane / kChunks),
+          column_(16 / kValueBytes * (lane % kChunks)),
+          to_(tile_at<kFp8>(row_, lane % kChunks)),
+          from_(static_cast<const std::byte*>(p.x) + kValueBytes * (row_ * p.x_stride + column_)) {}
+    __device__ void start(int block, std::byte* tile) const {
+        const int begin = block * kFewRowsBlock;
+#pragma unroll
+        for (int i = 0; i < 8 * kRowTiles / kRows; ++i) {
+            const bool valid = row_ + i * kRows < p_.rows && begin + column_ < p_.in;
+            const int64_t offset = valid ? kValueBytes * (i * kRows * p_.x_stride + begin) : 0;
+            copy_async_shared(tile + to_ + i * kRows * kChunks * 16, from_ + offset, valid);
         }
+    }
+
+  private:
+    static constexpr int kValueBytes = kFp8 ? 1 : 2, kChunks = 8 * kValueBytes;
+    static constexpr int kRows = 32 / kChunks;  // at once
+    const FewRowsParams& p_;
+    int row_, column_, to_;
+    const std::byte* from_;
+};
+
+// A lane's weights of half a block, rows g and g + 8, and the same as A fragments of four steps.
+struct Weights {
+    Chunk low, high;
+};
+struct Fragments {
+    uint32_t a[4][4];
+};
+__device__ __forceinline__ Weights load_weights(const std::byte* tile, int lane, int half) {
+    const int g = lane / 4, chunk = 4 * half + lane % 4;
+    return {*reinterpret_cast<const Chunk*>(tile + tile_at<true>(g, chunk)),
+            *reinterpret_cast<const Chunk*>(tile + tile_at<true>(g + 8, chunk))};
+}
+template <bool kFp8>
+__device__ __forceinline__ Fragments widen(const Weights& weights) {
+    Fragments fragments;
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+        auto& a = fragments.a[step];
+        widen<kFp8>(weights.low.words[step], a[0], a[2]);
+        widen<kFp8>(weights.high.words[step], a[1], a[3]);
+    }
+    return fragments;
 }
 
-// Of eight rows of x, both halves of a block of `in`.
 template <bool kFp8>
-struct Rows {
-    Values<kFp8> values[2];
-};
-
-// One lane's view of the product.
-template <bool kFp8>
-struct Lane {
-    const FewRowsParams& p;
-    const uint8_t* w[2];  // rows g and g + 8 of the weights, from 16 t on
-    const std::byte* x;   // row g
-    int g, t;
-
-    __device__ Lane(const FewRowsParams& params, int first_out, int lane)
-        : p(params), g(lane / 4), t(lane % 4) {
-        // Rows that are not there are the last one's again: their sums are not stored.
-        for (int upper = 0; upper < 2; ++upper)
-            w[upper] = p.w + min(first_out + g + 8 * upper, p.out - 1) * p.w_stride + 16 * t;
-        x = static_cast<const std::byte*>(p.x) + (g * p.x_stride + 16 * t) * (kFp8 ? 1 : 2);
-    }
-    __device__ bool has(int column) const { return column + 16 * t < p.in; }
-
-    __device__ void load(int block, Weights& weights) const {
+__device__ __forceinline__ Values<kFp8> load_rows(const std::byte* tile, int lane, int half) {
+    constexpr int kChunks = kFp8 ? 1 : 2;
+    Values<kFp8> values;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int column = block * kFewRowsBlock + half * kHalf;
+    for (int i = 0; i < kChunks; ++i) {
+        const int chunk = kChunks * (4 * half + lane % 4) + i;
+        const Chunk words = *reinterpret_cast<const Chunk*>(tile + tile_at<kFp8>(lane / 4, chunk));
 #pragma unroll
-            for (int upper = 0; upper < 2; ++upper) {
-                Chunk& chunk = weights.chunks[half][upper];
-                if (has(column))
-                    load_streaming(chunk.words, w[upper] + column);
-                else
-                    chunk = {};
-            }
-        }
+        for (int j = 0; j < 4; ++j) values.words[4 * i + j] = words.words[j];
     }
-    __device__ Rows<kFp8> load_rows(int tile, int block) const {
-        Rows<kFp8> rows;
-        const std::byte* from = x + 8 * tile * p.x_stride * (kFp8 ? 1 : 2);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int column = block * kFewRowsBlock + half * kHalf;
-            rows.values[half] =
-                load_values<kFp8>(from, column, 8 * tile + g < p.rows && has(column));
-        }
-        return rows;
-    }
-};
+    return values;
+}
 
-// sums += scales * (weights by rows), over 128 of `in`. scales: of the lane's two columns of D.
+// sums += scales * (weights by rows), over half a block. scales: of the lane's two columns of D.
 template <bool kFp8>
 __device__ __forceinline__ void multiply(float (&sums)[4], const Fragments& fragments,
-                                         const Rows<kFp8>& rows, float2 scales) {
+                                         const Values<kFp8>& rows, float2 scales) {
     float part[4] = {};
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            const auto& words = rows.values[half].words;
-            uint32_t b[2];
-            if constexpr (kFp8) {
-                widen_e4m3_to_f16(words[step], b[0], b[1]);
-                mma_f16(part, fragments.a[half][step], b);
-            } else {
-                b[0] = words[2 * step];
-                b[1] = words[2 * step + 1];
-                mma_bf16(part, fragments.a[half][step], b);
-            }
+    for (int step = 0; step < 4; ++step) {
+        uint32_t b[2];
+        if constexpr (kFp8) {
+            widen_e4m3_to_f16(rows.words[step], b[0], b[1]);
+            mma_f16(part, fragments.a[step], b);
+        } else {
+            b[0] = rows.words[2 * step];
+            b[1] = rows.words[2 * step + 1];
+            mma_bf16(part, fragments.a[step], b);
         }
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[i] = fmaf(part[i], i % 2 == 0 ? scales.x : scales.y, sums[i]);
 }
 
-// scales[block][row]: what sums of 128 are multiplied by. All outputs of a thread block lie in one
+// scales[block][row]: what sums are multiplied by. All outputs of a thread block lie in one
 // block of the weights' scales.
 template <int kRowTiles, bool kFp8>
 __device__ void collect_scales(const FewRowsParams& p, int first_out, float* scales) {
@@ -156,11 +163,11 @@ __device__ void collect_scales(const FewRowsParams& p, int first_out, float* sca
 template <int kRowTiles>
 __device__ void add_parts(const FewRowsParams& p, const FewRowsPlan& plan, const float* parts,
                           int first_out) {
-    constexpr int kPart = kRowTiles * 128;
-    const int num = plan.out_tiles * kPart;
+    constexpr int kPart = kFewRowsWarpBytes / 4;  // floats from part to part
+    const int num = plan.out_tiles * kRowTiles * 128;
     for (int at = static_cast<int>(threadIdx.x); at < num; at += static_cast<int>(blockDim.x)) {
         const int out = at % kFewRowsOut, row = at / kFewRowsOut % (8 * kRowTiles);
-        const int tile = at / kPart;
+        const int tile = at / (kRowTiles * 128);
         const int to = first_out + tile * kFewRowsOut + out;
         if (row >= p.rows || to >= p.out) continue;
         // Of D: lane (out % 8, row % 8 / 2), register 2 (out / 8) + row % 2.
@@ -173,55 +180,70 @@ __device__ void add_parts(const FewRowsParams& p, const FewRowsPlan& plan, const
 }
 
 template <int kRowTiles, bool kFp8>
-__global__ __launch_bounds__(32 * few_rows_most_warps(kRowTiles),
-                             1) void few_rows(FewRowsParams p, FewRowsPlan plan) {
-    constexpr int kStages = kRowTiles == 2 ? 2 : 3;  // of weights on their way
+__global__ __launch_bounds__(32 * kFewRowsMostWarps, 1) void few_rows(FewRowsParams p,
+                                                                      FewRowsPlan plan) {
+    constexpr int kStages = few_rows_stages(kRowTiles, kFp8);
+    constexpr int kStageBytes = few_rows_stage_bytes(kRowTiles, kFp8);
+    constexpr int kTileBytes = 8 * kFewRowsBlock * (kFp8 ? 1 : 2);  // of x
     FERRY_DYNAMIC_SHARED(memory);
-    auto* const parts = reinterpret_cast<float*>(memory);
-    float* const scales = parts + plan.out_tiles * plan.in_warps * kRowTiles * 128;
-    const int id = static_cast<int>(threadIdx.x) / 32;
+    auto* const scales =
+        reinterpret_cast<float*>(memory + plan.out_tiles * plan.in_warps * kFewRowsWarpBytes);
+    const int id = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    std::byte* const stages = memory + id * kFewRowsWarpBytes;
     const int first_out = static_cast<int>(blockIdx.x) * plan.out_tiles * kFewRowsOut;
-    const Lane<kFp8> lane(p, first_out + id / plan.in_warps * kFewRowsOut,
-                          static_cast<int>(threadIdx.x) % 32);
+    const WeightCopies weights(p, first_out + id / plan.in_warps * kFewRowsOut, lane);
+    const RowCopies<kRowTiles, kFp8> x(p, lane);
     const int num_blocks = (p.in + kFewRowsBlock - 1) / kFewRowsBlock;
     const int first = id % plan.in_warps, step = plan.in_warps;
 
-    float sums[kRowTiles][4] = {};
-    Weights weights[kStages];
+    let_next_kernel_start();
 #pragma unroll
-    for (int stage = 0; stage < kStages; ++stage)
-        if (first + stage * step < num_blocks) lane.load(first + stage * step, weights[stage]);
-    Rows<kFp8> next_rows = lane.load_rows(0, min(first, num_blocks - 1));
+    for (int i = 0; i < kStages; ++i)
+        if (first + i * step < num_blocks)
+            weights.start(first + i * step, stages + i * kStageBytes);
+    wait_for_earlier_kernels();  // which made x; weights are older
+#pragma unroll
+    for (int i = 0; i < kStages; ++i) {
+        if (first + i * step < num_blocks)
+            x.start(first + i * step, stages + i * kStageBytes + kWeightBytes);
+        commit_copies();
+    }
+    float sums[kRowTiles][4] = {};
     collect_scales<kRowTiles, kFp8>(p, first_out, scales);
     __syncthreads();
-    for (int begin = first; begin < num_blocks; begin += kStages * step)
+    std::byte* stage = stages;
+#pragma unroll 1
+    for (int block = first; block < num_blocks; block += step) {
+        wait_for_copies<kStages - 1>();
+        __syncwarp();
 #pragma unroll
-        for (int stage = 0; stage < kStages; ++stage) {
-            const int block = begin + stage * step;
-            if (block >= num_blocks) break;
-            Fragments fragments;
-            widen<kFp8>(weights[stage], fragments);
-            const bool more = block + kStages * step < num_blocks;
-            // Fragments that several tiles use take registers of their own; those of one need not.
-            if (kRowTiles > 1 && more) lane.load(block + kStages * step, weights[stage]);
+        for (int half = 0; half < 2; ++half) {
+            const Fragments fragments = widen<kFp8>(load_weights(stage, lane, half));
 #pragma unroll
-            for (int tile = 0; tile < kRowTiles; ++tile) {
-                const Rows<kFp8> rows = next_rows;
-                next_rows = tile + 1 < kRowTiles
-                                ? lane.load_rows(tile + 1, block)
-                                : lane.load_rows(0, min(block + step, num_blocks - 1));
-                multiply(sums[tile], fragments, rows,
+            for (int i = 0; i < kRowTiles; ++i)
+                multiply(sums[i], fragments,
+                         load_rows<kFp8>(stage + kWeightBytes + i * kTileBytes, lane, half),
                          *reinterpret_cast<const float2*>(
-                             &scales[(block * kRowTiles + tile) * 8 + 2 * lane.t]));
-            }
-            if (kRowTiles == 1 && more) lane.load(block + kStages * step, weights[stage]);
+                             &scales[(block * kRowTiles + i) * 8 + 2 * (lane % 4)]));
         }
+        __syncwarp();  // all have read what is written over now
+        if (const int next = block + kStages * step; next < num_blocks) {
+            weights.start(next, stage);
+            x.start(next, stage + kWeightBytes);
+        }
+        commit_copies();
+        stage =
+            stage + kStageBytes == stages + kStages * kStageBytes ? stages : stage + kStageBytes;
+    }
+    // Over the warp's own stages, which nobody needs any more.
+    wait_for_copies<0>();
+    __syncwarp();
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile)
-        reinterpret_cast<float4*>(parts)[(id * kRowTiles + tile) * 32 + threadIdx.x % 32] =
-            make_float4(sums[tile][0], sums[tile][1], sums[tile][2], sums[tile][3]);
+    for (int i = 0; i < kRowTiles; ++i)
+        reinterpret_cast<float4*>(stages)[i * 32 + lane] =
+            make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
     __syncthreads();
-    add_parts<kRowTiles>(p, plan, parts, first_out);
+    add_parts<kRowTiles>(p, plan, reinterpret_cast<const float*>(memory), first_out);
 }
 
 }  // namespace
@@ -230,8 +252,8 @@ void launch_few_rows(const FewRowsParams& params, const FewRowsPlan& plan, CUstr
     const LaunchShape shape = few_rows_shape(plan, params.out, params.in);
     const bool fp8 = params.x_scales != nullptr;
     const auto start = [&](auto row_tiles) {
-        launch(fp8 ? few_rows<row_tiles, true> : few_rows<row_tiles, false>, shape, stream, params,
-               plan);
+        launch_early(fp8 ? few_rows<row_tiles, true> : few_rows<row_tiles, false>, shape, stream,
+                     params, plan);
     };
     if (plan.row_tiles == 1)
         start(std::integral_constant<int, 1>());

@@ -14,6 +14,7 @@ namespace ferry {
 namespace {
 
 constexpr int kThreads = kGemmThreads, kWarps = kThreads / 32, kColumns = kGemmColumns;
+constexpr int kMostRows = kGemmMostTileRows;
 constexpr int kPitch = 128;  // bytes of a weight row in a stage
 constexpr int kScaleValues = 128;
 
@@ -27,9 +28,6 @@ struct TileShape {
     static constexpr int kColumnTiles = kColumns / kColumnWarps / 8;
     static constexpr int kValues = kFp8 ? 128 : 64;  // of `in` in a stage
     static constexpr int kXPitch = kValues * 2;
-    // Copies of a thread whose addresses it works out together; two sets of sums leave fewer
-    // registers.
-    static constexpr int kLoadsAtOnce = kFp8 && kRowTiles > 1 ? 1 : 2;
     static constexpr int kStages = gemm_num_stages(kRows, kFp8);
     static constexpr int kStageBytes = gemm_stage_bytes(kRows, kFp8);
 };
@@ -43,7 +41,7 @@ __device__ void load_stage(const GroupedGemmParams& p, const GemmTile& tile, int
     const std::byte* const w =
         static_cast<const std::byte*>(p.w) +
         (static_cast<int64_t>(tile.group) * p.out + tile.first_column) * p.w_stride * kWeightBytes;
-#pragma unroll Shape::kLoadsAtOnce
+#pragma unroll 2
     for (int i = threadIdx.x; i < kColumns * kChunks; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks;
         const int value = first_value + chunk * kChunkValues;
@@ -53,7 +51,7 @@ __device__ void load_stage(const GroupedGemmParams& p, const GemmTile& tile, int
     }
     constexpr int kXChunks = Shape::kXPitch / 16;
     const uint16_t* const x = static_cast<const uint16_t*>(p.x) + tile.first_row * p.x_stride;
-#pragma unroll Shape::kLoadsAtOnce
+#pragma unroll 2
     for (int i = threadIdx.x; i < kRows * kXChunks; i += kThreads) {
         const int row = i / kXChunks, chunk = i % kXChunks, value = first_value + chunk * 8;
         copy_async(stage + kColumns * kPitch + tile_offset(row, chunk, Shape::kXPitch),
@@ -111,8 +109,8 @@ __device__ inline void store_pair(const GroupedGemmParams& p, int64_t row, int c
     if (column + 1 < p.out) y[1] = v1;
 }
 
-// The scales of a stage for the rows of a lane. They are asked for a stage ahead: waiting for them
-// would take longer than the products.
+// The scales of a stage for the rows of a lane. Small tiles ask for them a stage ahead, because
+// waiting for them takes longer than the products; large ones have no registers for them.
 template <int kRowTiles>
 struct StageScales {
     float w = 0, x[kRowTiles][2];
@@ -143,7 +141,8 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, 
     const int num_steps = ceil_div(p.in, Shape::kValues);
     float sums[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
     StageScales<Shape::kRowTiles> scales;
-    if constexpr (kFp8) scales.load(p, tile, first_row + g, 0);
+    constexpr bool kScalesAhead = kFp8 && Shape::kRowTiles <= 2;
+    if constexpr (kScalesAhead) scales.load(p, tile, first_row + g, 0);
 
     __syncthreads();  // the stages of the tile before are free
 #pragma unroll
@@ -165,6 +164,7 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, 
         if constexpr (kFp8) {
             float block[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
             multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, block);
+            if constexpr (!kScalesAhead) scales.load(p, tile, first_row + g, step);
 #pragma unroll
             for (int m = 0; m < Shape::kRowTiles; ++m)
 #pragma unroll
@@ -176,7 +176,7 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, 
                         for (int i = 2 * half; i < 2 * half + 2; ++i)
                             sums[m][n][i] = fmaf(block[m][n][i], scale, sums[m][n][i]);
                 }
-            if (step + 1 < num_steps) scales.load(p, tile, first_row + g, step + 1);
+            if (kScalesAhead && step + 1 < num_steps) scales.load(p, tile, first_row + g, step + 1);
         } else {
             multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, sums);
         }
@@ -198,25 +198,25 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, 
         }
 }
 
-// Blocks that a multiprocessor holds: two fit into the 227 KiB of shared memory of sm_90, one into
-// that of sm_80.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+// Blocks that a multiprocessor holds: two of bf16 fit into the 227 KiB of shared memory of sm_90
+// and later. sm_90a itself has grouped_gemm_wgmma.cu.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || defined(__CUDA_ARCH_FEAT_SM90_ALL))
 constexpr int kBlocksAtOnce = 1;
 #else
 constexpr int kBlocksAtOnce = 2;
 #endif
 
 template <bool kFp8>
-__global__ __launch_bounds__(kThreads, kBlocksAtOnce) void grouped_gemm(GroupedGemmParams p) {
+__global__ __launch_bounds__(kThreads,
+                             kFp8 ? 1 : kBlocksAtOnce) void grouped_gemm(GroupedGemmParams p) {
     FERRY_DYNAMIC_SHARED(memory);
     int* const first_tile = reinterpret_cast<int*>(memory);
     std::byte* const stages = memory + gemm_first_tile_bytes(p.groups, 128);
-    count_tiles(p, kColumns, gemm_most_tile_rows(kFp8), first_tile);
+    count_tiles(p, kMostRows, first_tile);
     int group = 0;
-    for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
-        const GemmTile tile =
-            find_tile(p, index, kColumns, gemm_most_tile_rows(kFp8), first_tile, group);
-        switch (gemm_tile_rows(tile.num_rows, gemm_most_tile_rows(kFp8))) {
+    for (int index = blockIdx.x; index < num_tiles(p, kColumns, first_tile); index += gridDim.x) {
+        const GemmTile tile = find_tile<false>(p, index, kColumns, kMostRows, first_tile, group);
+        switch (gemm_tile_rows(tile.num_rows, kMostRows)) {
             case 16:
                 multiply_tile<16, kFp8>(p, tile, stages);
                 break;
@@ -227,7 +227,7 @@ __global__ __launch_bounds__(kThreads, kBlocksAtOnce) void grouped_gemm(GroupedG
                 multiply_tile<64, kFp8>(p, tile, stages);
                 break;
             default:
-                if constexpr (!kFp8) multiply_tile<128, kFp8>(p, tile, stages);
+                multiply_tile<128, kFp8>(p, tile, stages);
                 break;
         }
     }
@@ -243,11 +243,11 @@ __global__ __launch_bounds__(kPlainTile* kPlainTile, 2) void grouped_gemm_f32(Gr
     float(*const x)[kPlainDepth] = reinterpret_cast<float(*)[kPlainDepth]>(memory);
     float(*const w)[kPlainDepth + 1] = reinterpret_cast<float(*)[kPlainDepth + 1]>(x + kPlainTile);
     int* const first_tile = reinterpret_cast<int*>(w + kPlainTile);
-    count_tiles(p, kPlainTile, kPlainTile, first_tile);
+    count_tiles(p, kPlainTile, first_tile);
     const int row = threadIdx.x / kPlainTile, column = threadIdx.x % kPlainTile;
     int group = 0;
-    for (int index = blockIdx.x; index < first_tile[p.groups]; index += gridDim.x) {
-        const GemmTile tile = find_tile(p, index, kPlainTile, kPlainTile, first_tile, group);
+    for (int index = blockIdx.x; index < num_tiles(p, kPlainTile, first_tile); index += gridDim.x) {
+        const GemmTile tile = find_tile<false>(p, index, kPlainTile, kPlainTile, first_tile, group);
         const float* const x_rows = static_cast<const float*>(p.x) + tile.first_row * p.x_stride;
         const float* const w_rows =
             static_cast<const float*>(p.w) +

@@ -24,7 +24,8 @@ struct GroupedGemmParams {
 enum class GroupedWeights { bf16, fp8, f32 };
 
 constexpr int kGemmThreads = 256;
-constexpr int kGemmColumns = 128;   // of y, in a tile: weight rows that a block streams
+constexpr int kGemmColumns = 128;  // of y, in a tile: weight rows that a block streams
+constexpr int kGemmMostTileRows = 128;
 constexpr int kGemmPlainTile = 16;  // rows and columns of a tile of f32
 constexpr int kGemmMostGroups = 1024;
 
@@ -36,18 +37,13 @@ constexpr int gemm_tile_rows(int64_t num_rows, int most) {
     while (rows < num_rows && rows < most) rows *= 2;
     return rows;
 }
-// fp8 has two sets of sums.
-constexpr int gemm_most_tile_rows(bool fp8) {
-    return fp8 ? 64 : 128;
-}
 // A stage holds 128 bytes of each weight row, so 64 values of bf16 or 128 of fp8, and the same
 // values of the x rows as bf16. Enough stages to keep 32 KiB of weights per block on their way.
 constexpr int gemm_stage_bytes(int tile_rows, bool fp8) {
     return kGemmColumns * 128 + tile_rows * (fp8 ? 256 : 128);
 }
 constexpr int gemm_num_stages(int tile_rows, bool fp8) {
-    if (tile_rows <= 16 && fp8) return 5;
-    return tile_rows <= 32 ? 4 : 3;
+    return tile_rows <= 32 ? (fp8 ? 6 : 4) : 3;
 }
 constexpr int gemm_tile_bytes(int tile_rows, bool fp8) {
     return gemm_num_stages(tile_rows, fp8) * gemm_stage_bytes(tile_rows, fp8);
@@ -59,7 +55,7 @@ constexpr int gemm_first_tile_bytes(int groups, int alignment) {
 // Dynamic shared memory of a block: the first tiles, then stages.
 constexpr int gemm_shared_bytes(int groups, bool fp8) {
     int most = 0;
-    for (int rows = 16; rows <= gemm_most_tile_rows(fp8); rows *= 2)
+    for (int rows = 16; rows <= kGemmMostTileRows; rows *= 2)
         most = gemm_tile_bytes(rows, fp8) > most ? gemm_tile_bytes(rows, fp8) : most;
     return gemm_first_tile_bytes(groups, 128) + most;
 }
@@ -69,16 +65,22 @@ constexpr int gemm_shared_bytes(int groups, bool fp8) {
 // What the tensor cores multiply: bf16 by bf16, fp8 by fp8, or bf16 by fp8 weights widened to it.
 enum class GemmInputs { bf16, fp8, widened };
 
-constexpr int kGemmFewRows = 64;  // of every group: stages for no more
-// Rows of its largest tile; fp8 has two or three sets of sums.
+constexpr int kGemmFewRows = 64;  // of every group: smaller tiles, and more stages for them
+// Rows and columns of its largest tile: as many as there are registers for the sums of, of which
+// fp8 has two sets.
 constexpr int gemm_wgmma_most_rows(GemmInputs inputs) {
     return inputs == GemmInputs::bf16 ? 256 : 128;
 }
-// A stage holds 128 bytes of each of 128 weight rows and the same values of most_rows rows of x.
-constexpr int gemm_wgmma_stage_bytes(GemmInputs inputs, int most_rows) {
-    return (kGemmColumns + most_rows * (inputs == GemmInputs::widened ? 2 : 1)) * 128;
+constexpr int gemm_wgmma_columns(GemmInputs inputs, int most_rows) {
+    return inputs == GemmInputs::fp8 && most_rows > kGemmFewRows ? 256 : 128;
 }
-// Behind the stages: scales of the rows of x and one of the weights.
+// A stage holds 128 bytes of the weight rows of a tile and the same values of most_rows rows of x.
+constexpr int gemm_wgmma_stage_bytes(GemmInputs inputs, int most_rows) {
+    return (gemm_wgmma_columns(inputs, most_rows) +
+            most_rows * (inputs == GemmInputs::widened ? 2 : 1)) *
+           128;
+}
+// Behind the stages: scales of the rows of x and of each 128 weight rows.
 constexpr int gemm_wgmma_scale_bytes(int most_rows) {
     return 4 * (most_rows + 4);
 }

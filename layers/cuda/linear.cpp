@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "layers/cuda/convert.h"
 #include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/few_rows.h"
 #include "layers/cuda/weight_layout.h"
 
 namespace ferry {
@@ -185,13 +186,15 @@ const uint16_t* CudaKernels::widened(const Weight& w, int64_t group) {
     return y;
 }
 
-// A few rows with fp8 weights, whatever the GPU. False when they are too many or do not begin on 16
-// bytes.
+// A few rows with fp8 weights, whatever the GPU. False when they are too many, do not begin on 16
+// bytes or are so wide that their scales do not fit a block's shared memory.
 bool CudaKernels::multiply_few_rows(const Tensor& x, const Tensor* x_scales, const Weight& w,
                                     int64_t group, const Tensor& y) {
     const WeightSpec& spec = w.spec;
     const bool fp8 = x_scales != nullptr;
-    if (spec.dtype != DType::fp8_e4m3 || x.rows() > kFewRowsMost || spec.in % 16 != 0 ||
+    const bool library_can = fp8 && info_.capability == 90;
+    const int64_t most = library_can ? few_rows_beat_library(spec.out, spec.in) : kFewRowsMost;
+    if (spec.dtype != DType::fp8_e4m3 || x.rows() > most || spec.in % 16 != 0 ||
         (fp8 && alignment_of(x.data(), x.row_stride()) != 16))
         return false;
     const GemmShape shape{.inputs = fp8 ? GemmShape::Inputs::fp8 : GemmShape::Inputs::bf16_fp8,
@@ -201,8 +204,10 @@ bool CudaKernels::multiply_few_rows(const Tensor& x, const Tensor* x_scales, con
                           .x_stride = fp8 ? x.row_stride() : bf16_stride(spec.in),
                           .w_stride = weight_row_stride(spec),
                           .y_stride = y.row_stride()};
-    const auto [planned, is_new] = few_rows_plans_.try_emplace(shape);
-    if (is_new) planned->second = few_rows_plan(shape.rows, shape.out, shape.in);
+    const FewRowsPlan plan = few_rows_plan(shape.rows, shape.out, shape.in, max_shared_bytes_);
+    if (plan.shared_bytes(shape.in) > max_shared_bytes_) return false;
+    if (const auto [planned, is_new] = few_rows_plans_.try_emplace(shape); is_new)
+        planned->second = plan.describe();
     launch_few_rows({.x = fp8 ? x.data() : narrowed(x, 1, 0, spec.in),
                      .x_scales = fp8 ? x_scales->as<float>() : nullptr,
                      .w = reinterpret_cast<const uint8_t*>(matrix(w, group)),
@@ -216,7 +221,7 @@ bool CudaKernels::multiply_few_rows(const Tensor& x, const Tensor* x_scales, con
                      .rows = static_cast<int>(shape.rows),
                      .out = static_cast<int>(shape.out),
                      .in = static_cast<int>(shape.in)},
-                    planned->second, stream());
+                    plan, stream());
     return true;
 }
 
@@ -388,7 +393,7 @@ void CudaKernels::head_gemm(const Tensor& x, int64_t x_head_stride, const Weight
 std::vector<std::string> CudaKernels::describe_plans() const {
     std::vector<std::string> lines;
     for (const auto& [shape, plan] : few_rows_plans_)
-        lines.push_back(shape.describe() + ": " + plan.describe());
+        lines.push_back(shape.describe() + ": " + plan);
     for (const GemmPlan* plan : cublas_.plans()) lines.push_back(plan->describe());
     return lines;
 }

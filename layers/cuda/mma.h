@@ -38,14 +38,6 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// 16 bytes that nobody reads again: they leave L1 to others. 16-byte aligned, constant while the
-// kernel runs.
-__device__ __forceinline__ void load_streaming(uint32_t (&to)[4], const void* from) {
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "l"(__cvta_generic_to_global(from)));
-}
-
 __device__ __forceinline__ uint32_t shared_address(const void* address) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(address));
 }
@@ -90,6 +82,14 @@ __device__ __forceinline__ void copy_word_async(void* to_shared, const void* fro
                  :
                  : "r"(shared_address(to_shared)), "l"(__cvta_generic_to_global(from)),
                    "r"(valid ? 4 : 0)
+                 : "memory");
+}
+// 16 bytes through L1: for what other warps of the multiprocessor copy too.
+__device__ __forceinline__ void copy_async_shared(void* to_shared, const void* from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(to_shared)), "l"(__cvta_generic_to_global(from)),
+                   "r"(valid ? 16 : 0)
                  : "memory");
 }
 __device__ __forceinline__ void commit_copies() {

@@ -36,6 +36,8 @@ __device__ __forceinline__ FloatVector<kWidth> load_values(const float* row, int
 // One warp per block of 128 values, four to a lane.
 template <int kWidth, bool kSilu>
 __global__ void quantise_kernel(Quantise call) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t blocks = (call.columns + 127) / 128;
     const int64_t index =
         static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarpThreads) + threadIdx.x / kWarpThreads;
@@ -77,6 +79,8 @@ __global__ void quantise_kernel(Quantise call) {
 
 template <int kWidth>
 __global__ void narrow_kernel(NarrowToBf16 call) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t at = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
     if (at >= call.heads * call.columns) return;
     const int64_t head = at / call.columns, column = at % call.columns;
@@ -123,17 +127,17 @@ void CudaKernels::quantise_rows(const Tensor& x, bool power_of_two_scales, const
     check_shape(scales, "scales", DType::f32, {rows, ceil_div(columns, kScaleBlock)});
     if (x.empty()) return;
     with_width(takes_vectors(columns, {x, q}), [&](auto width) {
-        launch(quantise_kernel<width, kSilu>, quantise_shape(rows, columns), stream(),
-               Quantise{.x = x.as<float>(),
-                        .q = q.as<uint8_t>(),
-                        .scales = scales.as<float>(),
-                        .rows = rows,
-                        .columns = columns,
-                        .x_stride = x.row_stride(),
-                        .q_stride = q.row_stride(),
-                        .scales_stride = scales.row_stride(),
-                        .power_of_two = power_of_two_scales,
-                        .num_rows = num_rows});
+        launch_early(quantise_kernel<width, kSilu>, quantise_shape(rows, columns), stream(),
+                     Quantise{.x = x.as<float>(),
+                              .q = q.as<uint8_t>(),
+                              .scales = scales.as<float>(),
+                              .rows = rows,
+                              .columns = columns,
+                              .x_stride = x.row_stride(),
+                              .q_stride = q.row_stride(),
+                              .scales_stride = scales.row_stride(),
+                              .power_of_two = power_of_two_scales,
+                              .num_rows = num_rows});
     });
 }
 
@@ -154,8 +158,8 @@ void narrow_to_bf16(const NarrowToBf16& call, CUstream_st* stream) {
                          call.x_head_stride % 4 == 0 && call.y_stride % 4 == 0 &&
                          multiple_of(call.x, 16) && multiple_of(call.y, 8);
     with_width(vectors, [&](auto width) {
-        launch(narrow_kernel<width>,
-               elementwise_shape(call.rows, call.heads * call.columns / width), stream, call);
+        launch_early(narrow_kernel<width>,
+                     elementwise_shape(call.rows, call.heads * call.columns / width), stream, call);
     });
 }
 

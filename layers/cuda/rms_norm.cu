@@ -47,6 +47,8 @@ __device__ __forceinline__ float load_row(const Norm& norm, float* row, float* s
 // y may be x or h.
 template <int kWidth>
 __global__ void rms_norm_kernel(Norm norm) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     FERRY_DYNAMIC_SHARED(shared);
     __shared__ float sums[kWarpThreads];
     float* const row = reinterpret_cast<float*>(shared);
@@ -65,6 +67,8 @@ __global__ void rms_norm_kernel(Norm norm) {
 // A warp quantises 128 columns at a time, four to a lane.
 template <int kWidth>
 __global__ void rms_norm_quantise_kernel(Norm norm) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     FERRY_DYNAMIC_SHARED(shared);
     __shared__ float sums[kWarpThreads];
     float* const row = reinterpret_cast<float*>(shared);
@@ -111,7 +115,7 @@ void CudaKernels::rms_norm(const Tensor& x, const Tensor& weight, float eps, con
                     .y_stride = y.row_stride(),
                     .eps = eps};
     with_width(takes_vectors(dim, {x, y, weight.reshape({1, dim})}), [&](auto width) {
-        launch(rms_norm_kernel<width>, row_shape(rows, dim), stream(), norm);
+        launch_early(rms_norm_kernel<width>, row_shape(rows, dim), stream(), norm);
     });
 }
 
@@ -131,7 +135,7 @@ void CudaKernels::add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& w
                     .y_stride = y.row_stride(),
                     .eps = eps};
     with_width(takes_vectors(dim, {x, h, y, weight.reshape({1, dim})}), [&](auto width) {
-        launch(rms_norm_kernel<width>, row_shape(rows, dim), stream(), norm);
+        launch_early(rms_norm_kernel<width>, row_shape(rows, dim), stream(), norm);
     });
 }
 
@@ -153,7 +157,7 @@ void CudaKernels::rms_norm_quantise(const Tensor& x, const Tensor& weight, float
                     .eps = eps,
                     .power_of_two = power_of_two_scales};
     with_width(takes_vectors(dim, {x, q, weight.reshape({1, dim})}), [&](auto width) {
-        launch(rms_norm_quantise_kernel<width>, row_shape(rows, dim), stream(), norm);
+        launch_early(rms_norm_quantise_kernel<width>, row_shape(rows, dim), stream(), norm);
     });
 }
 

@@ -101,28 +101,58 @@ struct Row {
     float max_logit = 0;
     float per_temperature = 1;
 
-    __device__ float weight(int64_t id) const {
-        return token_weight(logits[id], max_logit, per_temperature);
+    __device__ float weight(float logit) const {
+        return token_weight(logit, max_logit, per_temperature);
     }
-    __device__ uint64_t units(int64_t id) const { return weight_units(weight(id)); }
+    __device__ uint64_t units(float logit) const { return weight_units(weight(logit)); }
 };
 
-// Sum of value(id) over all tokens.
+// body(id, logit) for all tokens, among the threads of the block: two loads of four logits on
+// their way, where the row begins on 16 bytes.
+template <typename Body>
+__device__ __forceinline__ void for_tokens(const Row& row, Body&& body) {
+    const int vocab = static_cast<int>(row.vocab), thread = static_cast<int>(threadIdx.x);
+    int done = 0;
+    if (reinterpret_cast<uintptr_t>(row.logits) % sizeof(float4) == 0) {
+        constexpr int kLoads = 2, kAtOnce = kLoads * kThreads;
+        const auto* quads = reinterpret_cast<const float4*>(row.logits);
+        const int num_quads = vocab / 4;
+        for (int first = thread; first < num_quads; first += kAtOnce) {
+            float4 loaded[kLoads];
+#pragma unroll
+            for (int i = 0; i < kLoads; ++i)
+                loaded[i] = quads[min(first + i * kThreads, num_quads - 1)];
+#pragma unroll
+            for (int i = 0; i < kLoads; ++i) {
+                const int at = first + i * kThreads;
+                if (at >= num_quads) break;
+                body(4 * at, loaded[i].x);
+                body(4 * at + 1, loaded[i].y);
+                body(4 * at + 2, loaded[i].z);
+                body(4 * at + 3, loaded[i].w);
+            }
+        }
+        done = 4 * num_quads;
+    }
+    for (int id = done + thread; id < vocab; id += kThreads) body(id, row.logits[id]);
+}
+
+// Sum of value(id, logit) over all tokens.
 template <typename Value>
 __device__ uint64_t sum_tokens(Shared& shared, const Row& row, Value&& value) {
     uint64_t sum = 0;
-    for (int64_t id = threadIdx.x; id < row.vocab; id += kThreads) sum += value(id);
+    for_tokens(row, [&](int id, float logit) { sum += value(id, logit); });
     return block_sum(shared, sum);
 }
 
 // The best of the tokens ranked after `last`; key 0 when there is none.
 __device__ Best find_next(Shared& shared, const Row& row, const Best& last) {
     Best best;
-    for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-        const Best token{rank_key(row.logits[i]), static_cast<int32_t>(i)};
+    for_tokens(row, [&](int id, float logit) {
+        const Best token{rank_key(logit), id};
         if (token.key < last.key || (token.key == last.key && token.id > last.id))
             best = better(best, token);
-    }
+    });
     return block_best(shared, best);
 }
 __device__ Best before_all() {
@@ -132,10 +162,13 @@ __device__ Best before_all() {
 // The best token; key 0 when there is NaN or no finite maximum.
 __device__ Best find_best(Shared& shared, const Row& row) {
     bool has_nan = false;
-    for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads)
-        has_nan |= std::isnan(row.logits[i]);
+    Best best;
+    for_tokens(row, [&](int id, float logit) {
+        has_nan |= std::isnan(logit);
+        best = better(best, {rank_key(logit), id});
+    });
     if (__syncthreads_or(has_nan)) return {};
-    const Best best = find_next(shared, row, before_all());
+    best = block_best(shared, best);
     return best.key != 0 && std::isfinite(row.logits[best.id]) ? best : Best{};
 }
 
@@ -154,14 +187,14 @@ __device__ uint32_t select_key(Shared& shared, const Row& row, uint64_t target, 
         __syncthreads();
         for (int i = threadIdx.x; i < kSampleDigits; i += kThreads) shared.digits[i] = 0;
         __syncthreads();
-        for (int64_t id = threadIdx.x; id < row.vocab; id += kThreads) {
-            const uint32_t key = rank_key(row.logits[id]);
-            if (above < 32 && key >> above != prefix) continue;
-            const uint64_t count = value(id);
+        for_tokens(row, [&](int, float logit) {
+            const uint32_t key = rank_key(logit);
+            if (above < 32 && key >> above != prefix) return;
+            const uint64_t count = value(logit);
             if (count > 0)
                 atomicAdd(&shared.digits[key >> shift & ((1u << bits) - 1)],
                           static_cast<unsigned long long>(count));
-        }
+        });
         __syncthreads();
         // Threads take digits from the highest down.
         const int first = kSampleDigits - 1 - static_cast<int>(threadIdx.x) * kDigitsPerThread;
@@ -189,12 +222,12 @@ __device__ Prefix keep(Shared& shared, const Row& row, const SampleQuery& query,
     if (has_top_k) {
         const uint64_t target = static_cast<uint64_t>(query.top_k);
         uint64_t before;
-        kept.key = select_key(shared, row, target, before, [](int64_t) { return 1; });
+        kept.key = select_key(shared, row, target, before, [](float) { return 1; });
         kept.num_ties = static_cast<uint32_t>(target - before);
     }
     if (query.top_p < 1) {
-        uint64_t total = sum_tokens(shared, row, [&](int64_t id) -> uint64_t {
-            return !has_top_k || rank_key(row.logits[id]) > kept.key ? row.units(id) : 0;
+        uint64_t total = sum_tokens(shared, row, [&](int, float logit) -> uint64_t {
+            return !has_top_k || rank_key(logit) > kept.key ? row.units(logit) : 0;
         });
         // Ties have the same logit, so the same weight.
         const auto units_at = [&](uint32_t key) {
@@ -206,15 +239,15 @@ __device__ Prefix keep(Shared& shared, const Row& row, const SampleQuery& query,
         const uint64_t target = units_enough(query.top_p, total);
         uint64_t before;
         const uint32_t key =
-            select_key(shared, row, target, before, [&](int64_t id) { return row.units(id); });
+            select_key(shared, row, target, before, [&](float logit) { return row.units(logit); });
         const uint64_t each = units_at(key);
         kept = shorter(kept, {key, static_cast<uint32_t>((target - before + each - 1) / each)});
     }
     if (query.min_p > 0) {
         Best light;
-        for (int64_t id = threadIdx.x; id < row.vocab; id += kThreads)
-            if (row.weight(id) < query.min_p)
-                light = better(light, {rank_key(row.logits[id]), static_cast<int32_t>(id)});
+        for_tokens(row, [&](int id, float logit) {
+            if (row.weight(logit) < query.min_p) light = better(light, {rank_key(logit), id});
+        });
         light = block_best(shared, light);
         if (light.key != 0) kept = shorter(kept, {light.key, 0});
     }
@@ -222,15 +255,58 @@ __device__ Prefix keep(Shared& shared, const Row& row, const SampleQuery& query,
     return has_best ? kept : Prefix{best_key, 1};
 }
 
-// Threads have neighbouring ranges of ids.
+// Units of a kept token; of those at the key itself as if there were ties left.
+__device__ uint64_t kept_units(const Row& row, const Prefix& kept, float logit) {
+    return rank_key(logit) < kept.key ? 0 : row.units(logit);
+}
+
+// Where a warp with `running` units before its ids [begin, end) and `ties_left` comes to more than
+// `target`: lanes have neighbouring ids.
+__device__ int32_t find_drawn(const Row& row, const Prefix& kept, int64_t begin, int64_t end,
+                              uint64_t running, uint64_t ties_left, uint64_t target) {
+    const int lane = threadIdx.x % 32;
+    constexpr int kAhead = 4;
+    for (int64_t begin_ahead = begin; begin_ahead < end; begin_ahead += 32 * kAhead) {
+        float logits[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i)
+            logits[i] = row.logits[min(begin_ahead + 32 * i + lane, end - 1)];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            const int64_t first = begin_ahead + 32 * i;
+            const bool is_there = first + lane < end;
+            const bool is_tie = is_there && rank_key(logits[i]) == kept.key;
+            const unsigned ties = __ballot_sync(~0u, is_tie);
+            const auto ties_before = static_cast<uint64_t>(__popc(ties & ((1u << lane) - 1)));
+            const bool counts = is_there && (!is_tie || ties_before < ties_left);
+            unsigned long long sum = counts ? kept_units(row, kept, logits[i]) : 0;
+#pragma unroll
+            for (int distance = 1; distance < 32; distance *= 2) {
+                const unsigned long long other = __shfl_up_sync(~0u, sum, distance);
+                if (lane >= distance) sum += other;
+            }
+            const unsigned beyond = __ballot_sync(~0u, running + sum > target);
+            if (beyond != 0)
+                return static_cast<int32_t>(first + __ffs(static_cast<int>(beyond)) - 1);
+            running += __shfl_sync(~0u, sum, 31);
+            ties_left -= min(ties_left, static_cast<uint64_t>(__popc(ties)));
+        }
+    }
+    return -1;  // the sums say otherwise
+}
+
+// Warps have neighbouring ranges of ids.
 __device__ int32_t draw(Shared& shared, const Row& row, const Prefix& kept, double uniform) {
-    const int64_t range = (row.vocab + kThreads - 1) / kThreads;
-    const int64_t begin = min(row.vocab, threadIdx.x * range), end = min(row.vocab, begin + range);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int64_t range = (row.vocab + kWarps - 1) / kWarps;
+    const int64_t begin = min(row.vocab, warp * range), end = min(row.vocab, begin + range);
     uint64_t above = 0, ties = 0, each = 0;
-    for (int64_t id = begin; id < end; ++id) {
-        const uint32_t key = rank_key(row.logits[id]);
+#pragma unroll 4
+    for (int64_t id = begin + lane; id < end; id += 32) {
+        const float logit = row.logits[id];
+        const uint32_t key = rank_key(logit);
         if (key < kept.key) continue;
-        const uint64_t units = row.units(id);
+        const uint64_t units = row.units(logit);
         if (key > kept.key) {
             above += units;
         } else {
@@ -238,22 +314,24 @@ __device__ int32_t draw(Shared& shared, const Row& row, const Prefix& kept, doub
             each = units;
         }
     }
-    const uint64_t ties_before = block_sum_before(shared, ties);
-    uint64_t ties_left = kept.num_ties > ties_before ? kept.num_ties - ties_before : 0;
+    above = warp_sum(above);
+    ties = warp_sum(ties);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2)
+        each = max(each, static_cast<uint64_t>(__shfl_xor_sync(
+                             ~0u, static_cast<unsigned long long>(each), distance)));
+    const auto before_warp = [&](uint64_t of_warp) {
+        const uint64_t before = block_sum_before(shared, lane == 0 ? of_warp : 0);
+        return static_cast<uint64_t>(__shfl_sync(~0u, static_cast<unsigned long long>(before), 0));
+    };
+    const uint64_t ties_before = before_warp(ties);
+    const uint64_t ties_left = kept.num_ties > ties_before ? kept.num_ties - ties_before : 0;
     const uint64_t own = above + min(ties, ties_left) * each;
-    uint64_t running = block_sum_before(shared, own);
-    const uint64_t target = units_to_draw(uniform, block_sum(shared, own));
+    const uint64_t running = before_warp(own);
+    const uint64_t target = units_to_draw(uniform, block_sum(shared, lane == 0 ? own : 0));
     if (running <= target && target < running + own) {
-        for (int64_t id = begin; running <= target; ++id) {
-            const uint32_t key = rank_key(row.logits[id]);
-            if (key > kept.key) {
-                running += row.units(id);
-            } else if (key == kept.key && ties_left > 0) {
-                running += each;
-                --ties_left;
-            }
-            shared.found = static_cast<int>(id);
-        }
+        const int32_t id = find_drawn(row, kept, begin, end, running, ties_left, target);
+        if (lane == 0) shared.found = id;
     }
     __syncthreads();
     return shared.found;
@@ -315,7 +393,7 @@ __global__ __launch_bounds__(kThreads) void sample(SampleParams p) {
     result.logit = raw.logits[result.token];
     result.max_logit = raw.max_logit;
     if (query.num_top >= 0) {
-        result.units = sum_tokens(shared, raw, [&](int64_t id) { return raw.units(id); });
+        result.units = sum_tokens(shared, raw, [&](int, float logit) { return raw.units(logit); });
         Best last = before_all();
         for (int i = 0; i < query.num_top; ++i) {
             last = find_next(shared, raw, last);

@@ -172,12 +172,15 @@ void bench_experts(double copy_rate) {
             const int64_t blocks = shape.in / kScaleBlock;
             const OwnedTensor scales =
                 random_on_gpu(DType::f32, {kExperts, shape.out / kScaleBlock, blocks}, 2);
-            for (int64_t each : {1, 8, 16, 64, 128, 256, 1024}) {
+            constexpr int64_t kMostEach = 1024;
+            const OwnedTensor x = random_on_gpu(inputs.x, {kExperts * kMostEach, shape.in}, 3);
+            const OwnedTensor x_scales =
+                random_on_gpu(DType::f32, {kExperts * kMostEach, blocks}, 4);
+            const OwnedTensor rounded(gpu(), DType::bf16, {kExperts * kMostEach, shape.in});
+            const OwnedTensor y(gpu(), DType::f32, {kExperts * kMostEach, shape.out});
+            for (int64_t each : {int64_t{1}, int64_t{8}, int64_t{16}, int64_t{64}, int64_t{128},
+                                 int64_t{256}, kMostEach}) {
                 const int64_t rows = kExperts * each;
-                const OwnedTensor x = random_on_gpu(inputs.x, {rows, shape.in}, 3);
-                const OwnedTensor x_scales = random_on_gpu(DType::f32, {rows, blocks}, 4);
-                const OwnedTensor rounded(gpu(), DType::bf16, {rows, shape.in});
-                const OwnedTensor y(gpu(), DType::f32, {rows, shape.out});
                 std::vector<int64_t> offsets(kExperts + 1);
                 for (size_t i = 0; i < offsets.size(); ++i)
                     offsets[i] = static_cast<int64_t>(i) * each;
@@ -243,7 +246,8 @@ void bench_linear(double copy_rate) {
                                  {"wo", 7168, 16384},       {"wq_b", 24576, 1536},
                                  {"shared w1", 2048, 7168}, {"shared w2", 7168, 2048},
                                  {"wq_a", 1536, 7168},      {"wkv_a", 576, 7168}};
-    constexpr int64_t kMostRows = 128, kManyBytes = int64_t{300} << 20;
+    constexpr int64_t kMostSharedBytes = 227 << 10, kMostRows = 128,
+                      kManyBytes = int64_t{300} << 20;
     CublasLt library(gpu());
     for (const Shape& s : kShapes) {
         const int64_t num = std::min<int64_t>(ceil_div(kManyBytes, s.out * s.in), 40);
@@ -277,7 +281,7 @@ void bench_linear(double copy_rate) {
                                               .w_scales = w_scales.view().as<float>()});
                        });
             if (rows > kFewRowsMost) continue;
-            const FewRowsPlan own = few_rows_plan(rows, s.out, s.in);
+            const FewRowsPlan own = few_rows_plan(rows, s.out, s.in, kMostSharedBytes);
             report(fmt::format("{}, {} rows, {}", s.name, rows, own.describe()), bytes, flops,
                    copy_rate, [&] {
                        const int64_t i = turn++ % num;

@@ -66,6 +66,11 @@ int main(int argc, char** argv) {
     try {
         World world(&argc, &argv, freeze_last);
         if (how == "freeze_first_met" && world.rank() == 0) raise(SIGSTOP);
+        if (how == "freeze_ending") {
+            world.set_deadline(3, "at the end");
+            if (world.rank() == 1) raise(SIGSTOP);
+            return 0;
+        }
         try {
             work(world, how);
         } catch (const Error& error) {

@@ -27,17 +27,19 @@ for how in kill freeze sleep; do
 done
 # Before there is a watchdog, ranks that wait for all call the roll: of one that is frozen when MPI has started, and of
 # rank 0, which then cannot tell.
-for how in freeze_starting freeze_first_met; do
+# And of one that is frozen when all that is left is to end.
+for how in freeze_starting freeze_first_met freeze_ending; do
     begin=$(date +%s%N)
     output=$(FERRY_START_TIMEOUT_S=3 FERRY_TEST_TIMEOUT_S=40 "$here/../support/mpirun.sh" 3 "$program" $how 2>&1)
     code=$?
     took_ms=$((($(date +%s%N) - begin) / 1000000))
     case $how in
     freeze_starting) missing="rank 0 waited [34] s at start-up .*: no answer from rank 2:" ;;
+    freeze_ending) missing="rank [02] on [^ ]* waited 3 s in MPI_Finalize for all ranks" ;;
     freeze_first_met) missing="rank [12] waited [34] s at start-up .*: no answer from rank 0 on " ;;
     esac
     echo "$how: exit code $code after $took_ms ms"
-    if [ "$code" -ne 5 ] || [ "$took_ms" -gt 20000 ] || ! grep -q "error: $missing" <<<"$output"; then
+    if [ "$code" -ne 5 ] || [ "$took_ms" -gt 20000 ] || ! grep -qE "(error|communication): $missing" <<<"$output"; then
         echo "$output" | head -40
         fail=1
     fi

@@ -1,4 +1,5 @@
 #include "layers/cuda/cuda_kernels.h"
+#include "layers/cuda/few_rows.h"
 #include "tests/support/cuda_matrix.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/reference_linear.h"
@@ -202,6 +203,29 @@ TEST(CudaLinear, ARowOfFewHasTheSameBitsInAnyNumberOfThem) {
             expect_same_bits(some, std::vector<float>(all.begin(), all.begin() + rows * out));
         }
     }
+}
+
+TEST(CudaLinear, PlansOfFewRows) {
+    constexpr int64_t kHopper = 227 << 10, kAmpere = 163 << 10;
+    EXPECT_EQ(few_rows_plan(1, 7168, 18432, kHopper).describe(),
+              "own kernel, tiles of 8 x 16, 1 to a block, 4 warps along in");
+    EXPECT_EQ(few_rows_plan(16, 7168, 18432, kHopper).describe(),
+              "own kernel, tiles of 16 x 16, 2 to a block, 4 warps along in");
+    EXPECT_EQ(few_rows_plan(1, 2048, 7168, kHopper).in_warps, 16);
+    EXPECT_EQ(few_rows_plan(1, 2048, 7168, kAmpere).in_warps, 8);
+    for (int64_t out : {1, 576, 2048, 18432, 100000})
+        for (int64_t in : {16, 128, 1536, 7168, 18432})
+            for (int64_t rows = 1; rows <= kFewRowsMost; ++rows) {
+                const FewRowsPlan plan = few_rows_plan(rows, out, in, kHopper);
+                EXPECT_GE(8 * plan.row_tiles, rows);
+                EXPECT_LE(plan.num_warps(), kFewRowsMostWarps);
+                EXPECT_LE(plan.shared_bytes(in), kHopper);
+                // The order of sums.
+                EXPECT_EQ(plan.in_warps, few_rows_plan(1, out, in, kHopper).in_warps);
+                // One scale of the weights to a block.
+                EXPECT_EQ(kScaleBlock % (plan.out_tiles * kFewRowsOut), 0);
+            }
+    EXPECT_GT(few_rows_plan(32, 16, 1 << 20, kHopper).shared_bytes(1 << 20), kHopper);
 }
 
 TEST(CudaLinear, WhatDoesNotBeginOn16BytesIsNotTakenAsItIs) {

@@ -88,11 +88,6 @@ inline uint32_t f16_of_e4m3(uint8_t code) {
     }
     return sign | exponent << 10 | (mantissa & 7) << 7;
 }
-inline void load_streaming(uint32_t (&to)[4], const void* from) {
-    if (reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
-    std::memcpy(to, from, sizeof(to));
-}
-
 inline void load_tiles(uint32_t (&to)[4], const void* row) {
     emulated::load_tiles(to, row, false, "ldmatrix.x4");
 }
@@ -117,6 +112,9 @@ inline void copy_word_async(void* to_shared, const void* from, bool valid = true
         (valid && reinterpret_cast<uintptr_t>(from) % 4 != 0))
         std::abort();
     cuda_emulation::async_copy(to_shared, from, valid ? 4 : 0, 4);
+}
+inline void copy_async_shared(void* to_shared, const void* from, bool valid) {
+    copy_async(to_shared, from, valid);
 }
 inline void commit_copies() {
     cuda_emulation::async_copy_commit();
