@@ -17,6 +17,7 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/logits.cu
     layers/cuda/mla_decode.cpp
     layers/cuda/mla_decode.cu
+    layers/cuda/mla_decode_wgmma.cu
     layers/cuda/mla_plan.cpp
     layers/cuda/mla_prefill.cpp
     layers/cuda/mla_prefill.cu
@@ -43,6 +44,7 @@ set(FERRY_CUDA_UNSPILLED
     layers/cuda/grouped_gemm_wgmma.cu
     layers/cuda/latent_cache.cu
     layers/cuda/mla_decode.cu
+    layers/cuda/mla_decode_wgmma.cu
     layers/cuda/mla_prefill.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu)
