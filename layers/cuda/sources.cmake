@@ -20,6 +20,7 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/mla_plan.cpp
     layers/cuda/mla_prefill.cpp
     layers/cuda/mla_prefill.cu
+    layers/cuda/mla_prefill_hopper.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu
     layers/cuda/rope.cu
@@ -44,5 +45,6 @@ set(FERRY_CUDA_UNSPILLED
     layers/cuda/latent_cache.cu
     layers/cuda/mla_decode.cu
     layers/cuda/mla_prefill.cu
+    layers/cuda/mla_prefill_hopper.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu)

@@ -80,7 +80,7 @@ void wgmma_bf16(float (&d)[kColumns / 2], const uint32_t (&a)[4], SharedTile b,
     for (int i = 0; i < 2; ++i)
         for (int k = 0; k < 16; ++k) {
             const auto& of_a = lanes.of_lane<std::array<uint32_t, 4>>(g * 4 + k % 8 / 2);
-            rows[i][k] = emulated::half_of(of_a[static_cast<size_t>(i + 2 * (k / 8))], k % 2);
+            rows[i][k] = emulated::half_of<true>(of_a[static_cast<size_t>(i + 2 * (k / 8))], k % 2);
         }
     emulated::multiply(
         d, 16, accumulate, [&](int i, int k) { return rows[i][k]; },
