@@ -80,8 +80,12 @@ struct PrefillParams {
     int64_t q_stride = 0, out_stride = 0, kv_stride = 0, rope_stride = 0;
     int num_rows = 0, first_position = 0;
     float scale_log2 = 1;
+    int heads = 0;
+    bool paired = false;  // set by launch_prefill_hopper
 };
-void launch_prefill(const PrefillParams& params, int heads, CUstream_st* stream);
+void launch_prefill(const PrefillParams& params, CUstream_st* stream);
+// Compute capability 9.0, on so many multiprocessors.
+void launch_prefill_hopper(PrefillParams params, int multiprocessors, CUstream_st* stream);
 
 // f32, any sizes.
 struct PlainPrefillParams {
@@ -95,9 +99,5 @@ struct PlainPrefillParams {
     float scale_log2 = 1;
 };
 void launch_prefill_plain(const PlainPrefillParams& params, int heads, CUstream_st* stream);
-
-// to [rows, columns] bf16, contiguous; columns a multiple of 8, both 16-byte aligned.
-void launch_round_to_bf16(const float* from, int64_t from_stride, uint16_t* to, int64_t rows,
-                          int64_t columns, CUstream_st* stream);
 
 }  // namespace ferry

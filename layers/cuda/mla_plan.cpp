@@ -155,8 +155,8 @@ std::string DecodePlan::describe() const {
 }
 
 bool prefill_on_tensor_cores(const PrefillAttention& a) {
-    // Queries and results are accessed in pairs of f32, keys and values in fours.
-    const bool aligned = a.q.row_stride() % 2 == 0 && a.out.row_stride() % 2 == 0 &&
+    // Queries, keys and values are read in fours of f32, results written in pairs.
+    const bool aligned = a.q.row_stride() % 4 == 0 && a.out.row_stride() % 2 == 0 &&
                          a.kv.row_stride() % 4 == 0 && a.latent.row_stride() % 4 == 0 &&
                          a.kv_lora_rank % 4 == 0;
     return a.nope_dim == kMlaNope && a.rope_dim == kMlaRope && a.v_dim == kMlaValue && aligned;

@@ -1,3 +1,4 @@
+#include "layers/cuda/convert.h"
 #include "layers/cuda/cuda_kernels.h"
 #include "layers/cuda/mla_plan.h"
 
@@ -48,21 +49,36 @@ void CudaKernels::mla_prefill(const PrefillAttention& a) {
         scratch(Scratch::attention,
                 static_cast<size_t>(positions * (kv_columns + kMlaRope)) * sizeof(uint16_t)));
     uint16_t* rope_bf16 = kv_bf16 + positions * kv_columns;
-    launch_round_to_bf16(a.kv.as<float>(), a.kv.row_stride(), kv_bf16, positions, kv_columns,
-                         stream());
-    launch_round_to_bf16(rope, a.latent.row_stride(), rope_bf16, positions, kMlaRope, stream());
-    launch_prefill({.q = q,
-                    .out = out,
-                    .kv = kv_bf16,
-                    .rope = rope_bf16,
-                    .q_stride = a.q.row_stride(),
-                    .out_stride = a.out.row_stride(),
-                    .kv_stride = kv_columns,
-                    .rope_stride = kMlaRope,
-                    .num_rows = num_rows,
-                    .first_position = first_position,
-                    .scale_log2 = a.scale * kLog2E},
-                   num_heads, stream());
+    narrow_to_bf16({.x = a.kv.as<float>(),
+                    .y = kv_bf16,
+                    .rows = positions,
+                    .columns = kv_columns,
+                    .x_row_stride = a.kv.row_stride(),
+                    .y_stride = kv_columns},
+                   stream());
+    narrow_to_bf16({.x = rope,
+                    .y = rope_bf16,
+                    .rows = positions,
+                    .columns = kMlaRope,
+                    .x_row_stride = a.latent.row_stride(),
+                    .y_stride = kMlaRope},
+                   stream());
+    const PrefillParams params{.q = q,
+                               .out = out,
+                               .kv = kv_bf16,
+                               .rope = rope_bf16,
+                               .q_stride = a.q.row_stride(),
+                               .out_stride = a.out.row_stride(),
+                               .kv_stride = kv_columns,
+                               .rope_stride = kMlaRope,
+                               .num_rows = num_rows,
+                               .first_position = first_position,
+                               .scale_log2 = a.scale * kLog2E,
+                               .heads = num_heads};
+    if (info_.capability == 90)
+        launch_prefill_hopper(params, info_.num_multiprocessors, stream());
+    else
+        launch_prefill(params, stream());
 }
 
 }  // namespace ferry

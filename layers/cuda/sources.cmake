@@ -21,6 +21,7 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/mla_plan.cpp
     layers/cuda/mla_prefill.cpp
     layers/cuda/mla_prefill.cu
+    layers/cuda/mla_prefill_hopper.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu
     layers/cuda/rope.cu
@@ -46,5 +47,6 @@ set(FERRY_CUDA_UNSPILLED
     layers/cuda/mla_decode.cu
     layers/cuda/mla_decode_wgmma.cu
     layers/cuda/mla_prefill.cu
+    layers/cuda/mla_prefill_hopper.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu)

@@ -1,3 +1,4 @@
+#include "layers/cuda/mla_plan.h"
 #include "tests/layers/cuda/mla_support.h"
 
 namespace ferry {
@@ -86,6 +87,45 @@ TEST(CudaMlaPrefill, ChunksDoNotChangeBits) {
             if (rows == 7 && shape.nope == kPublished.nope && !on_gpu()) continue;  // half a minute
             SCOPED_TRACE(rows);
             expect_same_bits(prompt.on_cuda(rows), whole);
+        }
+    }
+}
+
+// Columns from `first` on as the kernel wants them, rounded to bf16: [rows, columns].
+CudaTensor rounded(const Tensor& x, int64_t first, int64_t columns) {
+    std::vector<uint16_t> values;
+    for (int64_t row = 0; row < x.rows(); ++row)
+        std::transform(x.row<float>(row) + first, x.row<float>(row) + first + columns,
+                       std::back_inserter(values), f32_to_bf16);
+    return CudaTensor(Tensor(values.data(), DType::bf16, {x.rows(), columns}));
+}
+
+// More tiles of rows than multiprocessors: blocks that take several in turn, of an odd and an even
+// number.
+TEST(CudaMlaPrefill, TilesInTurnOnHopper) {
+    CudaDevice& gpu = cuda_device(0);
+    if (gpu.info().capability != 90) GTEST_SKIP() << "not a Hopper";
+    for (int64_t positions : {200, 300}) {
+        const Prompt prompt(kPublished, positions);
+        const std::vector<float> expected = prompt.on_cuda();
+        const CudaTensor kv = rounded(prompt.kv, 0, prompt.kv.view().row_size());
+        const CudaTensor rope = rounded(prompt.latent, kPublished.kv_lora, kPublished.rope);
+        for (int multiprocessors : {1, 2, 3}) {
+            const CudaTensor out(DType::f32, {positions, kPublished.heads, kPublished.v});
+            launch_prefill_hopper({.q = prompt.cuda_q.view().as<float>(),
+                                   .out = out.view().as<float>(),
+                                   .kv = kv.view().as<uint16_t>(),
+                                   .rope = rope.view().as<uint16_t>(),
+                                   .q_stride = prompt.cuda_q.view().row_stride(),
+                                   .out_stride = out.view().row_stride(),
+                                   .kv_stride = kv.view().row_stride(),
+                                   .rope_stride = rope.view().row_stride(),
+                                   .num_rows = static_cast<int>(positions),
+                                   .scale_log2 = 0.07f * kLog2E,
+                                   .heads = static_cast<int>(kPublished.heads)},
+                                  multiprocessors, gpu.stream());
+            SCOPED_TRACE(multiprocessors);
+            expect_same_bits(out.values(), expected);
         }
     }
 }
