@@ -26,6 +26,9 @@ constexpr int kPlainThreads = 128;  // of the f32 kernels, decode and prefill
 constexpr int kMergeThreads = 128;
 constexpr int kPrefillThreads = 256;
 constexpr int kPrefillQueries = 128;  // rows of a block
+// Heads whose keys and values are expanded at a time: enough blocks for every multiprocessor from a
+// few hundred rows on, at 32 KiB a position.
+constexpr int kPrefillHeads = 64;
 
 // The sizes of which the tensor-core kernels are made.
 constexpr int kMlaLatent = 512, kMlaRope = 64, kMlaNope = 128, kMlaValue = 128;

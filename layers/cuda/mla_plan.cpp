@@ -154,12 +154,9 @@ std::string DecodePlan::describe() const {
                        kernel, grid.shared_bytes, rows.size(), waves.size(), most_slots());
 }
 
-bool prefill_on_tensor_cores(const PrefillAttention& a) {
-    // Queries, keys and values are read in fours of f32, results written in pairs.
-    const bool aligned = a.q.row_stride() % 4 == 0 && a.out.row_stride() % 2 == 0 &&
-                         a.kv.row_stride() % 4 == 0 && a.latent.row_stride() % 4 == 0 &&
-                         a.kv_lora_rank % 4 == 0;
-    return a.nope_dim == kMlaNope && a.rope_dim == kMlaRope && a.v_dim == kMlaValue && aligned;
+KvExpansion kv_expansion_of(int64_t nope, int64_t rope, int64_t v) {
+    if (nope != kMlaNope || rope != kMlaRope || v != kMlaValue) return {};
+    return {.heads_at_once = kPrefillHeads, .dtype = DType::bf16};
 }
 
 }  // namespace ferry

@@ -63,7 +63,7 @@ DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> s
                        int64_t first_row, const DecodeGpu& gpu, int64_t slot_limit,
                        int64_t most_keys = 0);
 
-// Whether the tensor-core kernel takes these heads; else the f32 kernel does.
-bool prefill_on_tensor_cores(const PrefillAttention& attention);
+// bf16 keys and values for the tensor cores where heads are of the sizes that they take, else f32.
+KvExpansion kv_expansion_of(int64_t nope, int64_t rope, int64_t v);
 
 }  // namespace ferry
