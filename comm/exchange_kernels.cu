@@ -205,6 +205,8 @@ __device__ __forceinline__ int num_tokens_of(const Params& p) {
 
 // A block per expert rank: numbers of its rows and entries, in order of tokens.
 __global__ void plan_kernel(PackParams p) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     __shared__ int shared[kScanInts];
     const int rank = static_cast<int>(blockIdx.x);
     const int num_tokens = num_tokens_of(p);
@@ -250,6 +252,8 @@ __global__ void plan_kernel(PackParams p) {
 
 // A block per token: its entries, and its row once for every rank that it goes to.
 __global__ void pack_kernel(PackParams p) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     constexpr int kMaxTopk = 64;
     __shared__ int targets[kMaxTopk];  // items that bring the row
     __shared__ int num_targets;
@@ -286,6 +290,8 @@ __global__ void pack_kernel(PackParams p) {
 
 // A block per slot: how many entries name it.
 __global__ void count_kernel(UnpackParams p) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     __shared__ int shared[kScanInts];
     const int slot = static_cast<int>(blockIdx.x);
     int num = 0;
@@ -305,6 +311,8 @@ __global__ void count_kernel(UnpackParams p) {
 
 // A block per slot: where its rows begin, and the row of each of its entries.
 __global__ void place_kernel(UnpackParams p) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     __shared__ int shared[kScanInts];
     const int slot = static_cast<int>(blockIdx.x);
     int before = 0;
@@ -333,6 +341,8 @@ __global__ void place_kernel(UnpackParams p) {
 
 // A block per (entry, source).
 __global__ void unpack_kernel(UnpackParams p) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const BlockFormat& f = p.format;
     const std::byte* block = p.blocks + blockIdx.y * f.size_bytes;
     for (int e = static_cast<int>(blockIdx.x); e < num_entries(f, block);
@@ -368,6 +378,8 @@ __device__ void write_reply_header(const ReplyParams& p, std::byte* reply, int n
 
 // A block per (entry, source). Reduced: the first entry of a row does the row.
 __global__ void reply_kernel(ReplyParams p) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const BlockFormat& from = p.request.format;
     const BlockFormat& to = p.format;
     const std::byte* block = p.request.blocks + blockIdx.y * from.size_bytes;
@@ -405,6 +417,8 @@ __global__ void reply_kernel(ReplyParams p) {
 
 // A block per token. Exact: in order of k. Reduced: partial sums in order of expert ranks.
 __global__ void combine_kernel(CombineParams p) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const BlockFormat& f = p.format;
     const int64_t token = blockIdx.x;
     const PlanItem* items = p.items + token * p.topk;
@@ -453,15 +467,15 @@ LaunchShape blocks_of(int64_t x, int64_t y = 1) {
 }  // namespace
 
 void launch_plan(const PackParams& p, CUstream_st* stream) {
-    launch(plan_kernel, blocks_of(p.num_ranks), stream, p);
+    launch_early(plan_kernel, blocks_of(p.num_ranks), stream, p);
 }
 void launch_pack(const PackParams& p, CUstream_st* stream) {
-    if (p.num_tokens > 0) launch(pack_kernel, blocks_of(p.num_tokens), stream, p);
+    if (p.num_tokens > 0) launch_early(pack_kernel, blocks_of(p.num_tokens), stream, p);
 }
 void launch_order(const UnpackParams& p, CUstream_st* stream) {
     if (p.num_slots == 0) return;
-    launch(count_kernel, blocks_of(p.num_slots), stream, p);
-    launch(place_kernel, blocks_of(p.num_slots), stream, p);
+    launch_early(count_kernel, blocks_of(p.num_slots), stream, p);
+    launch_early(place_kernel, blocks_of(p.num_slots), stream, p);
 }
 // Blocks take entries in turns: how many there are only the headers know, at most as many as fit.
 unsigned entry_blocks(int max_entries) {
@@ -470,15 +484,16 @@ unsigned entry_blocks(int max_entries) {
 }
 void launch_unpack(const UnpackParams& p, CUstream_st* stream) {
     if (p.format.max_entries > 0)
-        launch(unpack_kernel, blocks_of(entry_blocks(p.format.max_entries), p.num_sources), stream,
-               p);
+        launch_early(unpack_kernel, blocks_of(entry_blocks(p.format.max_entries), p.num_sources),
+                     stream, p);
 }
 void launch_reply(const ReplyParams& p, CUstream_st* stream) {
-    launch(reply_kernel,
-           blocks_of(entry_blocks(p.request.format.max_entries), p.request.num_sources), stream, p);
+    launch_early(reply_kernel,
+                 blocks_of(entry_blocks(p.request.format.max_entries), p.request.num_sources),
+                 stream, p);
 }
 void launch_combine(const CombineParams& p, CUstream_st* stream) {
-    if (p.num_tokens > 0) launch(combine_kernel, blocks_of(p.num_tokens), stream, p);
+    if (p.num_tokens > 0) launch_early(combine_kernel, blocks_of(p.num_tokens), stream, p);
 }
 void launch_copy(void* to, const void* from, size_t size_bytes, CUstream_st* stream) {
     if (size_bytes > 0)

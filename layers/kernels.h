@@ -99,12 +99,19 @@ struct SequenceRows {
     std::span<const int32_t> pages{};  // page of positions [64 i, 64 i + 64) at index i
 };
 
+// How the expanded form has K and V rebuilt from latents (Mla): of so many heads at a time, which
+// bounds their memory, and as what.
+struct KvExpansion {
+    int64_t heads_at_once = 8;
+    DType dtype = DType::f32;  // or bf16
+};
+
 struct PrefillAttention {
     // Queries [rows, heads, nope + rope] of the whole batch, rope applied.
     Tensor q;
     // Keys and values of ONE sequence, positions [0, first_position + num_rows): [positions, heads,
-    // nope + v], as wkv_b makes them from the cached latents; and the cached latents themselves, of
-    // which the rope part serves all heads.
+    // nope + v], as wkv_b makes them from the cached latents, f32 or as kv_expansion() says; and
+    // the cached latents themselves, of which the rope part serves all heads.
     Tensor kv;
     Tensor latent;  // [positions, kv_lora + rope]
     Tensor out;     // [rows, heads, v] of the whole batch
@@ -241,6 +248,7 @@ class Kernels {
     // ascending from 0. fp8: one such accumulation per 128-block of k, then y = fma(block sum,
     // scale, y) block after block. x may be a column range (row stride). With x_scales [m,
     // ceil(in/128)] x holds what quantise_fp8 makes and the scale of a block is x_scale * w_scale.
+    // On a GPU y may be bf16 too, rounded from the f32 sums.
     virtual void gemm(const Tensor& x, const Weight& w, const Tensor& y,
                       const Tensor* x_scales = nullptr) = 0;
     // Rows [offsets[g], offsets[g+1]) of x use group g: y = x W_g^T. offsets: groups + 1 entries.
@@ -319,6 +327,7 @@ class Kernels {
     // positions with a running maximum (FlashAttention-2 order), so results do not depend on
     // chunking. Decode does so within splits of kDecodeSplitTokens at absolute positions, and
     // merges the splits in order. Softmax in f32.
+    virtual KvExpansion kv_expansion(const ModelConfig& /*config*/) const { return {}; }
     virtual void mla_prefill(const PrefillAttention& attention) = 0;
     virtual void mla_decode(const DecodeAttention& attention) = 0;
 

@@ -6,8 +6,6 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kHeadsAtOnce = 8;  // of K and V rebuilt at a time
-
 // Two-dimensional view of heads [begin, begin + num) of x [rows, heads, head_dim].
 Tensor slice_heads(const Tensor& x, int64_t begin, int64_t num) {
     const int64_t head_dim = x.dim(2);
@@ -73,7 +71,9 @@ void load_heads(WeightLoader& loader, const std::string& name, WkvBHeads& heads)
 }  // namespace
 
 Mla::Mla(WeightLoader& loader, const std::string& prefix)
-    : config_(loader.config()), kv_norm_(loader.plain(prefix + "kv_norm")) {
+    : config_(loader.config()),
+      expansion_(loader.kernels().kv_expansion(config_)),
+      kv_norm_(loader.plain(prefix + "kv_norm")) {
     if (config_.q_lora_rank == 0) {
         wq_ = Linear(loader.linear(prefix + "wq"));
     } else {
@@ -99,8 +99,9 @@ void Mla::load_wkv_b(WeightLoader& loader, const std::string& name) {
         {.dtype = dtype, .groups = config_.n_heads, .out = config_.v_head_dim, .in = rank});
     // fp8 scale blocks are cut at multiples of 128 rows: all heads at once when a head does not end
     // on one.
-    const bool whole = stored == DType::fp8_e4m3 && kHeadsAtOnce * head_rows % kScaleBlock != 0;
-    const int64_t at_once = whole ? config_.n_heads : kHeadsAtOnce;
+    const int64_t heads_at_once = expansion_.heads_at_once;
+    const bool whole = stored == DType::fp8_e4m3 && heads_at_once * head_rows % kScaleBlock != 0;
+    const int64_t at_once = whole ? config_.n_heads : heads_at_once;
     for (int64_t head = 0; head < config_.n_heads; head += at_once) {
         const int64_t heads = std::min(at_once, config_.n_heads - head);
         Weight weight = loader.make_weight(
@@ -206,12 +207,14 @@ void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, 
     const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
     const Tensor latent = workspace.take(DType::f32, {positions, config_.latent_dim()});
     kernels.read_cache(cache, rows.pages, latent);
+    const LinearInput input(kernels, workspace, latent.slice_columns(0, config_.kv_lora_rank),
+                            {wkv_b_[0].dtype()});
     int64_t head = 0;
     for (const Linear& wkv_b : wkv_b_) {
         const Workspace::Scope head_scope(workspace);
         const int64_t heads = wkv_b.out() / head_rows;
-        const Tensor kv = workspace.take(DType::f32, {positions, wkv_b.out()});
-        wkv_b.forward(kernels, workspace, latent.slice_columns(0, config_.kv_lora_rank), kv);
+        const Tensor kv = workspace.take(expansion_.dtype, {positions, wkv_b.out()});
+        wkv_b.forward(kernels, input, kv);
         kernels.mla_prefill({.q = slice_heads(q, head, heads),
                              .kv = kv.reshape({positions, heads, head_rows}),
                              .latent = latent,
@@ -266,15 +269,18 @@ int64_t Mla::weight_bytes() const {
     return bytes;
 }
 
-size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t context) {
+size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t context,
+                            const KvExpansion& expansion) {
     const int64_t head_rows = c.qk_nope_head_dim + c.v_head_dim;
     const int64_t per_token = c.n_heads * (c.qk_head_dim() + c.v_head_dim) + c.latent_dim() +
                               2 * (c.q_lora_rank + c.dim + c.n_heads * c.v_head_dim);
     const int64_t naive =
-        context * (c.latent_dim() + std::min(c.n_heads, kHeadsAtOnce) * head_rows + c.kv_lora_rank);
-    const int64_t absorbed = tokens * c.n_heads * (2 * c.kv_lora_rank + c.qk_rope_head_dim);
+        context *
+        (4 * (c.latent_dim() + c.kv_lora_rank + ceil_div(c.kv_lora_rank, kScaleBlock)) +
+         std::min(c.n_heads, expansion.heads_at_once) * head_rows * size_bytes(expansion.dtype));
+    const int64_t absorbed = 4 * tokens * c.n_heads * (2 * c.kv_lora_rank + c.qk_rope_head_dim);
     constexpr int64_t kSlack = 64 << 10;  // alignment
-    return static_cast<size_t>(4 * (tokens * per_token + std::max(naive, absorbed)) + kSlack);
+    return static_cast<size_t>(4 * tokens * per_token + std::max(naive, absorbed) + kSlack);
 }
 
 }  // namespace ferry

@@ -32,9 +32,10 @@ class Mla {
                 MlaForm form = MlaForm::by_row) const;
 
     // Bytes of weights that one step reads, and workspace for a step of `tokens` rows over
-    // `context` positions.
+    // `context` positions, with the kernels' kv_expansion().
     int64_t weight_bytes() const;
-    static size_t workspace_bytes(const ModelConfig& config, int64_t tokens, int64_t context);
+    static size_t workspace_bytes(const ModelConfig& config, int64_t tokens, int64_t context,
+                                  const KvExpansion& expansion);
 
   private:
     void load_wkv_b(WeightLoader& loader, const std::string& name);
@@ -55,6 +56,7 @@ class Mla {
                          const Tensor& out) const;
 
     ModelConfig config_;
+    KvExpansion expansion_;
     Linear wq_, wq_a_, wq_b_, wkv_a_, wo_;
     OwnedTensor q_norm_, kv_norm_;
     // wkv_b three times: a few heads per matrix for the expanded form (bounds the memory of K and

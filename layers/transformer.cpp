@@ -63,13 +63,14 @@ void Transformer::head(Kernels& kernels, Workspace& workspace, const Tensor& h,
 }
 
 size_t Transformer::workspace_bytes(const ModelConfig& c, const Numerics& numerics, int64_t tokens,
-                                    int64_t context, int64_t expert_rows) {
+                                    int64_t context, const KvExpansion& expansion,
+                                    int64_t expert_rows) {
     const size_t activations = static_cast<size_t>(4 * tokens * 4 * c.dim);
     const size_t mlp =
         std::max(Mlp::workspace_bytes(c, numerics, c.inter_dim, tokens),
                  Mlp::workspace_bytes(c, numerics, c.n_shared_experts * c.moe_inter_dim, tokens));
     const size_t gate = static_cast<size_t>(4 * tokens * c.n_routed_experts) + (64 << 10);
-    return activations + std::max({Mla::workspace_bytes(c, tokens, context), mlp, gate,
+    return activations + std::max({Mla::workspace_bytes(c, tokens, context, expansion), mlp, gate,
                                    Experts::workspace_bytes(c, expert_rows)});
 }
 

@@ -29,9 +29,10 @@ class Transformer {
     void head(Kernels& kernels, Workspace& workspace, const Tensor& h, const Tensor& logits) const;
 
     // Workspace for any step of at most `tokens` rows, over contexts of at most `context`
-    // positions.
+    // positions, with the kernels' kv_expansion().
     static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
-                                  int64_t tokens, int64_t context, int64_t expert_rows);
+                                  int64_t tokens, int64_t context, const KvExpansion& expansion,
+                                  int64_t expert_rows);
     int64_t head_bytes() const { return head_.weight().size_bytes(); }
     // Bytes of weights held.
     int64_t weight_bytes() const { return weight_bytes_; }

@@ -15,11 +15,17 @@ size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& nu
     const int64_t routing = limits.max_tokens * c.n_activated_experts * 8;
     const int64_t head = 4 * limits.max_logit_rows * (4 * c.dim + tp_size * c.vocab_size);
     constexpr int64_t kSlack = 256 << 10;
-    return Transformer::workspace_bytes(c, numerics, tokens, limits.max_context, 0) +
+    return Transformer::workspace_bytes(c, numerics, tokens, limits.max_context, limits.expansion,
+                                        0) +
            static_cast<size_t>(4 * tokens * 5 * c.dim + routing + head + kSlack);
 }
 
 namespace {
+
+WorkerLimits with_expansion(WorkerLimits limits, const KvExpansion& expansion) {
+    limits.expansion = expansion;
+    return limits;
+}
 
 std::span<const int32_t> slice(std::span<const int32_t> rows, Range range) {
     return rows.subspan(static_cast<size_t>(range.begin), static_cast<size_t>(range.num));
@@ -46,7 +52,8 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       ahead_(kernels.device(), looks_ahead() ? limits.max_tokens : 0, limits.max_sequences,
              model.config().dim),
       workspace_(kernels.device(),
-                 workspace_bytes(model.config(), model.numerics(), model.part().tp_size, limits),
+                 workspace_bytes(model.config(), model.numerics(), model.part().tp_size,
+                                 with_expansion(limits, kernels.kv_expansion(model.config()))),
                  model.numerics()),
       filled_(std::min(limits.max_tokens, limits.max_logit_rows)) {
     if (limits.cuda_graphs && why_no_step_is_repeated().empty())

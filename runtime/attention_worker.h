@@ -19,6 +19,7 @@ struct WorkerLimits {
     int64_t max_logit_rows = 32;  // rows whose logits are wanted in one step
     int64_t num_pages = 64;       // of the latent cache
     bool cuda_graphs = false;     // decode steps are repeated where a GPU can
+    KvExpansion expansion{};      // of the kernels; for plan_memory, a worker asks its own
 };
 
 class AttentionWorker {
@@ -33,7 +34,8 @@ class AttentionWorker {
     // next step's rows begin.
     static bool works_on_wanted(const ModelConfig& config, int64_t layer);
 
-    // Of the block of intermediate activations.
+    // Of the block of intermediate activations, with the kernels' way to expand K and V in
+    // `limits`.
     static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
                                   int64_t tp_size, const WorkerLimits& limits);
 

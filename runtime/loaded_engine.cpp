@@ -288,8 +288,10 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     kernels_ = make_kernels(config, world);
     connect(config, layout, world);
     fabric.blocks = blocks_.get();
+    WorkerLimits limits = worker_limits(options);
+    limits.expansion = kernels_->kv_expansion(shape);
     const MemoryPlan plan =
-        plan_memory(*model.source, model.numerics, fabric, world.rank(), worker_limits(options));
+        plan_memory(*model.source, model.numerics, fabric, world.rank(), limits);
     if (const auto* gpu = dynamic_cast<CudaDevice*>(&kernels_->device())) {
         const std::string device = fmt::format("GPU {} on {}", gpu->ordinal(), world.host());
         log_info("{}: {}", device, plan.describe());

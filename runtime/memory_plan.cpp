@@ -76,6 +76,27 @@ int64_t rounded_row_bytes(const WeightSource& source) {
     return 2 * ceil_div(std::max(c.dim, c.moe_inter_dim), kValuesAtOnce) * kValuesAtOnce;
 }
 
+// What a GPU's kernels take for attention and dense layers beside their results, at most
+// (CudaKernels::scratch, cublas_lt.cpp): the widest rows as bf16, partial results of decode
+// (layers/cuda/mla_plan.cpp), the largest fp8 matrix widened, which Hopper does without, and
+// cuBLASLt's workspace.
+int64_t scratch_bytes(const WeightSource& source, const WorkerLimits& limits) {
+    constexpr int64_t kLibrary = 32 << 20, kPartialResults = 256 << 20, kKeysOfAPartial = 256;
+    const ModelConfig& c = source.config();
+    int64_t widened = 0;
+    for (const TensorSpec& spec : model_tensors(c)) {
+        const std::optional<TensorInfo> info = source.find(spec.name);
+        if (info && spec.is_linear && info->dtype == DType::fp8_e4m3)
+            widened = std::max(widened, 2 * info->shape.end()[-1] * info->shape.end()[-2]);
+    }
+    const int64_t head_columns =
+        std::max({c.kv_lora_rank, c.v_head_dim, c.qk_nope_head_dim + c.qk_rope_head_dim});
+    const int64_t columns = std::max({c.dim, c.inter_dim, c.n_heads * head_columns});
+    const int64_t slots = limits.max_sequences + limits.num_pages * kPageTokens / kKeysOfAPartial;
+    return kLibrary + widened + 2 * limits.max_tokens * columns +
+           std::min(kPartialResults, slots * c.n_heads * (c.kv_lora_rank + 2) * 4);
+}
+
 // Kernels and copies of a decode step, per micro-batch: of a layer's attention with its dense or
 // shared experts, of a layer's exchange and gate, of a layer's routed experts, and of all else.
 constexpr int64_t kBlockNodes = 36, kExchangeNodes = 14, kExpertNodes = 14, kStepNodes = 12;
@@ -171,6 +192,8 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
             {"attention workspace", static_cast<int64_t>(AttentionWorker::workspace_bytes(
                                         c, numerics, part.tp_size, limits))});
     }
+    if (part.attention && options.blocks != nullptr)
+        plan.parts.push_back({"kernels' scratch", scratch_bytes(source, limits)});
     if (part.attention && part.tp_size > 1 && options.blocks != nullptr)
         plan.parts.push_back(
             {"tensor-parallel rows",

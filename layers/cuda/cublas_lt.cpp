@@ -184,8 +184,8 @@ GemmPlan CublasLt::choose(const GemmShape& shape) {
         d.make_layout(type, shape.in, shape.out, shape.w_stride, shape.batch, shape.w_batch_stride);
     d.b = d.make_layout(type, shape.in, shape.rows, shape.x_stride, shape.batch,
                         shape.x_batch_stride);
-    d.d = d.make_layout(CUDA_R_32F, shape.out, shape.rows, shape.y_stride, shape.batch,
-                        shape.y_batch_stride);
+    d.d = d.make_layout(shape.bf16_result ? CUDA_R_16BF : CUDA_R_32F, shape.out, shape.rows,
+                        shape.y_stride, shape.batch, shape.y_batch_stride);
 
     cublasLtMatmulPreference_t preference = nullptr;
     library.check(library.preference_create(&preference), "describe a preference");

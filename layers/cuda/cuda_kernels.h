@@ -80,6 +80,7 @@ class CudaKernels final : public Kernels {
     void read_cache(const Tensor& cache, std::span<const int32_t> pages,
                     const Tensor& out) override;
 
+    KvExpansion kv_expansion(const ModelConfig& config) const override;
     void mla_prefill(const PrefillAttention& attention) override;
     void mla_decode(const DecodeAttention& attention) override;
 

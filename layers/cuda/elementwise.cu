@@ -23,6 +23,8 @@ __device__ __forceinline__ int64_t thread_column() {
 
 template <int kWidth>
 __global__ void add_kernel(Rows<const float> x, Rows<float> y, int64_t num_rows, int64_t columns) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t column = thread_column() * kWidth;
     if (column >= columns) return;
     for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
@@ -38,6 +40,8 @@ __global__ void add_kernel(Rows<const float> x, Rows<float> y, int64_t num_rows,
 template <int kWidth>
 __global__ void silu_mul_kernel(Rows<const float> gate_up, Rows<float> y, int64_t num_rows,
                                 const int64_t* num_used, int64_t inter) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t column = thread_column() * kWidth;
     if (column >= inter) return;
     if (num_used != nullptr) num_rows = *num_used;
@@ -55,6 +59,8 @@ __global__ void silu_mul_kernel(Rows<const float> gate_up, Rows<float> y, int64_
 template <typename T, int kWidth>
 __global__ void gather_kernel(Rows<const T> x, const int32_t* indices, Rows<float> y,
                               int64_t num_rows, int64_t columns) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t column = thread_column() * kWidth;
     if (column >= columns) return;
     for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y)
@@ -67,6 +73,8 @@ template <int kWidth>
 __global__ void copy_head_columns_kernel(Rows<const float> x, int64_t head_dim,
                                          int64_t first_column, Rows<float> y, int64_t num_rows,
                                          int64_t heads, int64_t columns) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t column = thread_column() * kWidth;
     if (column >= heads * columns) return;
     const int64_t head = column / columns;
@@ -91,6 +99,8 @@ __device__ __forceinline__ FloatVector<kWidth> sum_by_halves(const float* parts,
 }
 template <int kNum, int kWidth>
 __global__ void tree_sum_kernel(const float* parts, int64_t part_stride, float* y, int64_t count) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t at = thread_column() * kWidth;
     if (at < count) store(sum_by_halves<kNum, kWidth>(parts + at, part_stride), y + at);
 }
@@ -99,6 +109,8 @@ __global__ void tree_sum_kernel(const float* parts, int64_t part_stride, float* 
 template <int kWidth>
 __global__ void long_tree_sum_kernel(const float* parts, int64_t num, int64_t part_stride, float* y,
                                      int64_t count) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     constexpr int kMaxDepth = 32;
     const int64_t at = thread_column() * kWidth;
     if (at >= count) return;
@@ -139,8 +151,8 @@ void CudaKernels::add(const Tensor& x, const Tensor& y) {
     check_rows(y, "y", rows, columns);
     if (y.empty()) return;
     with_width(takes_vectors(columns, {x, y}), [&](auto width) {
-        launch(add_kernel<width>, elementwise_shape(rows, columns / width), stream(),
-               rows_of<const float>(x), rows_of<float>(y), rows, columns);
+        launch_early(add_kernel<width>, elementwise_shape(rows, columns / width), stream(),
+                     rows_of<const float>(x), rows_of<float>(y), rows, columns);
     });
 }
 
@@ -150,8 +162,8 @@ void CudaKernels::silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t
     check_rows(y, "y", rows, inter);
     if (y.empty()) return;
     with_width(takes_vectors(inter, {gate_up, y}), [&](auto width) {
-        launch(silu_mul_kernel<width>, elementwise_shape(rows, inter / width), stream(),
-               rows_of<const float>(gate_up), rows_of<float>(y), rows, num_rows, inter);
+        launch_early(silu_mul_kernel<width>, elementwise_shape(rows, inter / width), stream(),
+                     rows_of<const float>(gate_up), rows_of<float>(y), rows, num_rows, inter);
     });
 }
 
@@ -168,11 +180,11 @@ void CudaKernels::embed(std::span<const int32_t> tokens, const Tensor& table, co
     with_width(takes_vectors(dim, {table, y}), [&](auto width) {
         const LaunchShape shape = elementwise_shape(rows, dim / width);
         if (table.dtype() == DType::f32)
-            launch(gather_kernel<float, width>, shape, stream(), rows_of<const float>(table),
-                   indices, rows_of<float>(y), rows, dim);
+            launch_early(gather_kernel<float, width>, shape, stream(), rows_of<const float>(table),
+                         indices, rows_of<float>(y), rows, dim);
         else
-            launch(gather_kernel<uint16_t, width>, shape, stream(), rows_of<const uint16_t>(table),
-                   indices, rows_of<float>(y), rows, dim);
+            launch_early(gather_kernel<uint16_t, width>, shape, stream(),
+                         rows_of<const uint16_t>(table), indices, rows_of<float>(y), rows, dim);
     });
 }
 
@@ -190,9 +202,10 @@ void CudaKernels::copy_head_columns(const Tensor& x, int64_t first_column, const
     const bool vectors = takes_vectors(columns, {x, y}) && head_dim % kFloatsPerVector == 0 &&
                          first_column % kFloatsPerVector == 0;
     with_width(vectors, [&](auto width) {
-        launch(copy_head_columns_kernel<width>, elementwise_shape(rows, heads * columns / width),
-               stream(), rows_of<const float>(x), head_dim, first_column, rows_of<float>(y), rows,
-               heads, columns);
+        launch_early(copy_head_columns_kernel<width>,
+                     elementwise_shape(rows, heads * columns / width), stream(),
+                     rows_of<const float>(x), head_dim, first_column, rows_of<float>(y), rows,
+                     heads, columns);
     });
 }
 
@@ -205,8 +218,8 @@ void CudaKernels::tree_sum(const Tensor& parts, const Tensor& y) {
     if (count == 0) return;
     const auto run = [&]<int kNum>(std::integral_constant<int, kNum>) {
         with_width(takes_vectors(count, {parts, y}), [&](auto width) {
-            launch(tree_sum_kernel<kNum, width>, elementwise_shape(1, count / width), stream(),
-                   parts.as<float>(), parts.row_stride(), y.as<float>(), count);
+            launch_early(tree_sum_kernel<kNum, width>, elementwise_shape(1, count / width),
+                         stream(), parts.as<float>(), parts.row_stride(), y.as<float>(), count);
         });
     };
     switch (num) {
@@ -219,8 +232,8 @@ void CudaKernels::tree_sum(const Tensor& parts, const Tensor& y) {
         case 8:
             return run(std::integral_constant<int, 8>());
         default:
-            launch(long_tree_sum_kernel<1>, elementwise_shape(1, count), stream(),
-                   parts.as<float>(), num, parts.row_stride(), y.as<float>(), count);
+            launch_early(long_tree_sum_kernel<1>, elementwise_shape(1, count), stream(),
+                         parts.as<float>(), num, parts.row_stride(), y.as<float>(), count);
     }
 }
 

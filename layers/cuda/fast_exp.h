@@ -22,6 +22,17 @@ __device__ __forceinline__ float fast_exp(float x) {
     return x < -87.33f ? 0.0f : bounded;
 }
 
+// 2^x within 2^-22 of itself; 0 where it would be subnormal.
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef __CUDACC__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}
+
 __device__ __forceinline__ float fast_silu(float x) {
     return x / (1.0f + fast_exp(-x));
 }

@@ -24,10 +24,8 @@ FewRowsPlan few_rows_plan(int64_t rows, int64_t out, int64_t in, int64_t max_sha
     while (tiles * plan.in_warps < kEnoughWarps && plan.in_warps < in_blocks && twice_fits())
         plan.in_warps *= 2;
     plan.row_tiles = rows <= 8 ? 1 : rows <= 16 ? 2 : 4;
-    // Rows of x are read once per block: more of them, more outputs to a block.
-    while (plan.out_tiles < plan.row_tiles && tiles / (2 * plan.out_tiles) >= kEnoughBlocks &&
-           twice_fits())
-        plan.out_tiles *= 2;
+    // Two tiles whose warps copy the same rows of x, the second out of L1.
+    if (plan.row_tiles > 1 && tiles / 2 >= kEnoughBlocks && twice_fits()) plan.out_tiles = 2;
     return plan;
 }
 

@@ -28,7 +28,7 @@ constexpr int64_t kFewRowsMost = 32;
 // Up to which the kernel is faster than cuBLASLt where that multiplies fp8 by fp8, as measured on
 // an H200: with large matrices more rows are bound by their way into shared memory.
 constexpr int64_t few_rows_beat_library(int64_t out, int64_t in) {
-    return out * in <= int64_t{16} << 20 ? kFewRowsMost : 8;
+    return out * in <= int64_t{16} << 20 ? kFewRowsMost : 16;
 }
 constexpr int kFewRowsMostWarps = 16;  // of a block
 constexpr int kFewRowsOut = 16;        // outputs of a warp

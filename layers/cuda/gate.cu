@@ -114,6 +114,8 @@ __device__ int best_expert(const GateCall& call, const GateRow& row, int lane) {
 }
 
 __global__ void gate_kernel(GateCall call) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     FERRY_DYNAMIC_SHARED(shared);
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int64_t index = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + warp;
@@ -153,22 +155,22 @@ void CudaKernels::gate(const Tensor& scores, const Tensor* bias, const GateParam
     FERRY_CHECK(p.topk >= 1 && p.topk <= num_experts && num_experts % p.num_groups == 0,
                 "top {} of {} experts in {} groups", p.topk, num_experts, p.num_groups);
     if (rows == 0) return;
-    launch(gate_kernel, gate_shape(rows, num_experts, p.num_groups), stream(),
-           GateCall{.scores = scores.as<float>(),
-                    .bias = bias ? bias->as<float>() : nullptr,
-                    .experts = experts.as<int32_t>(),
-                    .weights = weights.as<float>(),
-                    .rows = rows,
-                    .scores_stride = scores.row_stride(),
-                    .experts_stride = experts.row_stride(),
-                    .weights_stride = weights.row_stride(),
-                    .num_experts = static_cast<int>(num_experts),
-                    .topk = static_cast<int>(p.topk),
-                    .num_groups = static_cast<int>(p.num_groups),
-                    .num_kept_groups = static_cast<int>(p.num_kept_groups),
-                    .scaling_factor = p.scaling_factor,
-                    .sigmoid = p.score_func == ScoreFunc::sigmoid,
-                    .normalise = p.normalise});
+    launch_early(gate_kernel, gate_shape(rows, num_experts, p.num_groups), stream(),
+                 GateCall{.scores = scores.as<float>(),
+                          .bias = bias ? bias->as<float>() : nullptr,
+                          .experts = experts.as<int32_t>(),
+                          .weights = weights.as<float>(),
+                          .rows = rows,
+                          .scores_stride = scores.row_stride(),
+                          .experts_stride = experts.row_stride(),
+                          .weights_stride = weights.row_stride(),
+                          .num_experts = static_cast<int>(num_experts),
+                          .topk = static_cast<int>(p.topk),
+                          .num_groups = static_cast<int>(p.num_groups),
+                          .num_kept_groups = static_cast<int>(p.num_kept_groups),
+                          .scaling_factor = p.scaling_factor,
+                          .sigmoid = p.score_func == ScoreFunc::sigmoid,
+                          .normalise = p.normalise});
 }
 
 }  // namespace ferry

@@ -11,7 +11,8 @@ std::string GemmShape::describe() const {
                        : inputs == Inputs::bf16     ? "bf16"
                        : inputs == Inputs::bf16_fp8 ? "bf16 by fp8"
                                                     : "fp8";
-    return fmt::format("{} [{} x {}] x [{} x {}]{}", name, rows, in, out, in,
+    return fmt::format("{} [{} x {}] x [{} x {}]{}{}", name, rows, in, out, in,
+                       bf16_result ? " to bf16" : "",
                        batch > 1 ? fmt::format(", {} of them", batch) : "");
 }
 
@@ -20,10 +21,10 @@ std::string GemmPlan::describe() const {
 }
 
 bool fp8_rules_allow(const GemmShape& s) {
-    constexpr int64_t kBegin = 16;  // bytes, so values of fp8; y has f32
+    constexpr int64_t kBegin = 16;  // bytes, so values of fp8
     return s.rows % kFp8Multiple == 0 && s.out % kFp8Multiple == 0 && s.in % kBegin == 0 &&
-           s.x_stride % kBegin == 0 && s.w_stride % kBegin == 0 && 4 * s.y_stride % kBegin == 0 &&
-           s.alignment == kBegin;
+           s.x_stride % kBegin == 0 && s.w_stride % kBegin == 0 &&
+           s.result_bytes() * s.y_stride % kBegin == 0 && s.alignment == kBegin;
 }
 
 const GemmPlan& CublasLt::plan(const GemmShape& shape) {

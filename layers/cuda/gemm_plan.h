@@ -9,7 +9,7 @@
 
 namespace ferry {
 
-// y[b][m, out] = x[b][m, in] W[b]^T for b < batch, all row-major; y is f32, sums are f32.
+// y[b][m, out] = x[b][m, in] W[b]^T for b < batch, all row-major; sums are f32.
 struct GemmShape {
     enum class Inputs : uint8_t {
         f32,       // no TF32
@@ -18,11 +18,14 @@ struct GemmShape {
         fp8,       // e4m3; x scaled by 1 x 128, W by 128 x 128 (scales of x: [ceil(in/128)][m])
     };
     Inputs inputs = Inputs::bf16;
+    bool bf16_result = false;  // y: bf16, rounded from the sum; else f32
     int64_t rows = 0, out = 0, in = 0;
     int64_t x_stride = 0, w_stride = 0, y_stride = 0;  // elements from row to row
     int64_t batch = 1;
     int64_t x_batch_stride = 0, w_batch_stride = 0, y_batch_stride = 0;  // elements
     int64_t alignment = 16;  // bytes that x, W and y are multiples of: 16 or 4
+
+    int64_t result_bytes() const { return bf16_result ? 2 : 4; }
 
     auto operator<=>(const GemmShape&) const = default;
     std::string describe() const;  // "bf16 [8 x 7168] x [2048 x 7168]"
@@ -49,7 +52,7 @@ struct GemmPlan {
 struct GemmOperands {
     const void* x = nullptr;
     const void* w = nullptr;
-    float* y = nullptr;
+    void* y = nullptr;
     const float* x_scales = nullptr;  // fp8
     const float* w_scales = nullptr;
 };

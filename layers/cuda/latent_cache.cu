@@ -8,6 +8,8 @@ namespace {
 template <typename T, int kWidth>
 __global__ void write_cache_kernel(const float* latent, int64_t stride, const int64_t* slots,
                                    T* cache, int64_t num_rows, int64_t width) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
     if (column >= width) return;
     for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
@@ -40,6 +42,8 @@ __device__ __forceinline__ float rotated(const float* row, int64_t column, const
 template <typename T, int kWidth>
 __global__ void rope_write_cache_kernel(const float* latent, int64_t stride, const int64_t* slots,
                                         T* cache, int64_t num_rows, int64_t width, Rotated call) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
     if (column >= width) return;
     const int64_t plain = width - 2 * call.pairs;
@@ -62,6 +66,8 @@ __global__ void rope_write_cache_kernel(const float* latent, int64_t stride, con
 template <typename T, int kWidth>
 __global__ void read_cache_kernel(const T* cache, const int32_t* pages, float* out, int64_t stride,
                                   int64_t num_rows, int64_t width) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
     if (column >= width) return;
     for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
@@ -88,8 +94,9 @@ void CudaKernels::write_cache(const Tensor& latent, std::span<const int64_t> slo
     const int64_t* on_device = step_arrays_.on_device(slots);
     with_width(takes_vectors(width, {latent, cache}), [&](auto vector) {
         const auto write = [&]<typename T>(T* to) {
-            launch(write_cache_kernel<T, vector>, elementwise_shape(rows, width / vector), stream(),
-                   latent.as<float>(), latent.row_stride(), on_device, to, rows, width);
+            launch_early(write_cache_kernel<T, vector>, elementwise_shape(rows, width / vector),
+                         stream(), latent.as<float>(), latent.row_stride(), on_device, to, rows,
+                         width);
         };
         cache.dtype() == DType::f32 ? write(cache.as<float>()) : write(cache.as<uint16_t>());
     });
@@ -118,9 +125,9 @@ void CudaKernels::rope_write_cache(const Tensor& latent, std::span<const int32_t
     const int64_t* on_device = step_arrays_.on_device(slots);
     with_width(takes_vectors(width, {latent, cache}), [&](auto vector) {
         const auto write = [&]<typename T>(T* to) {
-            launch(rope_write_cache_kernel<T, vector>, elementwise_shape(rows, width / vector),
-                   stream(), latent.as<float>(), latent.row_stride(), on_device, to, rows, width,
-                   rotated);
+            launch_early(rope_write_cache_kernel<T, vector>,
+                         elementwise_shape(rows, width / vector), stream(), latent.as<float>(),
+                         latent.row_stride(), on_device, to, rows, width, rotated);
         };
         cache.dtype() == DType::f32 ? write(cache.as<float>()) : write(cache.as<uint16_t>());
     });
@@ -137,8 +144,8 @@ void CudaKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages
     const int32_t* on_device = step_arrays_.on_device(pages);
     with_width(takes_vectors(width, {out, cache}), [&](auto vector) {
         const auto read = [&]<typename T>(const T* from) {
-            launch(read_cache_kernel<T, vector>, elementwise_shape(rows, width / vector), stream(),
-                   from, on_device, out.as<float>(), out.row_stride(), rows, width);
+            launch_early(read_cache_kernel<T, vector>, elementwise_shape(rows, width / vector),
+                         stream(), from, on_device, out.as<float>(), out.row_stride(), rows, width);
         };
         cache.dtype() == DType::f32 ? read(cache.as<float>()) : read(cache.as<uint16_t>());
     });

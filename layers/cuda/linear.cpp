@@ -10,6 +10,10 @@
 namespace ferry {
 namespace {
 
+int64_t alignment_of(const Tensor& y) {
+    const int64_t stride_bytes = y.row_stride() * size_bytes(y.dtype());
+    return reinterpret_cast<uintptr_t>(y.data()) % 16 == 0 && stride_bytes % 16 == 0 ? 16 : 4;
+}
 int64_t alignment_of(const void* data, int64_t stride_bytes) {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride_bytes % 16 == 0 ? 16 : 4;
 }
@@ -237,15 +241,17 @@ bool CudaKernels::multiply_fp8(const Tensor& x, const Tensor& x_scales, const We
     const int64_t copied = over == 0 ? 0 : rows <= kCopiedRows ? rows : over;
     const int64_t in_place = rows - copied;
     const int64_t padded = ceil_div(copied, kFp8Multiple) * kFp8Multiple;
-    const GemmShape as_it_is{.inputs = GemmShape::Inputs::fp8,
-                             .rows = in_place,
-                             .out = out,
-                             .in = in,
-                             .x_stride = x.row_stride(),
-                             .w_stride = weight_row_stride(w.spec),
-                             .y_stride = y.row_stride(),
-                             .alignment = std::min(alignment_of(x.data(), x.row_stride()),
-                                                   alignment_of(y.data(), 4 * y.row_stride()))};
+    const int64_t y_row_bytes = out * size_bytes(y.dtype());
+    const GemmShape as_it_is{
+        .inputs = GemmShape::Inputs::fp8,
+        .bf16_result = y.dtype() == DType::bf16,
+        .rows = in_place,
+        .out = out,
+        .in = in,
+        .x_stride = x.row_stride(),
+        .w_stride = weight_row_stride(w.spec),
+        .y_stride = y.row_stride(),
+        .alignment = std::min(alignment_of(x.data(), x.row_stride()), alignment_of(y))};
     GemmShape with_room = as_it_is;
     with_room.rows = padded;
     with_room.x_stride = in;
@@ -260,7 +266,7 @@ bool CudaKernels::multiply_fp8(const Tensor& x, const Tensor& x_scales, const We
         scratch(Scratch::scales, static_cast<size_t>(4 * (in_place + padded) * x_scales.dim(1))));
     GemmOperands operands{.x = x.data(),
                           .w = matrix(w, group),
-                          .y = y.as<float>(),
+                          .y = y.data(),
                           .x_scales = scales,
                           .w_scales = matrix_scales(w, group)};
     if (plan != nullptr) {
@@ -268,17 +274,18 @@ bool CudaKernels::multiply_fp8(const Tensor& x, const Tensor& x_scales, const We
         cublas_.run(*plan, operands);
     }
     if (room_plan == nullptr) return true;
-    auto* x_room =
-        static_cast<uint8_t*>(scratch(Scratch::x, static_cast<size_t>(padded * (in + 4 * out))));
-    auto* y_room = reinterpret_cast<float*>(x_room + padded * in);  // in is a multiple of 16
-    float* room_scales = scales + in_place * x_scales.dim(1);       // in_place is one of 4
+    auto* x_room = static_cast<uint8_t*>(
+        scratch(Scratch::x, static_cast<size_t>(padded * (in + y_row_bytes))));
+    uint8_t* y_room = x_room + padded * in;                    // in is a multiple of 16
+    float* room_scales = scales + in_place * x_scales.dim(1);  // in_place is one of 4
     copy_rows(x.row<uint8_t>(in_place), x.row_stride(), x_room, in, in, copied, stream());
     transpose(x_scales.slice_rows(in_place, copied), room_scales, padded, stream());
     operands.x = x_room;
     operands.x_scales = room_scales;
     operands.y = y_room;
     cublas_.run(*room_plan, operands);
-    copy_rows(y_room, 4 * out, y.row<float>(in_place), 4 * y.row_stride(), 4 * out, copied,
+    const int64_t y_pitch = y.row_stride() * size_bytes(y.dtype());
+    copy_rows(y_room, y_row_bytes, y.row<std::byte>(in_place), y_pitch, y_row_bytes, copied,
               stream());
     return true;
 }
@@ -288,24 +295,38 @@ void CudaKernels::gemm_group(const Tensor& x, const Weight& w, int64_t group, co
     const WeightSpec& spec = w.spec;
     const int64_t rows = x.rows();
     check_shape(x, "x", x_scales ? DType::fp8_e4m3 : DType::f32, {rows, spec.in});
-    check_shape(y, "y", DType::f32, {rows, spec.out});
+    check_shape(y, "y", y.dtype() == DType::bf16 ? DType::bf16 : DType::f32, {rows, spec.out});
     if (x_scales)
         check_shape(*x_scales, "x_scales", DType::f32, {rows, ceil_div(spec.in, kScaleBlock)});
     FERRY_CHECK(!x_scales || spec.dtype == DType::fp8_e4m3, "fp8 activations and {} weights",
                 to_string(spec.dtype));
     if (y.empty()) return;
-    if (multiply_few_rows(x, x_scales, w, group, y)) return;
+    if (spec.dtype == DType::f32 && y.dtype() == DType::bf16) {  // no such product
+        auto* sums =
+            static_cast<float*>(scratch(Scratch::x, static_cast<size_t>(4 * rows * spec.out)));
+        gemm_group(x, w, group, Tensor(sums, DType::f32, {rows, spec.out}), nullptr);
+        narrow_to_bf16({.x = sums,
+                        .y = y.as<uint16_t>(),
+                        .rows = rows,
+                        .columns = spec.out,
+                        .x_row_stride = spec.out,
+                        .y_stride = y.row_stride()},
+                       stream());
+        return;
+    }
+    if (y.dtype() == DType::f32 && multiply_few_rows(x, x_scales, w, group, y)) return;
     if (x_scales && multiply_fp8(x, *x_scales, w, group, y)) return;
 
     GemmShape shape{.inputs = GemmShape::Inputs::bf16,
+                    .bf16_result = y.dtype() == DType::bf16,
                     .rows = rows,
                     .out = spec.out,
                     .in = spec.in,
                     .x_stride = bf16_stride(spec.in),
                     .w_stride = weight_row_stride(spec),
                     .y_stride = y.row_stride(),
-                    .alignment = alignment_of(y.data(), 4 * y.row_stride())};
-    GemmOperands operands{.w = matrix(w, group), .y = y.as<float>()};
+                    .alignment = alignment_of(y)};
+    GemmOperands operands{.w = matrix(w, group), .y = y.data()};
     if (spec.dtype == DType::f32) {
         shape.inputs = GemmShape::Inputs::f32;
         shape.x_stride = x.row_stride();
@@ -374,8 +395,7 @@ void CudaKernels::head_gemm(const Tensor& x, int64_t x_head_stride, const Weight
                     .x_batch_stride = bf16_stride(spec.in),
                     .w_batch_stride = weight_group_stride(spec),
                     .y_batch_stride = spec.out,
-                    .alignment = std::min(alignment_of(y.data(), 4 * y.row_stride()),
-                                          alignment_of(nullptr, 4 * spec.out))};
+                    .alignment = std::min(alignment_of(y), alignment_of(nullptr, 4 * spec.out))};
     GemmOperands operands{.w = w.data.data(), .y = y.as<float>()};
     if (spec.dtype == DType::f32) {
         shape.inputs = GemmShape::Inputs::f32;

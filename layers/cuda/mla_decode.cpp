@@ -8,8 +8,10 @@ namespace ferry {
 // Two arrays that every layer of a step makes alike: found again by the sequences' address.
 CudaKernels::PlacedDecode CudaKernels::place_decode(std::span<const SequenceRows> sequences,
                                                     int64_t first_row) {
-    PlacedDecode placed{.plan = plan_decode(decode_shape_, sequences, first_row, max_shared_bytes_,
-                                            decode_slot_limit(decode_shape_), form_.num_keys)};
+    PlacedDecode placed{
+        .plan = plan_decode(decode_shape_, sequences, first_row,
+                            {.shared_limit = max_shared_bytes_, .capability = info_.capability},
+                            decode_slot_limit(decode_shape_), form_.num_keys)};
     // Of the longest rows that the form allows.
     const auto page_bytes = static_cast<size_t>(static_cast<int64_t>(placed.plan.rows.size()) *
                                                 ceil_div(form_.num_keys, kPageTokens) * 4);
@@ -49,6 +51,7 @@ void CudaKernels::mla_decode(const DecodeAttention& a) {
                         .heads = static_cast<int>(heads),
                         .kv_lora = static_cast<int>(kv_lora),
                         .rope = static_cast<int>(rope),
+                        .num_pages = a.cache.dim(0),
                         .q_latent_stride = a.q_latent.row_stride(),
                         .q_rope_stride = a.q_rope.row_stride(),
                         .out_stride = a.out.row_stride(),

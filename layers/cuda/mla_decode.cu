@@ -2,7 +2,8 @@
 // tensor-core products, so that a latent is read from memory once for all heads: blocks of the same
 // keys are neighbours in the grid and meet in L2.
 //
-// A row's keys are cut into splits of kCudaDecodeSplitTokens at absolute positions. attend_split
+// A row's keys are cut into splits at absolute positions, of a length that depends on the row's
+// number of keys only (decode_split_keys). attend_split
 // takes up to 64 heads of a row through one split, 64 keys at a time with a running maximum
 // (FlashAttention-2 order); merge_splits adds the splits in order. Nothing depends on what else is
 // in the batch or on the GPU's size. Queries and probabilities are rounded to bf16, sums are f32.
@@ -11,13 +12,15 @@
 // flop/byte, where H100 has about 300 with wgmma and 185 with the mma.sync used here. So up to 64
 // heads memory is the bound, with 128 heads the tensor cores and the shared memory that feeds them.
 //
+// Hopper has a kernel of its own in the place of attend_split (mla_decode_wgmma.cu).
 // A cache of f32 or of other widths goes through attend_split_plain: f32 throughout.
 #include <cfloat>
 
 #include "base/cuda_launch.h"
-#include "layers/cuda/mla_launch.h"
+#include "layers/cuda/mla_split.h"
 #include "layers/cuda/reduce.h"
 #include "layers/cuda/tiles.h"
+#include "layers/cuda/vector.h"
 
 namespace ferry {
 namespace {
@@ -27,20 +30,6 @@ constexpr int kPitch = kWidth * 2;  // bytes of a key or query in shared memory
 constexpr int kChunks = kPitch / 16;
 constexpr int kKeys = kTileKeys;
 constexpr int kThreads = kDecodeThreads, kWarps = kThreads / 32;
-
-__device__ inline void store_sums(const DecodeParams& p, int64_t slot, int head, float maximum,
-                                  float sum) {
-    p.partial_sums[(slot * p.heads + head) * 2] = maximum;
-    p.partial_sums[(slot * p.heads + head) * 2 + 1] = sum;
-}
-
-// The result of a row without keys, of heads [begin, end): it fills a batch up.
-__device__ void store_zeros(const DecodeParams& p, const DecodeRow& row, int begin, int end) {
-    float* const to = p.out + row.batch_row * p.out_stride;
-    for (int i = begin * p.kv_lora + static_cast<int>(threadIdx.x); i < end * p.kv_lora;
-         i += static_cast<int>(blockDim.x))
-        to[i] = 0;
-}
 
 // ---- Tensor cores: bf16 cache of 512 + 64
 
@@ -105,8 +94,8 @@ __global__ __launch_bounds__(kThreads, 1) void attend_split(DecodeParams p) {
 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int first_head = blockIdx.x * kHeads;
-    const int first_key = split * kCudaDecodeSplitTokens;
-    const int num_keys = min(row.num_keys - first_key, kCudaDecodeSplitTokens);
+    const int first_key = split * row.split_keys;
+    const int num_keys = min(row.num_keys - first_key, row.split_keys);
     const int num_tiles = (num_keys + kKeys - 1) / kKeys;
     const int32_t* page_list = p.pages + row.first_page + first_key / kKeys;
     const auto load_tile = [&](int tile) {
@@ -293,8 +282,8 @@ __global__ __launch_bounds__(kPlainThreads) void attend_split_plain(DecodeParams
                                             static_cast<int64_t>(head) * p.rope + i - p.kv_lora];
     for (int i = threadIdx.x; i < p.kv_lora; i += kPlainThreads) out[i] = 0;
 
-    const int first_key = split * kCudaDecodeSplitTokens;
-    const int end_key = min(row.num_keys, first_key + kCudaDecodeSplitTokens);
+    const int first_key = split * row.split_keys;
+    const int end_key = min(row.num_keys, first_key + row.split_keys);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float maximum = -FLT_MAX, sum = 0;
     for (int begin = first_key; begin < end_key; begin += kKeys) {
@@ -334,25 +323,45 @@ __global__ __launch_bounds__(kPlainThreads) void attend_split_plain(DecodeParams
     if (!whole && threadIdx.x == 0) store_sums(p, slot, head, maximum, sum);
 }
 
-// ---- One block per head and row that has more than one split
-__global__ __launch_bounds__(kMergeThreads) void merge_splits(DecodeParams p) {
+// ---- One block per head and row that has more than one split; kWidth columns of a thread at once
+template <int kWidth>
+__global__ __launch_bounds__(kMergeThreads, 8) void merge_splits(DecodeParams p) {
     const DecodeRow row = p.rows[blockIdx.y];
     if (row.num_splits <= 1) return;
+    FERRY_DYNAMIC_SHARED(memory);
+    float* const factors = reinterpret_cast<float*>(memory);  // [num_splits]
+    __shared__ float scratch[kWarpThreads];
     const int head = blockIdx.x;
-    for (int i = threadIdx.x; i < p.kv_lora; i += kMergeThreads) {
-        float maximum = -FLT_MAX, sum = 0, out = 0;
+    const int64_t step = static_cast<int64_t>(p.heads) * 2;  // from split to split
+    const float* const sums = p.partial_sums + row.first_slot * step + head * 2;
+
+    float maximum = -FLT_MAX, total = 0;
+    for (int i = threadIdx.x; i < row.num_splits; i += kMergeThreads)
+        maximum = fmaxf(maximum, sums[i * step]);
+    maximum = block_max(maximum, scratch);
+    __syncthreads();
+    for (int i = threadIdx.x; i < row.num_splits; i += kMergeThreads) {
+        factors[i] = exp2f(sums[i * step] - maximum);
+        total = fmaf(factors[i], sums[i * step + 1], total);
+    }
+    const float scale = 1 / block_sum(total, scratch);
+    __syncthreads();
+
+    const int64_t next = static_cast<int64_t>(p.heads) * p.kv_lora;
+    const float* const parts = p.partial_out + row.first_slot * next + head * p.kv_lora;
+    float* const out = p.out + row.batch_row * p.out_stride + head * p.kv_lora;
+    for (int i = threadIdx.x * kWidth; i < p.kv_lora; i += kMergeThreads * kWidth) {
+        FloatVector<kWidth> sum{};
+#pragma unroll 4
         for (int split = 0; split < row.num_splits; ++split) {
-            const int64_t slot = row.first_slot + split;
-            const float* const part = p.partial_sums + (slot * p.heads + head) * 2;
-            const float value = p.partial_out[(slot * p.heads + head) * p.kv_lora + i];
-            const float new_maximum = fmaxf(maximum, part[0]);
-            const float a = exp2f(maximum - new_maximum), b = exp2f(part[0] - new_maximum);
-            maximum = new_maximum;
-            sum = fmaf(part[1], b, sum * a);
-            out = fmaf(value, b, out * a);
+            const FloatVector<kWidth> part = load<kWidth>(parts + split * next + i);
+#pragma unroll
+            for (int j = 0; j < kWidth; ++j)
+                sum.values[j] = fmaf(part.values[j], factors[split], sum.values[j]);
         }
-        p.out[row.batch_row * p.out_stride + static_cast<int64_t>(head) * p.kv_lora + i] =
-            out / sum;
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) sum.values[j] *= scale;
+        store(sum, out + i);
     }
 }
 
@@ -368,7 +377,9 @@ void launch_decode(const DecodeParams& params, const DecodeGrid& grid, CUstream_
              .shared_bytes = static_cast<size_t>(grid.shared_bytes)},
             stream, params);
     };
-    if (grid.row_tiles == 0)
+    if (grid.wgmma)
+        launch_attend_wgmma(params, grid, stream);
+    else if (grid.row_tiles == 0)
         run(grid.bf16_cache ? attend_split_plain<uint16_t> : attend_split_plain<float>,
             kPlainThreads);
     else if (grid.num_stages == 1)
@@ -382,10 +393,12 @@ void launch_decode(const DecodeParams& params, const DecodeGrid& grid, CUstream_
                                   : attend_split<4, 2>,
             kThreads);
     if (grid.num_splits > 1)
-        launch(merge_splits,
-               {.grid = {static_cast<unsigned>(params.heads), static_cast<unsigned>(grid.num_rows)},
-                .block = {kMergeThreads}},
-               stream, params);
+        launch(
+            grid.row_tiles == 0 && !grid.wgmma ? merge_splits<1> : merge_splits<kFloatsPerVector>,
+            {.grid = {static_cast<unsigned>(params.heads), static_cast<unsigned>(grid.num_rows)},
+             .block = {kMergeThreads},
+             .shared_bytes = static_cast<size_t>(grid.num_splits) * sizeof(float)},
+            stream, params);
 }
 
 }  // namespace ferry

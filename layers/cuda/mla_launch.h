@@ -9,15 +9,26 @@ namespace ferry {
 
 constexpr int kTileKeys = 64;  // keys that attention sums at once; a page of the latent cache
 
-// Keys that a block of decode sums on its own. Longer than on the CPU: a block's result, 512 f32
-// per head, is worth 1.8 keys of bf16 in bytes, and is written and read once.
+// Keys that a block of decode sums on its own, of a row that has no more than kDecodeSplits times
+// as many; rows of more have splits of twice or four times as many. Longer than on the CPU: a
+// block's result, 512 f32 per head, is worth 1.8 keys of bf16 in bytes, and is written and read
+// once.
 constexpr int kCudaDecodeSplitTokens = 16 * kTileKeys;
+constexpr int kMostDecodeSplitTokens = 4 * kCudaDecodeSplitTokens;
+constexpr int kDecodeSplits = 8;
 
 constexpr int kDecodeThreads = 256;
+// The decode kernel of wgmma: heads of a block; latents and rotated parts of pages in shared
+// memory, and panels of 64 columns of the queries.
+constexpr int kWgmmaHeads = 64, kWgmmaLatentStages = 3, kWgmmaRopeStages = 2, kWgmmaQueryPanels = 2;
+constexpr int kWgmmaMostTiles = kMostDecodeSplitTokens / kTileKeys;  // of a split
 constexpr int kPlainThreads = 128;  // of the f32 kernels, decode and prefill
 constexpr int kMergeThreads = 128;
 constexpr int kPrefillThreads = 256;
 constexpr int kPrefillQueries = 128;  // rows of a block
+// Heads whose keys and values are expanded at a time: enough blocks for every multiprocessor from a
+// few hundred rows on, at 32 KiB a position.
+constexpr int kPrefillHeads = 64;
 
 // The sizes of which the tensor-core kernels are made.
 constexpr int kMlaLatent = 512, kMlaRope = 64, kMlaNope = 128, kMlaValue = 128;
@@ -31,6 +42,7 @@ struct DecodeRow {
     int32_t first_page = 0;  // into the pages of all rows
     int32_t num_splits = 0;  // 0: no keys, the result is zeros
     int32_t first_slot = 0;  // of the partial results; a row of one split has none
+    int32_t split_keys = kCudaDecodeSplitTokens;  // split i begins at position i * split_keys
 
     bool operator==(const DecodeRow&) const = default;
 };
@@ -45,6 +57,7 @@ struct DecodeParams {
     float* partial_out = nullptr;     // [slot, heads, kv_lora]
     float* partial_sums = nullptr;    // [slot, heads, 2]: maximum (of log2 units) and sum
     int heads = 0, kv_lora = 0, rope = 0;
+    int64_t num_pages = 0;                                           // of the cache
     int64_t q_latent_stride = 0, q_rope_stride = 0, out_stride = 0;  // elements between rows
     float scale_log2 = 1;                                            // softmax scale * log2(e)
 };
@@ -55,9 +68,11 @@ struct DecodeGrid {
     int row_tiles = 0;  // tensor cores: a block has 16 * row_tiles heads; 0: the f32 kernel
     int num_stages = 0;
     bool bf16_cache = false;
+    bool wgmma = false;  // Hopper's tensor cores: a block has 64 heads
     int64_t shared_bytes = 0;
 };
 void launch_decode(const DecodeParams& params, const DecodeGrid& grid, CUstream_st* stream);
+void launch_attend_wgmma(const DecodeParams& params, const DecodeGrid& grid, CUstream_st* stream);
 
 // bf16 keys and values of 128 + 64 and 128; rows from the first of the call.
 struct PrefillParams {
@@ -68,8 +83,12 @@ struct PrefillParams {
     int64_t q_stride = 0, out_stride = 0, kv_stride = 0, rope_stride = 0;
     int num_rows = 0, first_position = 0;
     float scale_log2 = 1;
+    int heads = 0;
+    bool paired = false;  // set by launch_prefill_hopper
 };
-void launch_prefill(const PrefillParams& params, int heads, CUstream_st* stream);
+void launch_prefill(const PrefillParams& params, CUstream_st* stream);
+// Compute capability 9.0, on so many multiprocessors.
+void launch_prefill_hopper(PrefillParams params, int multiprocessors, CUstream_st* stream);
 
 // f32, any sizes.
 struct PlainPrefillParams {
@@ -83,9 +102,5 @@ struct PlainPrefillParams {
     float scale_log2 = 1;
 };
 void launch_prefill_plain(const PlainPrefillParams& params, int heads, CUstream_st* stream);
-
-// to [rows, columns] bf16, contiguous; columns a multiple of 8, both 16-byte aligned.
-void launch_round_to_bf16(const float* from, int64_t from_stride, uint16_t* to, int64_t rows,
-                          int64_t columns, CUstream_st* stream);
 
 }  // namespace ferry

@@ -8,13 +8,21 @@ namespace {
 static_assert(kTileKeys == kPageTokens);
 constexpr int64_t kBf16Bytes = 2, kF32Bytes = 4;
 constexpr int64_t kPartialBytes = int64_t{256} << 20;
+constexpr int kWgmmaCapability = 90;
 
-DecodeGrid choose_grid(const DecodeShape& shape, int64_t shared_limit) {
+DecodeGrid choose_grid(const DecodeShape& shape, const DecodeGpu& gpu) {
     const bool bf16 = shape.cache == DType::bf16;
+    const bool tensor_cores = bf16 && shape.kv_lora == kMlaLatent && shape.rope == kMlaRope;
+    if (tensor_cores && gpu.capability == kWgmmaCapability &&
+        decode_wgmma_shared_bytes() <= gpu.shared_limit)
+        return {.head_blocks = static_cast<int>(ceil_div(shape.heads, kWgmmaHeads)),
+                .bf16_cache = true,
+                .wgmma = true,
+                .shared_bytes = decode_wgmma_shared_bytes()};
     const int row_tiles = shape.heads <= 16 ? 1 : shape.heads <= 32 ? 2 : 4;
-    const int num_stages = decode_shared_bytes(row_tiles, 2) <= shared_limit ? 2 : 1;
+    const int num_stages = decode_shared_bytes(row_tiles, 2) <= gpu.shared_limit ? 2 : 1;
     const int64_t bytes = decode_shared_bytes(row_tiles, num_stages);
-    if (bf16 && shape.kv_lora == kMlaLatent && shape.rope == kMlaRope && bytes <= shared_limit)
+    if (tensor_cores && bytes <= gpu.shared_limit)
         return {.head_blocks = static_cast<int>(ceil_div(shape.heads, 16 * row_tiles)),
                 .row_tiles = row_tiles,
                 .num_stages = num_stages,
@@ -26,7 +34,12 @@ DecodeGrid choose_grid(const DecodeShape& shape, int64_t shared_limit) {
 }
 
 int64_t num_splits(int64_t num_keys) {
-    return ceil_div(num_keys, kCudaDecodeSplitTokens);
+    return ceil_div(num_keys, decode_split_keys(num_keys));
+}
+// Of any row that has no more keys: longer splits may make a longer row have fewer.
+int64_t most_splits(int64_t most_keys) {
+    return std::max(num_splits(most_keys),
+                    std::min<int64_t>(kDecodeSplits, ceil_div(most_keys, kCudaDecodeSplitTokens)));
 }
 int64_t num_slots(int64_t splits) {
     return splits > 1 ? splits : 0;
@@ -36,7 +49,7 @@ int64_t num_slots(int64_t splits) {
 void widen(DecodePlan& plan, int64_t most_keys, int64_t slot_limit) {
     if (plan.waves.empty()) return;
     DecodeWave& wave = plan.waves[0];
-    const int64_t splits = num_splits(most_keys);
+    const int64_t splits = most_splits(most_keys);
     FERRY_CHECK(plan.waves.size() == 1 && wave.num_splits <= splits,
                 "{} waves of {} splits in a step of {} keys at most", plan.waves.size(),
                 wave.num_splits, most_keys);
@@ -48,6 +61,12 @@ void widen(DecodePlan& plan, int64_t most_keys, int64_t slot_limit) {
 
 int64_t decode_slot_limit(const DecodeShape& shape) {
     return kPartialBytes / decode_slot_bytes(shape);
+}
+
+int64_t decode_split_keys(int64_t num_keys) {
+    int64_t keys = kCudaDecodeSplitTokens;
+    while (keys < kMostDecodeSplitTokens && num_keys > kDecodeSplits * keys) keys *= 2;
+    return keys;
 }
 
 int64_t decode_slots(std::span<const int64_t> num_keys) {
@@ -68,12 +87,21 @@ int64_t decode_shared_bytes(int row_tiles, int num_stages) {
     return latents + probabilities + statistics;
 }
 
+int64_t decode_wgmma_shared_bytes() {
+    const int64_t panel = kTileKeys * 128;
+    const int64_t panels =
+        kWgmmaLatentStages * (kMlaLatent / 64) + kWgmmaRopeStages + kWgmmaQueryPanels;
+    const int64_t statistics = (3 * kWgmmaHeads + kWgmmaMostTiles) * kF32Bytes;
+    const int64_t barriers = (kWgmmaLatentStages + kWgmmaRopeStages) * 8;
+    return panels * panel + statistics + barriers;
+}
+
 DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> sequences,
-                       int64_t first_row, int64_t shared_limit, int64_t slot_limit,
+                       int64_t first_row, const DecodeGpu& gpu, int64_t slot_limit,
                        int64_t most_keys) {
     constexpr int64_t kMostGridRows = 65535;
     DecodePlan plan;
-    plan.grid = choose_grid(shape, shared_limit);
+    plan.grid = choose_grid(shape, gpu);
     DecodeWave wave;
     const auto end_wave = [&] {
         if (wave.num_rows > 0) plan.waves.push_back(wave);
@@ -96,7 +124,8 @@ DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> s
                  .num_keys = static_cast<int32_t>(keys),
                  .first_page = first_page,
                  .num_splits = static_cast<int32_t>(splits),
-                 .first_slot = static_cast<int32_t>(wave.num_slots)});
+                 .first_slot = static_cast<int32_t>(wave.num_slots),
+                 .split_keys = static_cast<int32_t>(decode_split_keys(keys))});
             ++wave.num_rows;
             wave.num_slots += slots;
             wave.num_splits = std::max(wave.num_splits, splits);
@@ -114,7 +143,8 @@ int64_t DecodePlan::most_slots() const {
 }
 
 std::string DecodePlan::describe() const {
-    const std::string kernel = grid.row_tiles > 0
+    const std::string kernel = grid.wgmma ? "Hopper's tensor cores"
+                               : grid.row_tiles > 0
                                    ? fmt::format(
                                          "tensor cores, blocks of {} heads, {} pages in "
                                          "shared memory",
@@ -124,12 +154,9 @@ std::string DecodePlan::describe() const {
                        kernel, grid.shared_bytes, rows.size(), waves.size(), most_slots());
 }
 
-bool prefill_on_tensor_cores(const PrefillAttention& a) {
-    // Queries and results are accessed in pairs of f32, keys and values in fours.
-    const bool aligned = a.q.row_stride() % 2 == 0 && a.out.row_stride() % 2 == 0 &&
-                         a.kv.row_stride() % 4 == 0 && a.latent.row_stride() % 4 == 0 &&
-                         a.kv_lora_rank % 4 == 0;
-    return a.nope_dim == kMlaNope && a.rope_dim == kMlaRope && a.v_dim == kMlaValue && aligned;
+KvExpansion kv_expansion_of(int64_t nope, int64_t rope, int64_t v) {
+    if (nope != kMlaNope || rope != kMlaRope || v != kMlaValue) return {};
+    return {.heads_at_once = kPrefillHeads, .dtype = DType::bf16};
 }
 
 }  // namespace ferry

@@ -1,17 +1,26 @@
+#include "layers/cuda/convert.h"
 #include "layers/cuda/cuda_kernels.h"
 #include "layers/cuda/mla_plan.h"
 
 namespace ferry {
 namespace {
 
-constexpr int64_t kHeadColumns = kMlaNope + kMlaValue;  // of kv
+bool begins_on_16_bytes(const Tensor& x) {
+    return reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 &&
+           x.row_stride() * size_bytes(x.dtype()) % 16 == 0;
+}
 
 }  // namespace
+
+KvExpansion CudaKernels::kv_expansion(const ModelConfig& c) const {
+    return kv_expansion_of(c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim);
+}
 
 void CudaKernels::mla_prefill(const PrefillAttention& a) {
     const int64_t heads = a.q.dim(1), positions = a.rows.first_position + a.rows.num_rows;
     check_shape(a.q, "q", DType::f32, {a.q.rows(), heads, a.nope_dim + a.rope_dim});
-    check_shape(a.kv, "kv", DType::f32, {a.kv.rows(), heads, a.nope_dim + a.v_dim});
+    check_shape(a.kv, "kv", a.kv.dtype() == DType::bf16 ? DType::bf16 : DType::f32,
+                {a.kv.rows(), heads, a.nope_dim + a.v_dim});
     check_shape(a.latent, "latent", DType::f32, {a.latent.rows(), a.kv_lora_rank + a.rope_dim});
     check_shape(a.out, "out", DType::f32, {a.q.rows(), heads, a.v_dim});
     FERRY_CHECK(a.kv.rows() >= positions && a.latent.rows() >= positions,
@@ -25,7 +34,7 @@ void CudaKernels::mla_prefill(const PrefillAttention& a) {
     const float* rope = a.latent.as<float>() + a.kv_lora_rank;
     const int num_heads = static_cast<int>(heads), num_rows = static_cast<int>(a.rows.num_rows);
     const int first_position = static_cast<int>(a.rows.first_position);
-    if (!prefill_on_tensor_cores(a)) {
+    if (a.kv.dtype() == DType::f32) {
         launch_prefill_plain({.q = q,
                               .kv = a.kv.as<float>(),
                               .rope = rope,
@@ -43,26 +52,35 @@ void CudaKernels::mla_prefill(const PrefillAttention& a) {
                              num_heads, stream());
         return;
     }
-    const int64_t kv_columns = heads * kHeadColumns;
-    auto* kv_bf16 = static_cast<uint16_t*>(
-        scratch(Scratch::attention,
-                static_cast<size_t>(positions * (kv_columns + kMlaRope)) * sizeof(uint16_t)));
-    uint16_t* rope_bf16 = kv_bf16 + positions * kv_columns;
-    launch_round_to_bf16(a.kv.as<float>(), a.kv.row_stride(), kv_bf16, positions, kv_columns,
-                         stream());
-    launch_round_to_bf16(rope, a.latent.row_stride(), rope_bf16, positions, kMlaRope, stream());
-    launch_prefill({.q = q,
-                    .out = out,
-                    .kv = kv_bf16,
-                    .rope = rope_bf16,
-                    .q_stride = a.q.row_stride(),
-                    .out_stride = a.out.row_stride(),
-                    .kv_stride = kv_columns,
-                    .rope_stride = kMlaRope,
-                    .num_rows = num_rows,
-                    .first_position = first_position,
-                    .scale_log2 = a.scale * kLog2E},
-                   num_heads, stream());
+    FERRY_CHECK(a.nope_dim == kMlaNope && a.rope_dim == kMlaRope && a.v_dim == kMlaValue &&
+                    begins_on_16_bytes(a.q) && begins_on_16_bytes(a.kv) &&
+                    a.out.row_stride() % 2 == 0,
+                "q {}, kv {}, out {}", a.q.describe(), a.kv.describe(), a.out.describe());
+    auto* rope_bf16 = static_cast<uint16_t*>(
+        scratch(Scratch::attention, static_cast<size_t>(positions * kMlaRope) * sizeof(uint16_t)));
+    narrow_to_bf16({.x = rope,
+                    .y = rope_bf16,
+                    .rows = positions,
+                    .columns = kMlaRope,
+                    .x_row_stride = a.latent.row_stride(),
+                    .y_stride = kMlaRope},
+                   stream());
+    const PrefillParams params{.q = q,
+                               .out = out,
+                               .kv = a.kv.as<uint16_t>(),
+                               .rope = rope_bf16,
+                               .q_stride = a.q.row_stride(),
+                               .out_stride = a.out.row_stride(),
+                               .kv_stride = a.kv.row_stride(),
+                               .rope_stride = kMlaRope,
+                               .num_rows = num_rows,
+                               .first_position = first_position,
+                               .scale_log2 = a.scale * kLog2E,
+                               .heads = num_heads};
+    if (info_.capability == 90)
+        launch_prefill_hopper(params, info_.num_multiprocessors, stream());
+    else
+        launch_prefill(params, stream());
 }
 
 }  // namespace ferry

@@ -2,10 +2,8 @@
 // orders it: a block takes one head and 128 rows (a warp 16 of them, whose queries stay in
 // registers), and goes through blocks of 64 keys at absolute positions with a running maximum.
 // A row's result does not depend on the tile it falls into, so not on chunking either. Queries,
-// keys, values and probabilities are rounded to bf16, sums are f32.
-//
-// Keys and values in f32 are first copied as bf16: every block of queries reads them again, and
-// half the bytes is what L2 can deliver.
+// keys, values and probabilities are rounded to bf16, sums are f32. GPUs of compute capability 9.0
+// have mla_prefill_hopper.cu.
 //
 // Heads of other sizes than 128 + 64 and 128 go through prefill_plain: f32 throughout.
 #include <algorithm>
@@ -165,21 +163,6 @@ __global__ __launch_bounds__(kThreads, 1) void prefill(PrefillParams p) {
     }
 }
 
-// ---- f32 to bf16, [rows, columns]; columns a multiple of 8, to: contiguous
-__global__ __launch_bounds__(kThreads) void round_to_bf16(const float* from, int64_t from_stride,
-                                                          uint16_t* to, int64_t rows, int columns) {
-    const int chunks = columns / 8;
-    const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < rows * chunks;
-         i += step) {
-        const float4* const source =
-            reinterpret_cast<const float4*>(from + i / chunks * from_stride + i % chunks * 8);
-        const float4 a = source[0], b = source[1];
-        reinterpret_cast<uint4*>(to)[i] = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w),
-                                                     pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
-    }
-}
-
 // ---- Any sizes: a block takes one head of one row, in f32
 __global__ __launch_bounds__(kPlainThreads) void prefill_plain(PlainPrefillParams p) {
     const int head = blockIdx.x, depth = p.nope_dim + p.rope_dim;
@@ -229,10 +212,10 @@ __global__ __launch_bounds__(kPlainThreads) void prefill_plain(PlainPrefillParam
 
 }  // namespace
 
-void launch_prefill(const PrefillParams& params, int heads, CUstream_st* stream) {
+void launch_prefill(const PrefillParams& params, CUstream_st* stream) {
     const int tiles = (params.num_rows + kQueries - 1) / kQueries;
     launch(prefill,
-           {.grid = {static_cast<unsigned>(heads), static_cast<unsigned>(tiles)},
+           {.grid = {static_cast<unsigned>(params.heads), static_cast<unsigned>(tiles)},
             .block = {kThreads},
             .shared_bytes = 2 * kStageBytes},
            stream, params);
@@ -253,16 +236,6 @@ void launch_prefill_plain(const PlainPrefillParams& params, int heads, CUstream_
                 .shared_bytes = floats * sizeof(float)},
                stream, part);
     }
-}
-
-void launch_round_to_bf16(const float* from, int64_t from_stride, uint16_t* to, int64_t rows,
-                          int64_t columns, CUstream_st* stream) {
-    constexpr int64_t kMostBlocks = 4096;
-    const int64_t blocks = (rows * columns / 8 + kThreads - 1) / kThreads;
-    if (blocks == 0) return;
-    launch(round_to_bf16,
-           {.grid = {static_cast<unsigned>(std::min(blocks, kMostBlocks))}, .block = {kThreads}},
-           stream, from, from_stride, to, rows, static_cast<int>(columns));
 }
 
 }  // namespace ferry

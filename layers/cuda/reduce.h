@@ -28,5 +28,12 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
     __syncthreads();
     return warp_sum(lane < blockDim.x / kWarpThreads ? scratch[lane] : 0.0f);
 }
+__device__ __forceinline__ float block_max(float value, float* scratch) {
+    const unsigned lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+    value = warp_max(value);
+    if (lane == 0) scratch[warp] = value;
+    __syncthreads();
+    return warp_max(lane < blockDim.x / kWarpThreads ? scratch[lane] : -INFINITY);
+}
 
 }  // namespace ferry

@@ -17,6 +17,8 @@ struct Rope {
 
 // Threads along x take the pairs of all heads of a row.
 __global__ void rope_kernel(Rope rope) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (index >= rope.heads * rope.pairs) return;
     const int64_t head = index / rope.pairs, pair = index % rope.pairs;
@@ -45,16 +47,16 @@ void CudaKernels::rope(const Tensor& x, std::span<const int32_t> positions, cons
         FERRY_CHECK(position >= 0 && position < table.rows(), "position {} of {}", position,
                     table.rows());
     if (x.empty() || r == 0) return;
-    launch(rope_kernel, elementwise_shape(rows, heads * r / 2), stream(),
-           Rope{.x = x.as<float>() + head_dim - r,
-                .row_stride = x.row_stride(),
-                .num_rows = rows,
-                .heads = heads,
-                .head_dim = head_dim,
-                .pairs = r / 2,
-                .positions = step_arrays_.on_device(positions),
-                .table = table.as<float>(),
-                .interleave = interleave});
+    launch_early(rope_kernel, elementwise_shape(rows, heads * r / 2), stream(),
+                 Rope{.x = x.as<float>() + head_dim - r,
+                      .row_stride = x.row_stride(),
+                      .num_rows = rows,
+                      .heads = heads,
+                      .head_dim = head_dim,
+                      .pairs = r / 2,
+                      .positions = step_arrays_.on_device(positions),
+                      .table = table.as<float>(),
+                      .interleave = interleave});
 }
 
 }  // namespace ferry

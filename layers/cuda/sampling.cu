@@ -265,24 +265,32 @@ __device__ uint64_t kept_units(const Row& row, const Prefix& kept, float logit) 
 __device__ int32_t find_drawn(const Row& row, const Prefix& kept, int64_t begin, int64_t end,
                               uint64_t running, uint64_t ties_left, uint64_t target) {
     const int lane = threadIdx.x % 32;
-    for (int64_t first = begin; first < end; first += 32) {
-        const int64_t id = first + lane;
-        const float logit = id < end ? row.logits[id] : -INFINITY;
-        const bool is_tie = id < end && rank_key(logit) == kept.key;
-        const unsigned ties = __ballot_sync(~0u, is_tie);
-        const auto ties_before = static_cast<uint64_t>(__popc(ties & ((1u << lane) - 1)));
-        const bool counts = id < end && (!is_tie || ties_before < ties_left);
-        unsigned long long sum = counts ? kept_units(row, kept, logit) : 0;
+    constexpr int kAhead = 4;
+    for (int64_t begin_ahead = begin; begin_ahead < end; begin_ahead += 32 * kAhead) {
+        float logits[kAhead];
 #pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-            const unsigned long long other = __shfl_up_sync(~0u, sum, distance);
-            if (lane >= distance) sum += other;
+        for (int i = 0; i < kAhead; ++i)
+            logits[i] = row.logits[min(begin_ahead + 32 * i + lane, end - 1)];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            const int64_t first = begin_ahead + 32 * i;
+            const bool is_there = first + lane < end;
+            const bool is_tie = is_there && rank_key(logits[i]) == kept.key;
+            const unsigned ties = __ballot_sync(~0u, is_tie);
+            const auto ties_before = static_cast<uint64_t>(__popc(ties & ((1u << lane) - 1)));
+            const bool counts = is_there && (!is_tie || ties_before < ties_left);
+            unsigned long long sum = counts ? kept_units(row, kept, logits[i]) : 0;
+#pragma unroll
+            for (int distance = 1; distance < 32; distance *= 2) {
+                const unsigned long long other = __shfl_up_sync(~0u, sum, distance);
+                if (lane >= distance) sum += other;
+            }
+            const unsigned beyond = __ballot_sync(~0u, running + sum > target);
+            if (beyond != 0)
+                return static_cast<int32_t>(first + __ffs(static_cast<int>(beyond)) - 1);
+            running += __shfl_sync(~0u, sum, 31);
+            ties_left -= min(ties_left, static_cast<uint64_t>(__popc(ties)));
         }
-        const unsigned beyond = __ballot_sync(~0u, running + sum > target);
-        if (beyond != 0) return static_cast<int32_t>(first + __ffs(static_cast<int>(beyond)) - 1);
-        running += __shfl_sync(~0u, sum, 31);
-        const auto used = static_cast<uint64_t>(__popc(ties));
-        ties_left -= min(ties_left, used);
     }
     return -1;  // the sums say otherwise
 }
@@ -293,6 +301,7 @@ __device__ int32_t draw(Shared& shared, const Row& row, const Prefix& kept, doub
     const int64_t range = (row.vocab + kWarps - 1) / kWarps;
     const int64_t begin = min(row.vocab, warp * range), end = min(row.vocab, begin + range);
     uint64_t above = 0, ties = 0, each = 0;
+#pragma unroll 4
     for (int64_t id = begin + lane; id < end; id += 32) {
         const float logit = row.logits[id];
         const uint32_t key = rank_key(logit);

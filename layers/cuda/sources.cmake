@@ -17,9 +17,11 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/logits.cu
     layers/cuda/mla_decode.cpp
     layers/cuda/mla_decode.cu
+    layers/cuda/mla_decode_wgmma.cu
     layers/cuda/mla_plan.cpp
     layers/cuda/mla_prefill.cpp
     layers/cuda/mla_prefill.cu
+    layers/cuda/mla_prefill_hopper.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu
     layers/cuda/rope.cu
@@ -43,6 +45,8 @@ set(FERRY_CUDA_UNSPILLED
     layers/cuda/grouped_gemm_wgmma.cu
     layers/cuda/latent_cache.cu
     layers/cuda/mla_decode.cu
+    layers/cuda/mla_decode_wgmma.cu
     layers/cuda/mla_prefill.cu
+    layers/cuda/mla_prefill_hopper.cu
     layers/cuda/quantise.cu
     layers/cuda/rms_norm.cu)

@@ -91,7 +91,7 @@ void report(const std::string& what, double bytes, double flops, double copy_rat
 }
 
 void bench_decode(Kernels& kernels, double copy_rate) {
-    constexpr int64_t kPages = 4096;  // 302 MB: far more than L2 holds
+    constexpr int64_t kPages = 32768;  // 2.4 GB: no two rows of the largest batch share one
     const OwnedTensor cache = random_on_gpu(DType::bf16, {kPages, kPageTokens, kWidth}, 1);
     for (int64_t heads : {16, 128})
         for (int64_t batch : {1, 32, 128})
@@ -129,12 +129,13 @@ void bench_prefill(Kernels& kernels, double copy_rate) {
     for (int64_t heads : {8, 128})
         for (int64_t rows : {1024, 4096}) {
             const OwnedTensor q = random_on_gpu(DType::f32, {rows, heads, kNope + kRope}, 1);
-            const OwnedTensor kv = random_on_gpu(DType::f32, {rows, heads, kNope + kValue}, 2);
+            const OwnedTensor kv = random_on_gpu(DType::bf16, {rows, heads, kNope + kValue}, 2);
             const OwnedTensor latent = random_on_gpu(DType::f32, {rows, kWidth}, 3);
             const OwnedTensor out(gpu(), DType::f32, {rows, heads, kValue});
             const double pairs = static_cast<double>(rows) * static_cast<double>(rows + 1) / 2;
             report(fmt::format("prefill, {} heads, {} rows", heads, rows),
-                   4.0 * static_cast<double>(rows * heads) * (kNope + kRope + kNope + 2 * kValue),
+                   static_cast<double>(rows * heads) *
+                       (4 * (kNope + kRope + kValue) + 2 * (kNope + kValue)),
                    2 * pairs * static_cast<double>(heads * (kNope + kRope + kValue)), copy_rate,
                    [&] {
                        kernels.mla_prefill(

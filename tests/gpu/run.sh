@@ -262,7 +262,7 @@ fi
 
 # ---- Benchmarks, beside PyTorch on the same machine
 if [ "$quick" = 0 ]; then
-    bench_kernels() { # decode | prefill | experts
+    bench_kernels() { # decode | prefill | experts | linear | sample
         "$bin/cuda_kernels_bench" "$1" | tee "$logs/$1.txt" && echo "FIGURES $(wc -l <"$logs/$1.txt") lines in $logs/$1.txt"
     }
     # Four layers of DeepSeek-V3, three with a dense MLP, one with all 256 experts: fp8 as published, a bf16 cache.
@@ -273,7 +273,7 @@ if [ "$quick" = 0 ]; then
             --set numerics.cache_dtype=bf16 --set numerics.fp8_activations=true --json "$json" "$@" && echo "FIGURES figures in $json"
     }
     if [ -x "$bin/cuda_kernels_bench" ]; then
-        for kernel in decode prefill experts; do shell_piece "bench_$kernel" 60 bench_kernels "$kernel"; done
+        for kernel in decode prefill experts linear sample; do shell_piece "bench_$kernel" 60 bench_kernels "$kernel"; done
     else
         row bench_kernels skipped - "the bundle has no cuda_kernels_bench"
     fi

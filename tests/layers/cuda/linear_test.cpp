@@ -98,6 +98,33 @@ TEST(CudaLinear, GemmOfARangeOfColumnsIntoOne) {
         }
 }
 
+// What products give as f32, rounded: another algorithm may sum in another order.
+TEST(CudaLinear, GemmToBf16) {
+    for (DType dtype : kTypes)
+        for (const Shape& s : {Shape{3, 24, 64}, Shape{37, 136, 256}, Shape{64, 128, 512}})
+            for (bool fp8_activations : {false, true}) {
+                if (fp8_activations && dtype != DType::fp8_e4m3) continue;
+                SCOPED_TRACE(fmt::format("{}: {} x {}", to_string(dtype), s.rows, s.out));
+                const PlainWeight plain =
+                    PlainWeight::random({.dtype = dtype, .groups = 1, .out = s.out, .in = s.in}, 1);
+                const Weight weight = plain.packed(cuda_kernels());
+                const CudaTensor x(Matrix(s.rows, s.in, 2)), y(DType::f32, {s.rows, s.out});
+                const CudaTensor y_bf16(DType::bf16, {s.rows, s.out});
+                const CudaTensor q(DType::fp8_e4m3, {s.rows, s.in});
+                const CudaTensor scales(DType::f32, {s.rows, ceil_div(s.in, kScaleBlock)});
+                cuda_kernels().quantise_fp8(x, false, q, scales, nullptr);
+                for (const CudaTensor* to : {&y, &y_bf16})
+                    cuda_kernels().gemm(fp8_activations ? q : x, weight, *to,
+                                        fp8_activations ? &scales.view() : nullptr);
+                const std::vector<float> expected = y.values();
+                const std::vector<uint16_t> got = y_bf16.values<uint16_t>();
+                for (size_t i = 0; i < got.size(); ++i)
+                    ASSERT_NEAR(bf16_to_f32(got[i]), expected[i],
+                                std::abs(expected[i]) / 256 + tolerance(plain))
+                        << i;
+            }
+}
+
 // Numbers of rows around multiples of four, which is what cuBLASLt takes.
 constexpr Shape kFp8Shapes[] = {{33, 64, 512},  {34, 132, 256},  {39, 200, 128},
                                 {40, 200, 384}, {129, 132, 256}, {134, 5, 256}};

@@ -131,6 +131,9 @@ TEST(CudaMlaDecode, OtherCachesAgreeWithTheCpu) {
         }
     const Batch batch(published(2), {{99, 2}}, DType::f32);
     EXPECT_LT(relative_error(batch.on_cuda(), batch.on_cpu()), kF32Error);
+    // More keys than kDecodeSplits of the shortest splits have.
+    const Batch longer(kSmall, {{kDecodeSplits * kCudaDecodeSplitTokens, 1}}, DType::bf16);
+    EXPECT_LT(relative_error(longer.on_cuda(), longer.on_cpu()), kF32Error);
 }
 
 TEST(CudaMlaDecode, RunsHaveTheSameBits) {

@@ -5,7 +5,8 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kHopper = 227 << 10, kAmpere = 163 << 10, kNoLimit = 1 << 30;
+constexpr int64_t kNoLimit = 1 << 30;
+constexpr DecodeGpu kHopper{227 << 10, 90}, kAmpere{163 << 10, 80}, kAda{99 << 10, 89};
 constexpr DecodeShape kPublished{.heads = 128, .kv_lora = 512, .rope = 64, .cache = DType::bf16};
 
 struct Sequences {
@@ -31,9 +32,14 @@ struct Sequences {
 TEST(MlaPlan, SharedMemoryByHand) {
     EXPECT_EQ(decode_shared_bytes(4, 2), 64 * 1152 + 2 * 73728 + 64 * 128 + 3 * 64 * 4);
     EXPECT_EQ(decode_shared_bytes(1, 1), 16 * 1152 + 73728 + 16 * 128 + 9 * 16 * 4);
-    EXPECT_LE(decode_shared_bytes(4, 2), kHopper);
-    EXPECT_LE(decode_shared_bytes(4, 1), kAmpere);
-    EXPECT_GT(decode_shared_bytes(1, 2), kAmpere);
+    EXPECT_LE(decode_shared_bytes(4, 2), kHopper.shared_limit);
+    EXPECT_LE(decode_shared_bytes(4, 1), kAmpere.shared_limit);
+    EXPECT_GT(decode_shared_bytes(1, 2), kAmpere.shared_limit);
+    // Latents of three pages, rotated parts of two, 128 columns of 64 queries, three statistics,
+    // pages.
+    EXPECT_EQ(decode_wgmma_shared_bytes(),
+              3 * 64 * 1024 + 2 * 64 * 128 + 64 * 256 + 3 * 64 * 4 + 64 * 4 + 5 * 8);
+    EXPECT_LE(decode_wgmma_shared_bytes(), kHopper.shared_limit);
 }
 
 TEST(MlaPlan, BlocksHaveAsManyHeadsAsThereAre) {
@@ -47,12 +53,27 @@ TEST(MlaPlan, BlocksHaveAsManyHeadsAsThereAre) {
                                                    {128, 4, 2}}) {
         DecodeShape shape = kPublished;
         shape.heads = heads;
-        const DecodeGrid grid = plan_decode(shape, {}, 0, kHopper, kNoLimit).grid;
+        const DecodeGrid grid = plan_decode(shape, {}, 0, kAmpere, kNoLimit).grid;
         EXPECT_EQ(grid.row_tiles, row_tiles) << heads;
         EXPECT_EQ(grid.head_blocks, blocks) << heads;
-        EXPECT_EQ(grid.num_stages, 2);
-        EXPECT_EQ(grid.shared_bytes, decode_shared_bytes(row_tiles, 2));
-        EXPECT_EQ(plan_decode(shape, {}, 0, kAmpere, kNoLimit).grid.num_stages, 1);
+        EXPECT_EQ(grid.num_stages, 1);
+        EXPECT_EQ(grid.shared_bytes, decode_shared_bytes(row_tiles, 1));
+        EXPECT_FALSE(grid.wgmma);
+        // More shared memory, but not Hopper's tensor cores.
+        const DecodeGpu blackwell{kHopper.shared_limit, 100};
+        EXPECT_EQ(plan_decode(shape, {}, 0, blackwell, kNoLimit).grid.num_stages, 2);
+    }
+}
+
+TEST(MlaPlan, HopperHasAKernelOfItsOwn) {
+    for (const auto& [heads, blocks] :
+         {std::tuple{1, 1}, {16, 1}, {64, 1}, {65, 2}, {128, 2}, {129, 3}}) {
+        DecodeShape shape = kPublished;
+        shape.heads = heads;
+        const DecodeGrid grid = plan_decode(shape, {}, 0, kHopper, kNoLimit).grid;
+        EXPECT_TRUE(grid.wgmma) << heads;
+        EXPECT_EQ(grid.head_blocks, blocks) << heads;
+        EXPECT_EQ(grid.shared_bytes, decode_wgmma_shared_bytes());
     }
 }
 
@@ -79,6 +100,27 @@ TEST(MlaPlan, LaunchesOfAFormDoNotDependOnTheRowsKeys) {
     EXPECT_DEATH(wave_at({{2 * kSplit, 1}, {kSplit, 1}}, 4 * kSplit, 4), "2 waves");
 }
 
+TEST(MlaPlan, LongRowsHaveLongerSplits) {
+    constexpr int64_t kSplit = kCudaDecodeSplitTokens;
+    struct Case {
+        int64_t keys, split, slots, most_splits;
+    };
+    for (const Case& c : {Case{kSplit, kSplit, 0, 1},
+                          {kSplit + 1, kSplit, 2, 2},
+                          {8 * kSplit, kSplit, 8, 8},
+                          {8 * kSplit + 1, 2 * kSplit, 5, 8},
+                          {16 * kSplit, 2 * kSplit, 8, 8},
+                          {16 * kSplit + 1, 4 * kSplit, 5, 8},
+                          {100 * kSplit, 4 * kSplit, 25, 25}}) {
+        EXPECT_EQ(decode_split_keys(c.keys), c.split) << c.keys;
+        EXPECT_EQ(decode_slots(std::vector{c.keys}), c.slots) << c.keys;
+        // A form of rows that have as many keys at most takes shorter ones of more splits.
+        const Sequences rows({{std::min(c.keys, 8 * kSplit) - 1, 1}});
+        const DecodePlan plan = plan_decode(kPublished, rows.list, 0, kHopper, kNoLimit, c.keys);
+        EXPECT_EQ(plan.waves.at(0).num_splits, c.most_splits) << c.keys;
+    }
+}
+
 TEST(MlaPlan, ARowWithoutKeysFillsABatchUp) {
     const Sequences sequences({{70, 1}, {-1, 1}});
     const DecodePlan plan = plan_decode(kPublished, sequences.list, 0, kHopper, kNoLimit);
@@ -99,7 +141,7 @@ TEST(MlaPlan, OtherCachesTakeTheF32Kernel) {
         EXPECT_EQ(grid.shared_bytes, (2 * shape.kv_lora + shape.rope + 64) * 4);
     }
     // A block that fits nowhere.
-    EXPECT_EQ(plan_decode(kPublished, {}, 0, 99 << 10, kNoLimit).grid.row_tiles, 0);
+    EXPECT_EQ(plan_decode(kPublished, {}, 0, kAda, kNoLimit).grid.row_tiles, 0);
 }
 
 TEST(MlaPlan, RowsAndPages) {
@@ -126,18 +168,18 @@ TEST(MlaPlan, RowsAndPages) {
 }
 
 TEST(MlaPlan, WavesHoldNoMoreSlotsThanAllowed) {
-    const Sequences sequences({{5000, 1}, {3000, 1}, {100, 1}, {9999, 1}, {1999, 2}});
+    const Sequences sequences({{5000, 1}, {3000, 1}, {100, 1}, {49999, 1}, {1999, 2}});
     const DecodePlan plan = plan_decode(kPublished, sequences.list, 0, kHopper, 8);
     EXPECT_EQ(plan.waves, (std::vector<DecodeWave>{
                               {.first_row = 0, .num_rows = 3, .num_splits = 5, .num_slots = 8},
-                              {.first_row = 3, .num_rows = 1, .num_splits = 10, .num_slots = 10},
+                              {.first_row = 3, .num_rows = 1, .num_splits = 13, .num_slots = 13},
                               {.first_row = 4, .num_rows = 2, .num_splits = 2, .num_slots = 4}}));
     EXPECT_EQ(plan.rows[1].first_slot, 5);
     EXPECT_EQ(plan.rows[3].first_slot, 0);
     EXPECT_EQ(plan.rows[5].first_slot, 2);
     EXPECT_EQ(plan.describe(),
-              "tensor cores, blocks of 64 heads, 2 pages in shared memory (230144 bytes of shared "
-              "memory): 6 rows in 3 waves, 10 partial results");
+              "Hopper's tensor cores (230440 bytes of shared memory): 6 rows in 3 waves, 13 "
+              "partial results");
 }
 
 TEST(MlaPlan, NoSequences) {

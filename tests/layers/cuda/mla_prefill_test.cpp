@@ -1,3 +1,4 @@
+#include "layers/cuda/mla_plan.h"
 #include "tests/layers/cuda/mla_support.h"
 
 namespace ferry {
@@ -22,9 +23,19 @@ struct Prompt {
           kv(random_tensor({positions, s.heads, s.nope + s.v}, 2)),
           latent(random_tensor({positions, s.kv_lora + s.rope}, 3)),
           cuda_q(q.view()),
-          cuda_kv(kv.view()),
+          cuda_kv(expanded()),
           cuda_latent(latent.view()) {}
 
+    // As the kernels want keys and values.
+    CudaTensor expanded() const {
+        if (kv_expansion_of(shape.nope, shape.rope, shape.v).dtype == DType::f32)
+            return CudaTensor(kv.view());
+        std::vector<uint16_t> rounded(static_cast<size_t>(kv.view().count()));
+        std::transform(kv.view().as<float>(), kv.view().as<float>() + kv.view().count(),
+                       rounded.begin(), f32_to_bf16);
+        return CudaTensor(
+            Tensor(rounded.data(), DType::bf16, {positions, shape.heads, shape.nope + shape.v}));
+    }
     // Rows [first, first + num) as one chunk, into `out` [positions, heads, v].
     PrefillAttention chunk(const Tensor& queries, const Tensor& keys, const Tensor& latents,
                            const Tensor& out, int64_t first, int64_t num) const {
@@ -90,6 +101,41 @@ TEST(CudaMlaPrefill, ChunksDoNotChangeBits) {
     }
 }
 
+// More tiles of rows than multiprocessors: blocks that take several in turn, of an odd and an even
+// number.
+TEST(CudaMlaPrefill, TilesInTurnOnHopper) {
+    CudaDevice& gpu = cuda_device(0);
+    if (gpu.info().capability != 90) GTEST_SKIP() << "not a Hopper";
+    for (int64_t positions : {200, 300}) {
+        const Prompt prompt(kPublished, positions);
+        const std::vector<float> expected = prompt.on_cuda();
+        std::vector<uint16_t> rounded;
+        for (int64_t row = 0; row < positions; ++row)
+            std::transform(
+                prompt.latent.view().row<float>(row) + kPublished.kv_lora,
+                prompt.latent.view().row<float>(row) + kPublished.kv_lora + kPublished.rope,
+                std::back_inserter(rounded), f32_to_bf16);
+        const CudaTensor keys(Tensor(rounded.data(), DType::bf16, {positions, kPublished.rope}));
+        for (int multiprocessors : {1, 2, 3}) {
+            const CudaTensor out(DType::f32, {positions, kPublished.heads, kPublished.v});
+            launch_prefill_hopper({.q = prompt.cuda_q.view().as<float>(),
+                                   .out = out.view().as<float>(),
+                                   .kv = prompt.cuda_kv.view().as<uint16_t>(),
+                                   .rope = keys.view().as<uint16_t>(),
+                                   .q_stride = prompt.cuda_q.view().row_stride(),
+                                   .out_stride = out.view().row_stride(),
+                                   .kv_stride = prompt.cuda_kv.view().row_stride(),
+                                   .rope_stride = kPublished.rope,
+                                   .num_rows = static_cast<int>(positions),
+                                   .scale_log2 = 0.07f * kLog2E,
+                                   .heads = static_cast<int>(kPublished.heads)},
+                                  multiprocessors, gpu.stream());
+            SCOPED_TRACE(multiprocessors);
+            expect_same_bits(out.values(), expected);
+        }
+    }
+}
+
 // The f32 kernel does not touch later keys, not even NaNs in them. On tensor cores they are
 // multiplied by zero, so they must be finite.
 TEST(CudaMlaPrefill, LaterKeysTakeNoPart) {
@@ -99,7 +145,7 @@ TEST(CudaMlaPrefill, LaterKeysTakeNoPart) {
         const float later = shape.nope == kPublished.nope ? 1e4f : std::nanf("");
         for (int64_t i = 0; i < prompt.kv.view().row_size(); ++i)
             prompt.kv.view().row<float>(70)[i] = later;
-        prompt.cuda_kv = CudaTensor(prompt.kv.view());
+        prompt.cuda_kv = prompt.expanded();
         const std::vector<float> result = prompt.on_cuda();
         const auto unchanged = static_cast<std::ptrdiff_t>(70 * shape.heads * shape.v);
         expect_same_bits({result.begin(), result.begin() + unchanged},

@@ -59,9 +59,14 @@ GemmPlan CublasLt::choose(const GemmShape& shape) {
 void CublasLt::run(const GemmPlan& plan, const GemmOperands& operands) {
     FERRY_CHECK(plan.possible, "{}", plan.describe());
     const auto work = [s = plan.shape, o = operands](int64_t batch, int64_t row) {
-        for (int64_t column = 0; column < s.out; ++column)
-            o.y[batch * s.y_batch_stride + row * s.y_stride + column] =
-                dot(s, o, batch, row, column);
+        for (int64_t column = 0; column < s.out; ++column) {
+            const int64_t at = batch * s.y_batch_stride + row * s.y_stride + column;
+            const float value = dot(s, o, batch, row, column);
+            if (s.bf16_result)
+                static_cast<uint16_t*>(o.y)[at] = f32_to_bf16(value);
+            else
+                static_cast<float*>(o.y)[at] = value;
+        }
     };
     cuda_emulation::submit(device_.stream(), [work, s = plan.shape] {
         for (int64_t batch = 0; batch < s.batch; ++batch)

@@ -53,7 +53,7 @@ struct Thread {
     uint3 index{};
     int lane = 0, warp = 0;
     Fiber fiber;
-    bool finished = false;
+    bool finished = false, gave_way = false;
     const uint32_t* waits_for = nullptr;  // until it is no longer `seen`
     uint32_t seen = 0;
     const char* waits_in = "";
@@ -165,12 +165,13 @@ class Machine {
         std::iota(lane_order.begin(), lane_order.end(), 0);
         while (num_finished_ < num_threads_) {
             bool progress = false;
+            gave_way_ = false;
             shuffle(warp_order);
             for (int warp_idx : warp_order) {
                 shuffle(lane_order);
                 while (run_warp(warp_idx, lane_order)) progress = true;
             }
-            if (!progress) report_deadlock(block_idx);
+            if (!progress && !gave_way_) report_deadlock(block_idx);
         }
     }
 
@@ -186,7 +187,12 @@ class Machine {
             this_lane = lane_idx;
             thread.fiber.enter();
             current_ = nullptr;
-            progress = true;
+            if (thread.gave_way) {  // then other warps take their turns
+                thread.gave_way = false;
+                gave_way_ = true;
+            } else {
+                progress = true;
+            }
         }
         return progress;
     }
@@ -216,6 +222,7 @@ class Machine {
 
     const std::function<void()>* body_ = nullptr;
     int num_threads_ = 0, num_finished_ = 0;
+    bool gave_way_ = false;  // a thread, since the last round began
     std::vector<std::unique_ptr<Thread>> threads_;
     std::vector<Warp> warps_;
     Barrier barriers_[kNumBarriers];
@@ -317,7 +324,7 @@ void barrier_arrive(int id, int num_threads) {
 }
 
 void give_way() {
-    machine().current();
+    machine().current().gave_way = true;
     machine().switch_to_scheduler();
 }
 
