@@ -329,8 +329,8 @@ __global__ __launch_bounds__(kMergeThreads, 8) void merge_splits(DecodeParams p)
     const DecodeRow row = p.rows[blockIdx.y];
     if (row.num_splits <= 1) return;
     FERRY_DYNAMIC_SHARED(memory);
-    float* const factors = reinterpret_cast<float*>(memory);  // [num_splits]
-    __shared__ float scratch[kWarpThreads];
+    float* const scratch = reinterpret_cast<float*>(memory);  // [kWarpThreads]
+    float* const factors = scratch + kWarpThreads;            // [num_splits]
     const int head = blockIdx.x;
     const int64_t step = static_cast<int64_t>(p.heads) * 2;  // from split to split
     const float* const sums = p.partial_sums + row.first_slot * step + head * 2;
@@ -392,13 +392,16 @@ void launch_decode(const DecodeParams& params, const DecodeGrid& grid, CUstream_
             : grid.row_tiles == 2 ? attend_split<2, 2>
                                   : attend_split<4, 2>,
             kThreads);
-    if (grid.num_splits > 1)
+    if (grid.num_splits > 1) {
+        // Whole 16 bytes: factors are read several at once.
+        const auto factors = static_cast<size_t>((grid.num_splits + 3) / 4 * 4);
         launch(
             grid.row_tiles == 0 && !grid.wgmma ? merge_splits<1> : merge_splits<kFloatsPerVector>,
             {.grid = {static_cast<unsigned>(params.heads), static_cast<unsigned>(grid.num_rows)},
              .block = {kMergeThreads},
-             .shared_bytes = static_cast<size_t>(grid.num_splits) * sizeof(float)},
+             .shared_bytes = (kWarpThreads + factors) * sizeof(float)},
             stream, params);
+    }
 }
 
 }  // namespace ferry
