@@ -81,7 +81,7 @@ int64_t rounded_row_bytes(const WeightSource& source) {
 // (layers/cuda/mla_plan.cpp), the largest fp8 matrix widened, which Hopper does without, and
 // cuBLASLt's workspace.
 int64_t scratch_bytes(const WeightSource& source, const WorkerLimits& limits) {
-    constexpr int64_t kLibrary = 32 << 20, kPartialResults = 256 << 20, kKeysOfAPartial = 256;
+    constexpr int64_t kLibrary = 32 << 20, kPartialResults = 256 << 20, kShortestSplit = 1024;
     const ModelConfig& c = source.config();
     int64_t widened = 0;
     for (const TensorSpec& spec : model_tensors(c)) {
@@ -92,7 +92,7 @@ int64_t scratch_bytes(const WeightSource& source, const WorkerLimits& limits) {
     const int64_t head_columns =
         std::max({c.kv_lora_rank, c.v_head_dim, c.qk_nope_head_dim + c.qk_rope_head_dim});
     const int64_t columns = std::max({c.dim, c.inter_dim, c.n_heads * head_columns});
-    const int64_t slots = limits.max_sequences + limits.num_pages * kPageTokens / kKeysOfAPartial;
+    const int64_t slots = limits.max_tokens * ceil_div(limits.max_context, kShortestSplit);
     return kLibrary + widened + 2 * limits.max_tokens * columns +
            std::min(kPartialResults, slots * c.n_heads * (c.kv_lora_rank + 2) * 4);
 }

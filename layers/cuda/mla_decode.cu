@@ -3,10 +3,10 @@
 // keys are neighbours in the grid and meet in L2.
 //
 // A row's keys are cut into splits at absolute positions, of a length that depends on the row's
-// number of keys only (decode_split_keys). attend_split
-// takes up to 64 heads of a row through one split, 64 keys at a time with a running maximum
-// (FlashAttention-2 order); merge_splits adds the splits in order. Nothing depends on what else is
-// in the batch or on the GPU's size. Queries and probabilities are rounded to bf16, sums are f32.
+// number of keys only (decode_split_keys). attend_split takes up to 64 heads of a row through one
+// split, 64 keys at a time with a running maximum (FlashAttention-2 order); merge_splits adds the
+// splits in order. Nothing depends on what else is in the batch or on the GPU's size. Queries and
+// probabilities are rounded to bf16, sums are f32.
 //
 // What bounds it (128 heads, bf16): 2 * 128 * (576 + 512) flop per latent of 1152 bytes, 242
 // flop/byte, where H100 has about 300 with wgmma and 185 with the mma.sync used here. So up to 64
