@@ -16,7 +16,9 @@ StepBatch StepPlan::batch() const {
 }
 
 Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
-    : options_(options), pages_(pages) {
+    : options_(options),
+      pages_(pages),
+      room_(options.num_expanded_units, options.num_layers, options.max_batch) {
     FERRY_CHECK(options.max_batch >= 1 && options.max_batch_tokens >= options.max_batch,
                 "max_batch {} and max_batch_tokens {}", options.max_batch,
                 options.max_batch_tokens);
@@ -83,6 +85,7 @@ void Scheduler::release_pages(Sequence& sequence) {
     // continuation.
     for (size_t i = sequence.pages.size(); i-- > 0;) pages_.release(sequence.pages[i]);
     sequence.pages.clear();
+    room_.release(sequence.expanded);
     sequence.num_computed = 0;
     sequence.num_published = 0;
     sequence.last_node = 0;
@@ -109,6 +112,21 @@ bool Scheduler::admit(Sequence& sequence) {
     return false;
 }
 
+// Tokens of a sequence, whose prompt stays expanded if more chunks of it follow. What earlier
+// chunks have expanded is known of those that are complete or planned, not of one that was planned
+// ahead and dropped.
+Scheduler::Chunk Scheduler::chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens) {
+    Chunk chunk{.sequence = &sequence, .begin = begin, .num_tokens = num_tokens};
+    if (begin >= sequence.prompt_length) return chunk;
+    if (sequence.expanded.num_layers == 0 && begin + num_tokens < sequence.prompt_length)
+        sequence.expanded = room_.take(sequence.prompt_length);
+    chunk.expanded = sequence.expanded;
+    for (const Chunk& planned : chunks_)
+        if (planned.sequence == &sequence && planned.expanded.num_layers > 0)
+            chunk.expanded.num_expanded = planned.end();
+    return chunk;
+}
+
 // One row of each sequence that has one left.
 void Scheduler::take_next_tokens(bool prompts_too, int64_t& budget) {
     for (size_t i = 0; i < running_.size(); ++i) {
@@ -117,7 +135,7 @@ void Scheduler::take_next_tokens(bool prompts_too, int64_t& budget) {
         if (length - sequence.num_computed != 1 || is_ahead(sequence)) continue;
         if (!prompts_too && sequence.num_computed < sequence.prompt_length) continue;
         if (!reserve_pages(sequence, length)) break;
-        chunks_.push_back({&sequence, sequence.num_computed, 1});
+        chunks_.push_back(chunk_of(sequence, sequence.num_computed, 1));
         --budget;
     }
 }
@@ -156,7 +174,7 @@ const StepPlan& Scheduler::plan() {
         const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.num_computed;
         const int64_t num = std::min({left, budget, options_.max_prefill_chunk});
         if (num <= 0 || !reserve_pages(sequence, sequence.num_computed + num)) return false;
-        chunks_.push_back({&sequence, sequence.num_computed, num});
+        chunks_.push_back(chunk_of(sequence, sequence.num_computed, num));
         budget -= num;
         return true;
     };
@@ -239,7 +257,7 @@ bool Scheduler::take_ahead(Sequence& sequence, int64_t begin, int64_t& budget) {
     const int64_t missing = pages_needed(begin + num) - static_cast<int64_t>(sequence.pages.size());
     if (num <= 0 || missing > pages_.num_available() - num_running()) return false;
     if (!reserve_pages(sequence, begin + num)) return false;
-    ahead_.push_back({&sequence, begin, num});
+    ahead_.push_back(chunk_of(sequence, begin, num));
     budget -= num;
     return true;
 }
@@ -278,7 +296,7 @@ const StepPlan& Scheduler::plan_more_ahead() {
             pages_.num_available() <= num_running())
             break;
         reserve_pages(*sequence, length);
-        ahead_.push_back({sequence, length - 1, 1});
+        ahead_.push_back(chunk_of(*sequence, length - 1, 1));
     }
     lay_out_rows(ahead_, ahead_plan_);
     return ahead_plan_;
@@ -297,13 +315,15 @@ void Scheduler::extend_last_ahead(int64_t& budget) {
     budget -= num;
 }
 
-void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end, StepPlan& plan,
+void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+                         const ExpandedPrompt& expanded, StepPlan& plan,
                          std::vector<SequenceRows>& list) {
     if (begin >= end) return;
     list.push_back({.first_row = static_cast<int64_t>(plan.tokens.size()),
                     .num_rows = end - begin,
                     .first_position = begin,
-                    .pages = sequence.pages});
+                    .pages = sequence.pages,
+                    .expanded = expanded});
     for (int64_t position = begin; position < end; ++position) {
         plan.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
         plan.positions.push_back(static_cast<int32_t>(position));
@@ -329,14 +349,14 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.begin >= sequence.prompt_length) continue;
-        add_rows(sequence, chunk.begin, std::min(chunk.end(), sequence.prompt_length), plan,
-                 plan.prompt);
+        add_rows(sequence, chunk.begin, std::min(chunk.end(), sequence.prompt_length),
+                 chunk.expanded, plan, plan.prompt);
         if (chunk.end() <= sequence.prompt_length) wants_logits(chunk);
     }
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.end() <= sequence.prompt_length) continue;
-        add_rows(sequence, std::max(chunk.begin, sequence.prompt_length), chunk.end(), plan,
+        add_rows(sequence, std::max(chunk.begin, sequence.prompt_length), chunk.end(), {}, plan,
                  plan.generated);
         wants_logits(chunk);
     }
@@ -350,17 +370,22 @@ void Scheduler::publish_prompt_pages(Sequence& sequence) {
             {sequence.tokens.data() + sequence.num_published * kPageTokens, kPageTokens});
 }
 
-void Scheduler::complete(Sequence& sequence) {
-    sequence.num_computed = planned_end(sequence);
+void Scheduler::complete(const Chunk& chunk) {
+    Sequence& sequence = *chunk.sequence;
+    sequence.num_computed = chunk.end();
+    if (chunk.expanded.num_layers > 0) sequence.expanded.num_expanded = chunk.end();
+    if (chunk.end() >= sequence.prompt_length) room_.release(sequence.expanded);
     publish_prompt_pages(sequence);
+}
+
+void Scheduler::complete(Sequence& sequence) {
+    for (const Chunk& chunk : chunks_)
+        if (chunk.sequence == &sequence) complete(chunk);
     std::erase_if(chunks_, [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
 }
 
 void Scheduler::complete() {
-    for (const Chunk& chunk : chunks_) {
-        chunk.sequence->num_computed = chunk.end();
-        publish_prompt_pages(*chunk.sequence);
-    }
+    for (const Chunk& chunk : chunks_) complete(chunk);
     chunks_.clear();
 }
 

@@ -10,6 +10,7 @@
 
 #include "layers/batch.h"
 #include "runtime/page_allocator.h"
+#include "runtime/prompt_room.h"
 
 namespace ferry {
 
@@ -22,6 +23,7 @@ struct Sequence {
     // Owned by the scheduler:
     int64_t num_computed = 0;  // leading tokens whose latents are in the cache
     std::vector<int32_t> pages;
+    ExpandedPrompt expanded;    // from a chunk that does not end the prompt to the one that does
     int64_t num_published = 0;  // leading pages known to the prefix cache
     int64_t last_node = 0;      // prefix node of the last of them
     int64_t num_preemptions = 0;
@@ -32,6 +34,8 @@ struct SchedulerOptions {
     int64_t max_batch = 32;            // running sequences
     int64_t max_batch_tokens = 512;    // rows of one step; at least max_batch
     int64_t max_prefill_chunk = 4096;  // rows of one sequence's prompt in one step
+    int64_t num_expanded_units = 0;    // PromptRoom, of a model of so many layers
+    int64_t num_layers = 0;
 };
 
 // One step's rows, prompt rows first. Arrays are reused from step to step.
@@ -83,16 +87,20 @@ class Scheduler {
     int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
     bool has_room() const { return num_running() + num_waiting() < options_.max_batch; }
     int64_t num_preemptions() const { return num_preemptions_; }
+    const PromptRoom& room() const { return room_; }
 
   private:
     struct Chunk {
         Sequence* sequence;
         int64_t begin;
         int64_t num_tokens;
+        ExpandedPrompt expanded{};
 
         int64_t end() const { return begin + num_tokens; }
         int64_t prompt_length() const { return sequence->prompt_length; }
     };
+    Chunk chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens);
+    void complete(const Chunk& chunk);
     void take_next_tokens(bool prompts_too, int64_t& budget);
     bool admit(Sequence& sequence);
     bool reserve_pages(Sequence& sequence, int64_t length);
@@ -108,11 +116,13 @@ class Scheduler {
     void release_pages(Sequence& sequence);
     void publish_prompt_pages(Sequence& sequence);
     static void lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan);
-    static void add_rows(const Sequence& sequence, int64_t begin, int64_t end, StepPlan& plan,
+    static void add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+                         const ExpandedPrompt& expanded, StepPlan& plan,
                          std::vector<SequenceRows>& list);
 
     SchedulerOptions options_;
     PageAllocator& pages_;
+    PromptRoom room_;
     std::deque<Sequence*> waiting_;   // by arrival, preempted ones in front
     std::vector<Sequence*> running_;  // by arrival
     std::vector<Chunk> chunks_;
