@@ -28,6 +28,8 @@ struct Sequence {
     int64_t last_node = 0;      // prefix node of the last of them
     int64_t num_preemptions = 0;
     int64_t num_prefix_tokens = 0;  // prompt tokens found in the prefix cache at admission
+    int64_t chunk = -1;             // of the planned step: which is of this sequence; -1: none
+    bool is_ahead = false;          // the next plan begins with some of its tokens
 };
 
 struct SchedulerOptions {
@@ -100,13 +102,15 @@ class Scheduler {
         int64_t prompt_length() const { return sequence->prompt_length; }
     };
     Chunk chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens);
+    void plan_chunk(const Chunk& chunk);
+    void plan_chunk_ahead(const Chunk& chunk);
+    void clear_chunks();
+    void clear_ahead();
     void complete(const Chunk& chunk);
     void take_next_tokens(bool prompts_too, int64_t& budget);
     bool admit(Sequence& sequence);
     bool reserve_pages(Sequence& sequence, int64_t length);
     bool preempt_after(const Sequence& sequence);
-    bool is_ahead(const Sequence& sequence) const;
-    bool is_planned(const Sequence& sequence) const;
     bool take_ahead(Sequence& sequence, int64_t begin, int64_t& budget);
     void extend_last_ahead(int64_t& budget);
     int64_t planned_end(const Sequence& sequence) const;
@@ -125,9 +129,10 @@ class Scheduler {
     PromptRoom room_;
     std::deque<Sequence*> waiting_;   // by arrival, preempted ones in front
     std::vector<Sequence*> running_;  // by arrival
-    std::vector<Chunk> chunks_;
-    std::vector<Chunk> ahead_;  // of the next plan
+    std::vector<Chunk> chunks_;       // of the planned step; of no sequence: it is complete already
+    std::vector<Chunk> ahead_;        // of the next plan
     StepPlan plan_, ahead_plan_;
+    int64_t num_waiting_prompt_rows_ = 0;
     int64_t num_preemptions_ = 0;
 };
 
