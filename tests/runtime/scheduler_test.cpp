@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -320,7 +321,7 @@ class ExpandedMemory {
 // Whatever is preempted, ends early, or was planned ahead and is dropped: a chunk finds in its
 // layer what it takes for expanded.
 TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
-    int64_t num_kept = 0, num_preemptions = 0;
+    int64_t num_kept = 0, num_preemptions = 0, num_dropped = 0;
     for (uint64_t seed = 0; seed < 40; ++seed) {
         Random random(seed);
         PageAllocator pages(10, seed % 2 == 0);
@@ -362,6 +363,12 @@ TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
                 scheduler.finish(*sequence);
                 ++done;
             }
+            // One that is cancelled takes what the others have ahead with it.
+            const auto ahead = std::ranges::find_if(all, [](const auto& s) { return s->is_ahead; });
+            if (ahead == all.end() || random.next_u32() % 8 != 0) continue;
+            scheduler.finish(**ahead);
+            ++done;
+            ++num_dropped;
         }
         EXPECT_EQ(done, all.size());
         EXPECT_EQ(scheduler.room().num_held(), 0);
@@ -370,6 +377,7 @@ TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
     }
     EXPECT_GT(num_kept, 10000);
     EXPECT_GT(num_preemptions, 100);
+    EXPECT_GT(num_dropped, 20);
 }
 
 }  // namespace
