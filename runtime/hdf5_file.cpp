@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "runtime/checkpoint_format.h"
 #include "runtime/stored_tensor.h"
 
 namespace ferry {
@@ -369,6 +370,7 @@ class Listing {
         };
         listing.ok(H5Literate(group, H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names));
         for (const std::string& name : names) {
+            if (folder.empty() && name == checkpoint_format::kIndexText) continue;
             const Call call(path_, "dataset /" + folder + name);
             const Id object = call.id(H5Oopen(group, name.c_str(), H5P_DEFAULT));
             const H5I_type_t type = H5Iget_type(object);
@@ -425,6 +427,15 @@ std::string Hdf5File::read_text(const std::string& name) const {
     std::string text(H5Tget_size(type), '\0');
     call.ok(H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text.data()));
     return text.substr(0, text.find('\0'));
+}
+
+std::optional<std::string> Hdf5File::find_text(const std::string& name) const {
+    {
+        const std::lock_guard lock(library_mutex());
+        const Call call(path_, "dataset /" + name);
+        if (call.ok(H5Lexists(handle_->file, name.c_str(), H5P_DEFAULT)) == 0) return std::nullopt;
+    }
+    return read_text(name);
 }
 
 void Hdf5File::link_external(const std::string& name, const std::string& file) {
