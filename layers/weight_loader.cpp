@@ -406,7 +406,11 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
     std::vector<std::byte> stored(static_cast<size_t>(count_values * size_bytes(tensor.dtype)));
     read(name, std::vector<Range>{out, {0, in}}, stored);
     const Tensor values(stored.data(), tensor.dtype, {out.num, in});
-    OwnedTensor result(cpu_device(), DType::f32, {out.num, in});
+    // Of the heap, which has it again for the next: a mapping would be cleared and faulted in.
+    const auto memory = std::make_shared_for_overwrite<float[]>(static_cast<size_t>(count_values));
+    OwnedTensor result(
+        Buffer::adopt(memory.get(), static_cast<size_t>(count_values) * 4, [memory] {}), DType::f32,
+        {out.num, in});
     widen(stored.data(), tensor.dtype, count_values, result.view().as<float>());
     if (tensor.dtype != DType::fp8_e4m3) {
         if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, nullptr);
