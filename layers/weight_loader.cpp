@@ -338,22 +338,38 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
     return weight;
 }
 
-void WeightLoader::fill(const std::string& name, Weight& weight, const Piece& piece) {
+// Pieces of one group whose rows follow each other: their scales are a single read.
+void WeightLoader::fill(const std::string& name, Weight& weight, std::span<const Piece> pieces) {
     thread_local std::vector<float> scales;
-    const int64_t in = weight.spec.in;
-    const std::span<std::byte> staging =
-        staging_memory(count_elements(piece.box) * size_bytes(weight.spec.dtype));
-    read(name, piece.box, staging);
-    const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
-    if (weight.spec.dtype != DType::fp8_e4m3) {
-        kernels_.pack(weight, piece.group, piece.first_out, w, nullptr);
-        return;
+    const int64_t in = weight.spec.in, blocks = ceil_div(in, kScaleBlock);
+    const bool has_scales = weight.spec.dtype == DType::fp8_e4m3;
+    int64_t scale_rows = 0;
+    if (has_scales) {
+        for (const Piece& piece : pieces) scale_rows += ceil_div(piece.num_out, kScaleBlock);
+        std::vector<Range> box = pieces[0].scale_box;
+        box[box.size() - 2].num = scale_rows;
+        scales.resize(static_cast<size_t>(scale_rows * blocks));
+        read(name + "_scale", box, std::as_writable_bytes(std::span(scales)));
     }
-    scales.resize(static_cast<size_t>(count_elements(piece.scale_box)));
-    read(name + "_scale", piece.scale_box, std::as_writable_bytes(std::span(scales)));
-    const Tensor scale_rows(scales.data(), DType::f32,
-                            {ceil_div(piece.num_out, kScaleBlock), ceil_div(in, kScaleBlock)});
-    kernels_.pack(weight, piece.group, piece.first_out, w, &scale_rows);
+    if (kernels_.device().type() == DeviceType::cpu) {
+        // The kernel clears a huge page when it is first touched: before a piece is in the caches.
+        const int64_t group_bytes = kernels_.packed_bytes(weight.spec) / weight.spec.groups;
+        *static_cast<volatile std::byte*>(weight.group_data(pieces[0].group) +
+                                          group_bytes * pieces[0].first_out / weight.spec.out) = {};
+    }
+    const Tensor all_scales(scales.data(), DType::f32, {scale_rows, blocks});
+    int64_t scale_row = 0;
+    for (const Piece& piece : pieces) {
+        const std::span<std::byte> staging =
+            staging_memory(count_elements(piece.box) * size_bytes(weight.spec.dtype));
+        read(name, piece.box, staging);
+        const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
+        const int64_t num = has_scales ? ceil_div(piece.num_out, kScaleBlock) : 0;
+        const Tensor piece_scales = all_scales.slice_rows(scale_row, num);
+        kernels_.pack(weight, piece.group, piece.first_out, w,
+                      has_scales ? &piece_scales : nullptr);
+        scale_row += num;
+    }
 }
 
 void WeightLoader::fill_later(const std::string& name, const Weight& weight,
@@ -371,9 +387,14 @@ void WeightLoader::fill_later(const std::string& name, const Weight& weight,
     for (size_t begin = 0; begin < filling->pieces.size(); begin += at_once) {
         const size_t end = std::min(begin + at_once, filling->pieces.size());
         later(static_cast<int64_t>(end - begin) * piece_bytes, [this, filling, begin, end] {
-            for (size_t i = begin; i < end; ++i)
-                if (filling->pieces[i].mine)
-                    fill(filling->name, filling->weight, filling->pieces[i]);
+            const std::span<const Piece> all(filling->pieces);
+            for (size_t first = begin; first < end;) {
+                size_t last = first;
+                while (last < end && all[last].mine && all[last].group == all[first].group) ++last;
+                if (last > first)
+                    fill(filling->name, filling->weight, all.subspan(first, last - first));
+                first = std::max(first + 1, last);
+            }
         });
     }
 }
@@ -385,7 +406,11 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
     std::vector<std::byte> stored(static_cast<size_t>(count_values * size_bytes(tensor.dtype)));
     read(name, std::vector<Range>{out, {0, in}}, stored);
     const Tensor values(stored.data(), tensor.dtype, {out.num, in});
-    OwnedTensor result(cpu_device(), DType::f32, {out.num, in});
+    // Of the heap, which has it again for the next: a mapping would be cleared and faulted in.
+    const auto memory = std::make_shared_for_overwrite<float[]>(static_cast<size_t>(count_values));
+    OwnedTensor result(
+        Buffer::adopt(memory.get(), static_cast<size_t>(count_values) * 4, [memory] {}), DType::f32,
+        {out.num, in});
     widen(stored.data(), tensor.dtype, count_values, result.view().as<float>());
     if (tensor.dtype != DType::fp8_e4m3) {
         if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, nullptr);
@@ -399,9 +424,12 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
     const Tensor scale_rows(scales.data(), DType::f32, {ceil_div(out.num, kScaleBlock), blocks});
     if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, &scale_rows);
     for (int64_t row = 0; row < out.num; ++row)
-        for (int64_t i = 0; i < in; ++i)
-            result.view().row<float>(row)[i] *=
-                scales[static_cast<size_t>(row / kScaleBlock * blocks + i / kScaleBlock)];
+        for (int64_t block = 0; block < blocks; ++block) {
+            const float scale = scale_rows.row<float>(row / kScaleBlock)[block];
+            float* at = result.view().row<float>(row) + block * kScaleBlock;
+            const int64_t num = std::min(kScaleBlock, in - block * kScaleBlock);
+            for (int64_t i = 0; i < num; ++i) at[i] *= scale;
+        }
     return result;
 }
 

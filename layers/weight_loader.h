@@ -111,7 +111,7 @@ class WeightLoader {
     };
     Weight make_expert_weight(const WeightSpec& spec, std::span<const int32_t> experts,
                               std::span<const SharedExpert> shared);
-    void fill(const std::string& name, Weight& weight, const Piece& piece);
+    void fill(const std::string& name, Weight& weight, std::span<const Piece> pieces);
     void fill_later(const std::string& name, const Weight& weight, std::vector<Piece> pieces);
     void read(const std::string& name, std::span<const Range> box, std::span<std::byte> to);
     void tell_progress() const;

@@ -14,6 +14,7 @@
 #include "runtime/hf_names.h"
 #include "runtime/parallel.h"
 #include "runtime/problems.h"
+#include "runtime/shard_index.h"
 
 namespace ferry {
 namespace {
@@ -163,7 +164,9 @@ Checkpoint::Checkpoint(const std::string& path) {
             if (shards_.back()->size_bytes() != entry.size_bytes)
                 throw Error(ErrorKind::checkpoint, "{}: has {} bytes, expected {}", shard_path,
                             shards_.back()->size_bytes(), entry.size_bytes);
-            for (const Hdf5Dataset& dataset : shard.datasets())
+            const std::optional<std::string> index = shard.find_text(kIndexText);
+            for (const Hdf5Dataset& dataset :
+                 index ? parse_shard_index(*index, shard_path) : shard.datasets())
                 if (std::optional<Piece> piece = make_piece(dataset, *shards_.back(), problems)) {
                     pieces_.push_back(*piece);
                     found[dataset.name].emplace_back(std::move(*piece), dataset.info);

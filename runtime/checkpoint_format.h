@@ -7,7 +7,9 @@
 //                      several shards hold its experts
 //   dense-I-of-N.h5    whole tensors
 //   experts-I-of-N.h5  routed experts by range: /layers/3/ffn/experts/w1 [experts here, out, in]
-// Datasets have attributes: dtype, xxh3 (of their bytes, 16 hex digits), first_row.
+// Datasets of shards have attributes: dtype, xxh3 (of their bytes, 16 hex digits), first_row. A
+// shard lists its tensors in its dataset /index too (shard_index.h); those without one are read as
+// well.
 #pragma once
 #include <cstdint>
 
@@ -19,6 +21,7 @@ constexpr const char* kVersionAttribute = "ferry_format";
 constexpr const char* kFingerprintAttribute = "fingerprint";
 constexpr const char* kShardsAttribute = "shards";
 constexpr const char* kConfigText = "config_json";
+constexpr const char* kIndexText = "index";
 constexpr const char* kDTypeAttribute = "dtype";
 constexpr const char* kChecksumAttribute = "xxh3";
 constexpr const char* kFirstRowAttribute = "first_row";

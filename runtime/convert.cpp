@@ -16,6 +16,7 @@
 #include "runtime/output_file.h"
 #include "runtime/parallel.h"
 #include "runtime/requantise.h"
+#include "runtime/shard_index.h"
 
 namespace ferry {
 namespace {
@@ -307,6 +308,7 @@ void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shar
     }
     Hdf5File file = Hdf5File::open_writable(partial.path());
     for (const auto& [name, text] : checksums) file.set_attribute(name, kChecksumAttribute, text);
+    file.create_text(kIndexText, to_shard_index(file.datasets()));
     file.close();
     partial.complete();
 }

@@ -7,9 +7,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "base/error.h"
+#include "runtime/checkpoint_format.h"
 #include "runtime/stored_tensor.h"
 
 namespace ferry {
@@ -177,8 +179,7 @@ DType dtype_of(hid_t dataset, hid_t bf16, const Attributes& attributes, const Ca
 
 std::optional<Attribute> read_attribute(hid_t attribute, const Call& call) {
     const Id type = call.id(H5Aget_type(attribute));
-    const Id space = call.id(H5Aget_space(attribute));
-    if (call.ok(H5Sget_simple_extent_npoints(space)) != 1) return std::nullopt;
+    if (H5Aget_storage_size(attribute) != H5Tget_size(type)) return std::nullopt;  // several values
     switch (H5Tget_class(type)) {
         case H5T_INTEGER: {
             int64_t value = 0;
@@ -334,6 +335,61 @@ Attributes Hdf5File::attributes(const std::string& object) const {
     return read_attributes(open_object(handle_->file, object, call), call);
 }
 
+namespace {
+
+Hdf5Dataset describe_dataset(hid_t dataset, std::string name, hid_t bf16, const Call& call) {
+    Hdf5Dataset found{.name = std::move(name), .info = {}, .offset_bytes = 0, .attributes = {}};
+    found.attributes = read_attributes(dataset, call);
+    found.info.shape = shape_of(dataset, call);
+    found.info.dtype = dtype_of(dataset, bf16, found.attributes, call);
+    // Of every other layout, and of data in other files, the library knows no offset.
+    const haddr_t offset = H5Dget_offset(dataset);
+    if (offset == HADDR_UNDEF) call.fail("is not stored contiguously in this file (repacked?)");
+    found.offset_bytes = static_cast<int64_t>(offset);
+    return found;
+}
+
+// The datasets of a file by name. H5Ovisit() would open every one twice.
+class Listing {
+  public:
+    explicit Listing(const std::string& path)
+        : path_(path), bf16_(bf16_type(Call(path, "its datasets cannot be listed"))) {}
+
+    // Those of a group and of the groups in it; `folder` is its path with the slash behind it.
+    void add(hid_t group, const std::string& folder) {
+        const Call listing(path_, "group /" + folder);
+        H5O_info_t info;
+        listing.ok(H5Oget_info2(group, &info, H5O_INFO_BASIC));
+        if (!groups_.insert(info.addr).second) return;  // groups may hold each other
+        std::vector<std::string> names;  // first: what throws must not go through the library
+        const auto collect = [](hid_t, const char* name, const H5L_info_t* link,
+                                void* list) -> herr_t {
+            if (link->type == H5L_TYPE_HARD)
+                static_cast<std::vector<std::string>*>(list)->emplace_back(name);
+            return 0;
+        };
+        listing.ok(H5Literate(group, H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names));
+        for (const std::string& name : names) {
+            if (folder.empty() && name == checkpoint_format::kIndexText) continue;
+            const Call call(path_, "dataset /" + folder + name);
+            const Id object = call.id(H5Oopen(group, name.c_str(), H5P_DEFAULT));
+            const H5I_type_t type = H5Iget_type(object);
+            if (type == H5I_GROUP) add(object, folder + name + "/");
+            if (type == H5I_DATASET)
+                datasets_.push_back(describe_dataset(object, folder + name, bf16_, call));
+        }
+    }
+    std::vector<Hdf5Dataset> take() { return std::move(datasets_); }
+
+  private:
+    const std::string& path_;
+    Id bf16_;
+    std::set<haddr_t> groups_;
+    std::vector<Hdf5Dataset> datasets_;
+};
+
+}  // namespace
+
 void Hdf5File::create_dataset(const std::string& name, const TensorInfo& info) {
     const std::lock_guard lock(library_mutex());
     const Call call(path_, "dataset /" + name);
@@ -373,6 +429,15 @@ std::string Hdf5File::read_text(const std::string& name) const {
     return text.substr(0, text.find('\0'));
 }
 
+std::optional<std::string> Hdf5File::find_text(const std::string& name) const {
+    {
+        const std::lock_guard lock(library_mutex());
+        const Call call(path_, "dataset /" + name);
+        if (call.ok(H5Lexists(handle_->file, name.c_str(), H5P_DEFAULT)) == 0) return std::nullopt;
+    }
+    return read_text(name);
+}
+
 void Hdf5File::link_external(const std::string& name, const std::string& file) {
     const std::lock_guard lock(library_mutex());
     const Call call(path_, "link /" + name);
@@ -406,40 +471,10 @@ void Hdf5File::create_virtual(const std::string& name, const TensorInfo& info,
 
 std::vector<Hdf5Dataset> Hdf5File::datasets() const {
     const std::lock_guard lock(library_mutex());
-    const Call listing(path_, "its datasets cannot be listed");
-    std::vector<std::string> names;
-    const auto collect = [](hid_t, const char* name, const H5O_info_t* info, void* list) -> herr_t {
-        if (info->type == H5O_TYPE_DATASET)
-            static_cast<std::vector<std::string>*>(list)->emplace_back(name);
-        return 0;
-    };
-    listing.ok(
-        H5Ovisit2(handle_->file, H5_INDEX_NAME, H5_ITER_INC, collect, &names, H5O_INFO_BASIC));
-
-    std::vector<Hdf5Dataset> result;
-    const Id bf16 = bf16_type(listing);
-    std::string folder;  // whose group is open: names of one group follow each other
-    Id group = open_object(handle_->file, folder, listing);
-    for (std::string& name : names) {
-        const Call call(path_, "dataset /" + name);
-        const size_t slash = name.rfind('/');
-        const size_t base = slash == std::string::npos ? 0 : slash + 1;
-        if (name.compare(0, base, folder) != 0) {
-            folder = name.substr(0, base);
-            group = open_object(handle_->file, folder, call);
-        }
-        const Id dataset = call.id(H5Dopen2(group, name.c_str() + base, H5P_DEFAULT));
-        Hdf5Dataset found{.name = std::move(name), .info = {}, .offset_bytes = 0, .attributes = {}};
-        found.attributes = read_attributes(dataset, call);
-        found.info.shape = shape_of(dataset, call);
-        found.info.dtype = dtype_of(dataset, bf16, found.attributes, call);
-        // Of every other layout, and of data in other files, the library knows no offset.
-        const haddr_t offset = H5Dget_offset(dataset);
-        if (offset == HADDR_UNDEF) call.fail("is not stored contiguously in this file (repacked?)");
-        found.offset_bytes = static_cast<int64_t>(offset);
-        result.push_back(std::move(found));
-    }
-    return result;
+    const Call call(path_, "its datasets cannot be listed");
+    Listing list(path_);
+    list.add(open_object(handle_->file, "", call), "");
+    return list.take();
 }
 
 void Hdf5File::read(const std::string& name, std::span<const Range> ranges, void* dst) const {

@@ -47,6 +47,7 @@ class Hdf5File {
     void create_dataset(const std::string& name, const TensorInfo& info);
     void create_text(const std::string& name, const std::string& text);
     std::string read_text(const std::string& name) const;
+    std::optional<std::string> find_text(const std::string& name) const;  // of the root group
 
     // `name` here is the dataset of the same name in `file`, a path relative to this file.
     void link_external(const std::string& name, const std::string& file);
@@ -55,7 +56,7 @@ class Hdf5File {
                         std::span<const Hdf5Source> sources);
 
     // All tensors of this file, links not followed. Throws when one is not contiguous or of a type
-    // that Ferry does not write.
+    // that Ferry does not write. The shard's index (checkpoint_format.h) is none of them.
     std::vector<Hdf5Dataset> datasets() const;
     // A box of any dataset, links and virtual ones too, by the library (slow; data paths use
     // StoredTensor).

@@ -34,22 +34,25 @@ struct PanelRows {
     int64_t num_rows;
 };
 
-// One line of each of the 16 rows.
+// One line of each of the 16 rows: where they lie, or a copy with zeros for what is missing.
 struct Lines {
-    alignas(64) uint32_t words[kPanelColumns][kLineBytes / 4];
+    const std::byte* data;
+    int64_t stride_bytes;
 };
 
-inline void read_lines(const PanelRows& rows, int64_t offset, Lines& lines) {
-    const size_t bytes = static_cast<size_t>(std::min(kLineBytes, rows.row_bytes - offset));
-    for (int64_t row = 0; row < kPanelColumns; ++row) {
-        const std::byte* from = rows.data + row * rows.stride_bytes + offset;
-        if (row < rows.num_rows && bytes == kLineBytes) {
-            std::memcpy(lines.words[row], from, kLineBytes);
-        } else {
-            std::memset(lines.words[row], 0, kLineBytes);
-            if (row < rows.num_rows) std::memcpy(lines.words[row], from, bytes);
-        }
-    }
+struct LinesCopy {
+    alignas(64) std::byte lines[kPanelColumns][kLineBytes];
+};
+
+inline Lines lines_at(const PanelRows& rows, int64_t offset, LinesCopy& copy) {
+    const int64_t bytes = std::min(kLineBytes, rows.row_bytes - offset);
+    if (bytes == kLineBytes && rows.num_rows == kPanelColumns)
+        return {rows.data + offset, rows.stride_bytes};
+    copy = {};
+    for (int64_t row = 0; row < rows.num_rows; ++row)
+        std::memcpy(copy.lines[row], rows.data + row * rows.stride_bytes + offset,
+                    static_cast<size_t>(bytes));
+    return {copy.lines[0], kLineBytes};
 }
 
 }  // namespace
@@ -64,16 +67,39 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_TARGET == HWY_SCALAR
 
+HWY_INLINE uint32_t word_of(const Lines& lines, int64_t row, int64_t word) {
+    uint32_t value;
+    std::memcpy(&value, lines.data + row * lines.stride_bytes + word * 4, sizeof(value));
+    return value;
+}
+
 HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
     for (int64_t k = 0; k < kLineBytes / 4; ++k)
         for (int64_t row = 0; row < kPanelColumns; ++row)
-            packed[k * kPanelColumns + row] = lines.words[row][k];
+            packed[k * kPanelColumns + row] = word_of(lines, row, k);
 }
 
-HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+using LargestCode = uint32_t;
+HWY_INLINE LargestCode no_code() {
+    return 0;
+}
+HWY_INLINE void keep_largest(uint32_t codes, LargestCode& largest) {
+    for (int shift = 0; shift < 32; shift += 8) largest = std::max(largest, codes >> shift & 0x7fu);
+}
+HWY_INLINE bool is_nan(LargestCode largest) {
+    return largest == 0x7fu;
+}
+
+template <bool kKeepLargest>
+HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed,
+                                LargestCode& largest) {
     for (int64_t k = 0; k < kLineBytes / 4; ++k)
         for (int64_t row = 0; row < 8; ++row) {
-            const uint32_t low = lines.words[row][k], high = lines.words[row + 8][k];
+            const uint32_t low = word_of(lines, row, k), high = word_of(lines, row + 8, k);
+            if constexpr (kKeepLargest) {
+                keep_largest(low, largest);
+                keep_largest(high, largest);
+            }
             packed[2 * k * 8 + row] = (low & 0xffffu) | (high << 16);
             packed[(2 * k + 1) * 8 + row] = (low >> 16) | (high & 0xffff0000u);
         }
@@ -83,6 +109,12 @@ HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packe
 
 using Block = hn::FixedTag<uint32_t, 4>;  // one size on every target: instructions are plenty here
 using BlockVector = hn::Vec<Block>;
+
+// Four words of a row.
+HWY_INLINE BlockVector load_block(const Lines& lines, int64_t row, int64_t word) {
+    return hn::LoadU(Block(), reinterpret_cast<const uint32_t*>(
+                                  lines.data + row * lines.stride_bytes + word * 4));
+}
 
 // packed[k * width + row] = rows[row][k] for 4 rows and 4 k.
 HWY_INLINE void transpose_4x4(const BlockVector (&rows)[4], int64_t width,
@@ -107,7 +139,7 @@ HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
     for (int64_t k = 0; k < kLineBytes / 4; k += 4)
         for (int64_t row = 0; row < kPanelColumns; row += 4) {
             BlockVector rows[4];
-            for (int i = 0; i < 4; ++i) rows[i] = hn::Load(Block(), lines.words[row + i] + k);
+            for (int i = 0; i < 4; ++i) rows[i] = load_block(lines, row + i, k);
             transpose_4x4(rows, kPanelColumns, packed + k * kPanelColumns + row);
         }
 }
@@ -116,18 +148,33 @@ HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
 #if !HWY_HAVE_SCALABLE && HWY_MAX_BYTES >= 32
 using Rows = hn::FixedTag<uint32_t, 8>;
 HWY_INLINE hn::Vec<Rows> load_rows(const Lines& lines, int64_t row, int64_t word) {
-    return hn::Combine(Rows(), hn::Load(Block(), lines.words[row + 4] + word),
-                       hn::Load(Block(), lines.words[row] + word));
+    return hn::Combine(Rows(), load_block(lines, row + 4, word), load_block(lines, row, word));
 }
 #else
 using Rows = Block;
 HWY_INLINE hn::Vec<Rows> load_rows(const Lines& lines, int64_t row, int64_t word) {
-    return hn::Load(Rows(), lines.words[row] + word);
+    return load_block(lines, row, word);
 }
 #endif
 
+// Codes of fp8 without their signs: the largest so far, which is a NaN if any is.
+using Codes = hn::Repartition<uint8_t, Rows>;
+using LargestCode = hn::Vec<Codes>;
+HWY_INLINE LargestCode no_code() {
+    return hn::Zero(Codes());
+}
+HWY_INLINE void keep_largest(hn::Vec<Rows> codes, LargestCode& largest) {
+    const Codes d;
+    largest = hn::Max(largest, hn::And(hn::BitCast(d, codes), hn::Set(d, 0x7fu)));
+}
+HWY_INLINE bool is_nan(LargestCode largest) {
+    return !hn::AllFalse(Codes(), hn::Eq(largest, hn::Set(Codes(), 0x7fu)));
+}
+
 // Two-byte elements (bf16, or two k of fp8): packed[k][8] of (row i, row i + 8).
-HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
+template <bool kKeepLargest>
+HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed,
+                                LargestCode& largest) {
     const Rows d;
     const hn::Repartition<uint16_t, Rows> halves;
     const hn::RepartitionToWide<Rows> wide;
@@ -147,8 +194,13 @@ HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packe
         for (int64_t row = 0; row < 8; row += kRows) {
             hn::Vec<Rows> low[4], high[4];  // pairs of k 0 to 3, of k 4 to 7
             for (int i = 0; i < 4; ++i) {
-                const auto a = hn::BitCast(halves, load_rows(lines, row + i, word));
-                const auto b = hn::BitCast(halves, load_rows(lines, row + i + 8, word));
+                const auto first = load_rows(lines, row + i, word);
+                const auto second = load_rows(lines, row + i + 8, word);
+                if constexpr (kKeepLargest) {
+                    keep_largest(first, largest);
+                    keep_largest(second, largest);
+                }
+                const auto a = hn::BitCast(halves, first), b = hn::BitCast(halves, second);
                 low[i] = hn::BitCast(d, hn::InterleaveLower(halves, a, b));
                 high[i] = hn::BitCast(d, hn::InterleaveUpper(halves, a, b));
             }
@@ -159,28 +211,17 @@ HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packe
 
 #endif
 
-// Codes of fp8 without their signs: the largest so far, which is a NaN if any is.
-using Codes = hn::CappedTag<uint8_t, 64>;
-HWY_INLINE void keep_largest(const Lines& lines, hn::Vec<Codes>& largest) {
-    const Codes d;
-    const uint8_t* codes = reinterpret_cast<const uint8_t*>(lines.words);
-    const auto digits = hn::Set(d, 0x7fu);
-    for (size_t i = 0; i < sizeof(lines.words); i += hn::Lanes(d))
-        largest = hn::Max(largest, hn::And(hn::Load(d, codes + i), digits));
-}
-
 // `packed_row_bytes` * 16 bytes of a panel. False if a value is not one that panels can hold.
 template <DType kType>
 HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std::byte* packed) {
-    Lines lines;
-    hn::Vec<Codes> largest = hn::Zero(Codes());
+    LinesCopy copy;
+    LargestCode largest = no_code();
     const auto put = [&](int64_t offset, uint32_t* to) HWY_ATTR {
-        read_lines(rows, offset, lines);
-        if constexpr (kType == DType::fp8_e4m3) keep_largest(lines, largest);
+        const Lines lines = lines_at(rows, offset, copy);
         if constexpr (kType == DType::f32)
             transpose(lines, to);
         else
-            transpose_pairs(lines, to);
+            transpose_pairs<kType == DType::fp8_e4m3>(lines, to, largest);
     };
     int64_t offset = 0;
     for (; offset + kLineBytes <= packed_row_bytes; offset += kLineBytes)
@@ -191,7 +232,7 @@ HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std:
         std::memcpy(packed + offset * kPanelColumns, last,
                     static_cast<size_t>((packed_row_bytes - offset) * kPanelColumns));
     }
-    return hn::AllFalse(Codes(), hn::Eq(largest, hn::Set(Codes(), 0x7fu)));
+    return !is_nan(largest);
 }
 
 bool pack_panel(DType dtype, const PanelRows& rows, int64_t packed_row_bytes, std::byte* packed) {

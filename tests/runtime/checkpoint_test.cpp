@@ -7,6 +7,7 @@
 #include "runtime/convert.h"
 #include "runtime/hdf5_file.h"
 #include "runtime/output_file.h"
+#include "runtime/shard_index.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_hf_model.h"
@@ -122,6 +123,49 @@ TEST_F(CheckpointTest, Fp8WithoutItsAttributeIsAnUnknownType) {
         return true;
     });
     refused({kDense, "/layers/0/attn/wo", "unknown element type"});
+}
+
+TEST_F(CheckpointTest, ShardsListTheirTensors) {
+    for (const char* name : {kDense, kExperts}) {
+        const Hdf5File file = Hdf5File::open(shard(name));
+        const std::vector<Hdf5Dataset> stored = file.datasets();
+        const std::string text = file.find_text("index").value();
+        EXPECT_EQ(to_shard_index(stored), text);
+        const std::vector<Hdf5Dataset> listed = parse_shard_index(text, name);
+        EXPECT_EQ(to_shard_index(listed), text);
+    }
+    const std::string good = "norm bf16 4096 0 0123456789abcdef 160";
+    EXPECT_EQ(parse_shard_index(good + "\n", "x").at(0).info.shape, std::vector<int64_t>{160});
+    for (const std::string& bad :
+         {good + " x", good + " -1", good + " 1 1 1 1", std::string("norm bf16 4096 0 0123"),
+          std::string("norm i32 4096 0 0123 160"), std::string("norm bf16 4096 none 0123 160"),
+          good + " 999999999999 999999999999", std::string("norm"), std::string()})
+        EXPECT_ERROR(parse_shard_index(bad + "\n", "x.h5"), ErrorKind::checkpoint, "x.h5",
+                     "index of tensors cannot be read");
+}
+
+TEST_F(CheckpointTest, IndexesThatLieAreRefused) {
+    const auto rewrite_index = [&](const std::string& from, const std::string& to) {
+        rewrite(kDense, [](Hdf5Dataset&) { return true; });
+        Hdf5File file = Hdf5File::open_writable(shard(kDense));
+        std::string text = to_shard_index(file.datasets());
+        text.replace(text.find(from), from.size(), to);
+        file.create_text("index", text);
+        file.close();
+        Hdf5File master = Hdf5File::open_writable(out_ + "/model.h5");
+        auto shards = std::get<std::string>(master.attributes("").at("shards"));
+        const size_t entry = shards.find(kDense);
+        shards.replace(entry, shards.find('\n', entry) - entry,
+                       fmt::format("{} {}", kDense, fs::file_size(shard(kDense))));
+        master.set_attribute("", "shards", shards);
+        master.close();
+    };
+    rewrite_index("norm ", "norms ");
+    refused({"is missing"});
+    rewrite_index("norm bf16 ", "norm bf16 99");
+    refused({"goes beyond the end of the file (truncated?)"});
+    rewrite_index("norm bf16 ", "norm i8 ");
+    refused({kDense, "its index of tensors cannot be read"});
 }
 
 TEST_F(CheckpointTest, BrokenShardsAreNamed) {

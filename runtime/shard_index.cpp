@@ -1,0 +1,53 @@
+#include "runtime/shard_index.h"
+
+#include <fmt/ranges.h>
+
+#include <sstream>
+
+#include "base/error.h"
+#include "runtime/checkpoint_format.h"
+#include "runtime/stored_tensor.h"
+
+namespace ferry {
+
+using namespace checkpoint_format;
+
+std::string to_shard_index(std::span<const Hdf5Dataset> datasets) {
+    std::string text;
+    for (const Hdf5Dataset& dataset : datasets)
+        text += fmt::format("{} {} {} {} {} {}\n", dataset.name, to_string(dataset.info.dtype),
+                            dataset.offset_bytes,
+                            std::get<int64_t>(dataset.attributes.at(kFirstRowAttribute)),
+                            std::get<std::string>(dataset.attributes.at(kChecksumAttribute)),
+                            fmt::join(dataset.info.shape, " "));
+    return text;
+}
+
+std::vector<Hdf5Dataset> parse_shard_index(const std::string& text, const std::string& where) {
+    std::vector<Hdf5Dataset> datasets;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        std::istringstream fields(line);
+        Hdf5Dataset dataset;
+        std::string dtype, checksum;
+        int64_t first_row = 0;
+        fields >> dataset.name >> dtype >> dataset.offset_bytes >> first_row >> checksum;
+        const bool has_fields = !fields.fail();
+        for (int64_t extent; fields >> extent;) dataset.info.shape.push_back(extent);
+        const std::optional<DType> known = parse_dtype(dtype);
+        const bool is_stored =
+            known == DType::f32 || known == DType::bf16 || known == DType::fp8_e4m3;
+        const size_t rank = dataset.info.shape.size();
+        if (!has_fields || !fields.eof() || !is_stored || rank < 1 || rank > Tensor::kMaxRank ||
+            !checked_count(dataset.info.shape))
+            throw Error(ErrorKind::checkpoint, "{}: its index of tensors cannot be read: '{}'",
+                        where, line.substr(0, 80));
+        dataset.info.dtype = *known;
+        dataset.attributes.emplace(kFirstRowAttribute, first_row);
+        dataset.attributes.emplace(kChecksumAttribute, std::move(checksum));
+        datasets.push_back(std::move(dataset));
+    }
+    return datasets;
+}
+
+}  // namespace ferry
