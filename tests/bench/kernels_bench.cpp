@@ -73,25 +73,28 @@ BENCHMARK(head_gemm)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-// Arguments: dtype. Rows are read once and panels written once: the loading of
-// a checkpoint.
+// Arguments: dtype, in. Rows are read once and panels written once: the loading
+// of a checkpoint.
 void pack(benchmark::State& state) {
-    const WeightSpec spec{
-        .dtype = static_cast<DType>(state.range(0)), .groups = 1, .out = 4096, .in = 2048};
+    const WeightSpec spec{.dtype = static_cast<DType>(state.range(0)),
+                          .groups = 1,
+                          .out = (int64_t{8} << 20) / state.range(1) / 16 * 16,
+                          .in = state.range(1)};
     const auto kernels = make_cpu_kernels(1);
     Weight weight = filled_weight(*kernels, spec);
     const Buffer plain(cpu_device(), weight.data.size_bytes());
     std::fill_n(plain.as<uint8_t>(), plain.size_bytes(), uint8_t{0x30});
-    const OwnedTensor scales = filled({spec.out / kScaleBlock, spec.in / kScaleBlock});
+    const OwnedTensor scales =
+        filled({ceil_div(spec.out, kScaleBlock), ceil_div(spec.in, kScaleBlock)});
     const Tensor w(plain.data(), spec.dtype, {spec.out, spec.in});
     measure(state, *kernels, static_cast<double>(2 * plain.size_bytes()), 0, large_memory(),
             [&] { kernels->pack(weight, 0, 0, w, &scales.view()); });
 }
 BENCHMARK(pack)
-    ->ArgName("dtype")
-    ->Arg(static_cast<int64_t>(DType::f32))
-    ->Arg(static_cast<int64_t>(DType::bf16))
-    ->Arg(static_cast<int64_t>(DType::fp8_e4m3))
+    ->ArgNames({"dtype", "in"})
+    ->ArgsProduct({{static_cast<int64_t>(DType::f32), static_cast<int64_t>(DType::bf16),
+                    static_cast<int64_t>(DType::fp8_e4m3)},
+                   {512, 1024, 1408, 2048, 7168}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
