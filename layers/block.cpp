@@ -19,7 +19,7 @@ Block::Block(WeightLoader& loader, int64_t layer, const ModelPart& part, const N
 }
 
 void Block::attend(Kernels& kernels, Workspace& workspace, const Tensor& h, const StepBatch& batch,
-                   const Tensor& rope_table, const Tensor& cache, const Tensor& x,
+                   const Tensor& rope_table, const LayerCache& cache, const Tensor& x,
                    MlaForm form) const {
     const Workspace::Scope scope(workspace);
     const Tensor y = workspace.take(DType::f32, {h.rows(), h.dim(1)});
@@ -30,7 +30,7 @@ void Block::attend(Kernels& kernels, Workspace& workspace, const Tensor& h, cons
 
 void Block::write_latents(Kernels& kernels, Workspace& workspace, const Tensor& h,
                           const StepBatch& batch, const Tensor& rope_table,
-                          const Tensor& cache) const {
+                          const LayerCache& cache) const {
     const Workspace::Scope scope(workspace);
     const Tensor x = workspace.take(DType::f32, {h.rows(), h.dim(1)});
     kernels.rms_norm(h, attn_norm_, eps_, x);
@@ -38,8 +38,8 @@ void Block::write_latents(Kernels& kernels, Workspace& workspace, const Tensor& 
 }
 
 void Block::attend_written(Kernels& kernels, Workspace& workspace, const Tensor& h,
-                           const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
-                           const Tensor& x, MlaForm form) const {
+                           const StepBatch& batch, const Tensor& rope_table,
+                           const LayerCache& cache, const Tensor& x, MlaForm form) const {
     const Workspace::Scope scope(workspace);
     const Tensor y = workspace.take(DType::f32, {h.rows(), h.dim(1)});
     kernels.rms_norm(h, attn_norm_, eps_, x);

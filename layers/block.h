@@ -20,14 +20,15 @@ class Block {
     // h += attention(norm(h)); x = norm(h), what the MLP, the gate and the experts read. h, x
     // [tokens, dim].
     void attend(Kernels& kernels, Workspace& workspace, const Tensor& h, const StepBatch& batch,
-                const Tensor& rope_table, const Tensor& cache, const Tensor& x,
+                const Tensor& rope_table, const LayerCache& cache, const Tensor& x,
                 MlaForm form = MlaForm::by_row) const;
     // attend() in two halves, for a step of which only some rows go on: the latents of all its
     // rows, then the rest for the rows that `batch` has. The same bits.
     void write_latents(Kernels& kernels, Workspace& workspace, const Tensor& h,
-                       const StepBatch& batch, const Tensor& rope_table, const Tensor& cache) const;
+                       const StepBatch& batch, const Tensor& rope_table,
+                       const LayerCache& cache) const;
     void attend_written(Kernels& kernels, Workspace& workspace, const Tensor& h,
-                        const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
+                        const StepBatch& batch, const Tensor& rope_table, const LayerCache& cache,
                         const Tensor& x, MlaForm form = MlaForm::by_row) const;
     // x = norm(h) alone, of rows that were attended to before: the same bits.
     void norm_ffn(Kernels& kernels, const Tensor& h, const Tensor& x) const;

@@ -90,6 +90,19 @@ constexpr int64_t kDecodeSplitTokens = 8 * kPageTokens;
 // (runtime/filled_step.h); they have position -1, and no CPU sees them.
 constexpr int64_t kNoSlot = -1;
 
+// Where keys and values of a prompt that is computed in chunks stay expanded from one chunk to the
+// next, so that each expands its own rows only. Units of LayerCache::expanded, one a position, the
+// layers' one after the other; only the leading layers where there is no room for all.
+struct ExpandedPrompt {
+    int64_t first_unit = 0;
+    int64_t num_positions = 0;  // room in each of the layers
+    int64_t num_layers = 0;     // 0: nowhere, a chunk expands all positions so far
+    int64_t num_expanded = 0;   // leading positions that rows before these have expanded
+
+    bool holds(int64_t layer) const { return layer < num_layers; }
+    int64_t num_units() const { return num_positions * num_layers; }
+};
+
 // Rows of one sequence in a step. The latent cache already holds positions [0, first_position +
 // num_rows).
 struct SequenceRows {
@@ -97,6 +110,9 @@ struct SequenceRows {
     int64_t num_rows = 0;              // consecutive positions
     int64_t first_position = 0;        // position of first_row in its sequence
     std::span<const int32_t> pages{};  // page of positions [64 i, 64 i + 64) at index i
+    ExpandedPrompt expanded{};         // of prompt rows
+
+    int64_t end_position() const { return first_position + num_rows; }
 };
 
 // How the expanded form has K and V rebuilt from latents (Mla): of so many heads at a time, which
@@ -111,12 +127,12 @@ struct PrefillAttention {
     Tensor q;
     // Keys and values of ONE sequence, positions [0, first_position + num_rows): [positions, heads,
     // nope + v], as wkv_b makes them from the cached latents, f32 or as kv_expansion() says; and
-    // the cached latents themselves, of which the rope part serves all heads.
+    // the rotated part of the latents, which serves all heads, f32 or of the type of kv.
     Tensor kv;
-    Tensor latent;  // [positions, kv_lora + rope]
-    Tensor out;     // [rows, heads, v] of the whole batch
+    Tensor rope;  // [positions, rope]
+    Tensor out;   // [rows, heads, v] of the whole batch
     SequenceRows rows;
-    int64_t nope_dim = 0, rope_dim = 0, v_dim = 0, kv_lora_rank = 0;
+    int64_t nope_dim = 0, rope_dim = 0, v_dim = 0;
     float scale = 1;
 };
 
@@ -269,7 +285,8 @@ class Kernels {
     // heads too (x_head_stride elements between heads of x; y heads are contiguous).
     virtual void head_gemm(const Tensor& x, int64_t x_head_stride, const Weight& w,
                            const Tensor& y) = 0;
-    // y[m, h, :] = x[m, h, first_column : first_column + y.dim(2)]; x [m, heads, head_dim].
+    // y[m, h, :] = x[m, h, first_column : first_column + y.dim(2)]; x [m, heads, head_dim]. On a
+    // GPU y may be bf16 too, rounded.
     virtual void copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) = 0;
     // fp8 activations (MODEL.md "Quantisation"): per row and 128 columns, scale = max(|x|,
     // 1e-4)/448 (rounded up to a power of two when asked); q = e4m3(x / scale), of
@@ -319,8 +336,8 @@ class Kernels {
     virtual void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
                                   const Tensor& table, bool interleave,
                                   std::span<const int64_t> slots, const Tensor& cache) = 0;
-    // Reads positions [0, n) of a sequence back as f32: out [n, kv_lora + rope].
-    virtual void read_cache(const Tensor& cache, std::span<const int32_t> pages,
+    // Reads positions [first, first + n) of a sequence back as f32: out [n, kv_lora + rope].
+    virtual void read_cache(const Tensor& cache, std::span<const int32_t> pages, int64_t first,
                             const Tensor& out) = 0;
 
     // MLA (mla_prefill.cpp, mla_decode.cpp). Keys are summed in blocks of kPageTokens at absolute

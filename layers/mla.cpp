@@ -120,7 +120,7 @@ void Mla::load_wkv_b(WeightLoader& loader, const std::string& name) {
 }
 
 void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
-                  const Tensor& rope_table, const Tensor& cache, const Tensor& y,
+                  const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                   MlaForm form) const {
     const Workspace::Scope scope(workspace);
     const LinearInput input(kernels, workspace, x, {query_dtype(), wkv_a_.dtype()});
@@ -130,14 +130,14 @@ void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const
 
 void Mla::write_latents(Kernels& kernels, Workspace& workspace, const Tensor& x,
                         const StepBatch& batch, const Tensor& rope_table,
-                        const Tensor& cache) const {
+                        const LayerCache& cache) const {
     const Workspace::Scope scope(workspace);
     const LinearInput input(kernels, workspace, x, {wkv_a_.dtype()});
     write_latents(kernels, workspace, input, batch, rope_table, cache);
 }
 
 void Mla::attend(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
-                 const Tensor& rope_table, const Tensor& cache, const Tensor& y,
+                 const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                  MlaForm form) const {
     const Workspace::Scope scope(workspace);
     const LinearInput input(kernels, workspace, x, {query_dtype()});
@@ -146,18 +146,20 @@ void Mla::attend(Kernels& kernels, Workspace& workspace, const Tensor& x, const 
 
 void Mla::write_latents(Kernels& kernels, Workspace& workspace, const LinearInput& x,
                         const StepBatch& batch, const Tensor& rope_table,
-                        const Tensor& cache) const {
+                        const LayerCache& cache) const {
     const Workspace::Scope scope(workspace);
     const Tensor latent = workspace.take(DType::f32, {batch.num_tokens(), config_.latent_dim()});
     wkv_a_.forward(kernels, x, latent);
     const Tensor c = latent.slice_columns(0, config_.kv_lora_rank);
     kernels.rms_norm(c, kv_norm_, static_cast<float>(config_.norm_eps), c);
     kernels.rope_write_cache(latent, batch.positions, rope_table, config_.rope_interleave,
-                             batch.slots, cache);
+                             batch.slots, cache.latents);
+    for (const SequenceRows& rows : batch.prompt)
+        if (rows.expanded.holds(cache.layer)) expand(kernels, workspace, cache, rows);
 }
 
 void Mla::attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
-                 const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
+                 const StepBatch& batch, const Tensor& rope_table, const LayerCache& cache,
                  const Tensor& y, MlaForm form) const {
     const Workspace::Scope scope(workspace);
     const int64_t tokens = batch.num_tokens();
@@ -195,42 +197,94 @@ void Mla::project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
     kernels.rope(q, batch.positions, rope_table, config_.rope_interleave);
 }
 
-// Prompt rows. K and V of all positions so far are rebuilt from the cache for every chunk of a
-// prompt: kept expanded they would take 16 heads x 256 values a token where the cache has 576. A
-// chunk costs 2 x positions x kv_lora x heads x (nope + v) FLOPs for that. Counted for bench-8 and
-// a prompt of 4096 tokens in chunks of 512, it is 10 % of the FLOPs of the whole prefill (2 % in
-// one chunk): a larger engine.max_batch_tokens lessens it.
-void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& cache,
-                       const SequenceRows& rows, const Tensor& out) const {
+// Of a prompt that stays expanded in this layer: the new rows, read back as the cache stores them.
+void Mla::expand(Kernels& kernels, Workspace& workspace, const LayerCache& cache,
+                 const SequenceRows& rows) const {
+    const ExpandedPrompt& kept = rows.expanded;
+    const int64_t first = kept.num_expanded, num = rows.end_position() - first;
+    FERRY_CHECK(num >= 0 && rows.end_position() <= kept.num_positions,
+                "positions {}+{} of a prompt with room for {}", first, num, kept.num_positions);
     const Workspace::Scope scope(workspace);
-    const int64_t positions = rows.first_position + rows.num_rows;
-    const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
-    const Tensor latent = workspace.take(DType::f32, {positions, config_.latent_dim()});
-    kernels.read_cache(cache, rows.pages, latent);
+    const Tensor latent = workspace.take(DType::f32, {num, config_.latent_dim()});
+    kernels.read_cache(cache.latents, rows.pages, first, latent);
     const LinearInput input(kernels, workspace, latent.slice_columns(0, config_.kv_lora_rank),
                             {wkv_b_[0].dtype()});
-    int64_t head = 0;
-    for (const Linear& wkv_b : wkv_b_) {
-        const Workspace::Scope head_scope(workspace);
-        const int64_t heads = wkv_b.out() / head_rows;
-        const Tensor kv = workspace.take(expansion_.dtype, {positions, wkv_b.out()});
-        wkv_b.forward(kernels, input, kv);
-        kernels.mla_prefill({.q = slice_heads(q, head, heads),
-                             .kv = kv.reshape({positions, heads, head_rows}),
-                             .latent = latent,
-                             .out = slice_heads(out, head, heads),
-                             .rows = rows,
-                             .nope_dim = config_.qk_nope_head_dim,
-                             .rope_dim = config_.qk_rope_head_dim,
-                             .v_dim = config_.v_head_dim,
-                             .kv_lora_rank = config_.kv_lora_rank,
-                             .scale = static_cast<float>(config_.softmax_scale())});
-        head += heads;
+    for (size_t piece = 0; piece < wkv_b_.size(); ++piece)
+        wkv_b_[piece].forward(kernels, input,
+                              kept_keys(cache, kept, piece).kv.slice_rows(first, num));
+    const Tensor rope = kept_keys(cache, kept, 0).rope.slice_rows(first, num);
+    kernels.copy_head_columns(latent.reshape({num, 1, latent.dim(1)}), config_.kv_lora_rank,
+                              rope.reshape({num, 1, rope.dim(1)}));
+}
+
+// One after the other: keys and values of each piece of heads, and the rotated part.
+Mla::Keys Mla::kept_keys(const LayerCache& cache, const ExpandedPrompt& kept, size_t piece) const {
+    const int64_t positions = kept.num_positions;
+    const Tensor units =
+        cache.expanded.slice_rows(kept.first_unit + cache.layer * positions, positions);
+    const Tensor values = units.reshape({units.count()});
+    const auto columns = [&](int64_t first, int64_t num) {
+        return values.slice_rows(positions * first, positions * num).reshape({positions, num});
+    };
+    const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
+    const int64_t first_head = static_cast<int64_t>(piece) * (wkv_b_[0].out() / head_rows);
+    return {.first_head = first_head,
+            .kv = columns(first_head * head_rows, wkv_b_[piece].out()),
+            .rope = columns(config_.n_heads * head_rows, config_.qk_rope_head_dim)};
+}
+
+void Mla::attend_expanded(Kernels& kernels, const Tensor& q, const LayerCache& cache,
+                          const SequenceRows& rows, const Tensor& out) const {
+    const int64_t positions = rows.end_position();
+    for (size_t piece = 0; piece < wkv_b_.size(); ++piece) {
+        Keys keys = kept_keys(cache, rows.expanded, piece);
+        keys.kv = keys.kv.slice_rows(0, positions);
+        keys.rope = keys.rope.slice_rows(0, positions);
+        attend_heads(kernels, q, keys, rows, out);
     }
 }
 
+// Prompt rows that stay expanded nowhere: K and V of all positions so far are rebuilt from the
+// cache. A prompt that is computed at once, or for whose chunks there was no room. The latter cost
+// 2 x positions x kv_lora x heads x (nope + v) FLOPs each. Counted for bench-8 and a prompt of 4096
+// tokens in chunks of 512, it is 10 % of the FLOPs of the whole prefill (2 % in one chunk).
+void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
+                       const LayerCache& cache, const SequenceRows& rows, const Tensor& out) const {
+    if (rows.expanded.holds(cache.layer)) return attend_expanded(kernels, q, cache, rows, out);
+    const Workspace::Scope scope(workspace);
+    const int64_t positions = rows.end_position();
+    const Tensor latent = workspace.take(DType::f32, {positions, config_.latent_dim()});
+    kernels.read_cache(cache.latents, rows.pages, 0, latent);
+    const int64_t rank = config_.kv_lora_rank;
+    const LinearInput input(kernels, workspace, latent.slice_columns(0, rank), {wkv_b_[0].dtype()});
+    Keys keys{
+        .first_head = 0, .kv = {}, .rope = latent.slice_columns(rank, config_.qk_rope_head_dim)};
+    for (const Linear& wkv_b : wkv_b_) {
+        const Workspace::Scope head_scope(workspace);
+        keys.kv = workspace.take(expansion_.dtype, {positions, wkv_b.out()});
+        wkv_b.forward(kernels, input, keys.kv);
+        attend_heads(kernels, q, keys, rows, out);
+        keys.first_head += wkv_b.out() / (config_.qk_nope_head_dim + config_.v_head_dim);
+    }
+}
+
+void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Keys& keys,
+                       const SequenceRows& rows, const Tensor& out) const {
+    const int64_t nope = config_.qk_nope_head_dim, v = config_.v_head_dim;
+    const int64_t heads = keys.kv.dim(1) / (nope + v);
+    kernels.mla_prefill({.q = slice_heads(q, keys.first_head, heads),
+                         .kv = keys.kv.reshape({keys.kv.rows(), heads, nope + v}),
+                         .rope = keys.rope,
+                         .out = slice_heads(out, keys.first_head, heads),
+                         .rows = rows,
+                         .nope_dim = nope,
+                         .rope_dim = config_.qk_rope_head_dim,
+                         .v_dim = v,
+                         .scale = static_cast<float>(config_.softmax_scale())});
+}
+
 void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& q,
-                          const Tensor& cache, std::span<const SequenceRows> sequences,
+                          const LayerCache& cache, std::span<const SequenceRows> sequences,
                           const Tensor& out) const {
     if (sequences.empty()) return;
     // The rows of the listed sequences are consecutive in practice (generated tokens come last):
@@ -252,7 +306,7 @@ void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& 
     kernels.copy_head_columns(q_rows, nope, q_rope);
     kernels.mla_decode({.q_latent = q_latent,
                         .q_rope = q_rope,
-                        .cache = cache,
+                        .cache = cache.latents,
                         .out = o_latent,
                         .sequences = sequences,
                         .first_row = begin,
@@ -267,6 +321,12 @@ int64_t Mla::weight_bytes() const {
     bytes += config_.q_lora_rank == 0 ? wq_.weight().size_bytes()
                                       : wq_a_.weight().size_bytes() + wq_b_.weight().size_bytes();
     return bytes;
+}
+
+int64_t Mla::expanded_values(const ModelConfig& c) {
+    constexpr int64_t kValuesAtOnce = 16;  // where a layer's begin, for vector instructions
+    const int64_t values = c.n_heads * (c.qk_nope_head_dim + c.v_head_dim) + c.qk_rope_head_dim;
+    return ceil_div(values, kValuesAtOnce) * kValuesAtOnce;
 }
 
 size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t context,

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "layers/batch.h"
+#include "layers/layer_cache.h"
 #include "layers/linear.h"
 
 namespace ferry {
@@ -16,19 +17,22 @@ class Mla {
     // `prefix`: "layers/3/attn/".
     Mla(WeightLoader& loader, const std::string& prefix);
 
-    // y = wo(attention(x)): x, y [tokens, dim] f32. Writes the batch's latents to `cache` [pages,
-    // 64, kv_lora + rope], then attends to it: keys are always read back as the cache stores them.
+    // y = wo(attention(x)): x, y [tokens, dim] f32. Writes the batch's latents to `cache`, and keys
+    // and values of prompts that stay expanded, then attends to it: keys are always read back as
+    // the cache stores them. The same bits whether a prompt stays expanded or not, on the CPU; on a
+    // GPU as far as products do not depend on the number of their rows.
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
-                 const Tensor& rope_table, const Tensor& cache, const Tensor& y,
+                 const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                  MlaForm form = MlaForm::by_row) const;
 
-    // forward() in two halves, for a step of which only some rows are asked for: the latents of
-    // all its rows, then y of the rows that `batch` has, in whatever part of the step. The same
+    // forward() in two halves, for a step of which only some rows are asked for: what is written
+    // of all its rows, then y of the rows that `batch` has, in whatever part of the step. The same
     // bits.
     void write_latents(Kernels& kernels, Workspace& workspace, const Tensor& x,
-                       const StepBatch& batch, const Tensor& rope_table, const Tensor& cache) const;
+                       const StepBatch& batch, const Tensor& rope_table,
+                       const LayerCache& cache) const;
     void attend(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
-                const Tensor& rope_table, const Tensor& cache, const Tensor& y,
+                const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                 MlaForm form = MlaForm::by_row) const;
 
     // Bytes of weights that one step reads, and workspace for a step of `tokens` rows over
@@ -36,23 +40,39 @@ class Mla {
     int64_t weight_bytes() const;
     static size_t workspace_bytes(const ModelConfig& config, int64_t tokens, int64_t context,
                                   const KvExpansion& expansion);
+    // Of a position of a prompt that stays expanded, in one layer: keys and values of all heads and
+    // the rotated part, of the type of KvExpansion.
+    static int64_t expanded_values(const ModelConfig& config);
 
   private:
     void load_wkv_b(WeightLoader& loader, const std::string& name);
     // The dtype of the weight that makes queries of x.
     DType query_dtype() const { return config_.q_lora_rank > 0 ? wq_a_.dtype() : wq_.dtype(); }
     void write_latents(Kernels& kernels, Workspace& workspace, const LinearInput& x,
-                       const StepBatch& batch, const Tensor& rope_table, const Tensor& cache) const;
+                       const StepBatch& batch, const Tensor& rope_table,
+                       const LayerCache& cache) const;
     void attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
-                const StepBatch& batch, const Tensor& rope_table, const Tensor& cache,
+                const StepBatch& batch, const Tensor& rope_table, const LayerCache& cache,
                 const Tensor& y, MlaForm form) const;
     // Queries [tokens, heads, nope + rope], rope applied.
     void project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
                  const StepBatch& batch, const Tensor& rope_table, const Tensor& q) const;
-    void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& cache,
-                      const SequenceRows& rows, const Tensor& out) const;
+    void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
+                      const LayerCache& cache, const SequenceRows& rows, const Tensor& out) const;
+    void attend_expanded(Kernels& kernels, const Tensor& q, const LayerCache& cache,
+                         const SequenceRows& rows, const Tensor& out) const;
+    void expand(Kernels& kernels, Workspace& workspace, const LayerCache& cache,
+                const SequenceRows& rows) const;
+    // Of a piece of wkv_b_, [positions, heads * (nope + v)] and [positions, rope].
+    struct Keys {
+        int64_t first_head = 0;
+        Tensor kv, rope;
+    };
+    Keys kept_keys(const LayerCache& cache, const ExpandedPrompt& kept, size_t piece) const;
+    void attend_heads(Kernels& kernels, const Tensor& q, const Keys& keys, const SequenceRows& rows,
+                      const Tensor& out) const;
     void attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& q,
-                         const Tensor& cache, std::span<const SequenceRows> sequences,
+                         const LayerCache& cache, std::span<const SequenceRows> sequences,
                          const Tensor& out) const;
 
     ModelConfig config_;

@@ -20,11 +20,28 @@ size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& nu
            static_cast<size_t>(4 * tokens * 5 * c.dim + routing + head + kSlack);
 }
 
+int64_t AttentionWorker::expanded_unit_bytes(const ModelConfig& config,
+                                             const KvExpansion& expansion) {
+    return Mla::expanded_values(config) * size_bytes(expansion.dtype);
+}
+
+int64_t AttentionWorker::num_expanded_units(const ModelConfig& config, const WorkerLimits& limits) {
+    return std::min(limits.expanded_bytes / expanded_unit_bytes(config, limits.expansion),
+                    limits.expanded_positions * config.n_layers);
+}
+
 namespace {
 
 WorkerLimits with_expansion(WorkerLimits limits, const KvExpansion& expansion) {
     limits.expansion = expansion;
     return limits;
+}
+
+OwnedTensor room_for_expanded(Device& device, const ModelConfig& config,
+                              const WorkerLimits& limits) {
+    return {device,
+            limits.expansion.dtype,
+            {AttentionWorker::num_expanded_units(config, limits), Mla::expanded_values(config)}};
 }
 
 std::span<const int32_t> slice(std::span<const int32_t> rows, Range range) {
@@ -40,6 +57,8 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       fabric_(fabric),
       experts_(experts),
       cache_(kernels.device(), model.config(), model.numerics(), limits.num_pages),
+      expanded_(room_for_expanded(kernels.device(), model.config(),
+                                  with_expansion(limits, kernels.kv_expansion(model.config())))),
       rope_table_(make_rope_table(model.config(), limits.max_context, kernels.device())),
       hidden_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       wanted_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().dim}),
@@ -231,6 +250,10 @@ Agreement AttentionWorker::repeat(const StepBatch& batch, const StepForm& form, 
     return fabric_.has_exchange() ? fabric_.exchange().attention()->end_repeated_step() : say;
 }
 
+LayerCache AttentionWorker::layer_cache(int64_t layer) const {
+    return {cache_.layer(layer), expanded_, layer};
+}
+
 int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
     int64_t tokens = 0;
     for (const std::span<const SequenceRows> sequences : {batch.prompt, batch.generated})
@@ -316,7 +339,7 @@ void AttentionWorker::attend(int64_t layer, const StepBatch& batch, const Tensor
     const Block& block = model_.block(layer);
     ScopedZone zone(Zone::attention, static_cast<int>(layer), micro_batch);
     zone.bytes = block.mla().weight_bytes() + cache_bytes_read(batch);
-    block.attend(kernels_, workspace_, h, batch, rope_table_, cache_.layer(layer), x, form_);
+    block.attend(kernels_, workspace_, h, batch, rope_table_, layer_cache(layer), x, form_);
 }
 
 // The first MoE layer of rows that begin_rows() has brought to it.
@@ -358,9 +381,9 @@ void AttentionWorker::attend_wanted(int64_t layer, int micro_batch, const Tensor
     ScopedZone zone(Zone::attention, static_cast<int>(layer), micro_batch);
     zone.bytes = block.mla().weight_bytes() + cache_bytes_read(wanted);
     block.write_latents(kernels_, workspace_, rows_of(hidden_, micro_batch), all, rope_table_,
-                        cache_.layer(layer));
+                        layer_cache(layer));
     if (wanted.num_tokens() > 0)
-        block.attend_written(kernels_, workspace_, h, wanted, rope_table_, cache_.layer(layer), x,
+        block.attend_written(kernels_, workspace_, h, wanted, rope_table_, layer_cache(layer), x,
                              form_);
 }
 

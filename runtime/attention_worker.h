@@ -18,8 +18,12 @@ struct WorkerLimits {
     int64_t max_context = 4096;   // positions of one sequence
     int64_t max_logit_rows = 32;  // rows whose logits are wanted in one step
     int64_t num_pages = 64;       // of the latent cache
-    bool cuda_graphs = false;     // decode steps are repeated where a GPU can
-    KvExpansion expansion{};      // of the kernels; for plan_memory, a worker asks its own
+    // For prompts that stay expanded (ExpandedPrompt): at most so much memory, and as much as so
+    // many positions take.
+    int64_t expanded_bytes = 0;
+    int64_t expanded_positions = 0;
+    bool cuda_graphs = false;  // decode steps are repeated where a GPU can
+    KvExpansion expansion{};   // of the kernels; for plan_memory, a worker asks its own
 };
 
 class AttentionWorker {
@@ -38,6 +42,12 @@ class AttentionWorker {
     // `limits`.
     static size_t workspace_bytes(const ModelConfig& config, const Numerics& numerics,
                                   int64_t tp_size, const WorkerLimits& limits);
+
+    // What prompts can stay expanded in, with the kernels' way to expand K and V in `limits`: units
+    // of one position in one layer, of so many bytes.
+    static int64_t num_expanded_units(const ModelConfig& config, const WorkerLimits& limits);
+    static int64_t expanded_unit_bytes(const ModelConfig& config, const KvExpansion& expansion);
+    int64_t num_expanded_units() const { return expanded_.view().rows(); }
 
     // Where a step can begin the next one's rows: experts are elsewhere and compute meanwhile. Not
     // where rows travel from GPU to GPU: what is agreed reaches the host once a step only.
@@ -115,6 +125,7 @@ class AttentionWorker {
     Tensor wanted_rows(int micro_batch) const;
     Tensor residual(int64_t layer, int micro_batch) const;
     Tensor ffn_rows(const OwnedTensor& buffer, int64_t layer, int micro_batch) const;
+    LayerCache layer_cache(int64_t layer) const;
     int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
 
     Kernels& kernels_;
@@ -122,6 +133,7 @@ class AttentionWorker {
     RankFabric& fabric_;
     ExpertWorker* experts_;
     LatentCache cache_;
+    OwnedTensor expanded_;  // [units, Mla::expanded_values()] of prompts that stay expanded
     OwnedTensor rope_table_;
     OwnedTensor hidden_;    // [max_tokens, dim] residual stream
     OwnedTensor wanted_;    // [max_logit_rows, dim] the same of rows whose logits are wanted

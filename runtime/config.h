@@ -62,6 +62,7 @@ struct Config {
         int64_t max_context = 0;
         double cache_gib = 1;
         int64_t cache_pages = 0;
+        double prefill_gib = 0.5;
         int64_t micro_batches = 1;
         bool prefix_cache = true;
         bool cuda_graphs = true;

@@ -19,6 +19,19 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+// Prompts of which a step may leave some for the next one: as many chunks of the longest kind as it
+// has, and the one that its budget cuts.
+int64_t most_unfinished_prompts(const SchedulerOptions& options) {
+    return std::min(options.max_batch, options.max_batch_tokens / options.max_prefill_chunk + 1);
+}
+
+SchedulerOptions with_room(SchedulerOptions options, const AttentionWorker& worker,
+                           const ModelConfig& model) {
+    options.num_expanded_units = worker.num_expanded_units();
+    options.num_layers = model.n_layers;
+    return options;
+}
+
 }  // namespace
 
 WorkerLimits worker_limits(const EngineOptions& options) {
@@ -27,6 +40,8 @@ WorkerLimits worker_limits(const EngineOptions& options) {
             .max_context = options.max_context,
             .max_logit_rows = options.scheduler.max_batch,
             .num_pages = options.num_pages,
+            .expanded_bytes = options.expanded_bytes,
+            .expanded_positions = options.max_context * most_unfinished_prompts(options.scheduler),
             .cuda_graphs = options.cuda_graphs};
 }
 
@@ -56,8 +71,8 @@ Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
       eos_tokens_(std::move(eos_tokens)),
       tokenizer_(std::move(tokenizer)),
       pages_(options.num_pages, options.share_prefixes),
-      scheduler_(options.scheduler, pages_),
       worker_(kernels, model, fabric, experts, worker_limits(options)),
+      scheduler_(with_room(options.scheduler, worker_, model.config()), pages_),
       chooser_(kernels, model.config().vocab_size, options.scheduler.max_batch) {
     next_keys_.reserve(static_cast<size_t>(options.scheduler.max_batch));
     sample_inputs_.reserve(static_cast<size_t>(options.scheduler.max_batch));

@@ -18,6 +18,7 @@ struct EngineOptions {
     SchedulerOptions scheduler;
     int64_t num_pages = 64;      // of the latent cache, 64 tokens each
     int64_t max_context = 4096;  // longest prompt with its output
+    int64_t expanded_bytes = 0;  // at most, for prompts that stay expanded from chunk to chunk
     bool share_prefixes = true;
     bool cuda_graphs = true;
 };
@@ -87,6 +88,7 @@ class Engine {
     int64_t num_generated_tokens() const { return num_generated_tokens_; }
     int64_t num_computed_tokens() const { return num_computed_tokens_; }
     int64_t num_preemptions() const { return scheduler_.num_preemptions(); }
+    const PromptRoom& prompt_room() const { return scheduler_.room(); }
     int64_t num_prefix_hits() const { return pages_.num_found(); }
     const PageAllocator& pages() const { return pages_; }
     int64_t cache_bytes() { return static_cast<int64_t>(worker_.cache().size_bytes()); }
@@ -107,8 +109,8 @@ class Engine {
     std::vector<int32_t> eos_tokens_;
     std::optional<Tokenizer> tokenizer_;
     PageAllocator pages_;
-    Scheduler scheduler_;
     AttentionWorker worker_;
+    Scheduler scheduler_;
     const StepPlan* plan_ = nullptr;  // of the step under way
     int64_t num_chosen_ = 0;          // leading logit rows of it whose tokens are chosen
     TokenChooser chooser_;

@@ -52,6 +52,7 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
     options.scheduler = {.max_batch = engine.max_batch,
                          .max_batch_tokens = engine.max_batch_tokens,
                          .max_prefill_chunk = engine.max_prefill_chunk};
+    options.expanded_bytes = static_cast<int64_t>(engine.prefill_gib * kGibibyte);
     options.share_prefixes = engine.prefix_cache;
     options.cuda_graphs = engine.cuda_graphs;
     options.max_context = engine.max_context > 0 ? engine.max_context : model.max_positions;

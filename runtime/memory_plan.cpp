@@ -180,6 +180,10 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
     if (part.attention) {
         plan.parts.push_back({fmt::format("latent cache ({} pages)", limits.num_pages),
                               limits.num_pages * LatentCache::page_bytes(c, numerics)});
+        if (const int64_t units = AttentionWorker::num_expanded_units(c, limits); units > 0)
+            plan.parts.push_back(
+                {fmt::format("expanded prompts ({} positions)", units / c.n_layers),
+                 units * AttentionWorker::expanded_unit_bytes(c, limits.expansion)});
         const bool ahead = part.experts.empty() && options.exchange.num_micro_batches > 1 &&
                            options.blocks == nullptr;  // as AttentionWorker::looks_ahead()
         const int64_t rows = (ahead ? 4 : 3) * limits.max_tokens * c.dim +
@@ -235,7 +239,8 @@ void require_room(const MemoryPlan& plan, const std::string& device, size_t free
     if (plan.total_bytes() <= static_cast<int64_t>(free_bytes)) return;
     throw Error(ErrorKind::memory,
                 "{} has {} free, but this rank needs {}; use more ranks, a smaller "
-                "engine.cache_gib, engine.max_batch_tokens or engine.max_context",
+                "engine.cache_gib, engine.prefill_gib, engine.max_batch_tokens or "
+                "engine.max_context",
                 device, gib(static_cast<int64_t>(free_bytes)), plan.describe());
 }
 

@@ -16,7 +16,10 @@ void cut(std::span<const SequenceRows> all, int64_t begin, int64_t end,
         out.push_back({.first_row = first - begin,
                        .num_rows = last - first,
                        .first_position = rows.first_position + (first - rows.first_row),
-                       .pages = rows.pages});
+                       .pages = rows.pages,
+                       .expanded = rows.expanded});
+        // Rows in front of these come first in every layer.
+        if (first > rows.first_row) out.back().expanded.num_expanded = out.back().first_position;
     }
 }
 
@@ -37,7 +40,8 @@ void pick(std::span<const SequenceRows> all, int64_t first_row, std::span<const 
             out.push_back({.first_row = row - rows.begin(),
                            .num_rows = 1,
                            .first_position = sequence.first_position + (*row - begin),
-                           .pages = sequence.pages});
+                           .pages = sequence.pages,
+                           .expanded = sequence.expanded});
         }
     }
 }

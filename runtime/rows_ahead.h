@@ -7,8 +7,9 @@ namespace ferry {
 
 // How the beginning of rows, which is all that comes before the first exchange, is cut into pieces
 // of like length. The rows go in blocks, one after the other. A block is attended to as a whole, as
-// each call rebuilds keys and values of all that comes before; its dense layers go in slices of
-// rows. The same on all attention ranks, as tensor-parallel groups take part in dense layers.
+// each call rebuilds keys and values of all that comes before, where a prompt does not stay
+// expanded; its dense layers go in slices of rows. The same on all attention ranks, as
+// tensor-parallel groups take part in dense layers.
 struct AheadPieces {
     struct Piece {
         bool dense = false;  // a slice of a dense layer; else attention, in layer 0 the embedding

@@ -16,7 +16,9 @@ StepBatch StepPlan::batch() const {
 }
 
 Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
-    : options_(options), pages_(pages) {
+    : options_(options),
+      pages_(pages),
+      room_(options.num_expanded_units, options.num_layers, options.max_batch) {
     FERRY_CHECK(options.max_batch >= 1 && options.max_batch_tokens >= options.max_batch,
                 "max_batch {} and max_batch_tokens {}", options.max_batch,
                 options.max_batch_tokens);
@@ -49,6 +51,7 @@ void Scheduler::add(Sequence& sequence) {
     sequence.tokens.reserve(static_cast<size_t>(sequence.max_length));
     sequence.pages.reserve(static_cast<size_t>(pages_needed(sequence.max_length)));
     waiting_.push_back(&sequence);
+    num_waiting_prompt_rows_ += sequence.prompt_length;
 }
 
 // Pages for positions [0, length), taking them from later arrivals if need be. False: the sequence
@@ -69,12 +72,19 @@ bool Scheduler::preempt_after(const Sequence& sequence) {
     Sequence* last = running_.empty() ? nullptr : running_.back();
     if (last == nullptr || last->arrival <= sequence.arrival) return false;
     running_.pop_back();
-    std::erase_if(chunks_, [&](const Chunk& chunk) { return chunk.sequence == last; });
-    if (is_ahead(*last)) ahead_.clear();
+    if (last->chunk >= 0) {
+        chunks_.erase(chunks_.begin() + last->chunk);
+        for (size_t i = static_cast<size_t>(last->chunk); i < chunks_.size(); ++i)
+            if (chunks_[i].sequence != nullptr)
+                chunks_[i].sequence->chunk = static_cast<int64_t>(i);
+        last->chunk = -1;
+    }
+    if (last->is_ahead) clear_ahead();
     release_pages(*last);
     ++last->num_preemptions;
     ++num_preemptions_;
     waiting_.push_front(last);
+    num_waiting_prompt_rows_ += last->prompt_length;
     return true;
 }
 
@@ -83,6 +93,7 @@ void Scheduler::release_pages(Sequence& sequence) {
     // continuation.
     for (size_t i = sequence.pages.size(); i-- > 0;) pages_.release(sequence.pages[i]);
     sequence.pages.clear();
+    room_.release(sequence.expanded);
     sequence.num_computed = 0;
     sequence.num_published = 0;
     sequence.last_node = 0;
@@ -91,6 +102,7 @@ void Scheduler::release_pages(Sequence& sequence) {
 // Starts a waiting sequence: takes over the prompt pages that are known already, always leaving one
 // token to compute.
 bool Scheduler::admit(Sequence& sequence) {
+    if (pages_.num_available() == 0) return false;  // and what is found leaves no more
     const int64_t sharable = (sequence.prompt_length - 1) / kPageTokens;
     while (sequence.num_published < sharable) {
         const std::span<const int32_t> tokens(
@@ -109,22 +121,59 @@ bool Scheduler::admit(Sequence& sequence) {
     return false;
 }
 
+// Tokens of a sequence, whose prompt stays expanded if more chunks of it follow. What earlier
+// chunks have expanded is known of those that are complete or planned, not of one that was planned
+// ahead and dropped.
+Scheduler::Chunk Scheduler::chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens) {
+    Chunk chunk{.sequence = &sequence, .begin = begin, .num_tokens = num_tokens};
+    if (begin >= sequence.prompt_length) return chunk;
+    if (sequence.expanded.num_layers == 0 && begin + num_tokens < sequence.prompt_length)
+        sequence.expanded = room_.take(sequence.prompt_length);
+    chunk.expanded = sequence.expanded;
+    if (sequence.chunk >= 0)
+        if (const Chunk& planned = chunks_[static_cast<size_t>(sequence.chunk)];
+            planned.expanded.num_layers > 0)
+            chunk.expanded.num_expanded = planned.end();
+    return chunk;
+}
+
+void Scheduler::plan_chunk(const Chunk& chunk) {
+    chunk.sequence->chunk = static_cast<int64_t>(chunks_.size());
+    chunks_.push_back(chunk);
+}
+
+void Scheduler::plan_chunk_ahead(const Chunk& chunk) {
+    chunk.sequence->is_ahead = true;
+    ahead_.push_back(chunk);
+}
+
+void Scheduler::clear_chunks() {
+    for (const Chunk& chunk : chunks_)
+        if (chunk.sequence != nullptr) chunk.sequence->chunk = -1;
+    chunks_.clear();
+}
+
+void Scheduler::clear_ahead() {
+    for (const Chunk& chunk : ahead_) chunk.sequence->is_ahead = false;
+    ahead_.clear();
+}
+
 // One row of each sequence that has one left.
 void Scheduler::take_next_tokens(bool prompts_too, int64_t& budget) {
     for (size_t i = 0; i < running_.size(); ++i) {
         Sequence& sequence = *running_[i];
         const int64_t length = static_cast<int64_t>(sequence.tokens.size());
-        if (length - sequence.num_computed != 1 || is_ahead(sequence)) continue;
+        if (length - sequence.num_computed != 1 || sequence.chunk >= 0) continue;
         if (!prompts_too && sequence.num_computed < sequence.prompt_length) continue;
         if (!reserve_pages(sequence, length)) break;
-        chunks_.push_back({&sequence, sequence.num_computed, 1});
+        plan_chunk(chunk_of(sequence, sequence.num_computed, 1));
         --budget;
     }
 }
 
 const StepPlan& Scheduler::plan_generated() {
     FERRY_CHECK(ahead_.empty(), "{} chunks were planned ahead", ahead_.size());
-    chunks_.clear();
+    clear_chunks();
     int64_t budget = options_.max_batch_tokens;
     take_next_tokens(false, budget);
     lay_out_rows(chunks_, plan_);
@@ -145,9 +194,12 @@ bool Scheduler::only_generates_next(std::vector<int64_t>& num_keys) const {
 }
 
 const StepPlan& Scheduler::plan() {
-    chunks_.assign(ahead_.begin(), ahead_.end());
+    clear_chunks();
     int64_t budget = options_.max_batch_tokens;
-    for (const Chunk& chunk : ahead_) budget -= chunk.num_tokens;
+    for (const Chunk& chunk : ahead_) {
+        plan_chunk(chunk);
+        budget -= chunk.num_tokens;
+    }
     // Generating sequences first.
     take_next_tokens(true, budget);
     // Then prompts (and recomputation) of running sequences, then new ones, by arrival.
@@ -156,7 +208,7 @@ const StepPlan& Scheduler::plan() {
         const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.num_computed;
         const int64_t num = std::min({left, budget, options_.max_prefill_chunk});
         if (num <= 0 || !reserve_pages(sequence, sequence.num_computed + num)) return false;
-        chunks_.push_back({&sequence, sequence.num_computed, num});
+        plan_chunk(chunk_of(sequence, sequence.num_computed, num));
         budget -= num;
         return true;
     };
@@ -177,13 +229,14 @@ const StepPlan& Scheduler::plan() {
     lay_out_rows(chunks_, plan_);
     plan_.num_begun = 0;
     for (const Chunk& chunk : ahead_) plan_.num_begun += chunk.num_tokens;
-    ahead_.clear();
+    clear_ahead();
     return plan_;
 }
 
 // The first of those that wait, once admitted.
 void Scheduler::start(Sequence& sequence) {
     waiting_.pop_front();
+    num_waiting_prompt_rows_ -= sequence.prompt_length;
     running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence,
                                      [](const Sequence* a, const Sequence* b) {
                                          return a->arrival < b->arrival;
@@ -191,21 +244,10 @@ void Scheduler::start(Sequence& sequence) {
                     &sequence);
 }
 
-bool Scheduler::is_ahead(const Sequence& sequence) const {
-    return std::ranges::any_of(ahead_,
-                               [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
-}
-
-bool Scheduler::is_planned(const Sequence& sequence) const {
-    return std::ranges::any_of(chunks_,
-                               [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
-}
-
 // How far the sequence is computed when the planned step is done.
 int64_t Scheduler::planned_end(const Sequence& sequence) const {
-    for (const Chunk& chunk : chunks_)
-        if (chunk.sequence == &sequence) return chunk.end();
-    return sequence.num_computed;
+    return sequence.chunk < 0 ? sequence.num_computed
+                              : chunks_[static_cast<size_t>(sequence.chunk)].end();
 }
 
 // The token that the planned step gives is the last one.
@@ -225,10 +267,9 @@ bool Scheduler::will_find_pages(const Sequence& sequence) const {
 }
 
 int64_t Scheduler::num_prompt_rows_left() const {
-    int64_t num = 0;
+    int64_t num = num_waiting_prompt_rows_;
     for (const Sequence* sequence : running_)
         num += std::max<int64_t>(0, sequence->prompt_length - planned_end(*sequence));
-    for (const Sequence* sequence : waiting_) num += sequence->prompt_length;
     return num;
 }
 
@@ -239,13 +280,13 @@ bool Scheduler::take_ahead(Sequence& sequence, int64_t begin, int64_t& budget) {
     const int64_t missing = pages_needed(begin + num) - static_cast<int64_t>(sequence.pages.size());
     if (num <= 0 || missing > pages_.num_available() - num_running()) return false;
     if (!reserve_pages(sequence, begin + num)) return false;
-    ahead_.push_back({&sequence, begin, num});
+    plan_chunk_ahead(chunk_of(sequence, begin, num));
     budget -= num;
     return true;
 }
 
 const StepPlan& Scheduler::plan_ahead() {
-    ahead_.clear();
+    clear_ahead();
     int64_t budget = options_.max_batch_tokens;
     for (const Sequence* sequence : running_)  // their next token's row
         if (planned_end(*sequence) >= sequence->prompt_length && !ends_with_this_step(*sequence))
@@ -272,13 +313,13 @@ const StepPlan& Scheduler::plan_more_ahead() {
     if (prompts || num_prompt_rows_left() > 0) return ahead_plan_;
     for (Sequence* sequence : running_) {
         const int64_t length = static_cast<int64_t>(sequence->tokens.size());
-        if (length - sequence->num_computed != 1 || is_planned(*sequence) || is_ahead(*sequence))
+        if (length - sequence->num_computed != 1 || sequence->chunk >= 0 || sequence->is_ahead)
             continue;
         if (pages_needed(length) > static_cast<int64_t>(sequence->pages.size()) &&
             pages_.num_available() <= num_running())
             break;
         reserve_pages(*sequence, length);
-        ahead_.push_back({sequence, length - 1, 1});
+        plan_chunk_ahead(chunk_of(*sequence, length - 1, 1));
     }
     lay_out_rows(ahead_, ahead_plan_);
     return ahead_plan_;
@@ -292,18 +333,19 @@ void Scheduler::extend_last_ahead(int64_t& budget) {
     const int64_t num = std::min({static_cast<int64_t>(sequence.tokens.size()) - last.end(), budget,
                                   options_.max_prefill_chunk - last.num_tokens});
     if (num <= 0 || !reserve_pages(sequence, last.end() + num)) return;
-    for (Chunk& chunk : chunks_)
-        if (chunk.sequence == &sequence) chunk.num_tokens += num;
+    if (sequence.chunk >= 0) chunks_[static_cast<size_t>(sequence.chunk)].num_tokens += num;
     budget -= num;
 }
 
-void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end, StepPlan& plan,
+void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+                         const ExpandedPrompt& expanded, StepPlan& plan,
                          std::vector<SequenceRows>& list) {
     if (begin >= end) return;
     list.push_back({.first_row = static_cast<int64_t>(plan.tokens.size()),
                     .num_rows = end - begin,
                     .first_position = begin,
-                    .pages = sequence.pages});
+                    .pages = sequence.pages,
+                    .expanded = expanded});
     for (int64_t position = begin; position < end; ++position) {
         plan.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
         plan.positions.push_back(static_cast<int32_t>(position));
@@ -329,14 +371,14 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.begin >= sequence.prompt_length) continue;
-        add_rows(sequence, chunk.begin, std::min(chunk.end(), sequence.prompt_length), plan,
-                 plan.prompt);
+        add_rows(sequence, chunk.begin, std::min(chunk.end(), sequence.prompt_length),
+                 chunk.expanded, plan, plan.prompt);
         if (chunk.end() <= sequence.prompt_length) wants_logits(chunk);
     }
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.end() <= sequence.prompt_length) continue;
-        add_rows(sequence, std::max(chunk.begin, sequence.prompt_length), chunk.end(), plan,
+        add_rows(sequence, std::max(chunk.begin, sequence.prompt_length), chunk.end(), {}, plan,
                  plan.generated);
         wants_logits(chunk);
     }
@@ -350,24 +392,34 @@ void Scheduler::publish_prompt_pages(Sequence& sequence) {
             {sequence.tokens.data() + sequence.num_published * kPageTokens, kPageTokens});
 }
 
-void Scheduler::complete(Sequence& sequence) {
-    sequence.num_computed = planned_end(sequence);
+void Scheduler::complete(const Chunk& chunk) {
+    Sequence& sequence = *chunk.sequence;
+    sequence.num_computed = chunk.end();
+    if (chunk.expanded.num_layers > 0) sequence.expanded.num_expanded = chunk.end();
+    if (chunk.end() >= sequence.prompt_length) room_.release(sequence.expanded);
     publish_prompt_pages(sequence);
-    std::erase_if(chunks_, [&](const Chunk& chunk) { return chunk.sequence == &sequence; });
+}
+
+void Scheduler::complete(Sequence& sequence) {
+    if (sequence.chunk < 0) return;
+    Chunk& chunk = chunks_[static_cast<size_t>(sequence.chunk)];
+    complete(chunk);
+    chunk.sequence = nullptr;
+    sequence.chunk = -1;
 }
 
 void Scheduler::complete() {
-    for (const Chunk& chunk : chunks_) {
-        chunk.sequence->num_computed = chunk.end();
-        publish_prompt_pages(*chunk.sequence);
-    }
-    chunks_.clear();
+    for (const Chunk& chunk : chunks_)
+        if (chunk.sequence != nullptr) complete(chunk);
+    clear_chunks();
 }
 
 void Scheduler::finish(Sequence& sequence) {
-    std::erase(running_, &sequence);
-    std::erase(waiting_, &sequence);
-    if (is_ahead(sequence)) ahead_.clear();
+    if (std::erase(running_, &sequence) == 0 && std::erase(waiting_, &sequence) > 0)
+        num_waiting_prompt_rows_ -= sequence.prompt_length;
+    if (sequence.chunk >= 0) chunks_[static_cast<size_t>(sequence.chunk)].sequence = nullptr;
+    sequence.chunk = -1;
+    if (sequence.is_ahead) clear_ahead();
     release_pages(sequence);
 }
 

@@ -10,6 +10,7 @@
 
 #include "layers/batch.h"
 #include "runtime/page_allocator.h"
+#include "runtime/prompt_room.h"
 
 namespace ferry {
 
@@ -22,16 +23,21 @@ struct Sequence {
     // Owned by the scheduler:
     int64_t num_computed = 0;  // leading tokens whose latents are in the cache
     std::vector<int32_t> pages;
+    ExpandedPrompt expanded;    // from a chunk that does not end the prompt to the one that does
     int64_t num_published = 0;  // leading pages known to the prefix cache
     int64_t last_node = 0;      // prefix node of the last of them
     int64_t num_preemptions = 0;
     int64_t num_prefix_tokens = 0;  // prompt tokens found in the prefix cache at admission
+    int64_t chunk = -1;             // of the planned step: which is of this sequence; -1: none
+    bool is_ahead = false;          // the next plan begins with some of its tokens
 };
 
 struct SchedulerOptions {
     int64_t max_batch = 32;            // running sequences
     int64_t max_batch_tokens = 512;    // rows of one step; at least max_batch
     int64_t max_prefill_chunk = 4096;  // rows of one sequence's prompt in one step
+    int64_t num_expanded_units = 0;    // PromptRoom, of a model of so many layers
+    int64_t num_layers = 0;
 };
 
 // One step's rows, prompt rows first. Arrays are reused from step to step.
@@ -83,22 +89,28 @@ class Scheduler {
     int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
     bool has_room() const { return num_running() + num_waiting() < options_.max_batch; }
     int64_t num_preemptions() const { return num_preemptions_; }
+    const PromptRoom& room() const { return room_; }
 
   private:
     struct Chunk {
         Sequence* sequence;
         int64_t begin;
         int64_t num_tokens;
+        ExpandedPrompt expanded{};
 
         int64_t end() const { return begin + num_tokens; }
         int64_t prompt_length() const { return sequence->prompt_length; }
     };
+    Chunk chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens);
+    void plan_chunk(const Chunk& chunk);
+    void plan_chunk_ahead(const Chunk& chunk);
+    void clear_chunks();
+    void clear_ahead();
+    void complete(const Chunk& chunk);
     void take_next_tokens(bool prompts_too, int64_t& budget);
     bool admit(Sequence& sequence);
     bool reserve_pages(Sequence& sequence, int64_t length);
     bool preempt_after(const Sequence& sequence);
-    bool is_ahead(const Sequence& sequence) const;
-    bool is_planned(const Sequence& sequence) const;
     bool take_ahead(Sequence& sequence, int64_t begin, int64_t& budget);
     void extend_last_ahead(int64_t& budget);
     int64_t planned_end(const Sequence& sequence) const;
@@ -108,16 +120,19 @@ class Scheduler {
     void release_pages(Sequence& sequence);
     void publish_prompt_pages(Sequence& sequence);
     static void lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan);
-    static void add_rows(const Sequence& sequence, int64_t begin, int64_t end, StepPlan& plan,
+    static void add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+                         const ExpandedPrompt& expanded, StepPlan& plan,
                          std::vector<SequenceRows>& list);
 
     SchedulerOptions options_;
     PageAllocator& pages_;
+    PromptRoom room_;
     std::deque<Sequence*> waiting_;   // by arrival, preempted ones in front
     std::vector<Sequence*> running_;  // by arrival
-    std::vector<Chunk> chunks_;
-    std::vector<Chunk> ahead_;  // of the next plan
+    std::vector<Chunk> chunks_;       // of the planned step; of no sequence: it is complete already
+    std::vector<Chunk> ahead_;        // of the next plan
     StepPlan plan_, ahead_plan_;
+    int64_t num_waiting_prompt_rows_ = 0;
     int64_t num_preemptions_ = 0;
 };
 

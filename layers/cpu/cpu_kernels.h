@@ -11,7 +11,7 @@ namespace ferry {
 // Throws Error(usage) unless the set (bits of Highway's targets) has one that the kernels can use.
 void check_vector_instructions(int64_t highway_targets);
 
-class CpuKernels final : public Kernels {
+class CpuKernels : public Kernels {
   public:
     explicit CpuKernels(int num_threads) : threads_(num_threads) {}
 
@@ -58,7 +58,7 @@ class CpuKernels final : public Kernels {
     void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
                           const Tensor& table, bool interleave, std::span<const int64_t> slots,
                           const Tensor& cache) override;
-    void read_cache(const Tensor& cache, std::span<const int32_t> pages,
+    void read_cache(const Tensor& cache, std::span<const int32_t> pages, int64_t first,
                     const Tensor& out) override;
 
     void mla_prefill(const PrefillAttention& attention) override;

@@ -70,18 +70,21 @@ void CpuKernels::rope_write_cache(const Tensor& latent, std::span<const int32_t>
     write_cache(latent, slots, cache);
 }
 
-void CpuKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages,
+void CpuKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages, int64_t first,
                             const Tensor& out) {
     check_shape(out, "out", DType::f32, {out.rows(), cache.dim(2)});
     check_cache(cache, cache.dim(2));
-    FERRY_CHECK(static_cast<int64_t>(pages.size()) * kPageTokens >= out.rows(),
-                "{} pages for {} positions", pages.size(), out.rows());
+    FERRY_CHECK(
+        first >= 0 && static_cast<int64_t>(pages.size()) * kPageTokens >= first + out.rows(),
+        "{} pages for positions {}+{}", pages.size(), first, out.rows());
     const auto read = &HWY_DYNAMIC_DISPATCH(read_row);
     threads_.parallel_for(ceil_div(out.rows(), kPageTokens), [&](int64_t block, int) {
-        const int64_t keys = std::min(kPageTokens, out.rows() - block * kPageTokens);
-        const int64_t page = pages[static_cast<size_t>(block)];
-        for (int64_t j = 0; j < keys; ++j)
-            read(cache, page * kPageTokens + j, out.row<float>(block * kPageTokens + j));
+        const int64_t end = std::min(out.rows(), (block + 1) * kPageTokens);
+        for (int64_t row = block * kPageTokens; row < end; ++row) {
+            const int64_t position = first + row;
+            const int64_t page = pages[static_cast<size_t>(position / kPageTokens)];
+            read(cache, page * kPageTokens + position % kPageTokens, out.row<float>(row));
+        }
     });
 }
 

@@ -66,8 +66,7 @@ void pack_block(const PrefillAttention& a, const PrefillSizes& sizes, int64_t he
         const float* kv = a.kv.row<float>(begin + j) + head * (a.nope_dim + a.v_dim);
         const float* v = kv + a.nope_dim;
         copy(kv, a.nope_dim, keys + j * sizes.depth);
-        copy(a.latent.row<float>(begin + j) + a.kv_lora_rank, a.rope_dim,
-             keys + j * sizes.depth + a.nope_dim);
+        copy(a.rope.row<float>(begin + j), a.rope_dim, keys + j * sizes.depth + a.nope_dim);
         float* to = values + j * kStrip;
         int64_t column = 0;
         for (; column + kStrip <= a.v_dim; column += kStrip, to += kPageTokens * kStrip)
@@ -152,13 +151,14 @@ HWY_EXPORT(attend_tile);
 }  // namespace
 
 void CpuKernels::mla_prefill(const PrefillAttention& a) {
-    const int64_t heads = a.q.dim(1), positions = a.rows.first_position + a.rows.num_rows;
+    const int64_t heads = a.q.dim(1), positions = a.rows.end_position();
     check_shape(a.q, "q", DType::f32, {a.q.rows(), heads, a.nope_dim + a.rope_dim});
     check_shape(a.kv, "kv", DType::f32, {a.kv.rows(), heads, a.nope_dim + a.v_dim});
-    check_shape(a.latent, "latent", DType::f32, {a.latent.rows(), a.kv_lora_rank + a.rope_dim});
+    check_shape(a.rope, "rope", DType::f32, {a.rope.rows(), a.rope_dim});
     check_shape(a.out, "out", DType::f32, {a.q.rows(), heads, a.v_dim});
-    FERRY_CHECK(a.kv.rows() >= positions && a.latent.rows() >= positions,
-                "{} keys and {} latents for {} positions", a.kv.rows(), a.latent.rows(), positions);
+    FERRY_CHECK(a.kv.rows() >= positions && a.rope.rows() >= positions,
+                "{} keys and {} rotated parts for {} positions", a.kv.rows(), a.rope.rows(),
+                positions);
     FERRY_CHECK(a.rows.first_row + a.rows.num_rows <= a.q.rows(), "rows {}+{} of {}",
                 a.rows.first_row, a.rows.num_rows, a.q.rows());
     const PrefillSizes sizes(a);

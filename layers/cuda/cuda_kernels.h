@@ -77,7 +77,7 @@ class CudaKernels final : public Kernels {
     void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
                           const Tensor& table, bool interleave, std::span<const int64_t> slots,
                           const Tensor& cache) override;
-    void read_cache(const Tensor& cache, std::span<const int32_t> pages,
+    void read_cache(const Tensor& cache, std::span<const int32_t> pages, int64_t first,
                     const Tensor& out) override;
 
     KvExpansion kv_expansion(const ModelConfig& config) const override;
@@ -131,6 +131,7 @@ class CudaKernels final : public Kernels {
     template <bool kSilu>
     void quantise_rows(const Tensor& x, bool power_of_two_scales, const Tensor& q,
                        const Tensor& scales, const int64_t* num_rows);
+    Tensor rotated_as_bf16(const Tensor& rope);
     const uint16_t* narrowed(const Tensor& x, int64_t heads, int64_t head_stride, int64_t columns);
     const uint16_t* widened(const Tensor& x, const Tensor& x_scales);
     const uint16_t* widened(const Weight& w, int64_t group);

@@ -69,9 +69,9 @@ __global__ void gather_kernel(Rows<const T> x, const int32_t* indices, Rows<floa
 }
 
 // Threads along x take the columns of all heads of a row.
-template <int kWidth>
+template <typename T, int kWidth>
 __global__ void copy_head_columns_kernel(Rows<const float> x, int64_t head_dim,
-                                         int64_t first_column, Rows<float> y, int64_t num_rows,
+                                         int64_t first_column, Rows<T> y, int64_t num_rows,
                                          int64_t heads, int64_t columns) {
     let_next_kernel_start();
     wait_for_earlier_kernels();
@@ -195,17 +195,20 @@ void CudaKernels::gather_rows(const Tensor& x, std::span<const int32_t> rows, co
 
 void CudaKernels::copy_head_columns(const Tensor& x, int64_t first_column, const Tensor& y) {
     const int64_t rows = x.rows(), heads = x.dim(1), head_dim = x.dim(2), columns = y.dim(2);
-    check_shape(y, "y", DType::f32, {rows, heads, columns});
+    check_shape(y, "y", y.dtype() == DType::bf16 ? DType::bf16 : DType::f32,
+                {rows, heads, columns});
     FERRY_CHECK(x.dtype() == DType::f32 && first_column >= 0 && first_column + columns <= head_dim,
                 "columns {}+{} of {}", first_column, columns, x.describe());
     if (y.empty()) return;
     const bool vectors = takes_vectors(columns, {x, y}) && head_dim % kFloatsPerVector == 0 &&
                          first_column % kFloatsPerVector == 0;
     with_width(vectors, [&](auto width) {
-        launch_early(copy_head_columns_kernel<width>,
-                     elementwise_shape(rows, heads * columns / width), stream(),
-                     rows_of<const float>(x), head_dim, first_column, rows_of<float>(y), rows,
-                     heads, columns);
+        const auto copy = [&]<typename T>(Rows<T> to) {
+            launch_early(copy_head_columns_kernel<T, width>,
+                         elementwise_shape(rows, heads * columns / width), stream(),
+                         rows_of<const float>(x), head_dim, first_column, to, rows, heads, columns);
+        };
+        y.dtype() == DType::f32 ? copy(rows_of<float>(y)) : copy(rows_of<uint16_t>(y));
     });
 }
 

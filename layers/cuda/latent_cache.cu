@@ -64,14 +64,15 @@ __global__ void rope_write_cache_kernel(const float* latent, int64_t stride, con
 }
 
 template <typename T, int kWidth>
-__global__ void read_cache_kernel(const T* cache, const int32_t* pages, float* out, int64_t stride,
-                                  int64_t num_rows, int64_t width) {
+__global__ void read_cache_kernel(const T* cache, const int32_t* pages, int64_t first, float* out,
+                                  int64_t stride, int64_t num_rows, int64_t width) {
     let_next_kernel_start();
     wait_for_earlier_kernels();
     const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
     if (column >= width) return;
     for (int64_t row = blockIdx.y; row < num_rows; row += gridDim.y) {
-        const int64_t slot = pages[row / kPageTokens] * kPageTokens + row % kPageTokens;
+        const int64_t position = first + row;
+        const int64_t slot = pages[position / kPageTokens] * kPageTokens + position % kPageTokens;
         store(load<kWidth>(cache + slot * width + column), out + row * stride + column);
     }
 }
@@ -133,19 +134,20 @@ void CudaKernels::rope_write_cache(const Tensor& latent, std::span<const int32_t
     });
 }
 
-void CudaKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages,
+void CudaKernels::read_cache(const Tensor& cache, std::span<const int32_t> pages, int64_t first,
                              const Tensor& out) {
     const int64_t rows = out.rows(), width = cache.dim(2);
     check_shape(out, "out", DType::f32, {rows, width});
     check_cache(cache, width);
-    FERRY_CHECK(static_cast<int64_t>(pages.size()) * kPageTokens >= rows,
-                "{} pages for {} positions", pages.size(), rows);
+    FERRY_CHECK(first >= 0 && static_cast<int64_t>(pages.size()) * kPageTokens >= first + rows,
+                "{} pages for positions {}+{}", pages.size(), first, rows);
     if (out.empty()) return;
     const int32_t* on_device = step_arrays_.on_device(pages);
     with_width(takes_vectors(width, {out, cache}), [&](auto vector) {
         const auto read = [&]<typename T>(const T* from) {
             launch_early(read_cache_kernel<T, vector>, elementwise_shape(rows, width / vector),
-                         stream(), from, on_device, out.as<float>(), out.row_stride(), rows, width);
+                         stream(), from, on_device, first, out.as<float>(), out.row_stride(), rows,
+                         width);
         };
         cache.dtype() == DType::f32 ? read(cache.as<float>()) : read(cache.as<uint16_t>());
     });

@@ -72,13 +72,12 @@ void prefill(benchmark::State& state) {
                 kernels->mla_prefill(
                     {.q = q,
                      .kv = kv,
-                     .latent = latent,
+                     .rope = latent.view().slice_columns(kRank, kRope),
                      .out = out,
                      .rows = {.first_row = 0, .num_rows = rows, .first_position = first},
                      .nope_dim = kNope,
                      .rope_dim = kRope,
                      .v_dim = kValue,
-                     .kv_lora_rank = kRank,
                      .scale = 0.07f});
             });
 }

@@ -141,13 +141,12 @@ void bench_prefill(Kernels& kernels, double copy_rate) {
                        kernels.mla_prefill(
                            {.q = q,
                             .kv = kv,
-                            .latent = latent,
+                            .rope = latent.view().slice_columns(kLatent, kRope),
                             .out = out,
                             .rows = {.first_row = 0, .num_rows = rows, .first_position = 0},
                             .nope_dim = kNope,
                             .rope_dim = kRope,
                             .v_dim = kValue,
-                            .kv_lora_rank = kLatent,
                             .scale = 0.07f});
                    });
         }

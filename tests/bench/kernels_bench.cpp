@@ -189,7 +189,7 @@ void read_cache(benchmark::State& state) {
         const OwnedTensor cache = filled({pages, kPageTokens, columns}, DType::bf16);
         std::vector<int32_t> order;
         for (int64_t i = pages; i-- > 0;) order.push_back(static_cast<int32_t>(i));
-        run(6, 0, [&] { kernels.read_cache(cache, order, latent); });
+        run(6, 0, [&] { kernels.read_cache(cache, order, 0, latent); });
     });
 }
 // `columns`: experts, in 8 groups of which 4 are kept, top-6.

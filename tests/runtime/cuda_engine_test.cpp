@@ -4,6 +4,7 @@
 
 #include "comm/wire.h"
 #include "layers/cuda/sampling_launch.h"
+#include "runtime/dummy_weights.h"
 #include "runtime/expert_share_bench.h"
 #include "runtime/memory_plan.h"
 #include "tests/runtime/small_engine.h"
@@ -77,6 +78,69 @@ TEST(CudaEngine, MemoryPlanHasTheRowsThatTensorCoresMultiply) {
         ASSERT_EQ(widest % 16, 0);
         const bool rounds = std::string(family) != "v3";  // whose weights are f32
         EXPECT_EQ(found, rounds ? kMaxTokens * c.n_activated_experts * widest * 2 : 0);
+    }
+}
+
+// Attention of the published sizes, whose keys and values are bf16, with more heads than are
+// expanded at a time.
+ModelConfig many_heads() {
+    return {.vocab_size = 64,
+            .dim = 64,
+            .inter_dim = 64,
+            .moe_inter_dim = 32,
+            .n_layers = 1,
+            .n_dense_layers = 1,
+            .n_heads = 66,
+            .q_lora_rank = 16,
+            .kv_lora_rank = 32,
+            .qk_nope_head_dim = 128,
+            .qk_rope_head_dim = 64,
+            .v_head_dim = 128,
+            .yarn = {},
+            .n_routed_experts = 4,
+            .n_shared_experts = 1,
+            .n_activated_experts = 2};
+}
+
+// A prompt in two chunks, expanded anew for the second and not.
+TEST(CudaEngine, APromptThatStaysExpandedGivesTheSameBits) {
+    constexpr int64_t kPrompt = 9, kChunk = 5;
+    DummyWeights source(many_heads(), {.dtype = DType::bf16});
+    const auto kernels = make_cuda_kernels(0);
+    const ModelConfig& c = source.config();
+    ASSERT_EQ(kernels->kv_expansion(c).dtype, DType::bf16);
+    ASSERT_LT(kernels->kv_expansion(c).heads_at_once, c.n_heads);
+    const auto transport = make_self_transport();
+    const auto blocks = make_self_blocks(cuda_device(0));
+    FabricOptions fabric = single_rank_fabric(c, kMaxTokens);
+    fabric.blocks = blocks.get();
+    fabric.exchange.stall_timeout_s = 600;
+    RankModel rank(source, *kernels, {}, fabric, *transport);
+    Request prompt = request(0, {.max_tokens = 1, .logprobs = 3});
+    for (int32_t i = 3; i < kPrompt; ++i) prompt.prompt_tokens.push_back(i * 7 % 64);
+    for (int32_t& token : prompt.prompt_tokens) token %= 64;
+    const int64_t unit = AttentionWorker::expanded_unit_bytes(c, kernels->kv_expansion(c));
+    EXPECT_EQ(unit, (c.n_heads * 256 + 64) * 2);
+
+    std::vector<Completion> got;
+    for (const int64_t units : {int64_t{0}, kPrompt}) {
+        Engine engine(*kernels, rank.model(), rank.fabric(), rank.experts(),
+                      {.scheduler = {.max_batch = 1, .max_batch_tokens = kChunk},
+                       .num_pages = 2,
+                       .max_context = 64,
+                       .expanded_bytes = units * unit},
+                      {}, std::nullopt);
+        engine.submit(prompt);
+        engine.step();
+        EXPECT_EQ(engine.prompt_room().num_held(), units);
+        while (engine.step()) {
+        }
+        got.push_back(engine.take_finished().at(0));
+    }
+    for (const Completion& each : got) {
+        EXPECT_EQ(each.error, "");
+        EXPECT_EQ(each.tokens, got[0].tokens);
+        EXPECT_EQ(each.logprobs, got[0].logprobs);
     }
 }
 

@@ -117,7 +117,7 @@ class EngineTest : public testing::Test {
 };
 
 // DESIGN 4.1, on one rank: alone, among 31 others, in chunks of any size, with the prefix cache on
-// and off, after preemption.
+// and off, with room for prompts that stay expanded and without, after preemption.
 class BatchInvariance : public EngineTest, public testing::WithParamInterface<DType> {
   protected:
     BatchInvariance() : EngineTest({.cache_dtype = GetParam()}) {}
@@ -126,13 +126,23 @@ class BatchInvariance : public EngineTest, public testing::WithParamInterface<DT
 TEST_P(BatchInvariance, NothingAroundARequestChangesABitOfIt) {
     const std::map<int64_t, Completion> expected = alone();
     ASSERT_EQ(expected.size(), static_cast<size_t>(kRequests));
-    for (const bool share : {false, true})
-        for (const int64_t chunk : {1, 7, 64, 4096}) {
-            SCOPED_TRACE(fmt::format("chunks of {}, prefix cache {}", chunk, share));
+    constexpr int64_t kSomeRoom = 1 << 20;  // for about 600 positions
+    for (const int64_t expanded_bytes : {int64_t{0}, kSomeRoom})
+        for (const auto& [share, chunk] : {std::pair{false, 1},
+                                           {false, 7},
+                                           {false, 64},
+                                           {false, 4096},
+                                           {true, 1},
+                                           {true, 7},
+                                           {true, 64},
+                                           {true, 4096}}) {
+            SCOPED_TRACE(fmt::format("chunks of {}, prefix cache {}, {} bytes", chunk, share,
+                                     expanded_bytes));
             Engine engine = make_engine({.scheduler = {.max_batch = kRequests,
                                                        .max_batch_tokens = kMaxTokens,
                                                        .max_prefill_chunk = chunk},
                                          .num_pages = 128,
+                                         .expanded_bytes = expanded_bytes,
                                          .share_prefixes = share});
             // The first comes early, so that others find its prefix.
             engine.submit(requests()[0]);
@@ -147,6 +157,7 @@ TEST_P(BatchInvariance, NothingAroundARequestChangesABitOfIt) {
     for (const bool share : {false, true}) {
         Engine small = make_engine({.scheduler = {.max_batch = kRequests, .max_batch_tokens = 300},
                                     .num_pages = 24,
+                                    .expanded_bytes = share ? kSomeRoom : 0,
                                     .share_prefixes = share});
         expect_same(run(small, requests()), expected);
         EXPECT_GT(small.num_preemptions(), 3);

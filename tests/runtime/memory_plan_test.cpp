@@ -32,6 +32,31 @@ TEST(MemoryPlan, ListsWhatARankAllocates) {
                 ::testing::StartsWith("weights 0.00 GiB + latent cache (4 pages)"));
 }
 
+// As much as is allowed, but no more than prompts can fill.
+TEST(MemoryPlan, HasThePromptsThatStayExpanded) {
+    HfModel source(testing::golden_folder("models/v2-lite"));
+    const ModelConfig& c = source.config();
+    const FabricOptions options = single_rank_fabric(c, 16);
+    const int64_t unit = AttentionWorker::expanded_unit_bytes(c, {});
+    EXPECT_GE(unit, 4 * (c.n_heads * (c.qk_nope_head_dim + c.v_head_dim) + c.qk_rope_head_dim));
+    const auto planned = [&](int64_t bytes, int64_t positions) {
+        const WorkerLimits limits{.max_tokens = 16,
+                                  .max_context = 128,
+                                  .num_pages = 4,
+                                  .expanded_bytes = bytes,
+                                  .expanded_positions = positions};
+        for (const MemoryPlan::Part& part : plan_memory(source, {}, options, 0, limits).parts)
+            if (part.name.starts_with("expanded prompts"))
+                return std::pair(part.name, part.size_bytes);
+        return std::pair(std::string(), int64_t{0});
+    };
+    EXPECT_EQ(planned(0, 128), std::pair(std::string(), int64_t{0}));
+    EXPECT_EQ(planned(50 * unit * c.n_layers + 1, 128),
+              std::pair(std::string("expanded prompts (50 positions)"), 50 * unit * c.n_layers));
+    EXPECT_EQ(planned(int64_t{1} << 40, 128),
+              std::pair(std::string("expanded prompts (128 positions)"), 128 * unit * c.n_layers));
+}
+
 TEST(MemoryPlan, SharesOfTwoRolesAddUp) {
     HfModel source(testing::golden_folder("models/v3-bf16"));
     const ModelConfig& c = source.config();

@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <set>
 
 #include "base/random.h"
+#include "runtime/micro_batches.h"
 
 namespace ferry {
 namespace {
@@ -279,6 +281,103 @@ TEST(Scheduler, RandomLoadsKeepTheInvariants) {
         EXPECT_EQ(done, all.size());
         EXPECT_EQ(pages.num_available(), 10);
     }
+}
+
+// What would be in the memory of prompts that stay expanded: of whom each unit is, and which
+// position. Two layers: the first is computed ahead of a step, the second is not.
+class ExpandedMemory {
+  public:
+    explicit ExpandedMemory(int64_t num_units)
+        : units_(static_cast<size_t>(num_units), {nullptr, -1}) {}
+
+    // Rows [begin, end) of a plan in one layer.
+    void expand(const StepPlan& plan, int64_t begin, int64_t end, int64_t layer) {
+        StepPart part(64);
+        part.take(plan.batch(), begin, end);
+        for (const SequenceRows& rows : part.batch().prompt) {
+            const ExpandedPrompt& kept = rows.expanded;
+            if (!kept.holds(layer)) continue;
+            ++num_kept_;
+            ASSERT_LE(rows.end_position(), kept.num_positions);
+            ASSERT_LE(kept.num_expanded, rows.first_position);
+            const int64_t first = kept.first_unit + layer * kept.num_positions;
+            for (int64_t i = 0; i < rows.end_position(); ++i) {
+                auto& unit = units_.at(static_cast<size_t>(first + i));
+                const std::pair<const void*, int64_t> mine{rows.pages.data(), i};
+                if (i < kept.num_expanded)
+                    ASSERT_EQ(unit, mine) << "layer " << layer;
+                else
+                    unit = mine;
+            }
+        }
+    }
+    int64_t num_kept() const { return num_kept_; }
+
+  private:
+    std::vector<std::pair<const void*, int64_t>> units_;  // pages tell sequences apart
+    int64_t num_kept_ = 0;
+};
+
+// Whatever is preempted, ends early, or was planned ahead and is dropped: a chunk finds in its
+// layer what it takes for expanded.
+TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
+    int64_t num_kept = 0, num_preemptions = 0, num_dropped = 0;
+    for (uint64_t seed = 0; seed < 40; ++seed) {
+        Random random(seed);
+        PageAllocator pages(10, seed % 2 == 0);
+        constexpr int64_t kUnits = 700;
+        Scheduler scheduler({.max_batch = 5,
+                             .max_batch_tokens = 40,
+                             .max_prefill_chunk = seed % 3 == 0 ? 33 : 7,
+                             .num_expanded_units = kUnits,
+                             .num_layers = 2},
+                            pages);
+        ExpandedMemory memory(kUnits);
+        std::vector<std::unique_ptr<Sequence>> all;
+        for (int64_t i = 0; i < 30; ++i) {
+            all.push_back(std::make_unique<Sequence>(
+                make_sequence(i, 1 + random.next_u32() % 300, 1 + random.next_u32() % 100,
+                              static_cast<int32_t>(random.next_u32() % 2))));
+            scheduler.add(*all.back());
+        }
+        size_t done = 0;
+        const bool looks_ahead = seed % 4 >= 2;
+        for (int step = 0; step < 60000 && done < all.size(); ++step) {
+            const StepPlan& plan = scheduler.plan();
+            const auto rows = static_cast<int64_t>(plan.tokens.size());
+            memory.expand(plan, plan.num_begun, rows, 0);
+            const std::vector<Sequence*> next = plan.logit_sequences;
+            if (looks_ahead) {
+                const StepPlan& ahead = scheduler.plan_ahead();
+                memory.expand(ahead, 0, static_cast<int64_t>(ahead.tokens.size()), 0);
+            }
+            memory.expand(plan, 0, rows / 2, 1);
+            memory.expand(plan, rows / 2, rows, 1);
+            ASSERT_FALSE(HasFatalFailure()) << "seed " << seed << " step " << step;
+            scheduler.complete();
+            for (Sequence* sequence : next) {
+                sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
+                const bool ends = random.next_u32() % 50 == 0;
+                if (!ends && static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length)
+                    continue;
+                scheduler.finish(*sequence);
+                ++done;
+            }
+            // One that is cancelled takes what the others have ahead with it.
+            const auto ahead = std::ranges::find_if(all, [](const auto& s) { return s->is_ahead; });
+            if (ahead == all.end() || random.next_u32() % 8 != 0) continue;
+            scheduler.finish(**ahead);
+            ++done;
+            ++num_dropped;
+        }
+        EXPECT_EQ(done, all.size());
+        EXPECT_EQ(scheduler.room().num_held(), 0);
+        num_kept += memory.num_kept();
+        num_preemptions += scheduler.num_preemptions();
+    }
+    EXPECT_GT(num_kept, 10000);
+    EXPECT_GT(num_preemptions, 100);
+    EXPECT_GT(num_dropped, 20);
 }
 
 }  // namespace

@@ -176,10 +176,10 @@ class GuardedKernels final : public Kernels {
         const Open open;
         cpu_->rope_write_cache(latent, positions, table, interleave, slots, cache);
     }
-    void read_cache(const Tensor& cache, std::span<const int32_t> pages,
+    void read_cache(const Tensor& cache, std::span<const int32_t> pages, int64_t first,
                     const Tensor& out) override {
         const Open open;
-        cpu_->read_cache(cache, pages, out);
+        cpu_->read_cache(cache, pages, first, out);
     }
     void mla_prefill(const PrefillAttention& attention) override {
         const Open open;

@@ -78,7 +78,7 @@ void reference_prefill(const PrefillAttention& a) {
                 total.add_block(
                     std::min(kPageTokens, num_keys - begin),
                     [&](int64_t j) {
-                        const float* k_rope = a.latent.row<float>(begin + j) + a.kv_lora_rank;
+                        const float* k_rope = a.rope.row<float>(begin + j);
                         float dot = 0;
                         for (int64_t i = 0; i < a.nope_dim; ++i) dot = std::fma(q[i], k(j)[i], dot);
                         for (int64_t i = 0; i < a.rope_dim; ++i)

@@ -193,7 +193,7 @@ TEST(MlaDecode, AgreesWithTheExpandedForm) {
                       DType::f32);
     const OwnedTensor latent = zeros({kKeys, kRank + kRope});
     auto kernels = make_cpu_kernels(2);
-    kernels->read_cache(batch.cache, batch.order, latent);
+    kernels->read_cache(batch.cache, batch.order, 0, latent);
 
     const auto matrix = [&](int64_t head, int64_t row) {
         return w.view().row<float>(head) + row * kRank;
@@ -207,13 +207,12 @@ TEST(MlaDecode, AgreesWithTheExpandedForm) {
     const OwnedTensor expanded = zeros({kKeys, kHeads, kValue});
     kernels->mla_prefill({.q = q,
                           .kv = kv,
-                          .latent = latent,
+                          .rope = latent.view().slice_columns(kRank, kRope),
                           .out = expanded,
                           .rows = {.first_row = 0, .num_rows = kKeys, .first_position = 0},
                           .nope_dim = kNope,
                           .rope_dim = kRope,
                           .v_dim = kValue,
-                          .kv_lora_rank = kRank,
                           .scale = 0.05f});
 
     const float* last = q.view().row<float>(kKeys - 1);

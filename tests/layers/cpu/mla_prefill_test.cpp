@@ -20,16 +20,17 @@ struct Prompt {
 
     // Rows [first, first + num) as one chunk, into `out` [positions, heads, v].
     PrefillAttention chunk(int64_t first, int64_t num, const Tensor& out) const {
-        return {.q = q.view().slice_rows(first, num),
-                .kv = kv.view().slice_rows(0, first + num),
-                .latent = latent.view().slice_rows(0, first + num),
-                .out = out.slice_rows(first, num),
-                .rows = {.first_row = 0, .num_rows = num, .first_position = first},
-                .nope_dim = shape.nope,
-                .rope_dim = shape.rope,
-                .v_dim = shape.v,
-                .kv_lora_rank = shape.kv_lora,
-                .scale = 0.2f};
+        return {
+            .q = q.view().slice_rows(first, num),
+            .kv = kv.view().slice_rows(0, first + num),
+            .rope =
+                latent.view().slice_columns(shape.kv_lora, shape.rope).slice_rows(0, first + num),
+            .out = out.slice_rows(first, num),
+            .rows = {.first_row = 0, .num_rows = num, .first_position = first},
+            .nope_dim = shape.nope,
+            .rope_dim = shape.rope,
+            .v_dim = shape.v,
+            .scale = 0.2f};
     }
     OwnedTensor output() const { return zeros({positions, shape.heads, shape.v}); }
 
@@ -43,18 +44,17 @@ constexpr Shape kPublished{.heads = 2, .nope = 128, .rope = 64, .v = 128, .kv_lo
 
 // Two keys, worked by hand: scores 1 and 0 (times scale), values 2 and 4.
 TEST(MlaPrefill, TwoKeysByHand) {
-    const float q[] = {1, 0, 1, 0}, kv[] = {1, 2, 0, 4}, latent[] = {0, 0, 0, 0};
+    const float q[] = {1, 0, 1, 0}, kv[] = {1, 2, 0, 4}, rope[] = {0, 0};
     float out[2] = {};
     auto kernels = make_cpu_kernels(1);
     kernels->mla_prefill({.q = Tensor(q, DType::f32, {2, 1, 2}),
                           .kv = Tensor(kv, DType::f32, {2, 1, 2}),
-                          .latent = Tensor(latent, DType::f32, {2, 2}),
+                          .rope = Tensor(rope, DType::f32, {2, 1}),
                           .out = Tensor(out, DType::f32, {2, 1, 1}),
                           .rows = {.first_row = 0, .num_rows = 2, .first_position = 0},
                           .nope_dim = 1,
                           .rope_dim = 1,
                           .v_dim = 1,
-                          .kv_lora_rank = 1,
                           .scale = 1});
     EXPECT_FLOAT_EQ(out[0], 2);
     EXPECT_FLOAT_EQ(out[1], (2 * std::exp(1.0f) + 4) / (std::exp(1.0f) + 1));

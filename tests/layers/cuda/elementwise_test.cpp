@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <numeric>
 
 #include "tests/support/cuda_matrix.h"
@@ -102,6 +103,11 @@ TEST(CudaElementwise, CopyHeadColumns) {
         cpu->copy_head_columns(x.view.reshape({5, 3, 48}), first, y.view.reshape({5, 3, 16}));
         cuda_kernels().copy_head_columns(x_device.view().reshape({5, 3, 48}), first, y_device);
         expect_same_bits(y_device.values(), y.values);
+        const CudaTensor rounded(DType::bf16, {5, 3, 16});
+        cuda_kernels().copy_head_columns(x_device.view().reshape({5, 3, 48}), first, rounded);
+        std::vector<uint16_t> bits(y.values.size());
+        std::ranges::transform(y.values, bits.begin(), f32_to_bf16);
+        EXPECT_EQ(rounded.values<uint16_t>(), bits);
     }
 }
 

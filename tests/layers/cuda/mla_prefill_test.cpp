@@ -41,13 +41,12 @@ struct Prompt {
                            const Tensor& out, int64_t first, int64_t num) const {
         return {.q = queries.slice_rows(first, num),
                 .kv = keys.slice_rows(0, first + num),
-                .latent = latents.slice_rows(0, first + num),
+                .rope = latents.slice_columns(shape.kv_lora, shape.rope).slice_rows(0, first + num),
                 .out = out.slice_rows(first, num),
                 .rows = {.first_row = 0, .num_rows = num, .first_position = first},
                 .nope_dim = shape.nope,
                 .rope_dim = shape.rope,
                 .v_dim = shape.v,
-                .kv_lora_rank = shape.kv_lora,
                 .scale = 0.07f};
     }
     std::vector<float> on_cpu() const {

@@ -48,13 +48,17 @@ void Fiber::start(Body body, void* argument) {
         if (stack == MAP_FAILED) std::abort();
         stack_ = static_cast<std::byte*>(stack);
         mprotect(stack_, kGuardBytes, PROT_NONE);
+        unpoison_from(stack_ + kGuardBytes);
+    } else {
+#if defined(__x86_64__)
+        unpoison_from(stack_pointer_);  // of the calls in which it stopped
+#else
+        unpoison_from(stack_ + kGuardBytes);
+#endif
     }
     body_ = body;
     argument_ = argument;
     fake_stack_[1] = nullptr;
-#if CUDA_EMULATION_ASAN
-    ASAN_UNPOISON_MEMORY_REGION(stack_ + kGuardBytes, kStackBytes - kGuardBytes);
-#endif
 #if defined(__x86_64__)
     // What a stopped fiber's stack looks like: six registers, then where to go on.
     void** top = reinterpret_cast<void**>(stack_ + kStackBytes);
@@ -70,6 +74,14 @@ void Fiber::start(Body body, void* argument) {
     const uint64_t self = reinterpret_cast<uintptr_t>(this);
     makecontext(&context_, reinterpret_cast<void (*)()>(&Fiber::entry), 2,
                 static_cast<unsigned>(self >> 32), static_cast<unsigned>(self));
+#endif
+}
+
+// Forgets the variables of calls that will not return, from there up to the stack's end.
+void Fiber::unpoison_from([[maybe_unused]] const void* begin) {
+#if CUDA_EMULATION_ASAN
+    const auto* end = stack_ + kStackBytes;
+    ASAN_UNPOISON_MEMORY_REGION(begin, end - static_cast<const std::byte*>(begin));
 #endif
 }
 

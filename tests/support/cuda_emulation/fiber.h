@@ -36,6 +36,7 @@ class Fiber {
   private:
     static constexpr size_t kStackBytes = CUDA_EMULATION_ASAN ? 512 << 10 : 128 << 10;
     void run();
+    void unpoison_from(const void* begin);
     void switch_in();
     void switch_out(bool for_good);
 

@@ -1,0 +1,17 @@
+// What one layer's attention keeps from step to step.
+#pragma once
+#include "layers/kernels.h"
+
+namespace ferry {
+
+struct LayerCache {
+    LayerCache(const Tensor& of_latents) : latents(of_latents) {}
+    LayerCache(const Tensor& of_latents, const Tensor& of_expanded, int64_t index)
+        : latents(of_latents), expanded(of_expanded), layer(index) {}
+
+    Tensor latents;     // [pages, kPageTokens, kv_lora + rope], f32 or bf16
+    Tensor expanded{};  // [units, Mla::expanded_values()] of all layers; ExpandedPrompt says whose
+    int64_t layer = 0;
+};
+
+}  // namespace ferry
