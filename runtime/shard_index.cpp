@@ -2,15 +2,22 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <sstream>
+#include <string_view>
 
 #include "base/error.h"
 #include "runtime/checkpoint_format.h"
+#include "runtime/checksum.h"
 #include "runtime/stored_tensor.h"
 
 namespace ferry {
 
 using namespace checkpoint_format;
+
+std::string with_checksum(const std::string& lines) {
+    return fmt::format("{}xxh3 {:016x}\n", lines, checksum(lines.data(), lines.size()));
+}
 
 std::string to_shard_index(std::span<const Hdf5Dataset> datasets) {
     std::string text;
@@ -20,12 +27,17 @@ std::string to_shard_index(std::span<const Hdf5Dataset> datasets) {
                             std::get<int64_t>(dataset.attributes.at(kFirstRowAttribute)),
                             std::get<std::string>(dataset.attributes.at(kChecksumAttribute)),
                             fmt::join(dataset.info.shape, " "));
-    return text;
+    return with_checksum(text);
 }
 
 std::vector<Hdf5Dataset> parse_shard_index(const std::string& text, const std::string& where) {
+    constexpr size_t kChecksumLine = std::string_view("xxh3 0123456789abcdef\n").size();
+    const std::string tensors = text.substr(0, text.size() - std::min(text.size(), kChecksumLine));
+    if (with_checksum(tensors) != text)
+        throw Error(ErrorKind::checkpoint,
+                    "{}: its index of tensors fails its checksum; convert again", where);
     std::vector<Hdf5Dataset> datasets;
-    std::istringstream lines(text);
+    std::istringstream lines(tensors);
     for (std::string line; std::getline(lines, line);) {
         std::istringstream fields(line);
         Hdf5Dataset dataset;

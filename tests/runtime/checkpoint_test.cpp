@@ -135,13 +135,19 @@ TEST_F(CheckpointTest, ShardsListTheirTensors) {
         EXPECT_EQ(to_shard_index(listed), text);
     }
     const std::string good = "norm bf16 4096 0 0123456789abcdef 160";
-    EXPECT_EQ(parse_shard_index(good + "\n", "x").at(0).info.shape, std::vector<int64_t>{160});
+    EXPECT_EQ(parse_shard_index(with_checksum(good + "\n"), "x").at(0).info.shape,
+              std::vector<int64_t>{160});
     for (const std::string& bad :
          {good + " x", good + " -1", good + " 1 1 1 1", std::string("norm bf16 4096 0 0123"),
           std::string("norm i32 4096 0 0123 160"), std::string("norm bf16 4096 none 0123 160"),
           good + " 999999999999 999999999999", std::string("norm"), std::string()})
-        EXPECT_ERROR(parse_shard_index(bad + "\n", "x.h5"), ErrorKind::checkpoint, "x.h5",
-                     "index of tensors cannot be read");
+        EXPECT_ERROR(parse_shard_index(with_checksum(bad + "\n"), "x.h5"), ErrorKind::checkpoint,
+                     "x.h5", "index of tensors cannot be read");
+    std::string flipped = with_checksum(good + "\n");
+    ++flipped[10];
+    for (const std::string& damaged : {flipped, good + "\n", std::string()})
+        EXPECT_ERROR(parse_shard_index(damaged, "x.h5"), ErrorKind::checkpoint, "x.h5",
+                     "fails its checksum");
 }
 
 TEST_F(CheckpointTest, IndexesThatLieAreRefused) {
@@ -149,8 +155,9 @@ TEST_F(CheckpointTest, IndexesThatLieAreRefused) {
         rewrite(kDense, [](Hdf5Dataset&) { return true; });
         Hdf5File file = Hdf5File::open_writable(shard(kDense));
         std::string text = to_shard_index(file.datasets());
+        text.erase(text.rfind("xxh3 "));
         text.replace(text.find(from), from.size(), to);
-        file.create_text("index", text);
+        file.create_text("index", with_checksum(text));
         file.close();
         Hdf5File master = Hdf5File::open_writable(out_ + "/model.h5");
         auto shards = std::get<std::string>(master.attributes("").at("shards"));
