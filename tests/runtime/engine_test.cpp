@@ -233,5 +233,22 @@ TEST_F(EngineTest, StepsDoNotAllocate) {
     ASSERT_EQ(engine.num_running(), 8);
 }
 
+TEST_F(EngineTest, ChunksOfAPromptDoNotAllocate) {
+    for (const int64_t expanded_bytes : {int64_t{0}, int64_t{64} << 20}) {
+        Engine engine = make_engine({.scheduler = {.max_batch = 4, .max_batch_tokens = 32},
+                                     .expanded_bytes = expanded_bytes});
+        for (int64_t i = 0; i < 3; ++i) engine.submit(request(i, 20, 150));
+        for (int i = 0; i < 10; ++i) engine.step();
+        engine.submit(request(3, 800, 10));
+        for (int i = 0; i < 5; ++i) engine.step();
+        EXPECT_EQ(engine.prompt_room().num_held() > 0, expanded_bytes > 0);
+        const int64_t before = num_allocations();
+        for (int i = 0; i < 20; ++i) engine.step();
+        EXPECT_EQ(num_allocations() - before, 0) << expanded_bytes;
+        ASSERT_EQ(engine.num_running(), 4);
+        EXPECT_LT(engine.num_generated_tokens(), 3 * 36);  // the prompt is still under way
+    }
+}
+
 }  // namespace
 }  // namespace ferry
