@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "runtime/checkpoint.h"
 #include "runtime/hdf5_file.h"
+#include "runtime/shard_index.h"
 
 namespace {
 
@@ -155,6 +156,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                      std::error_code ignored;
                                      std::filesystem::remove_all(directory, ignored);
                                  }) == 0;
+    try {  // the same bytes as a shard's index
+        parse_shard_index(with_checksum({reinterpret_cast<const char*>(data), size}), "shard");
+    } catch (const Error&) {
+    }
     if (!is_swept || size > 256) return 0;
     Bytes bytes(data, size);
     Files files = good_files();
