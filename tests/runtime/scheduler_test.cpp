@@ -24,6 +24,19 @@ Sequence make_sequence(int64_t arrival, int64_t prompt, int64_t generate, int32_
     return sequence;
 }
 
+// A token for each of a step's sequences, of which some end. Returns how many.
+size_t generate(Scheduler& scheduler, const std::vector<Sequence*>& sequences, Random& random) {
+    size_t num_ended = 0;
+    for (Sequence* sequence : sequences) {
+        sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
+        const bool ends = random.next_u32() % 50 == 0;
+        if (!ends && static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length) continue;
+        scheduler.finish(*sequence);
+        ++num_ended;
+    }
+    return num_ended;
+}
+
 TEST(Scheduler, ChunksAPromptUnderTheBudget) {
     PageAllocator pages(8, false);
     Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 100, .max_prefill_chunk = 80}, pages);
@@ -208,14 +221,7 @@ TEST(Scheduler, StepsThatOnlyGenerateAreAsWasSaid) {
             generates = scheduler.only_generates_next(num_keys) && !num_keys.empty();
             const std::vector<Sequence*> next = plan.logit_sequences;
             scheduler.complete();
-            for (Sequence* sequence : next) {
-                sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
-                const bool ends = random.next_u32() % 50 == 0;
-                if (!ends && static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length)
-                    continue;
-                scheduler.finish(*sequence);
-                ++done;
-            }
+            done += generate(scheduler, next, random);
         }
         EXPECT_EQ(done, kSequences);
         EXPECT_EQ(pages.num_available(), 12);
@@ -355,14 +361,7 @@ TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
             memory.expand(plan, rows / 2, rows, 1);
             ASSERT_FALSE(HasFatalFailure()) << "seed " << seed << " step " << step;
             scheduler.complete();
-            for (Sequence* sequence : next) {
-                sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
-                const bool ends = random.next_u32() % 50 == 0;
-                if (!ends && static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length)
-                    continue;
-                scheduler.finish(*sequence);
-                ++done;
-            }
+            done += generate(scheduler, next, random);
             // One that is cancelled takes what the others have ahead with it.
             const auto ahead = std::ranges::find_if(all, [](const auto& s) { return s->is_ahead; });
             if (ahead == all.end() || random.next_u32() % 8 != 0) continue;
