@@ -16,6 +16,17 @@ int ExchangeShared::max_slots(int expert_rank) const {
     return static_cast<int>(slots);
 }
 
+void ExchangeShared::open_board(int micro_batch) const {
+    if (setup.options.mode == ExchangeMode::sized) return;
+    transport.open_board(micro_batch, dispatch_layout(setup.options.max_tokens, 0).size_bytes());
+}
+
+WireMessage ExchangeShared::board(int writer, int micro_batch) const {
+    std::byte* memory = transport.board(writer, micro_batch);
+    if (memory == nullptr) return {};
+    return {memory, setup.options.dtype, setup.options.dim, setup.options.max_tokens, 0};
+}
+
 size_t ExchangeShared::dispatch_slot_bytes(int expert_rank) const {
     const ExchangeOptions& options = setup.options;
     if (options.mode == ExchangeMode::sized) return kHeaderBytes;

@@ -31,6 +31,7 @@ AttentionSideImpl::AttentionSideImpl(ExchangeShared& shared, int attention_rank)
                 t.open_receive({peer, m * 4 + 2, LaneKind::slot, shared.reply_slot_bytes(e)});
             lanes.in.sized = t.open_receive({peer, m * 4 + 3, LaneKind::sized, 0});
         }
+        shared.open_board(m);
         batches_.push_back(std::move(batch));
     }
     sends_.reserve(static_cast<size_t>(layout.num_expert()) * 2);
@@ -50,19 +51,21 @@ void AttentionSideImpl::dispatch(int layer, int micro_batch, const Tensor& x,
     batch.in_flight = true;
     trace_marks().add(Station::dispatch, layer, micro_batch, batch.sequence + 1);
     expect_replies(batch);
-    start_messages(batch, micro_batch, say);
+    zone.bytes += start_messages(batch, micro_batch, say);
     pack_rows(batch, x);
-    for (const LaneSend& send : sends_) zone.bytes += static_cast<int64_t>(send.size_bytes);
     shared_.transport.send(sends_);
     batch.dispatched_ns = trace_now_ns();
     trace_marks().add(Station::dispatched, layer, micro_batch, batch.sequence);
 }
 
-// Headers of all messages, and room for their rows.
-void AttentionSideImpl::start_messages(MicroBatch& batch, int micro_batch, Agreement say) {
+// Headers of all messages, and room for their rows: on the board for peers that read it, however
+// many rows these are.
+int64_t AttentionSideImpl::start_messages(MicroBatch& batch, int micro_batch, Agreement say) {
     Transport& transport = shared_.transport;
     const ExchangeOptions& options = shared_.setup.options;
     const int num_experts = static_cast<int>(batch.peers.size());
+    const WireMessage board = shared_.board(transport.rank(), micro_batch);
+    int64_t num_bytes = 0;
     ++batch.sequence;
     sends_.clear();
     for (int i = 0; i < num_experts; ++i) {
@@ -71,16 +74,23 @@ void AttentionSideImpl::start_messages(MicroBatch& batch, int micro_batch, Agree
         const int world_rank = shared_.setup.layout.world_rank_of_expert(e);
         const int64_t num_rows = batch.plan.num_rows(e);
         const int64_t num_entries = batch.plan.num_entries(e);
-        const size_t size = shared_.dispatch_layout(num_rows, num_entries).size_bytes();
-        const bool fits = size <= shared_.dispatch_slot_bytes(e);
-        if (!fits && options.mode == ExchangeMode::bounded)
+        const size_t slot = shared_.dispatch_slot_bytes(e);
+        const size_t whole = shared_.dispatch_layout(num_rows, num_entries).size_bytes();
+        const size_t without_rows =
+            shared_.dispatch_layout(num_rows, num_entries, WireRowsLie::on_board).size_bytes();
+        const bool on_board =
+            board.base != nullptr && without_rows <= slot && transport.reads_boards(world_rank);
+        const size_t size = on_board ? without_rows : whole;
+        const bool fits = size <= slot;
+        if (whole > slot && options.mode == ExchangeMode::bounded)
             throw Error(ErrorKind::usage,
                         "exchange: {} rows for rank {} do not fit its bounded slot; raise "
                         "exchange.bounded_tokens ({}) or use exchange.mode: automatic",
                         num_rows, world_rank, options.bounded_tokens);
         shared_.wait_sent(peer.out.slot, world_rank, Activity::waiting_combine, batch.layer,
                           micro_batch);
-        const MessageHeader header{.flags = fits ? 0u : kWireBodyFollows,
+        const uint32_t rows_flag = fits ? 0u : kWireBodyFollows;
+        const MessageHeader header{.flags = on_board ? kWireOnBoard : rows_flag,
                                    .layer = batch.layer,
                                    .micro_batch = micro_batch,
                                    .num_rows = static_cast<int32_t>(num_rows),
@@ -96,11 +106,14 @@ void AttentionSideImpl::start_messages(MicroBatch& batch, int micro_batch, Agree
                               micro_batch);
             transport.reserve(rows_lane, size);
             sends_.push_back({peer.out.slot, kHeaderBytes});
+            num_bytes += static_cast<int64_t>(kHeaderBytes);
         }
         sends_.push_back({rows_lane, size});
+        num_bytes += static_cast<int64_t>(whole);
         peer.message = WireMessage(transport.buffer(rows_lane), options.dtype, options.dim,
-                                   num_rows, num_entries);
+                                   num_rows, num_entries, on_board ? &board : nullptr);
     }
+    return num_bytes;
 }
 
 void AttentionSideImpl::pack_rows(const MicroBatch& batch, const Tensor& x) {
@@ -109,8 +122,8 @@ void AttentionSideImpl::pack_rows(const MicroBatch& batch, const Tensor& x) {
         static_cast<size_t>(options.dim) * static_cast<size_t>(size_bytes(options.dtype));
     const auto pack = [&](int64_t begin, int64_t end, int) {
         for (int64_t token = begin; token < end; ++token) {
-            const WireMessage* packed = nullptr;  // a token is rounded once, then copied
-            int32_t packed_row = 0;
+            const std::byte* packed = nullptr;  // a token is rounded once, then copied
+            const float* packed_scales = nullptr;
             const std::span<const PlanItem> items = batch.plan.items(token);
             for (size_t k = 0; k < items.size(); ++k) {
                 const PlanItem& item = items[k];
@@ -118,15 +131,17 @@ void AttentionSideImpl::pack_rows(const MicroBatch& batch, const Tensor& x) {
                 message.entries()[item.entry] = {item.row, item.slot, static_cast<uint16_t>(k),
                                                  batch.plan.weights(token)[k]};
                 if (!item.first) continue;
+                if (message.places != nullptr)
+                    message.places[item.row] = static_cast<int32_t>(token);
+                std::byte* row = message.row(item.row);
+                float* scales = message.scales(item.row);
                 if (packed == nullptr) {
-                    encode_row(options.dtype, x.row<float>(token), options.dim,
-                               message.row(item.row), message.scales(item.row));
-                    packed = &message;
-                    packed_row = item.row;
-                } else {
-                    std::copy_n(packed->row(packed_row), row_bytes, message.row(item.row));
-                    std::copy_n(packed->scales(packed_row), message.row_scales,
-                                message.scales(item.row));
+                    encode_row(options.dtype, x.row<float>(token), options.dim, row, scales);
+                    packed = row;
+                    packed_scales = scales;
+                } else if (row != packed) {
+                    std::copy_n(packed, row_bytes, row);
+                    std::copy_n(packed_scales, message.row_scales, scales);
                 }
             }
         }

@@ -89,7 +89,11 @@ void ExpertSideImpl::poll_source(int micro_batch, int index) {
         } else {
             complete(batch, index);
         }
-        source.message = WireMessage(memory, options.dtype, options.dim, num_rows, num_entries);
+        const bool on_board = (header.flags & kWireOnBoard) != 0;
+        const WireMessage board = on_board ? shared_.board(peer, micro_batch) : WireMessage();
+        FERRY_CHECK(!on_board || board.base != nullptr, "rank {}'s board is not mapped", peer);
+        source.message = WireMessage(memory, options.dtype, options.dim, num_rows, num_entries,
+                                     on_board ? &board : nullptr);
     }
     if (source.state == State::body && transport.arrived(source.in.sized)) {
         complete(batch, index);
@@ -197,6 +201,13 @@ void ExpertSideImpl::order_entries(const MicroBatch& batch) {
                             entry.slot, num_slots, entry.row, header.num_rows);
             ++next_[entry.slot];
         }
+        for (int32_t row = 0; message.places != nullptr && row < header.num_rows; ++row)
+            if (message.places[row] < 0 || message.places[row] >= shared_.setup.options.max_tokens)
+                throw Error(ErrorKind::communication,
+                            "damaged message from rank {}: row {} lies at {} of {}; do all ranks "
+                            "run the same build?",
+                            shared_.setup.layout.world_rank_of_attention(static_cast<int>(s)), row,
+                            message.places[row], shared_.setup.options.max_tokens);
         num_entries += header.num_entries;
         num_rows += header.num_rows + 1;
     }

@@ -36,6 +36,11 @@ struct ExchangeShared {
     Transport& transport;
     ThreadPool* threads;
     Waiter waiter;
+    // Of micro-batch m the lanes have channels 4 m to 4 m + 3, the board (all tokens of an
+    // attention rank) has channel m.
+    void open_board(int micro_batch) const;
+    // That of `writer`; its base is null where this rank cannot reach it.
+    WireMessage board(int writer, int micro_batch) const;
     size_t dispatch_slot_bytes(int expert_rank) const;
     size_t reply_slot_bytes(int expert_rank) const;
     int max_slots(int expert_rank) const;
@@ -49,8 +54,9 @@ struct ExchangeShared {
     int64_t reply_rows(int64_t num_rows, int64_t num_entries) const {
         return setup.options.combine == CombineMode::exact ? num_entries : num_rows;
     }
-    WireLayout dispatch_layout(int64_t num_rows, int64_t num_entries) const {
-        return wire_layout(setup.options.dtype, setup.options.dim, num_rows, num_entries);
+    WireLayout dispatch_layout(int64_t num_rows, int64_t num_entries,
+                               WireRowsLie rows_lie = WireRowsLie::in_message) const {
+        return wire_layout(setup.options.dtype, setup.options.dim, num_rows, num_entries, rows_lie);
     }
     WireLayout reply_layout(int64_t num_reply_rows) const {
         return wire_layout(combine_dtype(setup.options), setup.options.dim, num_reply_rows, 0);
@@ -102,7 +108,8 @@ class AttentionSideImpl final : public AttentionSide {
         uint32_t sequence = 0;
     };
 
-    void start_messages(MicroBatch& batch, int micro_batch, Agreement say);
+    // Returns the bytes that peers will have to read.
+    int64_t start_messages(MicroBatch& batch, int micro_batch, Agreement say);
     void pack_rows(const MicroBatch& batch, const Tensor& x);
     void expect_replies(MicroBatch& batch);
     void combine_exact(const MicroBatch& batch, const Tensor& out);

@@ -69,6 +69,16 @@ class Transport {
     virtual LaneId open_receive(const LaneSpec& spec) = 0;
     virtual void connect() = 0;
 
+    // Boards: memory of this rank that peers on its node read where it lies, so that what goes to
+    // several of them is written once. Opened by the writer alone, before connect(), each on a
+    // channel of its own; 64-byte aligned. When to write and read is for messages over lanes to
+    // say. A transport without boards takes no memory for them.
+    virtual void open_board(int /*channel*/, size_t /*capacity_bytes*/) {}
+    // After connect(): whether the peer (or this rank) reads what this rank writes there.
+    virtual bool reads_boards(int /*peer*/) { return false; }
+    // That of `writer`, a peer or this rank; null where this rank cannot reach it.
+    virtual std::byte* board(int /*writer*/, int /*channel*/) { return nullptr; }
+
     // The lane's buffer; 64-byte aligned. Moves when reserve() has to grow it. That of a send slot
     // may be the peer's own memory: write to it only once the peer expects the message.
     virtual std::byte* buffer(LaneId lane) = 0;

@@ -4,6 +4,7 @@
 #include "base/error.h"
 
 #if FERRY_HAS_UCX
+#include <algorithm>
 #include <cstring>
 
 #include "comm/transport_ucx_parts.h"
@@ -25,6 +26,23 @@ LaneId UcxTransport::open(const LaneSpec& spec, bool receives) {
     lane.receives = receives;
     if (spec.peer == rank()) lane.self = self_.open(spec, device());
     return static_cast<LaneId>(lanes_.size()) - 1;
+}
+
+void UcxTransport::open_board(int channel, size_t capacity_bytes) {
+    const std::vector<int>& nodes = world_.node_of_rank();
+    if (std::ranges::count(nodes, world_.node()) > 1)
+        boards_.push_back({.channel = channel, .capacity_bytes = capacity_bytes});
+}
+
+bool UcxTransport::reads_boards(int peer) {
+    if (boards_.empty()) return false;
+    return peer == rank() ? std::ranges::any_of(peers_, share_memory) : share_memory(peers_[peer]);
+}
+
+std::byte* UcxTransport::board(int writer, int channel) {
+    const std::vector<Board>& boards = writer == rank() ? boards_ : peers_[writer].boards;
+    const auto found = std::ranges::find(boards, channel, &Board::channel);
+    return found != boards.end() ? found->data : nullptr;
 }
 
 void UcxTransport::allocate(Lane& lane, size_t size_bytes) {

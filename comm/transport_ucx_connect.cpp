@@ -113,6 +113,10 @@ Introduction UcxTransport::introduce() {
         flag += kCacheLine;
         end += round_up_message(lane.spec.capacity_bytes);
     }
+    for (const Board& board : boards_) {
+        introduction.boards.push_back({board.channel, end});
+        end += round_up_message(board.capacity_bytes);
+    }
     receive_region_ = Region(context_, end);
     std::memset(receive_region_.data(), 0, flags_end);
     size_t next = 0;
@@ -122,6 +126,8 @@ Introduction UcxTransport::introduce() {
         lane.flag = receive_region_.data() + slot.flag_offset;
         lane.data = receive_region_.data() + slot.data_offset;
     }
+    for (size_t i = 0; i < boards_.size(); ++i)
+        boards_[i].data = receive_region_.data() + introduction.boards[i].data_offset;
     introduction.region_key = receive_region_.pack_key();
     introduction.region = reinterpret_cast<uint64_t>(receive_region_.data());
     return introduction;
@@ -157,12 +163,21 @@ void UcxTransport::meet(Peer& peer, const Introduction& introduction) {
     if (path == "message") return;
     ucx_check(ucp_ep_rkey_unpack(peer.endpoint, introduction.region_key.data(), &peer.key),
               "unpacking a remote key");
-    void* mapped = nullptr;
-    if (path != "put" && same_node &&
-        ucp_rkey_ptr(peer.key, introduction.region, &mapped) == UCS_OK)
+    void* found = nullptr;
+    if (path != "put" && same_node && ucp_rkey_ptr(peer.key, introduction.region, &found) == UCS_OK)
         peer.path = UcxPath::mapped;
     else if (has_one_sided_lane(peer.endpoint))
         peer.path = UcxPath::put;
+    if (peer.path == UcxPath::mapped)
+        for (const BoardAddress& board : introduction.boards)
+            peer.boards.push_back({.channel = board.channel,
+                                   .data = mapped(peer, introduction.region + board.data_offset)});
+}
+
+std::byte* UcxTransport::mapped(const Peer& peer, uint64_t address) {
+    void* here = nullptr;
+    ucx_check(ucp_rkey_ptr(peer.key, address, &here), "mapping a peer's memory");
+    return static_cast<std::byte*>(here);
 }
 
 // Where this rank's slots are at their receivers.
@@ -184,12 +199,8 @@ void UcxTransport::place_send_slots(const std::vector<Introduction>& introductio
         lane.remote_flag = there.region + slot->flag_offset;
         lane.remote_data = there.region + slot->data_offset;
         if (lane.path == UcxPath::mapped) {
-            void* flag = nullptr;
-            void* data = nullptr;
-            ucx_check(ucp_rkey_ptr(peer.key, lane.remote_flag, &flag), "mapping a slot");
-            ucx_check(ucp_rkey_ptr(peer.key, lane.remote_data, &data), "mapping a slot");
-            lane.flag = static_cast<std::byte*>(flag);
-            lane.data = static_cast<std::byte*>(data);
+            lane.flag = mapped(peer, lane.remote_flag);
+            lane.data = mapped(peer, lane.remote_data);
         } else if (lane.path == UcxPath::put) {
             put_flags += kCacheLine;
             put_bytes += round_up_message(lane.spec.capacity_bytes);

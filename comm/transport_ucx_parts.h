@@ -40,6 +40,10 @@ class UcxTransport final : public Transport {
     LaneId open_receive(const LaneSpec& spec) override { return open(spec, true); }
     void connect() override;
 
+    void open_board(int channel, size_t capacity_bytes) override;
+    bool reads_boards(int peer) override;
+    std::byte* board(int writer, int channel) override;
+
     std::byte* buffer(LaneId id) override {
         const Lane& lane = lanes_[id];
         return lane.self >= 0 ? self_.buffer(lane.self) : lane.data;
@@ -75,6 +79,11 @@ class UcxTransport final : public Transport {
         void* request = nullptr;  // the posted receive
         Buffer memory;            // sized lanes, and slots that are sent by message
     };
+    struct Board {
+        int channel = 0;
+        size_t capacity_bytes = 0;  // of this rank's
+        std::byte* data = nullptr;
+    };
     struct Greeting {
         int32_t rank;
         UcxPath path;
@@ -88,6 +97,7 @@ class UcxTransport final : public Transport {
         bool detects_failure = false;
         UcxPath path = UcxPath::message;     // of slots that are sent to it
         UcxPath path_in = UcxPath::message;  // of slots that it sends
+        std::vector<Board> boards;           // mapped here
         int num_hellos = 0;
         bool left = false;
         ucs_status_t failure = UCS_OK;
@@ -110,6 +120,10 @@ class UcxTransport final : public Transport {
 
     Introduction introduce();
     void meet(Peer& peer, const Introduction& introduction);
+    static std::byte* mapped(const Peer& peer, uint64_t address);
+    static bool share_memory(const Peer& peer) {
+        return peer.path == UcxPath::mapped && peer.path_in == UcxPath::mapped;
+    }
     void place_send_slots(const std::vector<Introduction>& introductions);
     void greet(unsigned what);
     void await_hellos(int num);
@@ -162,7 +176,8 @@ class UcxTransport final : public Transport {
     SelfLanes self_;
     std::deque<Lane> lanes_;
     std::deque<Peer> peers_;
-    Region receive_region_;                // flags, a cache line each, then slots
+    std::vector<Board> boards_;            // of this rank
+    Region receive_region_;                // flags, a cache line each, then slots and boards
     Region send_region_;                   // the same, of slots that are sent by put
     std::vector<LaneId> awaited_;          // receive slots by flag whose message is not here
     std::vector<Completion> completions_;  // seen by callbacks

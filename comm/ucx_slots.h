@@ -1,5 +1,5 @@
-// Slots in registered memory: how their flags read, and what a rank tells all others at start-up so
-// that they can reach them.
+// Slots and boards in registered memory: how slots' flags read, and what a rank tells all others at
+// start-up so that they can reach them.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -39,22 +39,29 @@ struct SlotAddress {
     uint64_t flag_offset = 0;
     uint64_t data_offset = 0;
 };
+// A board in its writer's registered region.
+struct BoardAddress {
+    int32_t channel = 0;
+    uint64_t data_offset = 0;
+};
 struct Introduction {
     std::string worker_address;
     std::string region_key;
     uint64_t region = 0;
     std::vector<SlotAddress> slots;
+    std::vector<BoardAddress> boards;
 
     std::string pack() const {
         std::string text;
         const auto add = [&](const void* data, size_t size) {
             text.append(static_cast<const char*>(data), size);
         };
-        for (size_t size : {worker_address.size(), region_key.size(), slots.size()})
+        for (size_t size : {worker_address.size(), region_key.size(), slots.size(), boards.size()})
             add(&size, sizeof size);
         add(&region, sizeof region);
         text += worker_address + region_key;
         add(slots.data(), slots.size() * sizeof(SlotAddress));
+        add(boards.data(), boards.size() * sizeof(BoardAddress));
         return text;
     }
     explicit Introduction(const std::string& text) {
@@ -64,15 +71,17 @@ struct Introduction {
             std::memcpy(data, text.data() + at, size);
             at += size;
         };
-        size_t sizes[3];
+        size_t sizes[4];
         take(sizes, sizeof sizes);
         take(&region, sizeof region);
         worker_address.resize(sizes[0]);
         region_key.resize(sizes[1]);
         slots.resize(sizes[2]);
+        boards.resize(sizes[3]);
         take(worker_address.data(), sizes[0]);
         take(region_key.data(), sizes[1]);
         take(slots.data(), sizes[2] * sizeof(SlotAddress));
+        take(boards.data(), sizes[3] * sizeof(BoardAddress));
     }
     Introduction() = default;
 };

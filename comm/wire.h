@@ -19,6 +19,7 @@ enum WireFlags : uint32_t {
     kWireReply = 1,
     kWireBodyFollows = 2,  // rows come in a second message of the size that this header implies
     kWireClosed = 4,       // the last message of its sender
+    kWireOnBoard = 8,      // rows lie on the sender's board (Transport::board), not in the message
 };
 
 struct MessageHeader {
@@ -51,10 +52,12 @@ constexpr int64_t wire_row_scales(DType dtype, int64_t dim) {
     return dtype == DType::fp8_e4m3 ? (dim + kWireScaleBlock - 1) / kWireScaleBlock : 0;
 }
 
-// Sections in order; each starts on a 64-byte boundary.
-enum class WireSection : uint8_t { header, entries, scales, rows, end };
-constexpr std::array<std::string_view, 5> kWireSectionNames{"header", "entries", "scales", "rows",
-                                                            "end"};
+// Sections in order; each starts on a 64-byte boundary. A message whose rows lie on a board has
+// their places there (i32 each), others have scales and rows.
+enum class WireSection : uint8_t { header, entries, places, scales, rows, end };
+constexpr std::array<std::string_view, 6> kWireSectionNames{"header", "entries", "places",
+                                                            "scales", "rows",    "end"};
+enum class WireRowsLie : uint8_t { in_message, on_board };
 
 struct WireLayout {
     std::array<size_t, kWireSectionNames.size()> offset{};  // by section; `end` is the size
@@ -65,12 +68,15 @@ struct WireLayout {
     constexpr size_t size_bytes() const { return (*this)[WireSection::end]; }
 };
 
-constexpr WireLayout wire_layout(DType dtype, int64_t dim, int64_t num_rows, int64_t num_entries) {
-    const std::array<int64_t, 4> section_bytes{
+constexpr WireLayout wire_layout(DType dtype, int64_t dim, int64_t num_rows, int64_t num_entries,
+                                 WireRowsLie rows_lie = WireRowsLie::in_message) {
+    const int64_t inside = rows_lie == WireRowsLie::in_message ? num_rows : 0;
+    const std::array<int64_t, 5> section_bytes{
         static_cast<int64_t>(sizeof(MessageHeader)),
         num_entries * static_cast<int64_t>(sizeof(WireEntry)),
-        num_rows * wire_row_scales(dtype, dim) * static_cast<int64_t>(sizeof(float)),
-        num_rows * wire_row_bytes(dtype, dim),
+        (num_rows - inside) * static_cast<int64_t>(sizeof(int32_t)),
+        inside * wire_row_scales(dtype, dim) * static_cast<int64_t>(sizeof(float)),
+        inside * wire_row_bytes(dtype, dim),
     };
     WireLayout layout;
     size_t offset = 0;
@@ -83,27 +89,38 @@ constexpr WireLayout wire_layout(DType dtype, int64_t dim, int64_t num_rows, int
 }
 constexpr size_t kHeaderBytes = round_up_message(sizeof(MessageHeader));
 
-// A message in memory, laid out.
+// A message in memory, laid out; a board is one without entries.
 struct WireMessage {
     std::byte* base = nullptr;
     WireLayout layout;
     int64_t row_bytes = 0;
     int64_t row_scales = 0;
+    std::byte* rows = nullptr;
+    float* scale_rows = nullptr;
+    int32_t* places = nullptr;  // of its rows on the board; null: rows lie in the message, in order
 
     WireMessage() = default;
-    WireMessage(std::byte* memory, DType dtype, int64_t dim, int64_t num_rows, int64_t num_entries)
+    WireMessage(std::byte* memory, DType dtype, int64_t dim, int64_t num_rows, int64_t num_entries,
+                const WireMessage* board = nullptr)
         : base(memory),
-          layout(wire_layout(dtype, dim, num_rows, num_entries)),
+          layout(wire_layout(dtype, dim, num_rows, num_entries,
+                             board != nullptr ? WireRowsLie::on_board : WireRowsLie::in_message)),
           row_bytes(wire_row_bytes(dtype, dim)),
-          row_scales(wire_row_scales(dtype, dim)) {}
+          row_scales(wire_row_scales(dtype, dim)),
+          rows(board != nullptr ? board->rows : section<std::byte>(WireSection::rows)),
+          scale_rows(board != nullptr ? board->scale_rows : section<float>(WireSection::scales)),
+          places(board != nullptr ? section<int32_t>(WireSection::places) : nullptr) {}
 
     MessageHeader& header() const { return *reinterpret_cast<MessageHeader*>(base); }
-    WireEntry* entries() const {
-        return reinterpret_cast<WireEntry*>(base + layout[WireSection::entries]);
-    }
-    std::byte* row(int64_t i) const { return base + layout[WireSection::rows] + i * row_bytes; }
-    float* scales(int64_t i) const {
-        return reinterpret_cast<float*>(base + layout[WireSection::scales]) + i * row_scales;
+    WireEntry* entries() const { return section<WireEntry>(WireSection::entries); }
+    int64_t place(int64_t i) const { return places != nullptr ? places[i] : i; }
+    std::byte* row(int64_t i) const { return rows + place(i) * row_bytes; }
+    float* scales(int64_t i) const { return scale_rows + place(i) * row_scales; }
+
+  private:
+    template <typename T>
+    T* section(WireSection which) const {
+        return reinterpret_cast<T*>(base + layout[which]);
     }
 };
 

@@ -132,20 +132,21 @@ BenchJob::BenchJob(World& all, const BenchArguments& arguments)
 void run_bench_job(const std::function<void(World& world)>& body) {
     go_on_under_keeper();
     install_stop_signals();
-    bool stopped = false, tells = true;
+    bool stopped = false;
     {
         World world = start_world();
         try {
             body(world);
             stopped = world.all_max(stop_requested() ? 1 : 0) > 0;
-            tells = world.rank() == 0;
+            if (stopped)
+                tell_stop(world, Error(ErrorKind::requeue,
+                                       "stopped; what was finished before is reported"));
         } catch (const Error& error) {
             if (world.size() == 1) throw;
             end_job(world, error);
         }
     }
-    if (stopped && !tells) std::exit(exit_code(ErrorKind::requeue));
-    if (stopped) throw Error(ErrorKind::requeue, "stopped; what was finished before is reported");
+    if (stopped) std::exit(exit_code(ErrorKind::requeue));
 }
 
 void describe_bench(const BenchArguments& arguments, BenchJob& job, const WorkloadOptions& options,

@@ -405,8 +405,7 @@ void generate_on(const Arguments& arguments, World& world) {
 void generate(const Arguments& arguments) {
     go_on_under_keeper();
     install_stop_signals();
-    std::optional<Error> stopped;
-    bool stopped_quietly = false;  // rank 0 tells
+    bool stopped = false;
     {
         World world = start_world();
         try {
@@ -414,12 +413,11 @@ void generate(const Arguments& arguments) {
         } catch (const Error& error) {
             if (world.size() == 1) throw;
             if (error.kind() != ErrorKind::requeue) end_job(world, error);
-            stopped = error;  // on all ranks alike: they end in order
-            if (world.rank() != 0) stopped_quietly = true;
+            stopped = true;
+            tell_stop(world, error);
         }
     }
-    if (stopped_quietly) std::exit(exit_code(stopped->kind()));
-    if (stopped) throw Error(*stopped);
+    if (stopped) std::exit(exit_code(ErrorKind::requeue));
 }
 
 }  // namespace

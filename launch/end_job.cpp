@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <thread>
 
@@ -29,6 +30,12 @@ void end_job(World& world, const Error& error) {
     fmt::print(stderr, "ferry: rank {} on {}: {}: {}\n", world.rank(), world.host(),
                to_string(error.kind()), error.what());
     world.abort(exit_code(error.kind()));
+}
+
+void tell_stop(const World& world, const Error& error) {
+    if (world.rank() != 0) return;
+    fmt::print(stderr, "ferry: {}: {}\n", to_string(error.kind()), error.what());
+    std::fflush(nullptr);
 }
 
 }  // namespace ferry

@@ -9,4 +9,8 @@ namespace ferry {
 // files is wrong on every rank: rank 0 is given the time to say it and end the others.
 [[noreturn]] void end_job(World& world, const Error& error);
 
+// What stops all ranks alike, which end in order then: rank 0 says it, before the end of the first
+// rank has the launcher end the others and no longer listen to them.
+void tell_stop(const World& world, const Error& error);
+
 }  // namespace ferry

@@ -19,10 +19,15 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Prompts of which a step may leave some for the next one: as many chunks of the longest kind as it
-// has, and the one that its budget cuts.
-int64_t most_unfinished_prompts(const SchedulerOptions& options) {
-    return std::min(options.max_batch, options.max_batch_tokens / options.max_prefill_chunk + 1);
+// Of prompts that may stay expanded at once. A step leaves some for the next one, as many chunks of
+// the longest kind as it has and the one that its budget cuts; where it is computed in parts, all
+// of its prompts and those that were planned ahead.
+int64_t most_expanded_positions(const EngineOptions& options) {
+    const SchedulerOptions& steps = options.scheduler;
+    const int64_t unfinished =
+        std::min(steps.max_batch, steps.max_batch_tokens / steps.max_prefill_chunk + 1);
+    const int64_t of_steps = steps.num_parts > 1 ? 2 * steps.max_batch_tokens : 0;
+    return unfinished * options.max_context + of_steps;
 }
 
 SchedulerOptions with_room(SchedulerOptions options, const AttentionWorker& worker,
@@ -41,7 +46,7 @@ WorkerLimits worker_limits(const EngineOptions& options) {
             .max_logit_rows = options.scheduler.max_batch,
             .num_pages = options.num_pages,
             .expanded_bytes = options.expanded_bytes,
-            .expanded_positions = options.max_context * most_unfinished_prompts(options.scheduler),
+            .expanded_positions = most_expanded_positions(options),
             .cuda_graphs = options.cuda_graphs};
 }
 

@@ -121,13 +121,15 @@ bool Scheduler::admit(Sequence& sequence) {
     return false;
 }
 
-// Tokens of a sequence, whose prompt stays expanded if more chunks of it follow. What earlier
-// chunks have expanded is known of those that are complete or planned, not of one that was planned
-// ahead and dropped.
+// Tokens of a sequence, whose prompt stays expanded if more chunks of it follow, or more parts of
+// this one. What earlier chunks have expanded is known of those that are complete or planned, not
+// of one that was planned ahead and dropped.
 Scheduler::Chunk Scheduler::chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens) {
     Chunk chunk{.sequence = &sequence, .begin = begin, .num_tokens = num_tokens};
     if (begin >= sequence.prompt_length) return chunk;
-    if (sequence.expanded.num_layers == 0 && begin + num_tokens < sequence.prompt_length)
+    const bool in_parts = options_.num_parts > 1 && num_tokens > 1;
+    if (sequence.expanded.num_layers == 0 &&
+        (in_parts || begin + num_tokens < sequence.prompt_length))
         sequence.expanded = room_.take(sequence.prompt_length);
     chunk.expanded = sequence.expanded;
     if (sequence.chunk >= 0)

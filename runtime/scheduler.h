@@ -23,7 +23,7 @@ struct Sequence {
     // Owned by the scheduler:
     int64_t num_computed = 0;  // leading tokens whose latents are in the cache
     std::vector<int32_t> pages;
-    ExpandedPrompt expanded;    // from a chunk that does not end the prompt to the one that does
+    ExpandedPrompt expanded;    // of a prompt that takes several chunks, or a step in parts
     int64_t num_published = 0;  // leading pages known to the prefix cache
     int64_t last_node = 0;      // prefix node of the last of them
     int64_t num_preemptions = 0;
@@ -36,6 +36,7 @@ struct SchedulerOptions {
     int64_t max_batch = 32;            // running sequences
     int64_t max_batch_tokens = 512;    // rows of one step; at least max_batch
     int64_t max_prefill_chunk = 4096;  // rows of one sequence's prompt in one step
+    int64_t num_parts = 1;             // micro-batches, into which the rows of a step are cut
     int64_t num_expanded_units = 0;    // PromptRoom, of a model of so many layers
     int64_t num_layers = 0;
 };

@@ -1,4 +1,5 @@
-// The bytes that zones report are those that the exchange plan implies, in every mode and layout.
+// The bytes that zones report are those that the exchange plan implies, in every mode and layout;
+// rows on a board count for each peer that reads them there.
 #include <gtest/gtest.h>
 
 #include <tuple>
@@ -21,9 +22,10 @@ struct Bytes {
 };
 
 // Of one attention rank's messages: a message that does not fit the slot of the worst case of
-// kBoundedTokens has a header of its own on its way out, and none on its way back.
-Bytes planned(const ExchangePlan& plan, const ExchangeOptions& options,
-              const Placement& placement) {
+// kBoundedTokens, and that the peer does not read on a board, has a header of its own on its way
+// out, and none on its way back.
+Bytes planned(const ExchangePlan& plan, const ExchangeOptions& options, const Placement& placement,
+              const Layout& layout, Transport& transport) {
     Bytes bytes;
     const bool sized = options.mode == ExchangeMode::sized;
     for (int e = 0; e < placement.num_ranks(); ++e) {
@@ -35,7 +37,13 @@ Bytes planned(const ExchangePlan& plan, const ExchangeOptions& options,
         const auto slot = static_cast<int64_t>(
             sized ? kHeaderBytes
                   : wire_layout(options.dtype, kDim, kBoundedTokens, most).size_bytes());
-        bytes.dispatch += out <= slot ? out : out + static_cast<int64_t>(kHeaderBytes);
+        const auto without_rows =
+            static_cast<int64_t>(wire_layout(options.dtype, kDim, plan.num_rows(e),
+                                             plan.num_entries(e), WireRowsLie::on_board)
+                                     .size_bytes());
+        const bool on_board =
+            without_rows <= slot && transport.reads_boards(layout.world_rank_of_expert(e));
+        bytes.dispatch += out <= slot || on_board ? out : out + static_cast<int64_t>(kHeaderBytes);
         const int64_t rows = exact ? plan.num_entries(e) : plan.num_rows(e);
         bytes.combine +=
             static_cast<int64_t>(wire_layout(combine_dtype(options), kDim, rows, 0).size_bytes());
@@ -62,7 +70,7 @@ void check(const LayoutOptions& layout_options, const ExchangeOptions& options) 
                                               kTopk, kExperts, true);
             ExchangePlan plan(kMaxTokens, kTopk, layout.num_expert());
             plan.build(tokens.routing(), placement, rank);
-            const Bytes one = planned(plan, options, placement);
+            const Bytes one = planned(plan, options, placement, layout, *transport);
             expected.dispatch += one.dispatch;
             expected.combine += one.combine;
             std::vector<float> out(tokens.x.size());

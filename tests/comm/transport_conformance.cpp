@@ -243,6 +243,38 @@ TEST(TransportConformance, ThousandsOfRounds) {
 }
 
 // A peer that says nothing ends in an error that names it, not in a hang.
+// On one node ucx maps peers' memory, unless told which way to go; no other transport has boards.
+TEST(TransportConformance, BoardsAreReadWhereTheyLie) {
+    constexpr int kChannel = 3;
+    World& world = test_world();
+    const auto transport = transport_under_test();
+    for (int peer = 0; peer < world.size(); ++peer) {
+        transport->open_send({peer, 0, LaneKind::slot, kMessageUnit});
+        transport->open_receive({peer, 0, LaneKind::slot, kMessageUnit});
+    }
+    transport->open_board(kChannel + 1, 4096);
+    transport->open_board(kChannel, 64);
+    transport->connect();
+    const bool told = std::getenv("FERRY_UCX_PATH") != nullptr || std::getenv("UCX_TLS") != nullptr;
+    if (std::byte* own = transport->board(world.rank(), kChannel))
+        *own = static_cast<std::byte>(world.rank() + 1);
+    world.barrier();
+    for (int peer = 0; peer < world.size(); ++peer) {
+        const std::byte* board = transport->board(peer, kChannel);
+        const bool is_near = world.node_of_rank()[peer] == world.node() && world.size() > 1;
+        if (is_near && transport->name() == "ucx" && !told) {
+            EXPECT_TRUE(transport->reads_boards(peer));
+            ASSERT_NE(board, nullptr);
+            EXPECT_EQ(*board, static_cast<std::byte>(peer + 1));
+            EXPECT_EQ(reinterpret_cast<uintptr_t>(board) % kMessageUnit, 0u);
+        } else {
+            EXPECT_FALSE(transport->reads_boards(peer));
+            EXPECT_TRUE(peer == world.rank() || board == nullptr);
+        }
+    }
+    world.barrier();
+}
+
 TEST(TransportConformance, SilenceIsAnErrorThatNamesTheRank) {
     World& world = test_world();
     if (world.size() < 2) return;

@@ -207,6 +207,32 @@ TEST_F(ExpandedPrompts, PromptsCompeteForTheRoom) {
     }
 }
 
+// A step is computed in two parts here. With or without a chunk that follows, and beside others.
+TEST_F(ExpandedPrompts, PartsOfAStepExpandTheirOwnRows) {
+    std::vector<Request> requests;
+    for (int64_t i = 0; i < 5; ++i) requests.push_back(request(i, 40 + i * 67 % 190, 4));
+    const std::vector<Completion> expected = alone(requests);
+    int64_t prompts = 0;
+    for (const Request& one : requests) prompts += std::ssize(one.prompt_tokens);
+    for (const int64_t max_tokens : {kMaxTokens, int64_t{100}}) {
+        SCOPED_TRACE(max_tokens);
+        const auto rows_of = [&](int64_t expanded_bytes) {
+            Engine engine =
+                make_engine({.scheduler = {.max_batch = 5,
+                                           .max_batch_tokens = max_tokens,
+                                           .num_parts = rank_.fabric().num_micro_batches()},
+                             .max_context = 320,
+                             .expanded_bytes = expanded_bytes});
+            const int64_t before = kernels_.num_expanded;
+            expect_same(run(engine, requests), expected);
+            EXPECT_EQ(engine.prompt_room().num_held(), 0);
+            return kernels_.num_expanded - before;
+        };
+        EXPECT_EQ(rows_of(bytes_of(5000)), prompts * num_layers());
+        EXPECT_GT(rows_of(0), prompts * (num_layers() - 1));
+    }
+}
+
 // What the prefix cache has is expanded once, with the first chunk of those that go on from it.
 TEST_F(ExpandedPrompts, AfterAPrefixThatIsFound) {
     Request first = request(0, 140, 2), second = request(1, 300, 3);
