@@ -11,7 +11,6 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kPieceBytes = int64_t{256} << 10;  // stays in cache between read and packing
 // What one thread fills: a huge page, of one weight or of small ones that follow each other.
 // Threads that touch the same one for the first time at once would both be given one by the kernel,
 // cleared, and one of them would be thrown away.
@@ -223,8 +222,9 @@ OwnedTensor WeightLoader::rows(const std::string& name, Range rows, Weight* pack
                        {rows.num, columns});
     if (packed != nullptr)
         *packed = make_weight({.dtype = tensor.dtype, .groups = 1, .out = rows.num, .in = columns});
+    const int64_t at_once = rows_at_once(row_bytes);
     const int64_t rows_per_piece =
-        std::max<int64_t>(1, kTaskBytes / row_bytes / kScaleBlock) * kScaleBlock;
+        std::max<int64_t>(1, kTaskBytes / (at_once * row_bytes)) * at_once;
     const std::shared_ptr<Weight> also =
         packed == nullptr ? nullptr : std::make_shared<Weight>(view_of(*packed));
     const auto load_piece = [this, name, rows, all = result.view(), also](int64_t first,
@@ -260,9 +260,7 @@ Weight WeightLoader::linear(const std::string& name) {
 Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
     const TensorInfo tensor = info(name);
     Weight weight = make_weight({.dtype = tensor.dtype, .groups = 1, .out = out.num, .in = in.num});
-    const int64_t rows_per_piece =
-        std::max<int64_t>(1, kPieceBytes / (in.num * size_bytes(tensor.dtype)) / kScaleBlock) *
-        kScaleBlock;
+    const int64_t rows_per_piece = rows_at_once(in.num * size_bytes(tensor.dtype));
     std::vector<Piece> pieces;
     for (int64_t first = 0; first < out.num; first += rows_per_piece) {
         const Range rows{out.begin + first, std::min(rows_per_piece, out.num - first)};
@@ -313,9 +311,7 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
                                         .out = out,
                                         .in = in},
                                        experts, shared);
-    const int64_t rows_per_piece =
-        std::max<int64_t>(1, kPieceBytes / (in * size_bytes(tensor.dtype)) / kScaleBlock) *
-        kScaleBlock;
+    const int64_t rows_per_piece = rows_at_once(in * size_bytes(tensor.dtype));
     std::vector<Piece> pieces;
     for (size_t group = 0; group < experts.size(); ++group) {
         const auto copies = std::ranges::find(shared, experts[group], &SharedExpert::expert);

@@ -2,6 +2,7 @@
 // the list of names and shapes that a model needs. Names are those of the checkpoint's HDF5 paths,
 // without the leading slash.
 #pragma once
+#include <algorithm>
 #include <optional>
 #include <span>
 #include <string>
@@ -43,6 +44,13 @@ struct Range {
     int64_t begin = 0;
     int64_t num = 0;
 };
+
+// Rows of a matrix that are loaded at once: in multiples of 128 (fp8 scale blocks), some 256 KiB,
+// which stay in cache from reading to packing.
+constexpr int64_t rows_at_once(int64_t row_bytes) {
+    constexpr int64_t kBytes = int64_t{256} << 10, kMultiple = 128;
+    return std::max<int64_t>(1, kBytes / std::max<int64_t>(1, row_bytes * kMultiple)) * kMultiple;
+}
 
 class WeightSource {
   public:

@@ -1,9 +1,11 @@
 #include "runtime/checkpoint.h"
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <filesystem>
 #include <mutex>
+#include <set>
 #include <sstream>
 
 #include "base/error.h"
@@ -57,7 +59,9 @@ std::optional<Checkpoint::Piece> make_piece(const Hdf5Dataset& dataset, const In
                                      .file = &file,
                                      .offset_bytes = dataset.offset_bytes},
                             .size_bytes = size_bytes(dataset.info),
-                            .checksum = 0};
+                            .checksum = 0,
+                            .info = dataset.info,
+                            .blocks = {}};
     if (const auto* row = get_if<int64_t>(dataset.attributes, kFirstRowAttribute))
         piece.part.first_row = *row;
     const auto* text = get_if<std::string>(dataset.attributes, kChecksumAttribute);
@@ -77,6 +81,12 @@ std::optional<Checkpoint::Piece> make_piece(const Hdf5Dataset& dataset, const In
         return piece;
     }
     return std::nullopt;
+}
+
+// As its sums have them; 0 without any.
+int64_t num_blocks(const Checkpoint::Piece& piece) {
+    if (piece.blocks.rows_per_block < 1) return 0;
+    return BlockLayout(piece.info, piece.blocks.rows_per_block).num_blocks();
 }
 
 // One tensor of its pieces in row order, as far as they follow each other and fit: what is missing
@@ -130,6 +140,99 @@ void check_tensor(const std::map<std::string, StoredTensor>& tensors, const Tens
 
 }  // namespace
 
+// Blocks that a box is made of are compared where they were read to. Of a box that begins or ends
+// within a block, or has some columns only, the blocks that it touches are read whole, once.
+struct Checkpoint::CheckedReads {
+    struct Dataset {
+        const Piece& piece;
+        BlockLayout layout;
+        std::vector<std::atomic<bool>> is_checked;  // by block that was read for that alone
+
+        explicit Dataset(const Piece& p)
+            : piece(p),
+              layout(p.info, p.blocks.rows_per_block),
+              is_checked(static_cast<size_t>(layout.num_blocks())) {}
+    };
+
+    explicit CheckedReads(const std::vector<Piece>& pieces) {
+        for (const Piece& piece : pieces)
+            datasets[piece.name].push_back(std::make_unique<Dataset>(piece));
+        for (auto& [name, parts] : datasets)
+            std::ranges::sort(parts, {}, [](const auto& p) { return p->piece.part.first_row; });
+    }
+
+    void check(const std::string& name, std::span<const Range> box, const std::byte* data) {
+        const size_t rank = box.size();
+        FERRY_CHECK(rank >= 1 && rank <= 3, "{} has {} dimensions", name, rank);
+        for (const auto& each : datasets.at(name)) {
+            Dataset& dataset = *each;
+            const StoredPart& part = dataset.piece.part;
+            const int64_t begin = std::max(box[0].begin, part.first_row);
+            const int64_t end = std::min(box[0].begin + box[0].num, part.first_row + part.num_rows);
+            if (begin >= end) continue;
+            const Range inside{begin - part.first_row, end - begin};
+            if (rank == 1) {
+                const bool whole = inside.num == part.num_rows;
+                check_rows(dataset, {0, 1}, whole ? data : nullptr);
+                continue;
+            }
+            const bool all_columns = box[rank - 1].num == dataset.piece.info.shape[rank - 1];
+            const int64_t first_matrix = rank == 2 ? 0 : inside.begin;
+            const int64_t num_matrices = rank == 2 ? 1 : inside.num;
+            const Range rows = rank == 2 ? inside : box[1];
+            for (int64_t m = first_matrix; m < first_matrix + num_matrices; ++m) {
+                check_rows(dataset, {m * dataset.layout.matrix_rows + rows.begin, rows.num},
+                           all_columns ? data : nullptr);
+                data += all_columns ? rows.num * dataset.layout.row_bytes : 0;
+            }
+        }
+    }
+
+    // Of one matrix; `data` may be null.
+    void check_rows(Dataset& dataset, Range rows, const std::byte* data) {
+        if (rows.num == 0) return;
+        const BlockLayout& layout = dataset.layout;
+        const int64_t first = layout.block_of(rows.begin);
+        const int64_t last = layout.block_of(rows.begin + rows.num - 1);
+        for (int64_t block = first; block <= last; ++block) {
+            const Range all = layout.rows_of(block);
+            const bool is_there = data != nullptr && all.begin >= rows.begin &&
+                                  all.begin + all.num <= rows.begin + rows.num;
+            if (is_there)
+                compare(dataset, block, data + (all.begin - rows.begin) * layout.row_bytes);
+            else if (!dataset.is_checked[static_cast<size_t>(block)].exchange(true))
+                read_and_compare(dataset, block);
+        }
+    }
+    void read_and_compare(Dataset& dataset, int64_t block) {
+        thread_local std::vector<std::byte> bytes;
+        const Range rows = dataset.layout.rows_of(block);
+        const StoredPart& part = dataset.piece.part;
+        bytes.resize(static_cast<size_t>(rows.num * dataset.layout.row_bytes));
+        part.file->read_at(part.offset_bytes + rows.begin * dataset.layout.row_bytes, bytes.size(),
+                           bytes.data());
+        compare(dataset, block, bytes.data());
+    }
+    void compare(const Dataset& dataset, int64_t block, const std::byte* data) {
+        const int64_t num_bytes = dataset.layout.rows_of(block).num * dataset.layout.row_bytes;
+        const uint64_t expected = dataset.piece.blocks.sums[static_cast<size_t>(block)];
+        if (checksum(data, static_cast<size_t>(num_bytes)) == expected) return;
+        const std::lock_guard lock(mutex);
+        damaged.insert(fmt::format("{}: tensor {} fails its checksum",
+                                   dataset.piece.part.file->path(), dataset.piece.name));
+    }
+    void require_sound(const std::string& directory) const {
+        const std::lock_guard lock(mutex);
+        Problems problems;
+        for (const std::string& text : damaged) problems.add("{}", text);
+        problems.throw_if_any(directory);
+    }
+
+    std::map<std::string, std::vector<std::unique_ptr<Dataset>>> datasets;
+    mutable std::mutex mutex;
+    std::set<std::string> damaged;
+};
+
 Checkpoint::Checkpoint(const std::string& path) {
     const fs::path given(path);
     const std::string master_path = fs::is_directory(given) ? (given / kMasterFile).string() : path;
@@ -165,11 +268,21 @@ Checkpoint::Checkpoint(const std::string& path) {
                 throw Error(ErrorKind::checkpoint, "{}: has {} bytes, expected {}", shard_path,
                             shards_.back()->size_bytes(), entry.size_bytes);
             const std::optional<std::string> index = shard.find_text(kIndexText);
+            const std::optional<std::string> sums = shard.find_text(kBlockSumsText);
+            std::map<std::string, BlockSums> blocks;
+            if (sums) blocks = parse_block_sums(*sums, shard_path);
             for (const Hdf5Dataset& dataset :
                  index ? parse_shard_index(*index, shard_path) : shard.datasets())
                 if (std::optional<Piece> piece = make_piece(dataset, *shards_.back(), problems)) {
-                    pieces_.push_back(*piece);
-                    found[dataset.name].emplace_back(std::move(*piece), dataset.info);
+                    found[dataset.name].emplace_back(*piece, dataset.info);
+                    if (const auto of_piece = blocks.find(dataset.name); of_piece != blocks.end())
+                        piece->blocks = std::move(of_piece->second);
+                    if (sums && std::ssize(piece->blocks.sums) != num_blocks(*piece))
+                        throw Error(ErrorKind::checkpoint,
+                                    "{}: its list of block checksums does not fit tensor {}; "
+                                    "convert again",
+                                    shard_path, dataset.name);
+                    pieces_.push_back(std::move(*piece));
                 }
         } catch (const Error& error) {
             problems.add("{}", error.what());
@@ -199,6 +312,20 @@ void Checkpoint::read(const std::string& name, std::span<const Range> ranges, vo
     if (it == tensors_.end())
         throw Error(ErrorKind::checkpoint, "{}: has no tensor {}", directory_, name);
     read_box(it->second, ranges, dst);
+    if (checked_reads_) checked_reads_->check(name, ranges, static_cast<const std::byte*>(dst));
+}
+
+bool Checkpoint::has_block_sums() const {
+    return std::ranges::all_of(pieces_, [](const Piece& p) { return !p.blocks.sums.empty(); });
+}
+
+void Checkpoint::check_reads() {
+    FERRY_CHECK(has_block_sums(), "{} has no checksums of blocks", directory_);
+    checked_reads_ = std::make_unique<CheckedReads>(pieces_);
+}
+
+void Checkpoint::require_sound() const {
+    if (checked_reads_) checked_reads_->require_sound(directory_);
 }
 
 void Checkpoint::verify(ThreadPool& pool, const std::function<void(int64_t bytes)>& progress,

@@ -8,6 +8,7 @@
 
 #include "base/thread_pool.h"
 #include "layers/weight_source.h"
+#include "runtime/block_sums.h"
 #include "runtime/model_description.h"
 #include "runtime/stored_tensor.h"
 
@@ -36,6 +37,8 @@ class Checkpoint : public WeightSource {
         StoredPart part;
         int64_t size_bytes = 0;
         uint64_t checksum = 0;
+        TensorInfo info;
+        BlockSums blocks;  // none in shards of builds before
     };
     const std::vector<Piece>& pieces() const { return pieces_; }
     const std::vector<std::unique_ptr<InputFile>>& shards() const { return shards_; }
@@ -46,6 +49,12 @@ class Checkpoint : public WeightSource {
     void verify(ThreadPool& pool, const std::function<void(int64_t bytes)>& progress = {},
                 size_t part = 0, size_t num_parts = 1) const;
 
+    // Where all shards have checksums of blocks: read() compares those of what it reads from now
+    // on, and require_sound() throws one Error(checkpoint) that names every tensor that differed.
+    bool has_block_sums() const;
+    void check_reads();
+    void require_sound() const;
+
   private:
     std::string directory_;
     std::string config_text_;
@@ -53,6 +62,8 @@ class Checkpoint : public WeightSource {
     std::vector<std::unique_ptr<InputFile>> shards_;
     std::vector<Piece> pieces_;
     std::map<std::string, StoredTensor> tensors_;
+    struct CheckedReads;
+    std::unique_ptr<CheckedReads> checked_reads_;
 };
 
 // A converted checkpoint (folder or model.h5) or a Hugging Face directory, whichever `path` is.

@@ -8,8 +8,8 @@
 //   dense-I-of-N.h5    whole tensors
 //   experts-I-of-N.h5  routed experts by range: /layers/3/ffn/experts/w1 [experts here, out, in]
 // Datasets of shards have attributes: dtype, xxh3 (of their bytes, 16 hex digits), first_row. A
-// shard lists its tensors in its dataset /index too (shard_index.h); those without one are read as
-// well.
+// shard lists its tensors in its dataset /index too (shard_index.h) and has checksums of their
+// blocks in /block_sums (block_sums.h); those without are read as well.
 #pragma once
 #include <cstdint>
 
@@ -22,6 +22,7 @@ constexpr const char* kFingerprintAttribute = "fingerprint";
 constexpr const char* kShardsAttribute = "shards";
 constexpr const char* kConfigText = "config_json";
 constexpr const char* kIndexText = "index";
+constexpr const char* kBlockSumsText = "block_sums";
 constexpr const char* kDTypeAttribute = "dtype";
 constexpr const char* kChecksumAttribute = "xxh3";
 constexpr const char* kFirstRowAttribute = "first_row";

@@ -1,6 +1,10 @@
 #include "runtime/checksum.h"
 
+#if defined(FERRY_XXHASH_DISPATCHES)
+#include <xxh_x86dispatch.h>
+#else
 #include <xxhash.h>
+#endif
 
 #include <new>
 
@@ -20,6 +24,7 @@ struct Checksum::State {
 Checksum::Checksum() : state_(std::make_unique<State>()) {}
 Checksum::~Checksum() = default;
 Checksum::Checksum(Checksum&&) noexcept = default;
+Checksum& Checksum::operator=(Checksum&&) noexcept = default;
 
 void Checksum::add(const void* data, size_t num_bytes) {
     XXH3_64bits_update(state_->xxh, data, num_bytes);

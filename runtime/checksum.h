@@ -15,6 +15,7 @@ class Checksum {
     Checksum();
     ~Checksum();
     Checksum(Checksum&&) noexcept;
+    Checksum& operator=(Checksum&&) noexcept;
 
     void add(const void* data, size_t num_bytes);
     uint64_t value() const;

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "comm/node_memory.h"
+#include "runtime/block_sums.h"
 #include "runtime/checkpoint_format.h"
 #include "runtime/checksum.h"
 #include "runtime/hdf5_file.h"
@@ -50,23 +51,26 @@ class PartialFile {
 // A dataset whose bytes come in order.
 class DatasetWriter {
   public:
-    DatasetWriter(OutputFile& file, int64_t offset_bytes,
+    DatasetWriter(OutputFile& file, const TensorInfo& info, int64_t offset_bytes,
                   const std::function<void(int64_t)>& written)
-        : file_(file), offset_bytes_(offset_bytes), written_(written) {}
+        : file_(file), offset_bytes_(offset_bytes), written_(written), blocks_(info) {}
 
     void add(const void* data, size_t num_bytes) {
         checksum_.add(data, num_bytes);
+        blocks_.add(data, num_bytes);
         file_.write_at(offset_bytes_, num_bytes, data);
         offset_bytes_ += static_cast<int64_t>(num_bytes);
         written_(static_cast<int64_t>(num_bytes));
     }
     std::string checksum_text() const { return fmt::format("{:016x}", checksum_.value()); }
+    BlockSums take_block_sums() { return blocks_.take(); }
 
   private:
     OutputFile& file_;
     int64_t offset_bytes_;
     const std::function<void(int64_t)>& written_;
     Checksum checksum_;
+    BlockSummer blocks_;
 };
 
 std::string scale_name(const std::string& name) {
@@ -284,6 +288,7 @@ void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shar
         create_structure(shard, plan.fingerprint, partial.path());
 
     std::map<std::string, std::string> checksums;
+    std::map<std::string, BlockSums> block_sums;
     std::mutex mutex;
     {
         OutputFile file(partial.path());
@@ -291,8 +296,9 @@ void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shar
             const PlannedTensor& tensor = shard.tensors[static_cast<size_t>(task)];
             const bool is_fp8 = tensor.info.dtype == DType::fp8_e4m3;
             const bool was_fp8 = model.stored(tensor.name).info.dtype == DType::fp8_e4m3;
-            DatasetWriter weight(file, offsets.at(tensor.name), written);
-            DatasetWriter scales(file, is_fp8 ? offsets.at(scale_name(tensor.name)) : 0, written);
+            DatasetWriter weight(file, tensor.info, offsets.at(tensor.name), written);
+            DatasetWriter scales(file, is_fp8 ? scale_info(tensor.info) : tensor.info,
+                                 is_fp8 ? offsets.at(scale_name(tensor.name)) : 0, written);
             naming_tensor(tensor.name, [&] {
                 requantise(
                     model.stored(tensor.name),
@@ -302,13 +308,18 @@ void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shar
                      .scales = [&](const void* data, size_t num) { scales.add(data, num); }});
             });
             const std::lock_guard lock(mutex);
-            checksums[tensor.name] = weight.checksum_text();
-            if (is_fp8) checksums[scale_name(tensor.name)] = scales.checksum_text();
+            const auto keep = [&](const std::string& name, DatasetWriter& written_one) {
+                checksums[name] = written_one.checksum_text();
+                block_sums[name] = written_one.take_block_sums();
+            };
+            keep(tensor.name, weight);
+            if (is_fp8) keep(scale_name(tensor.name), scales);
         });
     }
     Hdf5File file = Hdf5File::open_writable(partial.path());
     for (const auto& [name, text] : checksums) file.set_attribute(name, kChecksumAttribute, text);
     file.create_text(kIndexText, to_shard_index(file.datasets()));
+    file.create_text(kBlockSumsText, to_text(block_sums));
     file.close();
     partial.complete();
 }

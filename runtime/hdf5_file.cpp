@@ -370,7 +370,9 @@ class Listing {
         };
         listing.ok(H5Literate(group, H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names));
         for (const std::string& name : names) {
-            if (folder.empty() && name == checkpoint_format::kIndexText) continue;
+            if (folder.empty() && (name == checkpoint_format::kIndexText ||
+                                   name == checkpoint_format::kBlockSumsText))
+                continue;
             const Call call(path_, "dataset /" + folder + name);
             const Id object = call.id(H5Oopen(group, name.c_str(), H5P_DEFAULT));
             const H5I_type_t type = H5Iget_type(object);

@@ -56,7 +56,7 @@ class Hdf5File {
                         std::span<const Hdf5Source> sources);
 
     // All tensors of this file, links not followed. Throws when one is not contiguous or of a type
-    // that Ferry does not write. The shard's index (checkpoint_format.h) is none of them.
+    // that Ferry does not write. The shard's own texts (checkpoint_format.h) are none of them.
     std::vector<Hdf5Dataset> datasets() const;
     // A box of any dataset, links and virtual ones too, by the library (slow; data paths use
     // StoredTensor).

@@ -23,7 +23,7 @@ namespace {
 constexpr double kLoadingDeadlineS = 3600;
 constexpr double kGibibyte = 1024.0 * 1024.0 * 1024.0;
 
-// The ranks share the work.
+// Of shards that have no checksums of blocks, before they are read. The ranks share the work.
 void verify(const Checkpoint& checkpoint, int threads, const World& world,
             const LoadedEngine::OnProgress& on_progress) {
     int64_t total_bytes = 0;
@@ -51,7 +51,8 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
     EngineOptions options;
     options.scheduler = {.max_batch = engine.max_batch,
                          .max_batch_tokens = engine.max_batch_tokens,
-                         .max_prefill_chunk = engine.max_prefill_chunk};
+                         .max_prefill_chunk = engine.max_prefill_chunk,
+                         .num_parts = engine.micro_batches};
     options.expanded_bytes = static_cast<int64_t>(engine.prefill_gib * kGibibyte);
     options.share_prefixes = engine.prefix_cache;
     options.cuda_graphs = engine.cuda_graphs;
@@ -282,9 +283,13 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
         log_info("layout\n{}", layout.describe(world.host_of_node(), fabric.placements, places));
     }
     const int threads = threads_of(config, world.own_cores());
-    const auto* checkpoint = dynamic_cast<const Checkpoint*>(model.source.get());
-    if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full)
-        verify(*checkpoint, threads, world, on_progress);
+    auto* checkpoint = dynamic_cast<Checkpoint*>(model.source.get());
+    if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full) {
+        if (checkpoint->has_block_sums())
+            checkpoint->check_reads();
+        else
+            verify(*checkpoint, threads, world, on_progress);
+    }
     progress_state().enter(Activity::loading);
     kernels_ = make_kernels(config, world);
     connect(config, layout, world);
@@ -317,17 +322,23 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     }
     const int64_t total_bytes = world.all_sum(bytes_to_load(
         *model.source, layout, model_part(fabric, shape, world.rank()), world.rank(), shares));
-    rank_ = std::make_unique<RankModel>(
-        *model.source, *kernels_, model.numerics, fabric, *transport_,
-        [&](int64_t bytes) {
-            if (on_progress) on_progress(bytes, total_bytes, false);
-        },
-        [&] {
-            if (layout.num_attention() > 1 && layout.attention_rank(world.rank()) >= 0)
-                claims_ = std::make_unique<SharedCounter>(*transport_, attention_ranks,
-                                                          std::numeric_limits<int64_t>::max());
-        },
-        shares);
+    try {
+        rank_ = std::make_unique<RankModel>(
+            *model.source, *kernels_, model.numerics, fabric, *transport_,
+            [&](int64_t bytes) {
+                if (on_progress) on_progress(bytes, total_bytes, false);
+            },
+            [&] {
+                if (layout.num_attention() > 1 && layout.attention_rank(world.rank()) >= 0)
+                    claims_ = std::make_unique<SharedCounter>(*transport_, attention_ranks,
+                                                              std::numeric_limits<int64_t>::max());
+            },
+            shares);
+    } catch (const Error&) {
+        if (checkpoint != nullptr) checkpoint->require_sound();  // why, if it is not
+        throw;
+    }
+    if (checkpoint != nullptr) checkpoint->require_sound();
     if (layout.attention_rank(world.rank()) >= 0)
         engine_ =
             std::make_unique<Engine>(*kernels_, rank_->model(), rank_->fabric(), rank_->experts(),

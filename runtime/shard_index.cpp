@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <sstream>
-#include <string_view>
 
 #include "base/error.h"
 #include "runtime/checkpoint_format.h"
@@ -19,6 +18,16 @@ std::string with_checksum(const std::string& lines) {
     return fmt::format("{}xxh3 {:016x}\n", lines, checksum(lines.data(), lines.size()));
 }
 
+std::string without_checksum(const std::string& text, const std::string& where,
+                             std::string_view what) {
+    constexpr size_t kChecksumLine = std::string_view("xxh3 0123456789abcdef\n").size();
+    std::string lines = text.substr(0, text.size() - std::min(text.size(), kChecksumLine));
+    if (with_checksum(lines) != text)
+        throw Error(ErrorKind::checkpoint, "{}: its {} fails its checksum; convert again", where,
+                    what);
+    return lines;
+}
+
 std::string to_shard_index(std::span<const Hdf5Dataset> datasets) {
     std::string text;
     for (const Hdf5Dataset& dataset : datasets)
@@ -31,11 +40,7 @@ std::string to_shard_index(std::span<const Hdf5Dataset> datasets) {
 }
 
 std::vector<Hdf5Dataset> parse_shard_index(const std::string& text, const std::string& where) {
-    constexpr size_t kChecksumLine = std::string_view("xxh3 0123456789abcdef\n").size();
-    const std::string tensors = text.substr(0, text.size() - std::min(text.size(), kChecksumLine));
-    if (with_checksum(tensors) != text)
-        throw Error(ErrorKind::checkpoint,
-                    "{}: its index of tensors fails its checksum; convert again", where);
+    const std::string tensors = without_checksum(text, where, "index of tensors");
     std::vector<Hdf5Dataset> datasets;
     std::istringstream lines(tensors);
     for (std::string line; std::getline(lines, line);) {

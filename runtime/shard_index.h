@@ -5,6 +5,7 @@
 #pragma once
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/hdf5_file.h"
@@ -12,7 +13,11 @@
 namespace ferry {
 
 std::string to_shard_index(std::span<const Hdf5Dataset> datasets);
-std::string with_checksum(const std::string& lines);  // and the line that ends them
+// Lines and the one that ends them; back again, where Error(checkpoint) names `what` of `where`
+// that was damaged.
+std::string with_checksum(const std::string& lines);
+std::string without_checksum(const std::string& text, const std::string& where,
+                             std::string_view what);
 
 // The same datasets. Throws Error(checkpoint) naming `where` when the text is none, or not what
 // was written.

@@ -235,11 +235,16 @@ double whole_load_seconds(const std::string& path, int threads, bool verify) {
     std::unique_ptr<RankModel> model;  // its end is not part of the time
     return seconds_of([&] {
         checkpoint = std::make_unique<Checkpoint>(path);
-        if (verify) checkpoint->verify(kernels->threads());
+        const bool on_the_way = verify && checkpoint->has_block_sums();
+        if (on_the_way)
+            checkpoint->check_reads();
+        else if (verify)
+            checkpoint->verify(kernels->threads());
         const Numerics numerics{.power_of_two_scales = checkpoint->description().ue8m0_scales};
         model =
             std::make_unique<RankModel>(*checkpoint, *kernels, numerics,
                                         single_rank_fabric(checkpoint->config(), 1, 1), *transport);
+        checkpoint->require_sound();
     });
 }
 

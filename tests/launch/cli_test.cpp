@@ -86,7 +86,7 @@ TEST(Cli, InspectListsAndVerifies) {
     EXPECT_THAT(ferry({"inspect", folder, "--verify"}).out, HasSubstr("all checksums are right"));
     const std::string shard = folder + "/experts-00000-of-00001.h5";
     std::fstream(shard, std::ios::in | std::ios::out | std::ios::binary)
-        .seekp(static_cast<std::streamoff>(std::filesystem::file_size(shard)) / 2)
+        .seekp(100000)  // in the first of its tensors
         .write("\377\376\375", 3);
     const ProcessResult result = ferry({"inspect", folder, "--verify"});
     expect_error(result, 3, "fails its checksum");

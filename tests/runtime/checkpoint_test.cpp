@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "base/random.h"
 #include "runtime/convert.h"
 #include "runtime/hdf5_file.h"
 #include "runtime/output_file.h"
@@ -235,6 +236,103 @@ TEST_F(CheckpointTest, VerifyNamesEveryTensorThatDiffers) {
         }
     }
     EXPECT_GE(failed_parts, 1);
+}
+
+TEST_F(CheckpointTest, ShardsOfBuildsBeforeHaveNoBlockSums) {
+    EXPECT_TRUE(Checkpoint(out_).has_block_sums());
+    rewrite(kDense, [](Hdf5Dataset&) { return true; });
+    EXPECT_FALSE(Checkpoint(out_).has_block_sums());
+}
+
+// The demo model, whose embedding has several blocks.
+class CheckedReads : public ::testing::Test {
+  protected:
+    static constexpr const char* kName = "embed";
+
+    void SetUp() override {
+        convert_checkpoint(FERRY_SOURCE_DIR "/configs/demo", out_, {.expert_shards = 2});
+        Checkpoint checkpoint(out_);
+        const TensorInfo info = checkpoint.find(kName).value();
+        rows_ = info.shape[0];
+        columns_ = info.shape[1];
+        block_rows_ = BlockLayout(info).rows_per_block;
+        ASSERT_GT(rows_, 3 * block_rows_);
+    }
+    void damage(const std::string& name, int64_t byte) {
+        const Checkpoint checkpoint(out_);
+        for (const Checkpoint::Piece& piece : checkpoint.pieces())
+            if (piece.name == name)
+                OutputFile(piece.part.file->path())
+                    .write_at(piece.part.offset_bytes + byte, 1, "\x5a");
+    }
+    // Reads rows and columns of the embedding, and says whether that showed damage.
+    bool shows(Range rows, Range columns) {
+        Checkpoint checkpoint(out_);
+        checkpoint.check_reads();
+        const Range box[] = {rows, columns};
+        std::vector<uint16_t> values(static_cast<size_t>(rows.num * columns.num));
+        checkpoint.read(kName, box, values.data());
+        try {
+            checkpoint.require_sound();
+        } catch (const Error& error) {
+            EXPECT_THAT(error.what(), ::testing::HasSubstr("tensor embed fails its checksum"));
+            return true;
+        }
+        return false;
+    }
+
+    TempDir dir_;
+    std::string out_ = dir_ / "out";
+    int64_t rows_ = 0, columns_ = 0, block_rows_ = 0;
+};
+
+TEST_F(CheckedReads, WholeTensorsAndBoxesOfThemAreSound) {
+    Checkpoint checkpoint(out_);
+    ASSERT_TRUE(checkpoint.has_block_sums());
+    checkpoint.check_reads();
+    HfModel model(FERRY_SOURCE_DIR "/configs/demo");
+    Random random(3);
+    for (const auto& [name, tensor] : checkpoint.tensors()) {
+        std::vector<std::byte> got(static_cast<size_t>(size_bytes(tensor.info))), expected(got);
+        checkpoint.read(name, whole_box(tensor.info.shape), got.data());
+        model.read(name, whole_box(tensor.info.shape), expected.data());
+        EXPECT_EQ(got, expected) << name;
+        for (int i = 0; i < 5; ++i) {
+            std::vector<Range> box;
+            for (const int64_t extent : tensor.info.shape) {
+                const int64_t begin = random.next_u32() % extent;
+                box.push_back({begin, 1 + random.next_u32() % (extent - begin)});
+            }
+            checkpoint.read(name, box, got.data());
+        }
+    }
+    checkpoint.require_sound();
+}
+
+TEST_F(CheckedReads, ABlockIsSoundOrNotAsAWhole) {
+    damage(kName, (2 * block_rows_ * columns_ + 7) * 2);  // row 2 * block_rows_, column 7
+    EXPECT_FALSE(shows({0, 2 * block_rows_}, {0, columns_}));
+    EXPECT_FALSE(shows({3 * block_rows_, rows_ - 3 * block_rows_}, {0, columns_}));
+    EXPECT_FALSE(shows({5, block_rows_}, {0, 3}));
+    EXPECT_TRUE(shows({0, rows_}, {0, columns_}));
+    EXPECT_TRUE(shows({2 * block_rows_, block_rows_}, {0, columns_}));
+    EXPECT_TRUE(shows({3 * block_rows_ - 1, 1}, {0, columns_}));
+    EXPECT_TRUE(shows({2 * block_rows_ - 1, 2}, {9, 4}));
+}
+
+TEST_F(CheckedReads, EveryTensorThatDiffersIsNamed) {
+    damage("norm", 0);
+    damage("layers/1/ffn/experts/w2", 1234);
+    Checkpoint checkpoint(out_);
+    checkpoint.check_reads();
+    std::vector<std::byte> data;
+    for (const auto& [name, tensor] : checkpoint.tensors()) {
+        data.resize(static_cast<size_t>(size_bytes(tensor.info)));
+        checkpoint.read(name, whole_box(tensor.info.shape), data.data());
+    }
+    EXPECT_ERROR(checkpoint.require_sound(), ErrorKind::checkpoint, "problems",
+                 "tensor norm fails its checksum",
+                 "tensor layers/1/ffn/experts/w2 fails its checksum");
 }
 
 std::string output_of(const std::string& command) {
