@@ -42,8 +42,8 @@ else
     trap 'kill -- "-$fuzz_build" 2>/dev/null || true' EXIT
 fi
 
-step "test"
-ctest --test-dir build/release --output-on-failure -j "${FERRY_JOBS:-$(nproc)}" "$@"
+step "test" # one more at a time than there are cores: most wait, for ranks and for time to pass
+ctest --test-dir build/release --output-on-failure -j "${FERRY_JOBS:-$(($(nproc) + 1))}" "$@"
 
 if [ "${FERRY_SANITIZERS:-0}" = 1 ]; then
     # What MPI and UCX keep at the end is not ours.
