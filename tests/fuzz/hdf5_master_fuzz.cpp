@@ -3,10 +3,13 @@
 // series is known to crash on them, and not Ferry's reader.
 #include <cstdlib>
 #include <filesystem>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "runtime/block_sums.h"
 #include "runtime/checkpoint.h"
 #include "runtime/hdf5_file.h"
 #include "runtime/shard_index.h"
@@ -123,7 +126,20 @@ void bend(Files& files, Bytes& bytes) {
     }
 }
 
-void write_files(const Files& files, const std::string& directory) {
+// Checksums of the blocks of a shard whose tensors are small, right in number.
+std::optional<std::string> some_block_sums(const Files& files, int64_t rows_per_block) {
+    std::map<std::string, BlockSums> all;
+    for (const Hdf5Dataset& dataset : files.shard) {
+        const auto count = checked_count(dataset.info.shape);
+        if (!count || *count == 0 || *count > 100000) return std::nullopt;
+        const BlockLayout layout(dataset.info, rows_per_block);
+        all[dataset.name] = {rows_per_block,
+                             std::vector<uint64_t>(static_cast<size_t>(layout.num_blocks()))};
+    }
+    return to_text(all);
+}
+
+void write_files(const Files& files, const std::string& directory, int64_t rows_per_block) {
     const std::string shard_path = directory + "/dense.h5";
     Hdf5File shard = Hdf5File::create(shard_path);
     for (const auto& [name, value] : files.shard_root) shard.set_attribute("", name, value);
@@ -132,6 +148,8 @@ void write_files(const Files& files, const std::string& directory) {
         for (const auto& [name, value] : dataset.attributes)
             shard.set_attribute(dataset.name, name, value);
     }
+    if (const auto sums = some_block_sums(files, rows_per_block))
+        shard.create_text("block_sums", *sums);
     shard.close();
     Hdf5File master = Hdf5File::create(directory + "/model.h5");
     master.set_attribute("", "shards",
@@ -156,8 +174,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                      std::error_code ignored;
                                      std::filesystem::remove_all(directory, ignored);
                                  }) == 0;
-    try {  // the same bytes as a shard's index
-        parse_shard_index(with_checksum({reinterpret_cast<const char*>(data), size}), "shard");
+    const std::string text(reinterpret_cast<const char*>(data), size);
+    try {  // the same bytes as a shard's index, or as its checksums of blocks
+        parse_shard_index(with_checksum(text), "shard");
+    } catch (const Error&) {
+    }
+    try {
+        parse_block_sums(with_checksum(text), "shard");
     } catch (const Error&) {
     }
     if (!is_swept || size > 256) return 0;
@@ -165,16 +188,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Files files = good_files();
     while (!bytes.empty()) bend(files, bytes);
     try {
-        write_files(files, directory);
+        write_files(files, directory, 1 + static_cast<int64_t>(size) % 5);
     } catch (const Error&) {
         return 0;  // the library cannot even write this
     }
     try {
         Checkpoint checkpoint(directory);
+        if (checkpoint.has_block_sums()) checkpoint.check_reads();
         for (const auto& [name, tensor] : checkpoint.tensors()) {
             std::vector<char> out(static_cast<size_t>(size_bytes(tensor.info)));
             checkpoint.read(name, whole_box(tensor.info.shape), out.data());
         }
+        checkpoint.require_sound();
         checkpoint.verify(pool);
     } catch (const Error&) {  // what a bent checkpoint must end in
     }
