@@ -367,8 +367,11 @@ class Kernels {
 };
 
 // Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,
-// or NEON).
-std::unique_ptr<Kernels> make_cpu_kernels(int num_threads);
+// or NEON). bf16_activations: rows that bf16 weights multiply are rounded to bf16 too (if their
+// length is even), and of each pair of k the second product is added first. That is what the
+// instruction for it does (AVX512_BF16, twice the speed); where there is none, FMAs give the same
+// bits, but for values below the normal numbers, of which only rows' are zeros then too.
+std::unique_ptr<Kernels> make_cpu_kernels(int num_threads, bool bf16_activations = false);
 
 // Kernels of one GPU (base/device_cuda.h); the threads help to load weights. Throws Error(usage)
 // when there is none, or CUDA was not built.

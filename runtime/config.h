@@ -30,6 +30,7 @@ struct Config {
 
     struct NumericsSection {
         bool fp8_activations = false;
+        bool bf16_activations = false;
         enum class Cache { f32, bf16 } cache_dtype = Cache::f32;
         int64_t tp_slices = 8;
     } numerics;

@@ -218,7 +218,7 @@ const char* name_of(Config::Exchange::Transport transport) {
 // Kernels of what this rank computes on. Collective: rank 0 says who computes where.
 std::unique_ptr<Kernels> LoadedEngine::make_kernels(const Config& config, World& world) {
     const int threads = threads_of(config, world.own_cores());
-    if (!on_gpu(config)) return make_cpu_kernels(threads);
+    if (!on_gpu(config)) return make_cpu_kernels(threads, config.numerics.bf16_activations);
     const int ordinal = device_of_rank(world.node_rank(), std::max(1, num_cuda_devices()));
     const CudaDeviceInfo info = cuda_device(ordinal).info();
     devices_ = gather_device_table(

@@ -13,7 +13,8 @@ void check_vector_instructions(int64_t highway_targets);
 
 class CpuKernels : public Kernels {
   public:
-    explicit CpuKernels(int num_threads) : threads_(num_threads) {}
+    explicit CpuKernels(int num_threads, bool bf16_activations = false)
+        : threads_(num_threads), bf16_activations_(bf16_activations) {}
 
     Device& device() override { return cpu_device(); }
     ThreadPool& threads() override { return threads_; }
@@ -74,6 +75,7 @@ class CpuKernels : public Kernels {
     void run_gemm(const Weight& weight, const GemmStrides& strides);
 
     ThreadPool threads_;
+    bool bf16_activations_;
     std::shared_ptr<Buffer> block_;  // of small weights, and how much of it is given out
     size_t block_used_ = 0;
     std::vector<GemmRows> gemm_rows_;  // of the call in progress; kept so that it rarely grows

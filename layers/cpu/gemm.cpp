@@ -3,7 +3,8 @@
 //
 // Few rows (decode) read every panel as it is stored, along the whole of k. More rows go block by
 // block of k: the block of x is copied to scratch (rows of x lie a power of two apart, which caches
-// dislike) and y holds the sums in between.
+// dislike) and y holds the sums in between. Rows that are rounded to bf16 are copied in any case:
+// as pairs of bf16 for vdpbf16ps, elsewhere as f32 with each pair swapped.
 #include "layers/cpu/gemm.h"
 
 #include <algorithm>
@@ -75,6 +76,13 @@ struct Tile {
     }
 };
 
+#if HWY_ARCH_X86
+bool has_bf16_dots() {
+    static const bool has = __builtin_cpu_supports("avx512bf16");
+    return has;
+}
+#endif
+
 }  // namespace
 }  // namespace ferry
 #endif
@@ -90,10 +98,20 @@ constexpr int kMaxPanels = 4;
 constexpr int kTileRows = kLanes == 1 ? 2 : 6;
 constexpr int64_t kPrefetchBytes = 2048;  // ahead of the panels of a tile, all together
 
+template <class Panels>
+constexpr bool kIsFp8 = std::is_same_v<Panels, Fp8Panels>;
+#if FERRY_BF16_DOTS
+template <class Panels>
+constexpr bool kUsesDots = std::is_same_v<Panels, Bf16DotPanels>;
+#else
+template <class>
+constexpr bool kUsesDots = false;
+#endif
+
 // Panels of a tile of `rows` rows: 1, 2 or 4.
 template <class Panels>
 constexpr int panels_at_once(int64_t rows) {
-    const unsigned most = static_cast<unsigned>((Panels::kSteps == 2 ? kMaxSumsFp8 : kMaxSums) /
+    const unsigned most = static_cast<unsigned>((kIsFp8<Panels> ? kMaxSumsFp8 : kMaxSums) /
                                                 (static_cast<int>(rows) * kPanelVectors));
     return std::clamp(static_cast<int>(std::bit_floor(std::max(most, 1u))), 1, kMaxPanels);
 }
@@ -101,13 +119,13 @@ constexpr int panels_at_once(int64_t rows) {
 // Rows of a tile that reads panels as they are stored.
 template <class Panels>
 constexpr int direct_rows() {
-    return Panels::kSteps == 2 ? std::min(4, kTileRows) : kTileRows;
+    return kIsFp8<Panels> ? std::min(4, kTileRows) : kTileRows;
 }
 
 // More rows than this go by blocks of k.
 template <class Panels>
 constexpr int few_rows() {
-    return Panels::kSteps == 2 ? 2 * kTileRows : 6 * kTileRows;
+    return kIsFp8<Panels> ? 2 * kTileRows : 6 * kTileRows;
 }
 
 // body(integral_constant 0), ... (kCount - 1), whatever the compiler thinks of unrolling.
@@ -179,6 +197,29 @@ HWY_INLINE void accumulate(const std::byte* HWY_RESTRICT panels, int64_t panel_s
         });
 }
 
+#if FERRY_BF16_DOTS
+// The same of rows in pairs of bf16; num_k is even.
+template <int kRows, int kPanels>
+HWY_INLINE void accumulate_dots(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
+                                const float* HWY_RESTRICT x, int64_t x_stride, int64_t num_k,
+                                FloatVector (&sums)[kRows][kPanels]) {
+    constexpr int64_t kAhead = kPrefetchBytes / kPanels;
+    for (int64_t k = 0; k < num_k; k += 2, ++x, panels += Bf16DotPanels::kStepBytes) {
+        __m512i w[kPanels];
+        unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
+            __builtin_prefetch(panels + p * panel_stride + kAhead);
+            w[p] = Bf16DotPanels::load_pairs(panels + p * panel_stride);
+        });
+        unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
+            const __m512i row = _mm512_castps_si512(_mm512_set1_ps(x[r * x_stride]));
+            unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
+                sums[r][p].raw = Bf16DotPanels::add(w[p], row, sums[r][p].raw);
+            });
+        });
+    }
+}
+#endif
+
 // Whole columns only. kScaled: per block of 128 k, y = fma(sum of the block, scale, y).
 template <class Panels, bool kScaled, int kRows, int kPanels>
 HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_stride) {
@@ -189,8 +230,15 @@ HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_strid
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
                 sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);
-        accumulate<Panels, kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
-                                           sums);
+        constexpr bool kDots = kUsesDots<Panels>;
+#if FERRY_BF16_DOTS
+        if constexpr (kDots)
+            accumulate_dots<kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
+                                            sums);
+#endif
+        if constexpr (!kDots)
+            accumulate<Panels, kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
+                                               sums);
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
                 hn::StoreU(sums[r][v], d, y + r * y_stride + v * kLanes);
@@ -279,6 +327,51 @@ void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
     }
 }
 
+// Values of a row rounded to bf16, as Panels takes them; an even number.
+template <class Panels>
+void round_row(const float* HWY_RESTRICT from, int64_t num, float* HWY_RESTRICT to) {
+    if constexpr (kUsesDots<Panels>) {
+        encode_row(DType::bf16, from, num, reinterpret_cast<std::byte*>(to), nullptr);
+        return;
+    }
+    constexpr int64_t kAtOnce = 256;
+    uint16_t rounded[kAtOnce];
+    for (int64_t begin = 0; begin < num; begin += kAtOnce) {
+        const int64_t count = std::min(kAtOnce, num - begin);
+        encode_row(DType::bf16, from + begin, count, reinterpret_cast<std::byte*>(rounded),
+                   nullptr);
+        for (int64_t i = 0; i < count; ++i) {
+            const uint32_t bits = rounded[i ^ 1];
+            const bool is_normal = (bits & 0x7f80u) != 0;  // vdpbf16ps takes others for zero
+            to[begin + i] = std::bit_cast<float>(is_normal ? bits << 16 : 0u);
+        }
+    }
+}
+
+// Values [first, first + num) of a row that travelled.
+HWY_INLINE void decode_part(const Tile& all, int64_t row, int64_t first, int64_t num, float* to) {
+    const WireRow& from = all.wire[row];
+    decode_row(all.wire_dtype, from.values + first * size_bytes(all.wire_dtype),
+               from.scales != nullptr ? from.scales + first / kWireScaleBlock : nullptr, num, to);
+}
+
+template <class Panels>
+void copy_rounded(const Tile& all, int64_t row, int64_t first, int64_t num, float* to) {
+    if (all.wire == nullptr) {
+        round_row<Panels>(all.x + row * all.x_stride + first, num, to);
+    } else if (kUsesDots<Panels> && all.wire_dtype == DType::bf16) {
+        std::memcpy(to, all.wire[row].values + first * 2, static_cast<size_t>(num) * 2);
+    } else {
+        decode_part(all, row, first, num, to);
+        for (int64_t begin = 0; begin < num; begin += kBlockK) {
+            float values[kBlockK];
+            const int64_t count = std::min(kBlockK, num - begin);
+            std::copy_n(to + begin, count, values);
+            round_row<Panels>(values, count, to + (kUsesDots<Panels> ? begin / 2 : begin));
+        }
+    }
+}
+
 // The part of a tile that has k in [first, first + most), a multiple of kScaleBlock; its x is put
 // into `x`, rows x_stride apart.
 template <class Panels>
@@ -291,24 +384,27 @@ Tile block_of(const Tile& all, int64_t num_rows, int64_t first, int64_t most, fl
     if (block.w_scales != nullptr) block.w_scales += first / kScaleBlock;
     if (block.x_scales != nullptr) block.x_scales += first / kScaleBlock;
     for (int64_t row = 0; row < num_rows; ++row) {
+        if constexpr (Panels::kRounds) {
+            copy_rounded<Panels>(all, row, first, block.num_k, x + row * x_stride);
+            continue;
+        }
         if (all.wire == nullptr) {
             std::memcpy(x + row * x_stride, all.x + row * all.x_stride + first,
                         static_cast<size_t>(block.num_k) * sizeof(float));
             continue;
         }
-        const WireRow& from = all.wire[row];
-        decode_row(all.wire_dtype, from.values + first * size_bytes(all.wire_dtype),
-                   from.scales != nullptr ? from.scales + first / kWireScaleBlock : nullptr,
-                   block.num_k, x + row * x_stride);
+        decode_part(all, row, first, block.num_k, x + row * x_stride);
     }
     block.x = x;
     block.x_stride = x_stride;
     return block;
 }
 
-// Few rows as they travelled: along as much of k as the second-level cache holds of them.
+// Few rows as they travelled, or rounded: along as much of k as the second-level cache holds of
+// them.
 template <class Panels, bool kScaled>
-void multiply_few_wire_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+void multiply_few_copied_rows(const Tile& all, int64_t num_rows, int64_t num_panels,
+                              float* scratch) {
     const int64_t most = kFewWireValues / num_rows / kScaleBlock * kScaleBlock;
     const int64_t stride = std::min(most, all.num_k) + kBlockStride - kBlockK;
     for (int64_t k = 0; k < all.num_k; k += most)
@@ -336,15 +432,16 @@ template <class Panels, bool kScaled>
 void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     // Two steps of widening fp8 cost as much as a tile of rows: done once. bf16's shift and mask
     // find room beside the FMAs.
-    constexpr bool kWidened = Panels::kSteps == 2;
+    constexpr bool kWidened = kIsFp8<Panels>;
     using TilePanels = std::conditional_t<kWidened, F32Panels, Panels>;
     constexpr int64_t kChunk = panels_at_once<TilePanels>(kTileRows);
     constexpr int kMany = few_rows<Panels>() + 1;
     constexpr int kFewest = kMany / ((kMany + kTileRows - 1) / kTileRows);  // rows of a tile
     float* const wide = scratch;
     float* const x = scratch + kChunk * kBlockK * kPanelColumns;
-    for (int64_t k = 0; k < all.num_k; k += kBlockK) {
-        const Tile block = block_of<Panels>(all, num_rows, k, kBlockK, x, kBlockStride);
+    constexpr int64_t kAtOnce = kUsesDots<Panels> ? 2 * kBlockK : kBlockK;  // two in a word of x
+    for (int64_t k = 0; k < all.num_k; k += kAtOnce) {
+        const Tile block = block_of<Panels>(all, num_rows, k, kAtOnce, x, kBlockStride);
         const int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
         for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
             Tile chunk = block.from_panel(panel);
@@ -372,8 +469,8 @@ template <class Panels, bool kScaled>
 void multiply(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     if (num_rows > few_rows<Panels>())
         multiply_many_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
-    else if (all.wire != nullptr)
-        multiply_few_wire_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
+    else if (all.wire != nullptr || Panels::kRounds)
+        multiply_few_copied_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
     else
         multiply_few_rows<Panels, kScaled>(all, num_rows, num_panels);
 }
@@ -383,6 +480,12 @@ void multiply_f32(const Tile& all, int64_t num_rows, int64_t num_panels, float* 
 }
 void multiply_bf16(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     multiply<Bf16Panels, false>(all, num_rows, num_panels, scratch);
+}
+void multiply_bf16_rounded(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+#if FERRY_BF16_DOTS
+    if (has_bf16_dots()) return multiply<Bf16DotPanels, false>(all, num_rows, num_panels, scratch);
+#endif
+    multiply<Bf16PairPanels, false>(all, num_rows, num_panels, scratch);
 }
 void multiply_fp8(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     multiply<Fp8Panels, true>(all, num_rows, num_panels, scratch);
@@ -397,6 +500,7 @@ namespace ferry {
 
 HWY_EXPORT(multiply_f32);
 HWY_EXPORT(multiply_bf16);
+HWY_EXPORT(multiply_bf16_rounded);
 HWY_EXPORT(multiply_fp8);
 
 void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& strides,
@@ -427,6 +531,9 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         case DType::f32:
             return HWY_DYNAMIC_DISPATCH(multiply_f32)(tile, rows.num_rows, num_panels, floats);
         case DType::bf16:
+            if (strides.rounds_rows && spec.in % 2 == 0)
+                return HWY_DYNAMIC_DISPATCH(multiply_bf16_rounded)(tile, rows.num_rows, num_panels,
+                                                                   floats);
             return HWY_DYNAMIC_DISPATCH(multiply_bf16)(tile, rows.num_rows, num_panels, floats);
         default:
             return HWY_DYNAMIC_DISPATCH(multiply_fp8)(tile, rows.num_rows, num_panels, floats);

@@ -17,6 +17,7 @@ struct GemmRows {
 struct GemmStrides {  // elements from row to row
     int64_t x = 0, y = 0, x_scales = 0;
     DType wire_dtype = DType::f32;
+    bool rounds_rows = false;  // to bf16, where the weights are bf16 and rows have an even length
 };
 
 constexpr int64_t kGemmMaxRows = 192;  // of one task: their k-block stays in the second-level cache

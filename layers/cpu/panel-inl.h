@@ -1,6 +1,6 @@
 // Reading packed panels (panel.h): one step of k widened to f32 registers. Compiled once per
 // instruction set. Widening is exact. kSteps values of k lie together; load<i, v> gives the v-th
-// vector of the i-th of them.
+// vector of the i-th of them. kRounds: rows are rounded to bf16 too, in pairs of k.
 #include "layers/cpu/panel.h"
 #include "layers/cpu/vector-inl.h"
 
@@ -17,6 +17,7 @@ namespace HWY_NAMESPACE {
 
 // Lambdas of inner loops: left to itself the compiler calls some of them.
 #undef FERRY_INLINE_BODY
+#undef FERRY_BF16_DOTS
 #define FERRY_INLINE_BODY HWY_ATTR __attribute__((always_inline))
 
 constexpr int kPanelVectors = static_cast<int>(kPanelColumns) / kLanes;
@@ -68,6 +69,7 @@ HWY_INLINE WordVector load_words(const std::byte* steps, int vector) {
 }
 
 struct F32Panels {
+    static constexpr bool kRounds = false;
     static constexpr int kSteps = 1;
     static constexpr int64_t kStepBytes = 4 * kPanelColumns;
 
@@ -78,6 +80,7 @@ struct F32Panels {
 };
 
 struct Bf16Panels {
+    static constexpr bool kRounds = false;
     static constexpr int kSteps = 1;
     static constexpr int64_t kStepBytes = 2 * kPanelColumns;
 
@@ -87,8 +90,47 @@ struct Bf16Panels {
     }
 };
 
+// bf16 by rows in bf16, of each pair of k the second product first: the order in which vdpbf16ps
+// adds them, so that its bits are those of two FMAs.
+struct Bf16PairPanels {
+    static constexpr bool kRounds = true;
+    static constexpr int kSteps = 2;
+    static constexpr int64_t kStepBytes = 2 * Bf16Panels::kStepBytes;
+
+    template <int kStep, int kVector>
+    static HWY_INLINE FloatVector load(const std::byte* steps) {
+        return Bf16Panels::load<0, kVector>(steps + (1 - kStep) * Bf16Panels::kStepBytes);
+    }
+};
+
+#if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
+#define FERRY_BF16_DOTS 1
+// The same by that instruction. Highway has no target for it yet: a row's pair goes to all lanes,
+// the weights' pairs are made by one permutation.
+struct Bf16DotPanels {
+    static constexpr bool kRounds = true;
+    static constexpr int kSteps = 2;
+    static constexpr int64_t kStepBytes = 2 * Bf16Panels::kStepBytes;
+
+    // (k, k + 1) of each of the 16 columns.
+    static HWY_INLINE __m512i load_pairs(const std::byte* steps) {
+        alignas(64) static constexpr uint16_t kOrder[32] = {
+            0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30,
+            1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
+        return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), _mm512_load_si512(steps));
+    }
+    static HWY_INLINE __m512 add(__m512i weights, __m512i row_pair, __m512 sum) {
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(row_pair));
+        return sum;
+    }
+};
+#else
+#define FERRY_BF16_DOTS 0
+#endif
+
 // Exact, subnormals included. The two NaN codes never get here (linear_pack.cpp).
 struct Fp8Panels {
+    static constexpr bool kRounds = false;
     static constexpr int kSteps = 2;
     static constexpr int64_t kStepBytes = 2 * kPanelColumns;
 

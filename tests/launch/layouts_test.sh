@@ -29,7 +29,7 @@ check() { # RANKS NUMERICS LAYOUT-SETTINGS...: compares with one rank under the 
     for setting in "$@"; do settings+=(--set "$setting"); done
     local reference="$work/one-$(basename "$model")-${numerics//[^a-z0-9]/-}"
     local numeric=()
-    [ "$numerics" = default ] || numeric=(--set "$numerics")
+    [ "$numerics" = default ] || for setting in $numerics; do numeric+=(--set "$setting"); done
     if [ ! -f "$reference/completions.jsonl" ]; then
         "$ferry" generate --model "$model" "${common[@]}" "${numeric[@]}" --output "$reference" 2>"$work/log" ||
             { cat "$work/log"; exit 1; }
@@ -105,6 +105,9 @@ for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 tied fused; do
     check 4 default $(layout 3 1 1 2) engine.max_prefill_chunk=5
     check 3 default $(layout 1 2 1 1) exchange.mode=sized
 done
+model=$source/tests/golden/data/models/v3-bf16
+check 4 "numerics.bf16_activations=true exchange.dtype=bf16" $(layout 2 2 1 2)
+check 3 numerics.bf16_activations=true engine.max_prefill_chunk=5
 model=$source/tests/golden/data/models/v3-fp8
 check 4 exchange.dtype=fp8 $(layout 2 2 1 2) exchange.mode=bounded
 check 3 numerics.fp8_activations=true engine.micro_batches=2

@@ -126,6 +126,33 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, ::testing::ValuesIn(families())
                              return name;
                          });
 
+// Inputs of bf16 weights rounded to bf16, 2^-9 of each value at most: the middle position is off by
+// that, and few are by more, where another expert was chosen.
+TEST(GoldenBf16Activations, StayWithinTheRoundingAndKeepTheirBits) {
+    HfModel source(model_folder("v3-bf16"));
+    OneRankModel one(source, make_cpu_kernels(1, true)),
+        three(source, make_cpu_kernels(3, true), {}, 3);
+    const Golden golden = read_golden(model_folder("v3-bf16"));
+    for (MlaForm form : {MlaForm::by_row, MlaForm::naive, MlaForm::absorb}) {
+        one.set_form(form);
+        three.set_form(form);
+        for (const GoldenPrompt& prompt : golden.prompts) {
+            const auto length = static_cast<int64_t>(prompt.prompt.size());
+            const auto logits = one.logits(prompt.tokens(), length);
+            EXPECT_EQ(three.logits(prompt.tokens(), length, 13), logits);
+            std::vector<double> errors;
+            for (size_t i = 0; i < prompt.positions.size(); ++i)
+                errors.push_back(largest_difference(
+                                     logits[static_cast<size_t>(prompt.positions[i])],
+                                     golden.rows.row(prompt.first_row + static_cast<int64_t>(i))) /
+                                 prompt.max_abs_logit);
+            std::ranges::sort(errors);
+            EXPECT_LT(errors[errors.size() / 2], 0.02);
+            EXPECT_GT(errors[0], 2e-4);  // they are rounded
+        }
+    }
+}
+
 // With quantised activations two right implementations agree almost exactly or, once a value falls
 // on the other side of a rounding boundary, to the noise of the quantisation only.
 class GoldenFp8Activations : public ::testing::Test {

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "base/error.h"
 #include "comm/row_codec.h"
 #include "comm/wire.h"
@@ -269,19 +271,124 @@ TEST(Linear, HeadGemm) {
     }
 }
 
+// What bf16_activations makes of bf16 weights: of each pair of k the second product first.
+void reference_rounded(const Tensor& x, std::span<const int64_t> offsets, const PlainWeight& w,
+                       const Tensor& y) {
+    FERRY_CHECK(w.spec.in % 2 == 0);
+    for (int64_t group = 0; group < w.spec.groups; ++group)
+        for (int64_t row = offsets[static_cast<size_t>(group)];
+             row < offsets[static_cast<size_t>(group) + 1]; ++row)
+            for (int64_t out = 0; out < w.spec.out; ++out) {
+                const auto product = [&](int64_t k, float sum) {
+                    const float value = bf16_to_f32(f32_to_bf16(x.row<float>(row)[k]));
+                    return std::fma(value, w.value(group, out, k), sum);
+                };
+                float sum = 0;
+                for (int64_t k = 0; k < w.spec.in; k += 2) sum = product(k, product(k + 1, sum));
+                y.row<float>(row)[out] = sum;
+            }
+}
+
+// By vdpbf16ps and by FMAs, as this machine and the vectors of each target have it.
+TEST(Linear, RoundedRowsHaveTheBitsOfTheReference) {
+    constexpr Shape kEven[] = {{0, 40, 30},    {1, 1, 2},      {1, 130, 300}, {2, 100, 128},
+                               {3, 72, 258},   {4, 48, 64},    {5, 33, 1026}, {6, 200, 254},
+                               {7, 65, 384},   {12, 90, 290},  {36, 50, 770}, {37, 144, 530},
+                               {129, 50, 200}, {193, 24, 260}, {1, 300, 0},   {1, 20, 70000}};
+    for (const Shape& shape : kEven) {
+        const PlainWeight plain = PlainWeight::random(
+            {.dtype = DType::bf16, .groups = 1, .out = shape.out, .in = shape.in}, 71);
+        const Matrix x(shape.rows, shape.in, 72);
+        const int64_t offsets[] = {0, shape.rows};
+        Matrix expected(shape.rows, shape.out);
+        reference_rounded(x.view, offsets, plain, expected.view);
+        for_each_vector_target([&] {
+            for (int num_threads : {1, 3}) {
+                const auto kernels = make_cpu_kernels(num_threads, true);
+                Matrix y(shape.rows, shape.out);
+                kernels->gemm(x.view, plain.packed(*kernels), y.view);
+                EXPECT_EQ(num_different(y, expected), 0)
+                    << fmt::format("[{}, {}] x {} rows", shape.out, shape.in, shape.rows);
+            }
+        });
+    }
+}
+
+TEST(Linear, OtherWeightsAndOddRowsAreNotRounded) {
+    for (DType dtype : kTypes)
+        for (int64_t in : {129, 130}) {
+            if (dtype == DType::bf16 && in % 2 == 0) continue;
+            const PlainWeight plain =
+                PlainWeight::random({.dtype = dtype, .groups = 1, .out = 30, .in = in}, 73);
+            const Matrix x(5, in, 74);
+            Matrix y(5, 30), expected(5, 30);
+            const auto kernels = make_cpu_kernels(1, true), exact = make_cpu_kernels(1);
+            kernels->gemm(x.view, plain.packed(*kernels), y.view);
+            exact->gemm(x.view, plain.packed(*exact), expected.view);
+            EXPECT_EQ(num_different(y, expected), 0) << to_string(dtype);
+        }
+}
+
+TEST(Linear, RoundedRowsOfGroupsWireAndHeads) {
+    const int64_t offsets[] = {0, 1, 1, 13, 60, 100};
+    const int64_t groups = 5, rows = 100, in = 1030, out = 40;
+    const PlainWeight plain =
+        PlainWeight::random({.dtype = DType::bf16, .groups = groups, .out = out, .in = in}, 75);
+    const Matrix x(rows, in, 76);
+    for (DType wire : kTypes) {
+        const int64_t row_bytes = wire_row_bytes(wire, in), row_scales = ceil_div(in, kScaleBlock);
+        std::vector<std::byte> values(static_cast<size_t>(rows * row_bytes));
+        std::vector<float> scales(static_cast<size_t>(rows * row_scales));
+        std::vector<WireRow> list(rows);
+        Matrix decoded(rows, in), expected(rows, out);
+        for (int64_t r = 0; r < rows; ++r) {
+            std::byte* row = values.data() + r * row_bytes;
+            encode_row(wire, x.view.row<float>(r), in, row, scales.data() + r * row_scales);
+            decode_row(wire, row, scales.data() + r * row_scales, in, decoded.view.row<float>(r));
+            list[static_cast<size_t>(r)] = {row, scales.data() + r * row_scales};
+        }
+        reference_rounded(decoded.view, offsets, plain, expected.view);
+        for_each_vector_target([&] {
+            const auto kernels = make_cpu_kernels(2, true);
+            const Weight weight = plain.packed(*kernels);
+            Matrix y(rows, out), of_f32(rows, out);
+            kernels->grouped_gemm_wire({wire, in, list}, offsets, weight, y.view);
+            kernels->grouped_gemm(decoded.view, offsets, weight, of_f32.view);
+            EXPECT_EQ(num_different(y, expected), 0) << to_string(wire);
+            EXPECT_EQ(num_different(of_f32, expected), 0) << to_string(wire);
+        });
+    }
+    const Matrix heads(7, groups * in, 77);
+    Matrix y(7, groups * out);
+    const auto kernels = make_cpu_kernels(2, true);
+    kernels->head_gemm(heads.view, in, plain.packed(*kernels), y.view.reshape({7, groups, out}));
+    for (int64_t group = 0; group < groups; ++group) {
+        int64_t only[groups + 1];
+        for (int64_t g = 0; g <= groups; ++g) only[g] = g <= group ? 0 : 7;
+        Matrix expected(7, out);
+        reference_rounded(heads.view.slice_columns(group * in, in), only, plain, expected.view);
+        for (int64_t row = 0; row < 7; ++row)
+            for (int64_t i = 0; i < out; ++i)
+                EXPECT_EQ(y.view.row<float>(row)[group * out + i],
+                          expected.view.row<float>(row)[i]);
+    }
+}
+
 // DESIGN 4.1: a row's bits are the same alone and among others.
 TEST(Linear, RowsDoNotKnowEachOther) {
-    const auto kernels = make_cpu_kernels(2);
-    for (DType dtype : kTypes) {
-        const Weight weight =
-            PlainWeight::random({.dtype = dtype, .groups = 1, .out = 80, .in = 520}, 61)
-                .packed(*kernels);
-        const Matrix x(64, 520, 62);
-        Matrix together(64, 80), alone(64, 80);
-        kernels->gemm(x.view, weight, together.view);
-        for (int64_t row = 0; row < 64; ++row)
-            kernels->gemm(x.view.slice_rows(row, 1), weight, alone.view.slice_rows(row, 1));
-        EXPECT_EQ(num_different(alone, together), 0) << to_string(dtype);
+    for (const bool rounded : {false, true}) {
+        const auto kernels = make_cpu_kernels(2, rounded);
+        for (DType dtype : kTypes) {
+            const Weight weight =
+                PlainWeight::random({.dtype = dtype, .groups = 1, .out = 80, .in = 520}, 61)
+                    .packed(*kernels);
+            const Matrix x(64, 520, 62);
+            Matrix together(64, 80), alone(64, 80);
+            kernels->gemm(x.view, weight, together.view);
+            for (int64_t row = 0; row < 64; ++row)
+                kernels->gemm(x.view.slice_rows(row, 1), weight, alone.view.slice_rows(row, 1));
+            EXPECT_EQ(num_different(alone, together), 0) << to_string(dtype);
+        }
     }
 }
 
