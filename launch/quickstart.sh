@@ -2,6 +2,10 @@
 # quickstart.sh: from a fresh clone to generated text: installs what is missing, builds, converts the small trained model
 # in configs/demo, and lets two attention ranks and two expert ranks continue a few prompts. All it makes is under build/.
 set -euo pipefail
+if [ $# -gt 0 ]; then # it takes no arguments
+    sed -n '2,3s/^# //p' "$0"
+    case $1 in -h | --help) exit 0 ;; *) exit 2 ;; esac
+fi
 cd "$(dirname "$0")/.."
 started=$SECONDS
 
