@@ -54,7 +54,7 @@ struct Introduction {
     std::string pack() const {
         std::string text;
         const auto add = [&](const void* data, size_t size) {
-            text.append(static_cast<const char*>(data), size);
+            if (size > 0) text.append(static_cast<const char*>(data), size);
         };
         for (size_t size : {worker_address.size(), region_key.size(), slots.size(), boards.size()})
             add(&size, sizeof size);
@@ -68,7 +68,7 @@ struct Introduction {
         size_t at = 0;
         const auto take = [&](void* data, size_t size) {
             FERRY_CHECK(at + size <= text.size());
-            std::memcpy(data, text.data() + at, size);
+            if (size > 0) std::memcpy(data, text.data() + at, size);
             at += size;
         };
         size_t sizes[4];

@@ -355,6 +355,8 @@ HWY_INLINE void decode_part(const Tile& all, int64_t row, int64_t first, int64_t
                from.scales != nullptr ? from.scales + first / kWireScaleBlock : nullptr, num, to);
 }
 
+// `to` has room for num floats, also where pairs need half of it: rows are copied in order, and the
+// next one's place may be written to before its turn.
 template <class Panels>
 void copy_rounded(const Tile& all, int64_t row, int64_t first, int64_t num, float* to) {
     if (all.wire == nullptr) {
