@@ -91,7 +91,11 @@ void ExpertSideImpl::poll_source(int micro_batch, int index) {
         }
         const bool on_board = (header.flags & kWireOnBoard) != 0;
         const WireMessage board = on_board ? shared_.board(peer, micro_batch) : WireMessage();
-        FERRY_CHECK(!on_board || board.base != nullptr, "rank {}'s board is not mapped", peer);
+        if (on_board && board.base == nullptr)
+            throw Error(ErrorKind::communication,
+                        "rank {} on {} sent rows by a board that rank {} cannot read; do all ranks "
+                        "run the same build?",
+                        peer, transport.host(peer), transport.rank());
         source.message = WireMessage(memory, options.dtype, options.dim, num_rows, num_entries,
                                      on_board ? &board : nullptr);
     }

@@ -163,7 +163,6 @@ struct Checkpoint::CheckedReads {
 
     void check(const std::string& name, std::span<const Range> box, const std::byte* data) {
         const size_t rank = box.size();
-        FERRY_CHECK(rank >= 1 && rank <= 3, "{} has {} dimensions", name, rank);
         for (const auto& each : datasets.at(name)) {
             Dataset& dataset = *each;
             const StoredPart& part = dataset.piece.part;
@@ -171,9 +170,15 @@ struct Checkpoint::CheckedReads {
             const int64_t end = std::min(box[0].begin + box[0].num, part.first_row + part.num_rows);
             if (begin >= end) continue;
             const Range inside{begin - part.first_row, end - begin};
+            const BlockLayout& layout = dataset.layout;
             if (rank == 1) {
-                const bool whole = inside.num == part.num_rows;
-                check_rows(dataset, {0, 1}, whole ? data : nullptr);
+                check_rows(dataset, {0, 1}, inside.num == part.num_rows ? data : nullptr);
+                data += inside.num * size_bytes(dataset.piece.info.dtype);
+                continue;
+            }
+            if (rank > 3) {  // of no model: all of it
+                for (int64_t m = 0; m < layout.num_matrices; ++m)
+                    check_rows(dataset, {m * layout.matrix_rows, layout.matrix_rows}, nullptr);
                 continue;
             }
             const bool all_columns = box[rank - 1].num == dataset.piece.info.shape[rank - 1];
@@ -181,9 +186,9 @@ struct Checkpoint::CheckedReads {
             const int64_t num_matrices = rank == 2 ? 1 : inside.num;
             const Range rows = rank == 2 ? inside : box[1];
             for (int64_t m = first_matrix; m < first_matrix + num_matrices; ++m) {
-                check_rows(dataset, {m * dataset.layout.matrix_rows + rows.begin, rows.num},
+                check_rows(dataset, {m * layout.matrix_rows + rows.begin, rows.num},
                            all_columns ? data : nullptr);
-                data += all_columns ? rows.num * dataset.layout.row_bytes : 0;
+                data += all_columns ? rows.num * layout.row_bytes : 0;
             }
         }
     }

@@ -25,6 +25,10 @@ TEST(BlockSums, ABlockIsSomeRowsOfOneMatrix) {
         for (int64_t i = 0; i < experts.rows_of(block).num; ++i)
             EXPECT_EQ(experts.block_of(experts.rows_of(block).begin + i), block);
 
+    const BlockLayout more({DType::f32, {2, 3, 20, 4}}, 8);  // of no model, but HDF5 has it
+    EXPECT_EQ(more.num_matrices, 6);
+    EXPECT_EQ(more.num_blocks(), 18);
+
     // As WeightLoader reads: some 256 KiB, in multiples of 128 rows.
     EXPECT_EQ(BlockLayout({DType::bf16, {4096, 256}}).rows_per_block, 512);
     EXPECT_EQ(BlockLayout({DType::bf16, {4096, 7168}}).rows_per_block, 128);
