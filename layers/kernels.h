@@ -91,13 +91,14 @@ constexpr int64_t kDecodeSplitTokens = 8 * kPageTokens;
 constexpr int64_t kNoSlot = -1;
 
 // Where keys and values of a prompt that is computed in chunks stay expanded from one chunk to the
-// next, so that each expands its own rows only. Units of LayerCache::expanded, one a position, the
-// layers' one after the other; only the leading layers where there is no room for all.
+// next, so that each expands its own rows only, and a prefix from one prompt to the next. Units of
+// LayerCache::expanded, one a position, the layers' one after the other; only the leading layers
+// where there is no room for all.
 struct ExpandedPrompt {
     int64_t first_unit = 0;
     int64_t num_positions = 0;  // room in each of the layers
     int64_t num_layers = 0;     // 0: nowhere, a chunk expands all positions so far
-    int64_t num_expanded = 0;   // leading positions that rows before these have expanded
+    int64_t num_expanded = 0;   // leading positions that others have expanded before
 
     bool holds(int64_t layer) const { return layer < num_layers; }
     int64_t num_units() const { return num_positions * num_layers; }

@@ -68,6 +68,16 @@ void load_heads(WeightLoader& loader, const std::string& name, WkvBHeads& heads)
     pack(loader.kernels(), c, w, heads.first, heads.num, heads.absorbed_k, heads.absorbed_v);
 }
 
+// Leading positions of two sequences that are in the same pages.
+int64_t common_positions(const SequenceRows& a, const SequenceRows& b) {
+    const int64_t most = std::min(a.end_position(), b.end_position()) / kPageTokens;
+    int64_t pages = 0;
+    while (pages < most &&
+           a.pages[static_cast<size_t>(pages)] == b.pages[static_cast<size_t>(pages)])
+        ++pages;
+    return pages * kPageTokens;
+}
+
 }  // namespace
 
 Mla::Mla(WeightLoader& loader, const std::string& prefix)
@@ -169,11 +179,9 @@ void Mla::attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
     if (form == MlaForm::absorb)
         attend_absorbed(kernels, workspace, q, cache, batch.prompt, out);
     else
-        for (const SequenceRows& rows : batch.prompt)
-            attend_naive(kernels, workspace, q, cache, rows, out);
+        attend_naive(kernels, workspace, q, cache, batch.prompt, out);
     if (form == MlaForm::naive)
-        for (const SequenceRows& rows : batch.generated)
-            attend_naive(kernels, workspace, q, cache, rows, out);
+        attend_naive(kernels, workspace, q, cache, batch.generated, out);
     else
         attend_absorbed(kernels, workspace, q, cache, batch.generated, out);
     wo_.forward(kernels, workspace, out.reshape({tokens, config_.n_heads * config_.v_head_dim}), y);
@@ -244,27 +252,69 @@ void Mla::attend_expanded(Kernels& kernels, const Tensor& q, const LayerCache& c
     }
 }
 
-// Prompt rows that stay expanded nowhere: K and V of all positions so far are rebuilt from the
-// cache. A prompt that is computed at once, or for whose chunks there was no room. The latter cost
-// 2 x positions x kv_lora x heads x (nope + v) FLOPs each. Counted for bench-8 and a prompt of 4096
-// tokens in chunks of 512, it is 10 % of the FLOPs of the whole prefill (2 % in one chunk).
 void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
-                       const LayerCache& cache, const SequenceRows& rows, const Tensor& out) const {
-    if (rows.expanded.holds(cache.layer)) return attend_expanded(kernels, q, cache, rows, out);
+                       const LayerCache& cache, std::span<const SequenceRows> sequences,
+                       const Tensor& out) const {
+    const auto holds = [&](const SequenceRows& rows) { return rows.expanded.holds(cache.layer); };
+    for (size_t first = 0, end = 0; first < sequences.size(); first = end) {
+        const SequenceRows& rows = sequences[first];
+        end = first + 1;
+        if (holds(rows)) {
+            attend_expanded(kernels, q, cache, rows, out);
+            continue;
+        }
+        // With those that follow and have at least as many leading pages in common with it as the
+        // next one.
+        int64_t shared = 0;
+        for (; end < sequences.size() && !holds(sequences[end]); ++end) {
+            const int64_t common = common_positions(rows, sequences[end]);
+            if (common == 0 || common < shared) break;
+            if (shared == 0) shared = common;
+        }
+        if (end == first + 1) shared = rows.end_position();
+        attend_rebuilt(kernels, workspace, q, cache, sequences.subspan(first, end - first), shared,
+                       out);
+    }
+}
+
+// Prompt rows that stay expanded nowhere: K and V of all positions so far are rebuilt from the
+// cache, of the first `shared` ones, which are in the same pages, once for all sequences. A prompt
+// that is computed at once, or for whose chunks there was no room. The latter cost 2 x positions x
+// kv_lora x heads x (nope + v) FLOPs each. Counted for bench-8 and a prompt of 4096 tokens in
+// chunks of 512, it is 10 % of the FLOPs of the whole prefill (2 % in one chunk).
+void Mla::attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q,
+                         const LayerCache& cache, std::span<const SequenceRows> sequences,
+                         int64_t shared, const Tensor& out) const {
     const Workspace::Scope scope(workspace);
-    const int64_t positions = rows.end_position();
-    const Tensor latent = workspace.take(DType::f32, {positions, config_.latent_dim()});
-    kernels.read_cache(cache.latents, rows.pages, 0, latent);
+    int64_t most = 0;
+    for (const SequenceRows& rows : sequences) most = std::max(most, rows.end_position());
     const int64_t rank = config_.kv_lora_rank;
-    const LinearInput input(kernels, workspace, latent.slice_columns(0, rank), {wkv_b_[0].dtype()});
-    Keys keys{
-        .first_head = 0, .kv = {}, .rope = latent.slice_columns(rank, config_.qk_rope_head_dim)};
+    const Tensor latent = workspace.take(DType::f32, {most, config_.latent_dim()});
+    const auto read = [&](const SequenceRows& rows, int64_t first, int64_t num) {
+        const Tensor part = latent.slice_rows(first, num);
+        kernels.read_cache(cache.latents, rows.pages, first, part);
+        return LinearInput(kernels, workspace, part.slice_columns(0, rank), {wkv_b_[0].dtype()});
+    };
+    const LinearInput of_all = read(sequences[0], 0, shared);
+    int64_t first_head = 0;
     for (const Linear& wkv_b : wkv_b_) {
         const Workspace::Scope head_scope(workspace);
-        keys.kv = workspace.take(expansion_.dtype, {positions, wkv_b.out()});
-        wkv_b.forward(kernels, input, keys.kv);
-        attend_heads(kernels, q, keys, rows, out);
-        keys.first_head += wkv_b.out() / (config_.qk_nope_head_dim + config_.v_head_dim);
+        const Tensor kv = workspace.take(expansion_.dtype, {most, wkv_b.out()});
+        wkv_b.forward(kernels, of_all, kv.slice_rows(0, shared));
+        for (const SequenceRows& rows : sequences) {
+            const Workspace::Scope rows_scope(workspace);
+            const int64_t positions = rows.end_position();
+            if (positions > shared)
+                wkv_b.forward(kernels, read(rows, shared, positions - shared),
+                              kv.slice_rows(shared, positions - shared));
+            const Keys keys{
+                .first_head = first_head,
+                .kv = kv.slice_rows(0, positions),
+                .rope =
+                    latent.slice_rows(0, positions).slice_columns(rank, config_.qk_rope_head_dim)};
+            attend_heads(kernels, q, keys, rows, out);
+        }
+        first_head += wkv_b.out() / (config_.qk_nope_head_dim + config_.v_head_dim);
     }
 }
 

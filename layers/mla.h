@@ -58,7 +58,11 @@ class Mla {
     void project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
                  const StepBatch& batch, const Tensor& rope_table, const Tensor& q) const;
     void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
-                      const LayerCache& cache, const SequenceRows& rows, const Tensor& out) const;
+                      const LayerCache& cache, std::span<const SequenceRows> sequences,
+                      const Tensor& out) const;
+    void attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q,
+                        const LayerCache& cache, std::span<const SequenceRows> sequences,
+                        int64_t shared, const Tensor& out) const;
     void attend_expanded(Kernels& kernels, const Tensor& q, const LayerCache& cache,
                          const SequenceRows& rows, const Tensor& out) const;
     void expand(Kernels& kernels, Workspace& workspace, const LayerCache& cache,

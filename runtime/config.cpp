@@ -99,7 +99,7 @@ std::vector<Field> config_fields(Config& config) {
         {"engine.max_context", &c.engine.max_context, {0, kNoLimit}, kResults, "longest prompt with its output; 0: what the model was made for"},
         {"engine.cache_gib", &c.engine.cache_gib, {0.001, 1e6}, kNothing, "memory of the latent cache on a rank"},
         {"engine.cache_pages", &c.engine.cache_pages, {0, kNoLimit}, kNothing, "pages of 64 tokens instead of cache_gib; 0: as many as cache_gib holds"},
-        {"engine.prefill_gib", &c.engine.prefill_gib, {0, 1e6}, kNothing, "most memory on a rank for prompts that take several steps or micro-batches: expanded keys and values, of as many layers as fit; 0: each expands them anew"},
+        {"engine.prefill_gib", &c.engine.prefill_gib, {0, 1e6}, kNothing, "most memory on a rank for prompts that take several steps or micro-batches, or go on from a prefix in the cache: expanded keys and values, of as many layers as fit; 0: each expands them anew"},
         {"engine.micro_batches", &c.engine.micro_batches, {1, 4}, kNothing, "slices of a step, so that one computes while another travels"},
         {"engine.prefix_cache", &c.engine.prefix_cache, {}, kNothing, "requests that begin alike share what was computed"},
         {"engine.cuda_graphs", &c.engine.cuda_graphs, {}, kNothing, "device cuda: decode steps are recorded once per batch size and repeated as a whole, by all ranks together (one rank, or NCCL; not with mode sized or log.trace)"},

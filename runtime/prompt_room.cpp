@@ -1,6 +1,7 @@
 #include "runtime/prompt_room.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace ferry {
 
@@ -8,43 +9,84 @@ PromptRoom::PromptRoom(int64_t num_units, int64_t num_layers, int64_t max_prompt
     : num_units_(num_units),
       num_layers_(num_layers),
       max_prompts_(static_cast<size_t>(max_prompts)) {
-    held_.reserve(max_prompts_);
+    places_.reserve(max_prompts_);
 }
 
-// The first gap that is large enough, or the largest.
-ExpandedPrompt PromptRoom::take(int64_t num_positions) {
-    if (held_.size() == max_prompts_ || num_positions <= 0) return {};
-    const int64_t wanted = num_positions * num_layers_;
-    int64_t begin = 0, first_unit = 0, most = 0;
-    size_t place = 0;
-    for (size_t i = 0; i <= held_.size() && most < wanted; ++i) {
-        const int64_t end = i < held_.size() ? held_[i].first_unit : num_units_;
-        if (end - begin > most) {
-            first_unit = begin;
-            most = end - begin;
-            place = i;
-        }
-        if (i < held_.size()) begin = end + held_[i].num_units();
+ExpandedPrompt PromptRoom::take(int64_t num_positions, const FoundPrefix& prefix) {
+    if (num_positions <= 0) return {};
+    if (prefix.node != 0) {
+        for (Place& place : places_)
+            if (place.released > 0 && place.prefix.node == prefix.node &&
+                place.prompt.num_positions >= num_positions) {
+                place.released = 0;
+                place.prompt.num_expanded = prefix.num_positions;
+                return place.prompt;
+            }
+        // What follows the prefix differs in length from prompt to prompt: some more for the next.
+        const auto rest = static_cast<uint64_t>(num_positions - prefix.num_positions);
+        const int64_t more =
+            prefix.num_positions + std::max(kPageTokens, static_cast<int64_t>(std::bit_ceil(rest)));
+        if (more * num_layers_ <= num_units_) num_positions = more;
     }
-    const int64_t layers = std::min(num_layers_, most / num_positions);
+    const int64_t wanted = num_positions * num_layers_;
+    while (places_.size() == max_prompts_ || find_gap(wanted).num_units < wanted)
+        if (!evict()) break;
+    if (places_.size() == max_prompts_) return {};
+    const Gap gap = find_gap(wanted);
+    const int64_t layers = std::min(num_layers_, gap.num_units / num_positions);
     if (layers == 0) return {};
     const ExpandedPrompt taken{
-        .first_unit = first_unit, .num_positions = num_positions, .num_layers = layers};
-    held_.insert(held_.begin() + static_cast<std::ptrdiff_t>(place), taken);
+        .first_unit = gap.first_unit, .num_positions = num_positions, .num_layers = layers};
+    places_.insert(places_.begin() + static_cast<std::ptrdiff_t>(gap.before),
+                   {.prompt = taken, .prefix = prefix});
     return taken;
 }
 
+// The first that is large enough, or the largest.
+PromptRoom::Gap PromptRoom::find_gap(int64_t num_units) const {
+    Gap most{0, 0, 0};
+    int64_t begin = 0;
+    for (size_t i = 0; i <= places_.size() && most.num_units < num_units; ++i) {
+        const int64_t end = i < places_.size() ? places_[i].prompt.first_unit : num_units_;
+        if (end - begin > most.num_units) most = {i, begin, end - begin};
+        if (i < places_.size()) begin = places_[i].end();
+    }
+    return most;
+}
+
+// Of the places that nobody uses, the one released first.
+bool PromptRoom::evict() {
+    auto first = places_.end();
+    for (auto place = places_.begin(); place != places_.end(); ++place)
+        if (place->released > 0 && (first == places_.end() || place->released < first->released))
+            first = place;
+    if (first == places_.end()) return false;
+    places_.erase(first);
+    return true;
+}
+
 void PromptRoom::release(ExpandedPrompt& prompt) {
-    if (prompt.num_layers > 0)
-        std::erase_if(held_, [&](const ExpandedPrompt& held) {
-            return held.first_unit == prompt.first_unit;
-        });
+    if (prompt.num_layers > 0) {
+        const auto place = std::ranges::find(
+            places_, prompt.first_unit, [](const Place& one) { return one.prompt.first_unit; });
+        if (place->prefix.node != 0 && prompt.num_expanded >= place->prefix.num_positions)
+            place->released = ++num_released_;
+        else
+            places_.erase(place);
+    }
     prompt = {};
+}
+
+bool PromptRoom::has_in_use(const FoundPrefix& prefix) const {
+    return std::ranges::any_of(places_, [&](const Place& place) {
+        return place.released == 0 && place.prefix.node == prefix.node;
+    });
 }
 
 int64_t PromptRoom::num_held() const {
     int64_t num = 0;
-    for (const ExpandedPrompt& prompt : held_) num += prompt.num_units();
+    for (const Place& place : places_)
+        if (place.released == 0) num += place.prompt.num_units();
     return num;
 }
 

@@ -121,16 +121,24 @@ bool Scheduler::admit(Sequence& sequence) {
     return false;
 }
 
-// Tokens of a sequence, whose prompt stays expanded if more chunks of it follow, or more parts of
-// this one. What earlier chunks have expanded is known of those that are complete or planned, not
-// of one that was planned ahead and dropped.
+// Room for a prompt that more chunks follow of, or more parts of this one, or that goes on from
+// pages which others have computed, and which more may go on from. Several such prompts in one step
+// share what they expand of those pages anyway (Mla).
+void Scheduler::take_room(Sequence& sequence, int64_t begin, int64_t num_tokens) {
+    const bool in_parts = options_.num_parts > 1 && num_tokens > 1;
+    const bool ends = begin + num_tokens >= sequence.prompt_length;
+    FoundPrefix prefix;
+    if (begin == sequence.num_published * kPageTokens) prefix = {sequence.last_node, begin};
+    if (ends && (prefix.node == 0 ? !in_parts : room_.has_in_use(prefix))) return;
+    sequence.expanded = room_.take(sequence.prompt_length, prefix);
+}
+
+// Tokens of a sequence. What earlier chunks have expanded is known of those that are complete or
+// planned, not of one that was planned ahead and dropped.
 Scheduler::Chunk Scheduler::chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens) {
     Chunk chunk{.sequence = &sequence, .begin = begin, .num_tokens = num_tokens};
     if (begin >= sequence.prompt_length) return chunk;
-    const bool in_parts = options_.num_parts > 1 && num_tokens > 1;
-    if (sequence.expanded.num_layers == 0 &&
-        (in_parts || begin + num_tokens < sequence.prompt_length))
-        sequence.expanded = room_.take(sequence.prompt_length);
+    if (sequence.expanded.num_layers == 0) take_room(sequence, begin, num_tokens);
     chunk.expanded = sequence.expanded;
     if (sequence.chunk >= 0)
         if (const Chunk& planned = chunks_[static_cast<size_t>(sequence.chunk)];

@@ -23,7 +23,7 @@ struct Sequence {
     // Owned by the scheduler:
     int64_t num_computed = 0;  // leading tokens whose latents are in the cache
     std::vector<int32_t> pages;
-    ExpandedPrompt expanded;    // of a prompt that takes several chunks, or a step in parts
+    ExpandedPrompt expanded;    // its place in the PromptRoom
     int64_t num_published = 0;  // leading pages known to the prefix cache
     int64_t last_node = 0;      // prefix node of the last of them
     int64_t num_preemptions = 0;
@@ -102,6 +102,7 @@ class Scheduler {
         int64_t end() const { return begin + num_tokens; }
         int64_t prompt_length() const { return sequence->prompt_length; }
     };
+    void take_room(Sequence& sequence, int64_t begin, int64_t num_tokens);
     Chunk chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens);
     void plan_chunk(const Chunk& chunk);
     void plan_chunk_ahead(const Chunk& chunk);

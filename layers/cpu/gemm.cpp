@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/random.h"
 #include "comm/row_codec.h"
 #include "comm/wire.h"
 
@@ -75,13 +76,6 @@ struct Tile {
         return tile;
     }
 };
-
-#if HWY_ARCH_X86
-bool has_bf16_dots() {
-    static const bool has = __builtin_cpu_supports("avx512bf16");
-    return has;
-}
-#endif
 
 }  // namespace
 }  // namespace ferry
@@ -483,9 +477,39 @@ void multiply_f32(const Tile& all, int64_t num_rows, int64_t num_panels, float* 
 void multiply_bf16(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     multiply<Bf16Panels, false>(all, num_rows, num_panels, scratch);
 }
+
+#if FERRY_BF16_DOTS
+// The processor's vdpbf16ps adds as Bf16PairPanels does: its order and rounding are no part of all
+// makers' manuals, and ranks on other processors must find the same bits.
+bool dots_add_in_order() {
+    constexpr int64_t kRows = kTileRows, kNumK = 128, kSums = kRows * kPanelColumns;
+    alignas(64) uint16_t panel[kNumK * kPanelColumns];
+    float x[kRows * kNumK], scratch[kRows * (kNumK + kBlockStride)], sums[2][kSums];
+    Random random(1);
+    for (uint16_t& value : panel)
+        value = static_cast<uint16_t>(std::bit_cast<uint32_t>(random.next_normal()) >> 16);
+    for (float& value : x) value = random.next_normal();
+    Tile tile{};
+    tile.panels = reinterpret_cast<const std::byte*>(panel);
+    tile.x = x;
+    tile.x_stride = tile.num_k = kNumK;
+    tile.y_stride = tile.num_columns = kPanelColumns;
+    tile.y = sums[0];
+    multiply<Bf16DotPanels, false>(tile, kRows, 1, scratch);
+    tile.y = sums[1];
+    multiply<Bf16PairPanels, false>(tile, kRows, 1, scratch);
+    return std::equal(sums[0], sums[0] + kSums, sums[1]);
+}
+
+bool uses_bf16_dots() {
+    static const bool uses = __builtin_cpu_supports("avx512bf16") && dots_add_in_order();
+    return uses;
+}
+#endif
+
 void multiply_bf16_rounded(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
 #if FERRY_BF16_DOTS
-    if (has_bf16_dots()) return multiply<Bf16DotPanels, false>(all, num_rows, num_panels, scratch);
+    if (uses_bf16_dots()) return multiply<Bf16DotPanels, false>(all, num_rows, num_panels, scratch);
 #endif
     multiply<Bf16PairPanels, false>(all, num_rows, num_panels, scratch);
 }

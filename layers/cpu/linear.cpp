@@ -57,8 +57,11 @@ void CpuKernels::run_gemm(const Weight& weight, const GemmStrides& strides) {
             gemm_panels(weight, rows, strides, 0, num_panels, threads_.scratch(0));
         return;
     }
-    const int64_t wanted = kTasksPerThread * threads_.num_threads();
-    const int64_t ranges = std::clamp<int64_t>(ceil_div(wanted, num_entries), 1, num_panels);
+    const int64_t num_threads = threads_.num_threads();
+    int64_t ranges = ceil_div(kTasksPerThread * num_threads, num_entries);
+    if (num_entries < kTasksPerThread * num_threads)  // all threads end together
+        while (ranges * num_entries % num_threads != 0) ++ranges;
+    ranges = std::clamp<int64_t>(ranges, 1, num_panels);
     threads_.parallel_for(num_entries * ranges, [&](int64_t task, int thread) {
         const int64_t range = task % ranges;
         const int64_t first = num_panels * range / ranges;

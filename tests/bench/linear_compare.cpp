@@ -1,7 +1,8 @@
 // Linear layers in the shapes of configs/models/bench-8.yaml against the bounds that matter: a read
 // loop over the same bytes for decode, OpenBLAS sgemm on the same shape for prefill (when it was
 // found; Ferry itself never links it). All take turns, the best of each counts (rates.h).
-//   linear_compare [threads] [seconds per line] [only lines that contain this]
+//   linear_compare [threads] [seconds per line] [only lines that contain this] [bf16]
+// bf16: rows that bf16 weights multiply are rounded (numerics.bf16_activations).
 #include <fmt/format.h>
 
 #include <string>
@@ -170,7 +171,8 @@ int main(int argc, char** argv) {
 #ifdef FERRY_BENCH_OPENBLAS
     openblas_set_num_threads(threads);
 #endif
-    const auto kernels = ferry::make_cpu_kernels(threads);
+    const bool bf16_activations = argc > 4 && std::string(argv[4]) == "bf16";
+    const auto kernels = ferry::make_cpu_kernels(threads, bf16_activations);
     ferry::Total total;
     for (const ferry::Case& c : ferry::kCases)
         if (std::string(c.name).find(only) != std::string::npos)

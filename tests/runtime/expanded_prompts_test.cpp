@@ -41,12 +41,12 @@ class CountingKernels final : public CpuKernels {
 
 class ExpandedPrompts : public ::testing::Test {
   protected:
-    ExpandedPrompts()
+    explicit ExpandedPrompts(int num_micro_batches = 2)
         : source_(testing::golden_folder("models/v3")),
           kernels_(source_.config()),
           transport_(make_self_transport()),
-          rank_(source_, kernels_, {}, single_rank_fabric(source_.config(), kMaxTokens, 2),
-                *transport_) {}
+          rank_(source_, kernels_, {},
+                single_rank_fabric(source_.config(), kMaxTokens, num_micro_batches), *transport_) {}
 
     int64_t num_layers() const { return source_.config().n_layers; }
     // Memory in which so many positions of all layers, and no more, stay expanded.
@@ -105,6 +105,20 @@ class ExpandedPrompts : public ::testing::Test {
     CountingKernels kernels_;
     std::unique_ptr<Transport> transport_;
     RankModel rank_;
+};
+
+class SharedPrefixes : public ExpandedPrompts {
+  protected:
+    static constexpr int64_t kPrefix = 192;
+
+    SharedPrefixes() : ExpandedPrompts(1) {}
+
+    // Begins as request 0 does.
+    Request follower(int64_t index, int64_t rest) const {
+        Request made = request(index, kPrefix + rest, 3);
+        std::ranges::copy(request(0, kPrefix, 3).prompt_tokens, made.prompt_tokens.begin());
+        return made;
+    }
 };
 
 // The sum over the chunks is the prompt, in every layer, whatever their size.
@@ -251,6 +265,90 @@ TEST_F(ExpandedPrompts, AfterAPrefixThatIsFound) {
     EXPECT_EQ(kernels_.num_expanded - before, 300 * num_layers());
     EXPECT_EQ(engine.num_prefix_hits(), 2);
     expect_same(got, expected);
+}
+
+// A prefix that one prompt after the other goes on from is expanded for the first of them.
+TEST_F(SharedPrefixes, OnePromptAfterTheOther) {
+    std::vector<Request> requests{request(0, kPrefix + 5, 3)};
+    int64_t rest = 0;
+    for (int64_t i = 1; i < 6; rest += 5 + i * 11, ++i) requests.push_back(follower(i, 5 + i * 11));
+    const std::vector<Completion> expected = alone(requests);
+    for (const int64_t positions : {0, 256}) {
+        Engine engine = make_engine({.scheduler = {.max_batch = 2, .max_batch_tokens = kMaxTokens},
+                                     .max_context = 320,
+                                     .expanded_bytes = bytes_of(positions)});
+        std::vector<Completion> got = run(engine, {requests[0]});
+        const int64_t before = kernels_.num_expanded;
+        for (size_t i = 1; i < requests.size(); ++i)
+            got.push_back(run(engine, {requests[i]}).at(0));
+        EXPECT_EQ(engine.num_prefix_hits(), 5 * kPrefix / kPageTokens);
+        EXPECT_EQ(kernels_.num_expanded - before,
+                  ((positions > 0 ? 1 : 5) * kPrefix + rest) * num_layers());
+        expect_same(got, expected);
+    }
+}
+
+// The same in one step: where one has room, the others share what they expand anew.
+TEST_F(SharedPrefixes, SeveralPromptsOfAStep) {
+    std::vector<Request> requests{request(0, kPrefix + 5, 3)};
+    int64_t rest = 0;
+    for (int64_t i = 1; i < 7; ++i) {
+        requests.push_back(follower(i, i == 4 ? 1 : i * 17));
+        rest += i == 4 ? 1 : i * 17;
+    }
+    requests.push_back(request(7, 50, 3));  // another prefix
+    rest += 50;
+    const std::vector<Completion> expected = alone(requests);
+    for (const int64_t positions : {0, 256}) {
+        Engine engine = make_engine({.scheduler = {.max_batch = 16, .max_batch_tokens = kMaxTokens},
+                                     .max_context = 320,
+                                     .expanded_bytes = bytes_of(positions)});
+        std::vector<Completion> got = run(engine, {requests[0]});
+        const int64_t before = kernels_.num_expanded;
+        for (size_t i = 1; i < requests.size(); ++i) engine.submit(requests[i]);
+        engine.step();
+        EXPECT_EQ(engine.last_step().prompt, rest);
+        EXPECT_EQ(kernels_.num_expanded - before,
+                  ((positions > 0 ? 2 : 1) * kPrefix + rest) * num_layers());
+        for (Completion& completion : run(engine, {})) got.push_back(std::move(completion));
+        expect_same(got, expected);
+    }
+}
+
+// Prompts come and go, cut by chunks and micro-batches, with pages for half of them: no bit
+// depends on whose place in the room a prompt takes over.
+TEST_F(ExpandedPrompts, PrefixesInEveryWay) {
+    std::vector<Request> requests;
+    for (int64_t i = 0; i < 40; ++i) {
+        requests.push_back(request(i, 70 + i * 53 % 150, 2 + i % 7));
+        const std::vector<int32_t> from = request(i % 3, 128, 1).prompt_tokens;
+        const auto shared = std::min(std::ssize(requests.back().prompt_tokens) - 1, i % 4 * 64);
+        std::copy_n(from.begin(), std::min<int64_t>(shared, 128),
+                    requests.back().prompt_tokens.begin());
+    }
+    const std::vector<Completion> expected = alone(requests);
+    int64_t anew = 0;
+    for (const int64_t positions : {0, 150, 300, 2000})
+        for (const int64_t chunk : {40, 512}) {
+            SCOPED_TRACE(fmt::format("{} positions, chunks of {}", positions, chunk));
+            Engine engine =
+                make_engine({.scheduler = {.max_batch = 6,
+                                           .max_batch_tokens = 100,
+                                           .max_prefill_chunk = chunk,
+                                           .num_parts = rank_.fabric().num_micro_batches()},
+                             .num_pages = 14,
+                             .max_context = 320,
+                             .expanded_bytes = bytes_of(positions)});
+            const int64_t before = kernels_.num_expanded;
+            expect_same(run(engine, requests), expected);
+            EXPECT_GT(engine.num_prefix_hits(), 10);
+            EXPECT_EQ(engine.num_preemptions() > 0, chunk == 40);
+            EXPECT_EQ(engine.prompt_room().num_held(), 0);
+            if (positions == 0) anew = kernels_.num_expanded - before;
+            if (positions == 2000) {
+                EXPECT_LT(kernels_.num_expanded - before, anew);
+            }
+        }
 }
 
 // Pages run out while prompts are between two chunks: who is sent back begins again, and gives its

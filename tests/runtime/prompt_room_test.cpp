@@ -53,22 +53,78 @@ TEST(PromptRoom, HasRoomForNobody) {
     EXPECT_EQ(few.take(1).num_layers, 0);
 }
 
+TEST(PromptRoom, APrefixStaysForTheNextPrompt) {
+    PromptRoom room(2000, 2, 8);  // 1000 positions
+    const FoundPrefix prefix{.node = 5, .num_positions = 128};
+    ExpandedPrompt first = room.take(128 + 30, prefix);
+    EXPECT_EQ(first.num_positions, 128 + 64);  // some more than asked for
+    EXPECT_EQ(first.num_expanded, 0);
+    EXPECT_TRUE(room.has_in_use(prefix));
+    first.num_expanded = first.num_positions;
+    const int64_t unit = first.first_unit;
+    room.release(first);
+    EXPECT_FALSE(room.has_in_use(prefix));
+    EXPECT_EQ(room.num_held(), 0);
+
+    EXPECT_NE(room.take(50).first_unit, unit);
+    EXPECT_NE(room.take(128 + 60, {.node = 6, .num_positions = 128}).first_unit, unit);
+    ExpandedPrompt longer = room.take(128 + 65, prefix);
+    EXPECT_NE(longer.first_unit, unit);
+    EXPECT_EQ(longer.num_expanded, 0);
+    const ExpandedPrompt next = room.take(128 + 64, prefix);
+    EXPECT_EQ(next.first_unit, unit);
+    EXPECT_EQ(next.num_expanded, 128);
+    EXPECT_EQ(room.take(128 + 1, prefix).num_expanded, 0);  // each has a place of its own
+}
+
+TEST(PromptRoom, OfPrefixesThatNobodyUsesTheOldestGoFirst) {
+    PromptRoom room(3 * 128, 1, 8);
+    std::vector<ExpandedPrompt> used;
+    for (int64_t node = 1; node <= 3; ++node)
+        used.push_back(room.take(100, {.node = node, .num_positions = 64}));
+    EXPECT_EQ(room.take(1).num_layers, 0);
+    for (const size_t i : {1, 0, 2}) {
+        used[i].num_expanded = i == 2 ? 63 : 100;  // the last one's prefix was not
+        room.release(used[i]);
+    }
+    EXPECT_EQ(room.take(100).first_unit, 256);
+    EXPECT_EQ(room.take(100).first_unit, 128);
+    EXPECT_EQ(room.take(100, {.node = 1, .num_positions = 64}).num_expanded, 64);
+}
+
+TEST(PromptRoom, APromptThatNeedsAllOfItFindsIt) {
+    PromptRoom room(600, 2, 8);
+    ExpandedPrompt first = room.take(290, {.node = 1, .num_positions = 64});
+    EXPECT_EQ(first.num_positions, 290);  // rounded up it would not fit
+    first.num_expanded = 290;
+    room.release(first);
+    const ExpandedPrompt all = room.take(300);
+    EXPECT_EQ(all.num_layers, 2);
+    EXPECT_EQ(all.first_unit, 0);
+}
+
 TEST(PromptRoom, NoTwoPromptsShareAUnit) {
-    constexpr int64_t kUnits = 300;
+    constexpr int64_t kUnits = 900;
     Random random(1);
     PromptRoom room(kUnits, 3, 6);
     std::vector<ExpandedPrompt> held;
-    int64_t num_taken = 0;
+    int64_t num_taken = 0, num_found = 0;
     for (int step = 0; step < 5000; ++step) {
         if (!held.empty() && random.next_u32() % 2 == 0) {
             const auto leaves =
                 held.begin() + static_cast<std::ptrdiff_t>(random.next_u32() % held.size());
+            if (random.next_u32() % 2 == 0) leaves->num_expanded = leaves->num_positions;
             room.release(*leaves);
             held.erase(leaves);
+            continue;
         }
-        const ExpandedPrompt taken = room.take(1 + random.next_u32() % 60);
+        const int64_t prefix = random.next_u32() % 20;
+        const ExpandedPrompt taken =
+            room.take(prefix + 1 + random.next_u32() % 40,
+                      {.node = random.next_u32() % 3 * (prefix + 1), .num_positions = prefix});
         if (taken.num_layers == 0) continue;
         ++num_taken;
+        if (taken.num_expanded > 0) ++num_found;
         ASSERT_GE(taken.first_unit, 0);
         ASSERT_LE(taken.first_unit + taken.num_units(), kUnits);
         int64_t units = taken.num_units();
@@ -81,6 +137,7 @@ TEST(PromptRoom, NoTwoPromptsShareAUnit) {
         ASSERT_EQ(room.num_held(), units);
     }
     EXPECT_GT(num_taken, 1000);
+    EXPECT_GT(num_found, 50);
 }
 
 }  // namespace

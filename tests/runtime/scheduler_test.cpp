@@ -289,12 +289,12 @@ TEST(Scheduler, RandomLoadsKeepTheInvariants) {
     }
 }
 
-// What would be in the memory of prompts that stay expanded: of whom each unit is, and which
-// position. Two layers: the first is computed ahead of a step, the second is not.
+// What would be in the memory of prompts that stay expanded: of which prompt each unit is (its
+// first token tells; several sequences may have it), and which position. Two layers: the first is
+// computed ahead of a step, the second is not.
 class ExpandedMemory {
   public:
-    explicit ExpandedMemory(int64_t num_units)
-        : units_(static_cast<size_t>(num_units), {nullptr, -1}) {}
+    explicit ExpandedMemory(int64_t num_units) : units_(static_cast<size_t>(num_units), {-1, -1}) {}
 
     // Rows [begin, end) of a plan in one layer.
     void expand(const StepPlan& plan, int64_t begin, int64_t end, int64_t layer) {
@@ -307,9 +307,11 @@ class ExpandedMemory {
             ASSERT_LE(rows.end_position(), kept.num_positions);
             ASSERT_LE(kept.num_expanded, rows.first_position);
             const int64_t first = kept.first_unit + layer * kept.num_positions;
+            const int32_t token = part.batch().tokens[static_cast<size_t>(rows.first_row)];
+            const int64_t prompt = token - rows.first_position;
             for (int64_t i = 0; i < rows.end_position(); ++i) {
                 auto& unit = units_.at(static_cast<size_t>(first + i));
-                const std::pair<const void*, int64_t> mine{rows.pages.data(), i};
+                const std::pair<int64_t, int64_t> mine{prompt, i};
                 if (i < kept.num_expanded)
                     ASSERT_EQ(unit, mine) << "layer " << layer;
                 else
@@ -320,7 +322,7 @@ class ExpandedMemory {
     int64_t num_kept() const { return num_kept_; }
 
   private:
-    std::vector<std::pair<const void*, int64_t>> units_;  // pages tell sequences apart
+    std::vector<std::pair<int64_t, int64_t>> units_;
     int64_t num_kept_ = 0;
 };
 
@@ -343,7 +345,7 @@ TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
         for (int64_t i = 0; i < 30; ++i) {
             all.push_back(std::make_unique<Sequence>(
                 make_sequence(i, 1 + random.next_u32() % 300, 1 + random.next_u32() % 100,
-                              static_cast<int32_t>(random.next_u32() % 2))));
+                              static_cast<int32_t>(random.next_u32() % 5))));
             scheduler.add(*all.back());
         }
         size_t done = 0;
