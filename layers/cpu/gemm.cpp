@@ -355,6 +355,8 @@ template <class Panels>
 void copy_rounded(const Tile& all, int64_t row, int64_t first, int64_t num, float* to) {
     if (all.wire == nullptr) {
         round_row<Panels>(all.x + row * all.x_stride + first, num, to);
+    } else if (all.wire_dtype == DType::f32) {
+        round_row<Panels>(reinterpret_cast<const float*>(all.wire[row].values) + first, num, to);
     } else if (kUsesDots<Panels> && all.wire_dtype == DType::bf16) {
         std::memcpy(to, all.wire[row].values + first * 2, static_cast<size_t>(num) * 2);
     } else {
@@ -435,17 +437,14 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
     constexpr int kFewest = kMany / ((kMany + kTileRows - 1) / kTileRows);  // rows of a tile
     float* const wide = scratch;
     float* const x = scratch + kChunk * kBlockK * kPanelColumns;
-    constexpr int64_t kAtOnce = kUsesDots<Panels> ? 2 * kBlockK : kBlockK;  // two in a word of x
+    constexpr int64_t kAtOnce = kUsesDots<Panels> ? 4 * kBlockK : kBlockK;
+    constexpr int64_t kStride = (kUsesDots<Panels> ? 2 * kBlockK : kBlockK) + kBlockStride - kBlockK;
     for (int64_t k = 0; k < all.num_k; k += kAtOnce) {
-        const Tile block = block_of<Panels>(all, num_rows, k, kAtOnce, x, kBlockStride);
+        const Tile block = block_of<Panels>(all, num_rows, k, kAtOnce, x, kStride);
         const int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
         for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
             Tile chunk = block.from_panel(panel);
             const int64_t chunk_panels = std::min(kChunk, num_panels - panel);
-            // Blocks are too short for the hardware to foresee the next one.
-            for (int64_t p = chunk_panels; p < 2 * chunk_panels; ++p)
-                for (int64_t line = 0; line < block_bytes; line += 64)
-                    __builtin_prefetch(chunk.panels + p * all.panel_stride + line, 0, 2);
             if constexpr (kWidened) {
                 for (int64_t p = 0; p < chunk_panels; ++p)
                     widen<Panels>(chunk.panels + p * all.panel_stride, block.num_k,
@@ -453,7 +452,15 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
                 chunk.panels = reinterpret_cast<const std::byte*>(wide);
                 chunk.panel_stride = kBlockK * kPanelColumns * static_cast<int64_t>(sizeof(float));
             }
+            // Blocks are too short for the hardware to foresee the next one. Some lines before each
+            // tile: all at once would wait for memory.
+            const std::byte* const next = block.panels + (panel + chunk_panels) * all.panel_stride;
             for_row_tiles<kTileRows>(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
+                const int64_t begin = row * block_bytes / num_rows / 64 * 64;
+                const int64_t end = (row + rows) * block_bytes / num_rows;
+                for (int64_t p = 0; p < chunk_panels; ++p)
+                    for (int64_t line = begin; line < end; line += 64)
+                        __builtin_prefetch(next + p * all.panel_stride + line, 0, 2);
                 sweep<TilePanels, kScaled, kFewest, kTileRows>(chunk.from_row(row), rows,
                                                                chunk_panels);
             });
