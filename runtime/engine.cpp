@@ -20,12 +20,13 @@ double seconds_since(Clock::time_point start) {
 }
 
 // Of prompts that may stay expanded at once. A step leaves some for the next one, as many chunks of
-// the longest kind as it has and the one that its budget cuts; where it is computed in parts, all
-// of its prompts and those that were planned ahead.
+// the longest kind as it has and the one that its budget cuts; and there may be one that others go
+// on from. Where a step is computed in parts, all of its prompts and those that were planned ahead.
 int64_t most_expanded_positions(const EngineOptions& options) {
     const SchedulerOptions& steps = options.scheduler;
     const int64_t unfinished =
-        std::min(steps.max_batch, steps.max_batch_tokens / steps.max_prefill_chunk + 1);
+        std::min(steps.max_batch, steps.max_batch_tokens / steps.max_prefill_chunk + 1) +
+        (options.share_prefixes ? 1 : 0);
     const int64_t of_steps = steps.num_parts > 1 ? 2 * steps.max_batch_tokens : 0;
     return unfinished * options.max_context + of_steps;
 }

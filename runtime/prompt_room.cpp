@@ -15,13 +15,11 @@ PromptRoom::PromptRoom(int64_t num_units, int64_t num_layers, int64_t max_prompt
 ExpandedPrompt PromptRoom::take(int64_t num_positions, const FoundPrefix& prefix) {
     if (num_positions <= 0) return {};
     if (prefix.node != 0) {
-        for (Place& place : places_)
-            if (place.released > 0 && place.prefix.node == prefix.node &&
-                place.prompt.num_positions >= num_positions) {
-                place.released = 0;
-                place.prompt.num_expanded = prefix.num_positions;
-                return place.prompt;
-            }
+        if (Place* place = find_kept(num_positions, prefix.node)) {
+            place->released = 0;
+            place->prompt.num_expanded = prefix.num_positions;
+            return place->prompt;
+        }
         // What follows the prefix differs in length from prompt to prompt: some more for the next.
         const auto rest = static_cast<uint64_t>(num_positions - prefix.num_positions);
         const int64_t more =
@@ -40,6 +38,22 @@ ExpandedPrompt PromptRoom::take(int64_t num_positions, const FoundPrefix& prefix
     places_.insert(places_.begin() + static_cast<std::ptrdiff_t>(gap.before),
                    {.prompt = taken, .prefix = prefix});
     return taken;
+}
+
+// One that begins with the prefix, unless it holds fewer layers than there is room for by now.
+PromptRoom::Place* PromptRoom::find_kept(int64_t num_positions, int64_t node) {
+    const auto place = std::ranges::find_if(places_, [&](const Place& one) {
+        return one.released > 0 && one.prefix.node == node &&
+               one.prompt.num_positions >= num_positions;
+    });
+    if (place == places_.end()) return nullptr;
+    if (place->prompt.num_layers == num_layers_) return &*place;
+    const Place kept = *place;
+    const auto next = places_.erase(place);
+    const int64_t positions = kept.prompt.num_positions;
+    if (find_gap(positions * num_layers_).num_units / positions > kept.prompt.num_layers)
+        return nullptr;
+    return &*places_.insert(next, kept);
 }
 
 // The first that is large enough, or the largest.

@@ -43,6 +43,7 @@ class PromptRoom {
         size_t before;  // index in places_
         int64_t first_unit, num_units;
     };
+    Place* find_kept(int64_t num_positions, int64_t node);
     Gap find_gap(int64_t num_units) const;
     bool evict();
 

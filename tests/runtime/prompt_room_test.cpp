@@ -92,6 +92,23 @@ TEST(PromptRoom, OfPrefixesThatNobodyUsesTheOldestGoFirst) {
     EXPECT_EQ(room.take(100, {.node = 1, .num_positions = 64}).num_expanded, 64);
 }
 
+TEST(PromptRoom, APrefixMovesWhereMoreLayersFit) {
+    PromptRoom room(4 * 128 + 200, 4, 8);
+    const FoundPrefix prefix{.node = 1, .num_positions = 64};
+    ExpandedPrompt other = room.take(128), some = room.take(100, prefix);
+    EXPECT_EQ(some.num_layers, 1);
+    some.num_expanded = 100;
+    room.release(some);
+    some = room.take(100, prefix);
+    EXPECT_EQ(some.num_expanded, 64);  // one layer is better than none
+    EXPECT_EQ(some.num_layers, 1);
+    room.release(some);
+    room.release(other);
+    some = room.take(100, prefix);
+    EXPECT_EQ(some.num_layers, 4);
+    EXPECT_EQ(some.num_expanded, 0);
+}
+
 TEST(PromptRoom, APromptThatNeedsAllOfItFindsIt) {
     PromptRoom room(600, 2, 8);
     ExpandedPrompt first = room.take(290, {.node = 1, .num_positions = 64});
