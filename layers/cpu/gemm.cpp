@@ -438,7 +438,8 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
     float* const wide = scratch;
     float* const x = scratch + kChunk * kBlockK * kPanelColumns;
     constexpr int64_t kAtOnce = kUsesDots<Panels> ? 4 * kBlockK : kBlockK;
-    constexpr int64_t kStride = (kUsesDots<Panels> ? 2 * kBlockK : kBlockK) + kBlockStride - kBlockK;
+    constexpr int64_t kStride =
+        (kUsesDots<Panels> ? 2 * kBlockK : kBlockK) + kBlockStride - kBlockK;
     for (int64_t k = 0; k < all.num_k; k += kAtOnce) {
         const Tile block = block_of<Panels>(all, num_rows, k, kAtOnce, x, kStride);
         const int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
