@@ -163,8 +163,7 @@ void bench_layer(const Arguments& arguments) {
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
     const auto make_kernels = [&] {
-        return gpu ? make_cuda_kernels(0)
-                   : make_cpu_kernels(threads, config.numerics.bf16_activations);
+        return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads, cpu_options(config));
     };
     auto bench =
         std::make_unique<StepBench>(*model.source, model.numerics, make_kernels(), workloads);

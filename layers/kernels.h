@@ -367,12 +367,24 @@ class Kernels {
     }
 };
 
+// Bits of a bf16 value in compressed weights, at most, of matrices with 512 inputs and more.
+constexpr double kCompressedBits = 12.4;
+
+struct CpuOptions {
+    // Rows that bf16 weights multiply are rounded to bf16 too (if their length is even), and of
+    // each pair of k the second product is added first. That is what the instruction for it does
+    // (AVX512_BF16, twice the speed); where there is none, FMAs give the same bits, but for values
+    // below the normal numbers, of which only rows' are zeros then too.
+    bool bf16_activations = false;
+    // bf16 weights are held in 12.25 bits a value, without loss: the same bits from a quarter less
+    // memory, and faster where memory is what products wait for (compressed_panel.h). pack throws
+    // Error(checkpoint) for weights that have too many different exponents.
+    bool compress_weights = false;
+};
+
 // Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,
-// or NEON). bf16_activations: rows that bf16 weights multiply are rounded to bf16 too (if their
-// length is even), and of each pair of k the second product is added first. That is what the
-// instruction for it does (AVX512_BF16, twice the speed); where there is none, FMAs give the same
-// bits, but for values below the normal numbers, of which only rows' are zeros then too.
-std::unique_ptr<Kernels> make_cpu_kernels(int num_threads, bool bf16_activations = false);
+// or NEON).
+std::unique_ptr<Kernels> make_cpu_kernels(int num_threads, const CpuOptions& options = {});
 
 // Kernels of one GPU (base/device_cuda.h); the threads help to load weights. Throws Error(usage)
 // when there is none, or CUDA was not built.

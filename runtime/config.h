@@ -57,6 +57,7 @@ struct Config {
     struct Engine {
         enum class Device { cpu, cuda } device = Device::cpu;
         int64_t threads = 0;
+        bool compress_weights = false;
         int64_t max_batch = 32;
         int64_t max_batch_tokens = 512;
         int64_t max_prefill_chunk = 4096;

@@ -79,6 +79,10 @@ void check_supported(const Config& config) {
     if (!on_gpu(config)) return;
     if (!config.log.routing.empty())
         throw Error(ErrorKind::usage, "log.routing is not recorded with engine.device: cuda");
+    if (config.engine.compress_weights)
+        throw Error(ErrorKind::usage,
+                    "engine.compress_weights: GPUs hold weights as they are; set it to false, or "
+                    "engine.device: cpu");
     // Says which of these it is: not built in, no driver, no GPU.
     if (num_cuda_devices() == 0) cuda_device(0);
 }
@@ -110,6 +114,11 @@ Layout layout_of(const Config& given, const World& world) {
     // A size that nobody chose must fit the slices of sums.
     options.tp_size = std::gcd(layout.tp_size(), static_cast<int>(config.numerics.tp_slices));
     return config.layout.tp_size > 0 ? layout : make_layout(options, world.node_of_rank());
+}
+
+CpuOptions cpu_options(const Config& config) {
+    return {.bf16_activations = config.numerics.bf16_activations,
+            .compress_weights = config.engine.compress_weights};
 }
 
 int threads_of(const Config& config, int own_cores) {
@@ -218,7 +227,7 @@ const char* name_of(Config::Exchange::Transport transport) {
 // Kernels of what this rank computes on. Collective: rank 0 says who computes where.
 std::unique_ptr<Kernels> LoadedEngine::make_kernels(const Config& config, World& world) {
     const int threads = threads_of(config, world.own_cores());
-    if (!on_gpu(config)) return make_cpu_kernels(threads, config.numerics.bf16_activations);
+    if (!on_gpu(config)) return make_cpu_kernels(threads, cpu_options(config));
     const int ordinal = device_of_rank(world.node_rank(), std::max(1, num_cuda_devices()));
     const CudaDeviceInfo info = cuda_device(ordinal).info();
     devices_ = gather_device_table(

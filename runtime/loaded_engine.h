@@ -34,6 +34,9 @@ Layout layout_of(const Config& config, const World& world);
 // Threads of a rank: engine.threads, or one for each core that it has (World::own_cores).
 int threads_of(const Config& config, int own_cores);
 
+// What the CPU's kernels take of it.
+CpuOptions cpu_options(const Config& config);
+
 class LoadedEngine {
   public:
     // Bytes read so far, of how many; `verifying`: checksums are compared, before loading.

@@ -21,9 +21,9 @@ void check_vector_instructions(int64_t highway_targets) {
                     "on a newer machine (x86: Intel Haswell or AMD Zen and later)");
 }
 
-std::unique_ptr<Kernels> make_cpu_kernels(int num_threads, bool bf16_activations) {
+std::unique_ptr<Kernels> make_cpu_kernels(int num_threads, const CpuOptions& options) {
     check_vector_instructions(kCpuTargets);
-    return std::make_unique<CpuKernels>(num_threads, bf16_activations);
+    return std::make_unique<CpuKernels>(num_threads, options);
 }
 
 }  // namespace ferry

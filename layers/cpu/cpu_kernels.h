@@ -13,8 +13,8 @@ void check_vector_instructions(int64_t highway_targets);
 
 class CpuKernels : public Kernels {
   public:
-    explicit CpuKernels(int num_threads, bool bf16_activations = false)
-        : threads_(num_threads), bf16_activations_(bf16_activations) {}
+    explicit CpuKernels(int num_threads, const CpuOptions& options = {})
+        : threads_(num_threads), options_(options) {}
 
     Device& device() override { return cpu_device(); }
     ThreadPool& threads() override { return threads_; }
@@ -70,12 +70,20 @@ class CpuKernels : public Kernels {
     void log_sum_exp(const Tensor& logits, const Tensor& lse, std::span<int32_t> argmax) override;
 
   private:
+    // Whether such weights lie in compressed panels (compressed_panel.h).
+    bool compresses(const WeightSpec& spec) const {
+        return options_.compress_weights && spec.dtype == DType::bf16;
+    }
+    int64_t bytes_of_panel(const WeightSpec& spec) const;
+    GemmStrides strides_for(const WeightSpec& spec) const {
+        return {.rounds_rows = options_.bf16_activations, .compressed = compresses(spec)};
+    }
     Buffer take_memory(size_t num_bytes);
     void add_gemm_rows(GemmRows rows, const GemmStrides& strides);
     void run_gemm(const Weight& weight, const GemmStrides& strides);
 
     ThreadPool threads_;
-    bool bf16_activations_;
+    CpuOptions options_;
     std::shared_ptr<Buffer> block_;  // of small weights, and how much of it is given out
     size_t block_used_ = 0;
     std::vector<GemmRows> gemm_rows_;  // of the call in progress; kept so that it rarely grows

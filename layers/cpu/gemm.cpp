@@ -12,6 +12,7 @@
 #include <bit>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "base/random.h"
 #include "comm/row_codec.h"
@@ -23,6 +24,7 @@
 //
 #include <hwy/foreach_target.h>
 //
+#include "layers/cpu/compressed_panel-inl.h"
 #include "layers/cpu/panel-inl.h"
 
 #ifndef FERRY_LAYERS_CPU_GEMM_ONCE
@@ -33,6 +35,7 @@ namespace {
 constexpr int64_t kBlockK = 256;                       // of a block; a multiple of kScaleBlock
 constexpr int64_t kBlockStride = kBlockK + 16;         // of x rows in scratch: not a power of two
 constexpr int64_t kFewWireValues = int64_t{64} << 10;  // of few rows, in scratch: 256 KiB
+constexpr int64_t kWideFloats = int64_t{32} << 10;     // of scratch, for panels in another form
 
 struct Tile {
     const std::byte* panels;
@@ -46,6 +49,9 @@ struct Tile {
     int64_t y_stride;
     int64_t num_columns;  // of y; the last panel may have more
     bool resume;          // y holds the sum of the k before
+    // Compressed panels only: `panels` are whole ones, entered at that k.
+    int64_t in;
+    int64_t first_k;
     // fp8 only. w_scales: of the matrix, at the tile's first block of k.
     int64_t first_panel;
     const float* w_scales;
@@ -92,11 +98,22 @@ constexpr int kMaxPanels = 4;
 constexpr int kTileRows = kLanes == 1 ? 2 : 6;
 constexpr int64_t kPrefetchBytes = 2048;  // ahead of the panels of a tile, all together
 
+// Panels that are compressed; what they are read as.
+template <class Plain>
+struct Compressed : Plain {
+    static constexpr int64_t kStepBytes = 0;  // Tile::first_k says where
+    using AsPlain = Plain;
+};
+template <class Panels>
+concept IsCompressed = requires {
+    typename Panels::AsPlain;
+};
+
 template <class Panels>
 constexpr bool kIsFp8 = std::is_same_v<Panels, Fp8Panels>;
 #if FERRY_BF16_DOTS
 template <class Panels>
-constexpr bool kUsesDots = std::is_same_v<Panels, Bf16DotPanels>;
+constexpr bool kUsesDots = std::is_base_of_v<Bf16DotPanels, Panels>;
 #else
 template <class>
 constexpr bool kUsesDots = false;
@@ -119,7 +136,7 @@ constexpr int direct_rows() {
 // More rows than this go by blocks of k.
 template <class Panels>
 constexpr int few_rows() {
-    return kIsFp8<Panels> ? 2 * kTileRows : 6 * kTileRows;
+    return kIsFp8<Panels> || IsCompressed<Panels> ? 2 * kTileRows : 6 * kTileRows;
 }
 
 // body(integral_constant 0), ... (kCount - 1), whatever the compiler thinks of unrolling.
@@ -214,6 +231,69 @@ HWY_INLINE void accumulate_dots(const std::byte* HWY_RESTRICT panels, int64_t pa
 }
 #endif
 
+#if HWY_TARGET != HWY_SCALAR
+// The same of compressed panels, which become bf16 in registers; num_k is a multiple of 8.
+template <class Panels, int kRows, int kPanels>
+HWY_INLINE void accumulate_compressed(const Tile& t,
+                                      FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
+    using Plain = typename Panels::AsPlain;
+    constexpr int64_t kAhead = 2 * kPrefetchBytes / kPanels, kHalfValues = kUnitValues / 2;
+    constexpr int kPairFloats = kUsesDots<Panels> ? 1 : 2;  // of a row, for a pair of k
+    const uint32_t* rare[kPanels];
+    for (int p = 0; p < kPanels; ++p)
+        rare[p] = first_rare(t.panels + p * t.panel_stride, t.in, t.first_k);
+    const std::byte* unit = compressed_units(t.panels) + t.first_k / kUnitSteps * kUnitBytes;
+    const float* x = t.x;
+    int64_t end_place = t.first_k * kPanelColumns + kHalfValues;
+    for (int64_t k = 0; k < t.num_k; k += kUnitSteps) {
+        unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
+            const CodeTables tables(t.panels + p * t.panel_stride);
+            for (int64_t line = 0; line < kUnitBytes; line += 64)
+                __builtin_prefetch(unit + p * t.panel_stride + kAhead + line);
+            unrolled<2>([&](auto half) FERRY_INLINE_BODY {
+                PairVector pairs[2][kPanelVectors];
+                load_all_pairs<decltype(half)::value>(unit + p * t.panel_stride, tables, pairs);
+                const int64_t end = end_place + half * kHalfValues;
+                if (HWY_UNLIKELY(rare_place(*rare[p]) < end)) {
+                    alignas(64) uint16_t values[kHalfValues];
+                    store_pairs(pairs, values);
+                    rare[p] = put_rare(rare[p], end - kHalfValues, end, values);
+                    for (int v = 0; v < 2 * kPanelVectors; ++v)
+                        pairs[v / kPanelVectors][v % kPanelVectors] =
+                            hn::Load(hn::RebindToUnsigned<Floats>(),
+                                     reinterpret_cast<const uint32_t*>(values) + v * kLanes);
+                }
+                unrolled<2 * kRows>([&](auto i) FERRY_INLINE_BODY {
+                    constexpr int kPair = i / kRows, kRow = i % kRows;
+                    const float* row = x + kRow * t.x_stride + (2 * half + kPair) * kPairFloats;
+                    unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
+                        FloatVector& sum = sums[kRow][p * kPanelVectors + v];
+                        const PairVector w = pairs[kPair][v];
+#if FERRY_BF16_DOTS
+                        if constexpr (kUsesDots<Panels>) {
+                            sum.raw = Plain::add(w.raw, _mm512_castps_si512(_mm512_set1_ps(row[0])),
+                                                 sum.raw);
+                            return;
+                        } else
+#endif
+                        {
+                            const Floats d;
+                            sum = fused_multiply_add(hn::Set(d, row[0]),
+                                                     Plain::template widen<0>(w), sum);
+                            sum = fused_multiply_add(hn::Set(d, row[1]),
+                                                     Plain::template widen<1>(w), sum);
+                        }
+                    });
+                });
+            });
+        });
+        unit += kUnitBytes;
+        x += kUnitSteps / 2 * kPairFloats;
+        end_place += kUnitValues;
+    }
+}
+#endif
+
 // Whole columns only. kScaled: per block of 128 k, y = fma(sum of the block, scale, y).
 template <class Panels, bool kScaled, int kRows, int kPanels>
 HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_stride) {
@@ -224,13 +304,16 @@ HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_strid
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
                 sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);
-        constexpr bool kDots = kUsesDots<Panels>;
+        constexpr bool kDots = kUsesDots<Panels> && !IsCompressed<Panels>;
+#if HWY_TARGET != HWY_SCALAR
+        if constexpr (IsCompressed<Panels>) accumulate_compressed<Panels, kRows, kPanels>(t, sums);
+#endif
 #if FERRY_BF16_DOTS
         if constexpr (kDots)
             accumulate_dots<kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
                                             sums);
 #endif
-        if constexpr (!kDots)
+        if constexpr (!kDots && !IsCompressed<Panels>)
             accumulate<Panels, kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
                                                sums);
         for (int r = 0; r < kRows; ++r)
@@ -321,6 +404,17 @@ void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
     }
 }
 
+// The same tile with its panels, of a block of k, as plain bf16 in `wide`, `wide_k` of k apart.
+void decompress_panels(Tile& tile, int64_t num_panels, int64_t wide_k, float* wide) {
+    const int64_t stride = panel_bytes(DType::bf16, wide_k);
+    auto* const to = reinterpret_cast<std::byte*>(wide);
+    for (int64_t p = 0; p < num_panels; ++p)
+        decompress(tile.panels + p * tile.panel_stride, tile.in, tile.first_k, tile.num_k,
+                   reinterpret_cast<uint16_t*>(to + p * stride));
+    tile.panels = to;
+    tile.panel_stride = stride;
+}
+
 // Values of a row rounded to bf16, as Panels takes them; an even number.
 template <class Panels>
 void round_row(const float* HWY_RESTRICT from, int64_t num, float* HWY_RESTRICT to) {
@@ -378,6 +472,7 @@ Tile block_of(const Tile& all, int64_t num_rows, int64_t first, int64_t most, fl
     Tile block = all;
     block.num_k = std::min(most, all.num_k - first);
     block.resume = first > 0;
+    block.first_k = first;
     block.panels += first / Panels::kSteps * Panels::kStepBytes;
     if (block.w_scales != nullptr) block.w_scales += first / kScaleBlock;
     if (block.x_scales != nullptr) block.x_scales += first / kScaleBlock;
@@ -403,11 +498,13 @@ Tile block_of(const Tile& all, int64_t num_rows, int64_t first, int64_t most, fl
 template <class Panels, bool kScaled>
 void multiply_few_copied_rows(const Tile& all, int64_t num_rows, int64_t num_panels,
                               float* scratch) {
+    float* const x = scratch + kWideFloats;
     const int64_t most = kFewWireValues / num_rows / kScaleBlock * kScaleBlock;
     const int64_t stride = std::min(most, all.num_k) + kBlockStride - kBlockK;
-    for (int64_t k = 0; k < all.num_k; k += most)
-        multiply_few_rows<Panels, kScaled>(
-            block_of<Panels>(all, num_rows, k, most, scratch, stride), num_rows, num_panels);
+    for (int64_t k = 0; k < all.num_k; k += most) {
+        multiply_few_rows<Panels, kScaled>(block_of<Panels>(all, num_rows, k, most, x, stride),
+                                           num_rows, num_panels);
+    }
 }
 
 // num_k values of k of a panel, as f32 [k][16].
@@ -426,27 +523,48 @@ HWY_NOINLINE void widen(const std::byte* HWY_RESTRICT panel, int64_t num_k,
     }
 }
 
+// What panels become for many rows.
+template <class Panels>
+struct WidePanels {
+    using type = Panels;
+};
+template <>
+struct WidePanels<Fp8Panels> {
+    using type = F32Panels;
+};
+template <IsCompressed Panels>
+struct WidePanels<Panels> {
+    using type = typename Panels::AsPlain;
+};
+
 template <class Panels, bool kScaled>
 void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     // Two steps of widening fp8 cost as much as a tile of rows: done once. bf16's shift and mask
     // find room beside the FMAs.
-    constexpr bool kWidened = kIsFp8<Panels>;
-    using TilePanels = std::conditional_t<kWidened, F32Panels, Panels>;
+    using TilePanels = typename WidePanels<Panels>::type;
     constexpr int64_t kChunk = panels_at_once<TilePanels>(kTileRows);
     constexpr int kMany = few_rows<Panels>() + 1;
-    constexpr int kFewest = kMany / ((kMany + kTileRows - 1) / kTileRows);  // rows of a tile
+    constexpr int kFewest =  // rows of a tile
+        IsCompressed<Panels> ? 1 : kMany / ((kMany + kTileRows - 1) / kTileRows);
     float* const wide = scratch;
-    float* const x = scratch + kChunk * kBlockK * kPanelColumns;
+    float* const x = scratch + kWideFloats;
     constexpr int64_t kAtOnce = kUsesDots<Panels> ? 4 * kBlockK : kBlockK;
     constexpr int64_t kStride =
         (kUsesDots<Panels> ? 2 * kBlockK : kBlockK) + kBlockStride - kBlockK;
     for (int64_t k = 0; k < all.num_k; k += kAtOnce) {
         const Tile block = block_of<Panels>(all, num_rows, k, kAtOnce, x, kStride);
-        const int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
+        const std::byte* stored = block.panels;
+        int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
+        if constexpr (IsCompressed<Panels>) {
+            stored = compressed_units(stored) + k / kUnitSteps * kUnitBytes;
+            block_bytes = num_units(block.num_k) * kUnitBytes;
+        }
         for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
             Tile chunk = block.from_panel(panel);
             const int64_t chunk_panels = std::min(kChunk, num_panels - panel);
-            if constexpr (kWidened) {
+            if constexpr (IsCompressed<Panels>) {
+                decompress_panels(chunk, chunk_panels, kAtOnce, wide);
+            } else if constexpr (kIsFp8<Panels>) {
                 for (int64_t p = 0; p < chunk_panels; ++p)
                     widen<Panels>(chunk.panels + p * all.panel_stride, block.num_k,
                                   wide + p * kBlockK * kPanelColumns);
@@ -455,7 +573,7 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
             }
             // Blocks are too short for the hardware to foresee the next one. Some lines before each
             // tile: all at once would wait for memory.
-            const std::byte* const next = block.panels + (panel + chunk_panels) * all.panel_stride;
+            const std::byte* const next = stored + (panel + chunk_panels) * all.panel_stride;
             for_row_tiles<kTileRows>(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
                 const int64_t begin = row * block_bytes / num_rows / 64 * 64;
                 const int64_t end = (row + rows) * block_bytes / num_rows;
@@ -469,9 +587,15 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
     }
 }
 
+// Compressed panels as they are stored: whole units only.
+template <class Panels>
+bool enters_registers(const Tile& t) {
+    return !IsCompressed<Panels> || (HWY_TARGET != HWY_SCALAR && t.num_k % kUnitSteps == 0);
+}
+
 template <class Panels, bool kScaled>
 void multiply(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
-    if (num_rows > few_rows<Panels>())
+    if (num_rows > few_rows<Panels>() || !enters_registers<Panels>(all))
         multiply_many_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
     else if (all.wire != nullptr || Panels::kRounds)
         multiply_few_copied_rows<Panels, kScaled>(all, num_rows, num_panels, scratch);
@@ -492,7 +616,8 @@ void multiply_bf16(const Tile& all, int64_t num_rows, int64_t num_panels, float*
 bool dots_add_in_order() {
     constexpr int64_t kRows = kTileRows, kNumK = 128, kSums = kRows * kPanelColumns;
     alignas(64) uint16_t panel[kNumK * kPanelColumns];
-    float x[kRows * kNumK], scratch[kRows * (kNumK + kBlockStride)], sums[2][kSums];
+    float x[kRows * kNumK], sums[2][kSums];
+    std::vector<float> scratch(kGemmScratchBytes / sizeof(float));
     Random random(1);
     for (uint16_t& value : panel)
         value = static_cast<uint16_t>(std::bit_cast<uint32_t>(random.next_normal()) >> 16);
@@ -503,9 +628,9 @@ bool dots_add_in_order() {
     tile.x_stride = tile.num_k = kNumK;
     tile.y_stride = tile.num_columns = kPanelColumns;
     tile.y = sums[0];
-    multiply<Bf16DotPanels, false>(tile, kRows, 1, scratch);
+    multiply<Bf16DotPanels, false>(tile, kRows, 1, scratch.data());
     tile.y = sums[1];
-    multiply<Bf16PairPanels, false>(tile, kRows, 1, scratch);
+    multiply<Bf16PairPanels, false>(tile, kRows, 1, scratch.data());
     return std::equal(sums[0], sums[0] + kSums, sums[1]);
 }
 
@@ -515,11 +640,24 @@ bool uses_bf16_dots() {
 }
 #endif
 
-void multiply_bf16_rounded(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+template <template <class> class Form>
+void multiply_bf16_rounded_in(const Tile& all, int64_t num_rows, int64_t num_panels,
+                              float* scratch) {
 #if FERRY_BF16_DOTS
-    if (uses_bf16_dots()) return multiply<Bf16DotPanels, false>(all, num_rows, num_panels, scratch);
+    if (uses_bf16_dots())
+        return multiply<Form<Bf16DotPanels>, false>(all, num_rows, num_panels, scratch);
 #endif
-    multiply<Bf16PairPanels, false>(all, num_rows, num_panels, scratch);
+    multiply<Form<Bf16PairPanels>, false>(all, num_rows, num_panels, scratch);
+}
+void multiply_bf16_rounded(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply_bf16_rounded_in<std::type_identity_t>(all, num_rows, num_panels, scratch);
+}
+void multiply_compressed(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply<Compressed<Bf16Panels>, false>(all, num_rows, num_panels, scratch);
+}
+void multiply_compressed_rounded(const Tile& all, int64_t num_rows, int64_t num_panels,
+                                 float* scratch) {
+    multiply_bf16_rounded_in<Compressed>(all, num_rows, num_panels, scratch);
 }
 void multiply_fp8(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     multiply<Fp8Panels, true>(all, num_rows, num_panels, scratch);
@@ -535,12 +673,15 @@ namespace ferry {
 HWY_EXPORT(multiply_f32);
 HWY_EXPORT(multiply_bf16);
 HWY_EXPORT(multiply_bf16_rounded);
+HWY_EXPORT(multiply_compressed);
+HWY_EXPORT(multiply_compressed_rounded);
 HWY_EXPORT(multiply_fp8);
 
 void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& strides,
                  int64_t first_panel, int64_t num_panels, std::byte* scratch) {
     const WeightSpec& spec = weight.spec;
-    const int64_t stride = panel_bytes(spec.dtype, spec.in);
+    const int64_t stride =
+        strides.compressed ? compressed_panel_bytes(spec.in) : panel_bytes(spec.dtype, spec.in);
     const int64_t k_blocks = ceil_div(spec.in, kScaleBlock);
     const Tile tile{
         .panels = weight.group_data(rows.group) + first_panel * stride,
@@ -554,6 +695,8 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         .y_stride = strides.y,
         .num_columns = std::min(num_panels * kPanelColumns, spec.out - first_panel * kPanelColumns),
         .resume = false,
+        .in = spec.in,
+        .first_k = 0,
         .first_panel = first_panel,
         .w_scales = spec.dtype == DType::fp8_e4m3 ? weight.group_scales(rows.group) : nullptr,
         .w_scales_stride = k_blocks,
@@ -565,9 +708,16 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         case DType::f32:
             return HWY_DYNAMIC_DISPATCH(multiply_f32)(tile, rows.num_rows, num_panels, floats);
         case DType::bf16:
-            if (strides.rounds_rows && spec.in % 2 == 0)
+            if (strides.rounds_rows && spec.in % 2 == 0) {
+                if (strides.compressed)
+                    return HWY_DYNAMIC_DISPATCH(multiply_compressed_rounded)(tile, rows.num_rows,
+                                                                             num_panels, floats);
                 return HWY_DYNAMIC_DISPATCH(multiply_bf16_rounded)(tile, rows.num_rows, num_panels,
                                                                    floats);
+            }
+            if (strides.compressed)
+                return HWY_DYNAMIC_DISPATCH(multiply_compressed)(tile, rows.num_rows, num_panels,
+                                                                 floats);
             return HWY_DYNAMIC_DISPATCH(multiply_bf16)(tile, rows.num_rows, num_panels, floats);
         default:
             return HWY_DYNAMIC_DISPATCH(multiply_fp8)(tile, rows.num_rows, num_panels, floats);

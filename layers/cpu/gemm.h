@@ -18,10 +18,11 @@ struct GemmStrides {  // elements from row to row
     int64_t x = 0, y = 0, x_scales = 0;
     DType wire_dtype = DType::f32;
     bool rounds_rows = false;  // to bf16, where the weights are bf16 and rows have an even length
+    bool compressed = false;   // panels are in the order of compressed_panel.h
 };
 
 constexpr int64_t kGemmMaxRows = 192;  // of one task: their k-block stays in the second-level cache
-constexpr size_t kGemmScratchBytes = size_t{512} << 10;
+constexpr size_t kGemmScratchBytes = size_t{576} << 10;
 
 // Columns [first_panel * 16, (first_panel + num_panels) * 16) of y = x W^T, cut off at `out`.
 // scratch: kGemmScratchBytes of the calling thread.

@@ -88,10 +88,10 @@ void CpuKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets,
         check_shape(*x_scales, "x_scales", DType::f32,
                     {x.rows(), ceil_div(w.spec.in, kScaleBlock)});
     }
-    const GemmStrides strides{.x = x.row_stride(),
-                              .y = y.row_stride(),
-                              .x_scales = x_scales != nullptr ? x_scales->row_stride() : 0,
-                              .rounds_rows = bf16_activations_};
+    GemmStrides strides = strides_for(w.spec);
+    strides.x = x.row_stride();
+    strides.y = y.row_stride();
+    if (x_scales != nullptr) strides.x_scales = x_scales->row_stride();
     gemm_rows_.clear();
     for (int64_t group = 0; group < w.spec.groups; ++group) {
         const int64_t begin = offsets[static_cast<size_t>(group)];
@@ -112,8 +112,9 @@ void CpuKernels::grouped_gemm_wire(const WireRows& x, std::span<const int64_t> o
                     offsets[0] == 0 && offsets.back() == x.count(),
                 "{} rows of {} for {} groups of {}, {} offsets", x.count(), x.dim, w.spec.groups,
                 w.spec.in, offsets.size());
-    const GemmStrides strides{
-        .y = y.row_stride(), .wire_dtype = x.dtype, .rounds_rows = bf16_activations_};
+    GemmStrides strides = strides_for(w.spec);
+    strides.y = y.row_stride();
+    strides.wire_dtype = x.dtype;
     gemm_rows_.clear();
     for (int64_t group = 0; group < w.spec.groups; ++group) {
         const int64_t begin = offsets[static_cast<size_t>(group)];
@@ -141,8 +142,9 @@ void CpuKernels::head_gemm(const Tensor& x, int64_t x_head_stride, const Weight&
     FERRY_CHECK(x.dtype() == DType::f32 && x_head_stride >= w.spec.in &&
                     (w.spec.groups - 1) * x_head_stride + w.spec.in <= x.row_size(),
                 "heads of {} every {} in x {}", w.spec.in, x_head_stride, x.describe());
-    const GemmStrides strides{
-        .x = x.row_stride(), .y = y.row_stride(), .rounds_rows = bf16_activations_};
+    GemmStrides strides = strides_for(w.spec);
+    strides.x = x.row_stride();
+    strides.y = y.row_stride();
     gemm_rows_.clear();
     for (int64_t head = 0; head < w.spec.groups; ++head)
         add_gemm_rows({.x = x.as<float>() + head * x_head_stride,

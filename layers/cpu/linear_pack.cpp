@@ -17,6 +17,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
+#include "layers/cpu/compressed_panel.h"
 #include "layers/cpu/panel.h"
 
 #ifndef FERRY_LAYERS_CPU_LINEAR_PACK_ONCE
@@ -38,6 +39,69 @@ struct PanelRows {
 struct Lines {
     const std::byte* data;
     int64_t stride_bytes;
+};
+
+// Which exponents of a compressed panel have codes: `num` neighbouring ones from `first` downwards,
+// and 0 where there are many zeros.
+struct ExponentCodes {
+    uint8_t first, num;
+    bool zeros;
+};
+
+constexpr int kZeroCode = kRareCode - 1;
+
+inline uint8_t exponent_of(uint16_t value) {
+    return static_cast<uint8_t>(value >> 7);
+}
+
+// Those that most of some of the panel's values have.
+inline ExponentCodes choose_codes(const PanelRows& rows) {
+    constexpr int64_t kMany = 1024;  // values of a row
+    const int64_t one_of = rows.row_bytes / 2 < kMany ? 1 : 8;
+    int32_t counts[256] = {}, all = 0;
+    for (int64_t row = 0; row < rows.num_rows; ++row) {
+        const auto* values = reinterpret_cast<const uint16_t*>(rows.data + row * rows.stride_bytes);
+        for (int64_t k = row % one_of; k < rows.row_bytes / 2; k += one_of, ++all)
+            ++counts[exponent_of(values[k])];
+    }
+    constexpr int32_t kFewZeros = 4096;  // one of so many values
+    const bool zeros = rows.num_rows < kPanelColumns || int64_t{counts[0]} * kFewZeros > all;
+    const int num = zeros ? kZeroCode : kRareCode;
+    int first = 255, best = -1, sum = 0;
+    for (int last = 255, exponent = 255; exponent >= 0; --exponent) {
+        sum += counts[exponent];
+        if (last - exponent == num) sum -= counts[last--];
+        if (sum >= best) {
+            best = sum;
+            first = last;
+        }
+    }
+    return {static_cast<uint8_t>(first), static_cast<uint8_t>(num), zeros};
+}
+
+inline CompressedHead head_of(const ExponentCodes& codes) {
+    CompressedHead head{};
+    for (int code = 0; code < codes.num; ++code) {
+        const int exponent = std::max(codes.first - code, 0);
+        head.upper[code] = static_cast<uint8_t>(exponent >> 1);
+        head.lower[code] = static_cast<uint8_t>(exponent << 7);
+    }
+    return head;
+}
+
+// The list of a panel's rare values.
+struct RareValues {
+    uint32_t* next;
+    uint32_t* end;  // of what there is room for, but for kNoRare
+    bool fits = true;
+
+    void add(int64_t place, uint8_t exponent) {
+        if (next == end) {
+            fits = false;
+            return;
+        }
+        *next++ = static_cast<uint32_t>(place << 8) | exponent;
+    }
 };
 
 struct LinesCopy {
@@ -73,6 +137,7 @@ HWY_INLINE uint32_t word_of(const Lines& lines, int64_t row, int64_t word) {
     return value;
 }
 
+template <bool kStreams>
 HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
     for (int64_t k = 0; k < kLineBytes / 4; ++k)
         for (int64_t row = 0; row < kPanelColumns; ++row)
@@ -90,16 +155,13 @@ HWY_INLINE bool is_nan(LargestCode largest) {
     return largest == 0x7fu;
 }
 
-template <bool kKeepLargest>
 HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed,
                                 LargestCode& largest) {
     for (int64_t k = 0; k < kLineBytes / 4; ++k)
         for (int64_t row = 0; row < 8; ++row) {
             const uint32_t low = word_of(lines, row, k), high = word_of(lines, row + 8, k);
-            if constexpr (kKeepLargest) {
-                keep_largest(low, largest);
-                keep_largest(high, largest);
-            }
+            keep_largest(low, largest);
+            keep_largest(high, largest);
             packed[2 * k * 8 + row] = (low & 0xffffu) | (high << 16);
             packed[(2 * k + 1) * 8 + row] = (low >> 16) | (high & 0xffff0000u);
         }
@@ -117,6 +179,7 @@ HWY_INLINE BlockVector load_block(const Lines& lines, int64_t row, int64_t word)
 }
 
 // packed[k * width + row] = rows[row][k] for 4 rows and 4 k.
+template <bool kStreams>
 HWY_INLINE void transpose_4x4(const BlockVector (&rows)[4], int64_t width,
                               uint32_t* HWY_RESTRICT packed) {
     const Block d;
@@ -126,21 +189,28 @@ HWY_INLINE void transpose_4x4(const BlockVector (&rows)[4], int64_t width,
     const auto upper_pair = [&](auto a, auto b) HWY_ATTR {
         return hn::BitCast(wide, hn::InterleaveUpper(d, a, b));
     };
+    const auto put = [&](auto v, uint32_t* to) HWY_ATTR {
+        if constexpr (kStreams)
+            hn::Stream(hn::BitCast(d, v), d, to);
+        else
+            hn::Store(hn::BitCast(d, v), d, to);
+    };
     const auto low01 = pair(rows[0], rows[1]), low23 = pair(rows[2], rows[3]);
     const auto high01 = upper_pair(rows[0], rows[1]), high23 = upper_pair(rows[2], rows[3]);
-    hn::Stream(hn::BitCast(d, hn::InterleaveLower(wide, low01, low23)), d, packed);
-    hn::Stream(hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23)), d, packed + width);
-    hn::Stream(hn::BitCast(d, hn::InterleaveLower(wide, high01, high23)), d, packed + 2 * width);
-    hn::Stream(hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23)), d, packed + 3 * width);
+    put(hn::InterleaveLower(wide, low01, low23), packed);
+    put(hn::InterleaveUpper(wide, low01, low23), packed + width);
+    put(hn::InterleaveLower(wide, high01, high23), packed + 2 * width);
+    put(hn::InterleaveUpper(wide, high01, high23), packed + 3 * width);
 }
 
-// f32: packed[k][16].
+// Words, each one f32 or two bf16: packed[word][16]. kStreams: past the caches.
+template <bool kStreams>
 HWY_INLINE void transpose(const Lines& lines, uint32_t* HWY_RESTRICT packed) {
     for (int64_t k = 0; k < kLineBytes / 4; k += 4)
         for (int64_t row = 0; row < kPanelColumns; row += 4) {
             BlockVector rows[4];
             for (int i = 0; i < 4; ++i) rows[i] = load_block(lines, row + i, k);
-            transpose_4x4(rows, kPanelColumns, packed + k * kPanelColumns + row);
+            transpose_4x4<kStreams>(rows, kPanelColumns, packed + k * kPanelColumns + row);
         }
 }
 
@@ -171,8 +241,7 @@ HWY_INLINE bool is_nan(LargestCode largest) {
     return !hn::AllFalse(Codes(), hn::Eq(largest, hn::Set(Codes(), 0x7fu)));
 }
 
-// Two-byte elements (bf16, or two k of fp8): packed[k][8] of (row i, row i + 8).
-template <bool kKeepLargest>
+// Pairs of fp8: packed[k / 2][8] of (row i, row i + 8).
 HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packed,
                                 LargestCode& largest) {
     const Rows d;
@@ -196,10 +265,8 @@ HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packe
             for (int i = 0; i < 4; ++i) {
                 const auto first = load_rows(lines, row + i, word);
                 const auto second = load_rows(lines, row + i + 8, word);
-                if constexpr (kKeepLargest) {
-                    keep_largest(first, largest);
-                    keep_largest(second, largest);
-                }
+                keep_largest(first, largest);
+                keep_largest(second, largest);
                 const auto a = hn::BitCast(halves, first), b = hn::BitCast(halves, second);
                 low[i] = hn::BitCast(d, hn::InterleaveLower(halves, a, b));
                 high[i] = hn::BitCast(d, hn::InterleaveUpper(halves, a, b));
@@ -211,6 +278,97 @@ HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packe
 
 #endif
 
+#if HWY_TARGET == HWY_SCALAR
+// Bytes and codes of the 64 values of 4 k.
+HWY_INLINE bool compress(const uint16_t* values, const ExponentCodes& codes,
+                         uint8_t* HWY_RESTRICT bytes, uint8_t* HWY_RESTRICT code_of) {
+    bool any_rare = false;
+    for (int64_t i = 0; i < kUnitValues / 2; ++i) {
+        const int64_t at = byte_of_value(i);
+        const uint8_t exponent = exponent_of(values[i]);
+        bytes[at] = static_cast<uint8_t>((values[i] & 0x7fu) | (values[i] >> 8 & 0x80u));
+        const int code = static_cast<uint8_t>(codes.first - exponent);
+        code_of[at] = static_cast<uint8_t>(code < codes.num ? code : kRareCode);
+        if (codes.zeros && exponent == 0) code_of[at] = kZeroCode;
+        any_rare |= code_of[at] == kRareCode;
+    }
+    return any_rare;
+}
+#else
+HWY_INLINE bool compress(const uint16_t* values, const ExponentCodes& codes,
+                         uint8_t* HWY_RESTRICT bytes, uint8_t* HWY_RESTRICT code_of) {
+    const hn::FixedTag<uint16_t, 8> d16;
+    const hn::FixedTag<uint8_t, 16> d8;
+    const auto low_bytes = [&](auto a, auto b) HWY_ATTR {
+        return hn::ConcatEven(d8, hn::BitCast(d8, b), hn::BitCast(d8, a));
+    };
+    const auto digits = [&](auto v) HWY_ATTR {
+        return hn::Or(hn::And(v, hn::Set(d16, 0x7fu)),
+                      hn::And(hn::ShiftRight<8>(v), hn::Set(d16, 0x80u)));
+    };
+    const auto rare = hn::Set(d8, static_cast<uint8_t>(kRareCode));
+    auto largest = hn::Zero(d8);
+    for (int64_t lane = 0; lane < 4; ++lane) {
+        const auto a = hn::Load(d16, values + lane * 8), b = hn::Load(d16, values + 32 + lane * 8);
+        hn::Stream(low_bytes(digits(a), digits(b)), d8, bytes + lane * 16);
+        const auto exponents = low_bytes(hn::ShiftRight<7>(a), hn::ShiftRight<7>(b));
+        auto code = hn::Min(hn::Sub(hn::Set(d8, codes.first), exponents), rare);
+        code = hn::IfThenElse(hn::Eq(code, hn::Set(d8, codes.num)), rare, code);
+        if (codes.zeros)
+            code = hn::IfThenElse(hn::Eq(exponents, hn::Zero(d8)),
+                                  hn::Set(d8, static_cast<uint8_t>(kZeroCode)), code);
+        largest = hn::Max(largest, code);
+        hn::Store(code, d8, code_of + lane * 16);
+    }
+    return !hn::AllFalse(d8, hn::Eq(largest, rare));
+}
+#endif
+
+// A unit of a compressed panel of 8 k from `first_k`, out of its `values` in panel.h's order.
+HWY_INLINE void compress_unit(const uint16_t* values, int64_t first_k, int64_t in,
+                              const ExponentCodes& codes, std::byte* to, RareValues& rare) {
+    constexpr int64_t kHalf = kUnitValues / 2;
+    alignas(64) uint8_t code_of[kUnitValues];
+    auto* const bytes = reinterpret_cast<uint8_t*>(to);
+    const bool first_rare = compress(values, codes, bytes, code_of);
+    const bool second_rare = compress(values + kHalf, codes, bytes + 2 * kHalf, code_of + kHalf);
+    if (first_rare || second_rare)
+        for (int64_t i = 0; i < kUnitValues; ++i) {
+            uint8_t& code = code_of[i / kHalf * kHalf + byte_of_value(i)];
+            if (code != kRareCode) continue;
+            if (first_k + i / 32 * 2 + i % 2 < in)
+                rare.add(first_k * kPanelColumns + i, exponent_of(values[i]));
+            else
+                code = 0;
+        }
+    alignas(64) uint8_t packed[kHalf];
+    for (int64_t i = 0; i < kHalf; ++i)
+        packed[i] = static_cast<uint8_t>(code_of[i] | (code_of[kHalf + i] << 4));
+    std::memcpy(bytes + kHalf, packed, kHalf);
+}
+
+// False if too many values are rare.
+bool pack_compressed_panel(const PanelRows& rows, int64_t in, std::byte* panel) {
+    const ExponentCodes codes = choose_codes(rows);
+    const CompressedHead head = head_of(codes);
+    std::memcpy(panel, &head, sizeof(head));
+    auto* const list = const_cast<uint32_t*>(rare_values(panel, in));
+    RareValues rare{list, list + rare_capacity(in) - 1};
+    LinesCopy copy;
+    alignas(64) uint32_t words[kPanelColumns * kLineBytes / 4];
+    std::byte* unit = panel + sizeof(head);
+    for (int64_t k = 0; k < in;) {
+        transpose<false>(lines_at(rows, 2 * k, copy), words);
+        for (int64_t i = 0; i < kLineBytes / 2 && k < in; i += kUnitSteps, k += kUnitSteps) {
+            compress_unit(reinterpret_cast<const uint16_t*>(words) + i * kPanelColumns, k, in,
+                          codes, unit, rare);
+            unit += kUnitBytes;
+        }
+    }
+    *rare.next = kNoRare;
+    return rare.fits;
+}
+
 // `packed_row_bytes` * 16 bytes of a panel. False if a value is not one that panels can hold.
 template <DType kType>
 HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std::byte* packed) {
@@ -218,10 +376,10 @@ HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std:
     LargestCode largest = no_code();
     const auto put = [&](int64_t offset, uint32_t* to) HWY_ATTR {
         const Lines lines = lines_at(rows, offset, copy);
-        if constexpr (kType == DType::f32)
-            transpose(lines, to);
+        if constexpr (kType == DType::fp8_e4m3)
+            transpose_pairs(lines, to, largest);
         else
-            transpose_pairs<kType == DType::fp8_e4m3>(lines, to, largest);
+            transpose<true>(lines, to);
     };
     int64_t offset = 0;
     for (; offset + kLineBytes <= packed_row_bytes; offset += kLineBytes)
@@ -255,6 +413,7 @@ namespace ferry {
 namespace {
 
 HWY_EXPORT(pack_panel);
+HWY_EXPORT(pack_compressed_panel);
 
 [[noreturn]] void refuse_nan(const Tensor& w, int64_t first_out) {
     for (int64_t row = 0; row < w.rows(); ++row)
@@ -267,6 +426,30 @@ HWY_EXPORT(pack_panel);
     check_failed(__FILE__, __LINE__, "a NaN in w", "none was found again");
 }
 
+[[noreturn]] void refuse_to_compress(int64_t first_out) {
+    throw Error(ErrorKind::checkpoint,
+                "the weights of outputs {} and on do not compress: more than one in {} has an "
+                "exponent far from the others'; set engine.compress_weights: false",
+                first_out, kRareShare);
+}
+
+// The bf16 value of a compressed panel at (column, k).
+uint16_t compressed_value(const std::byte* panel, int64_t in, int64_t column, int64_t k) {
+    const auto& head = *reinterpret_cast<const CompressedHead*>(panel);
+    const int64_t i = k % kUnitSteps / 2 * 32 + column * 2 + k % 2;
+    const auto* unit =
+        reinterpret_cast<const uint8_t*>(compressed_units(panel) + k / kUnitSteps * kUnitBytes);
+    const bool second = i >= kUnitValues / 2;
+    const uint8_t byte = unit[byte_of_value(i) + (second ? kUnitValues : 0)];
+    const int code = unit[kUnitValues / 2 + byte_of_value(i)] >> (second ? 4 : 0) & 15;
+    auto value = static_cast<uint16_t>(((byte & 0x80u) | head.upper[code]) << 8 | (byte & 0x7fu) |
+                                       head.lower[code]);
+    if (code == kRareCode)
+        for (const uint32_t* rare = rare_values(panel, in); *rare != kNoRare; ++rare)
+            if (rare_place(*rare) == k / kUnitSteps * kUnitValues + i) value |= rare_bits(*rare);
+    return value;
+}
+
 // The value of a packed panel at (column, k).
 float unpack_value(DType dtype, const std::byte* panel, int64_t column, int64_t k) {
     const int64_t word = column % 8, half = column / 8;
@@ -274,7 +457,8 @@ float unpack_value(DType dtype, const std::byte* panel, int64_t column, int64_t 
         case DType::f32:
             return reinterpret_cast<const float*>(panel)[k * kPanelColumns + column];
         case DType::bf16:
-            return bf16_to_f32(reinterpret_cast<const uint16_t*>(panel)[(k * 8 + word) * 2 + half]);
+            return bf16_to_f32(reinterpret_cast<const uint16_t*>(
+                panel)[(k / 2 * kPanelColumns + column) * 2 + k % 2]);
         default:
             return fp8_e4m3_to_f32(reinterpret_cast<const uint8_t*>(
                 panel)[((k / 2 * 8 + word) * 2 + half) * 2 + k % 2]);
@@ -283,8 +467,12 @@ float unpack_value(DType dtype, const std::byte* panel, int64_t column, int64_t 
 
 }  // namespace
 
+int64_t CpuKernels::bytes_of_panel(const WeightSpec& spec) const {
+    return compresses(spec) ? compressed_panel_bytes(spec.in) : panel_bytes(spec.dtype, spec.in);
+}
+
 int64_t CpuKernels::packed_bytes(const WeightSpec& spec) const {
-    return spec.groups * ceil_div(spec.out, kPanelColumns) * panel_bytes(spec.dtype, spec.in);
+    return spec.groups * ceil_div(spec.out, kPanelColumns) * bytes_of_panel(spec);
 }
 
 // Memory of weights. Small ones share blocks, so that they lie in huge pages too; a block goes with
@@ -320,7 +508,7 @@ void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Te
                     (w.rows() % kScaleBlock == 0 || first_out + w.rows() == spec.out),
                 "rows {}+{} of group {} into {} groups of {}", first_out, w.rows(), group,
                 spec.groups, spec.out);
-    const int64_t bytes = panel_bytes(spec.dtype, spec.in);
+    const int64_t bytes = bytes_of_panel(spec);
     const int64_t element = size_bytes(spec.dtype);
     std::byte* panel = weight.group_data(group) + first_out / kPanelColumns * bytes;
     for (int64_t row = 0; row < w.rows(); row += kPanelColumns, panel += bytes) {
@@ -328,8 +516,13 @@ void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Te
                              .stride_bytes = w.row_stride() * element,
                              .row_bytes = spec.in * element,
                              .num_rows = std::min(kPanelColumns, w.rows() - row)};
-        if (!HWY_DYNAMIC_DISPATCH(pack_panel)(spec.dtype, rows, bytes / kPanelColumns, panel))
+        if (compresses(spec)) {
+            if (!HWY_DYNAMIC_DISPATCH(pack_compressed_panel)(rows, spec.in, panel))
+                refuse_to_compress(first_out + row);
+        } else if (!HWY_DYNAMIC_DISPATCH(pack_panel)(spec.dtype, rows, bytes / kPanelColumns,
+                                                     panel)) {
             refuse_nan(w, first_out);
+        }
     }
     // Before another thread is told that the panels are there. It waits for memory: after each
     // panel, it would cost a quarter of the time of panels of 8 KiB.
@@ -346,13 +539,16 @@ void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Te
 void CpuKernels::unpack(const Weight& weight, int64_t group, const Tensor& w_f32) {
     const WeightSpec& spec = weight.spec;
     check_shape(w_f32, "w_f32", DType::f32, {spec.out, spec.in});
-    const int64_t bytes = panel_bytes(spec.dtype, spec.in);
+    const int64_t bytes = bytes_of_panel(spec);
     const int64_t blocks = ceil_div(spec.in, kScaleBlock);
     for (int64_t out = 0; out < spec.out; ++out) {
         const std::byte* panel = weight.group_data(group) + out / kPanelColumns * bytes;
         const float* scales = weight.group_scales(group) + out / kScaleBlock * blocks;
         for (int64_t k = 0; k < spec.in; ++k) {
-            const float value = unpack_value(spec.dtype, panel, out % kPanelColumns, k);
+            const int64_t column = out % kPanelColumns;
+            const float value = compresses(spec)
+                                    ? bf16_to_f32(compressed_value(panel, spec.in, column, k))
+                                    : unpack_value(spec.dtype, panel, column, k);
             w_f32.row<float>(out)[k] =
                 spec.dtype == DType::fp8_e4m3 ? value * scales[k / kScaleBlock] : value;
         }

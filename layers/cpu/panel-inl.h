@@ -81,12 +81,20 @@ struct F32Panels {
 
 struct Bf16Panels {
     static constexpr bool kRounds = false;
-    static constexpr int kSteps = 1;
-    static constexpr int64_t kStepBytes = 2 * kPanelColumns;
+    static constexpr int kSteps = 2;
+    static constexpr int64_t kStepBytes = 4 * kPanelColumns;
 
+    // Of one pair of k: words of (k, k + 1).
+    template <int kStep>
+    static HWY_INLINE FloatVector widen(hn::Vec<hn::RebindToUnsigned<Floats>> pairs) {
+        const hn::RebindToUnsigned<Floats> d;
+        return hn::BitCast(Floats(), kStep == 0 ? hn::ShiftLeft<16>(pairs)
+                                                : hn::And(pairs, hn::Set(d, 0xffff0000u)));
+    }
     template <int kStep, int kVector>
     static HWY_INLINE FloatVector load(const std::byte* steps) {
-        return widen_pairs<kVector>([&](int i) FERRY_INLINE_BODY { return load_words(steps, i); });
+        return widen<kStep>(hn::Load(hn::RebindToUnsigned<Floats>(),
+                                     reinterpret_cast<const uint32_t*>(steps) + kVector * kLanes));
     }
 };
 
@@ -95,29 +103,29 @@ struct Bf16Panels {
 struct Bf16PairPanels {
     static constexpr bool kRounds = true;
     static constexpr int kSteps = 2;
-    static constexpr int64_t kStepBytes = 2 * Bf16Panels::kStepBytes;
+    static constexpr int64_t kStepBytes = Bf16Panels::kStepBytes;
 
+    template <int kStep>
+    static HWY_INLINE FloatVector widen(hn::Vec<hn::RebindToUnsigned<Floats>> pairs) {
+        return Bf16Panels::widen<1 - kStep>(pairs);
+    }
     template <int kStep, int kVector>
     static HWY_INLINE FloatVector load(const std::byte* steps) {
-        return Bf16Panels::load<0, kVector>(steps + (1 - kStep) * Bf16Panels::kStepBytes);
+        return Bf16Panels::load<1 - kStep, kVector>(steps);
     }
 };
 
 #if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
 #define FERRY_BF16_DOTS 1
-// The same by that instruction. Highway has no target for it yet: a row's pair goes to all lanes,
-// the weights' pairs are made by one permutation.
+// The same by that instruction, for which Highway has no target yet: a row's pair goes to all
+// lanes.
 struct Bf16DotPanels {
     static constexpr bool kRounds = true;
     static constexpr int kSteps = 2;
-    static constexpr int64_t kStepBytes = 2 * Bf16Panels::kStepBytes;
+    static constexpr int64_t kStepBytes = Bf16Panels::kStepBytes;
 
-    // (k, k + 1) of each of the 16 columns.
     static HWY_INLINE __m512i load_pairs(const std::byte* steps) {
-        alignas(64) static constexpr uint16_t kOrder[32] = {
-            0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30,
-            1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
-        return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), _mm512_load_si512(steps));
+        return _mm512_load_si512(steps);
     }
     static HWY_INLINE __m512 add(__m512i weights, __m512i row_pair, __m512 sum) {
         asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(row_pair));

@@ -1,9 +1,10 @@
 // Figures of the checkpoint code. Not a test: what it prints goes to RESULTS.md.
 //   checkpoint_bench make HF_DIR GIB        a random bf16 Hugging Face model of that size
 //   checkpoint_bench load CHECKPOINT        loading against plain sequential reads, page cache warm
-//   checkpoint_bench whole CHECKPOINT       all that `ferry generate` loads, against plain reads
-//   into
-//                                           fresh memory and through a small buffer, in turns
+//   checkpoint_bench whole CHECKPOINT THREADS [compressed]
+//                                           all that `ferry generate` loads, against plain reads
+//                                           into fresh memory and through a small buffer, in turns;
+//                                           compressed: as engine.compress_weights holds it
 //   checkpoint_bench dummy                  making dummy weights
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -228,8 +229,9 @@ void bench_load(const std::string& path) {
 }
 
 // Opens a checkpoint and reads and packs all of it for one rank, as `ferry generate` does.
-double whole_load_seconds(const std::string& path, int threads, bool verify) {
-    const auto kernels = make_cpu_kernels(threads);
+double whole_load_seconds(const std::string& path, int threads, bool verify,
+                          const CpuOptions& options) {
+    const auto kernels = make_cpu_kernels(threads, options);
     const auto transport = make_self_transport();
     std::unique_ptr<Checkpoint> checkpoint;
     std::unique_ptr<RankModel> model;  // its end is not part of the time
@@ -271,7 +273,7 @@ struct Times {
 
 // In turns, in an order that changes too. Memory may be returned to the host at any time: hence the
 // best, of many.
-void bench_whole(const std::string& path, int threads) {
+void bench_whole(const std::string& path, int threads, const CpuOptions& options) {
     constexpr int kTurns = 11;
     const Checkpoint checkpoint(path);
     const std::vector<Piece> files = file_pieces(checkpoint);
@@ -291,7 +293,7 @@ void bench_whole(const std::string& path, int threads) {
                 if (side == turn % 2)
                     fresh.seconds.push_back(fresh_read_seconds(pool, files, bytes));
                 else
-                    load.seconds.push_back(whole_load_seconds(path, threads, verify));
+                    load.seconds.push_back(whole_load_seconds(path, threads, verify, options));
             }
         }
         const auto print = [](const char* what, const Times& times) {
@@ -332,14 +334,14 @@ int main(int argc, char** argv) {
         make_hf_model(argv[2], std::atoll(argv[3]));
     } else if (command == "load" && argc == 3) {
         bench_load(argv[2]);
-    } else if (command == "whole" && argc == 4) {
-        bench_whole(argv[2], std::max(1, std::atoi(argv[3])));
+    } else if (command == "whole" && (argc == 4 || argc == 5)) {
+        bench_whole(argv[2], std::max(1, std::atoi(argv[3])), {.compress_weights = argc == 5});
     } else if (command == "dummy") {
         bench_dummy();
     } else {
         fmt::print(stderr,
                    "checkpoint_bench make HF_DIR GIB | load CHECKPOINT | whole CHECKPOINT THREADS "
-                   "| dummy\n");
+                   "[compressed] | dummy\n");
         return 2;
     }
     return 0;

@@ -1,11 +1,14 @@
 // Linear layers in the shapes of configs/models/bench-8.yaml against the bounds that matter: a read
 // loop over the same bytes for decode, OpenBLAS sgemm on the same shape for prefill (when it was
 // found; Ferry itself never links it). All take turns, the best of each counts (rates.h).
-//   linear_compare [threads] [seconds per line] [only lines that contain this] [bf16]
-// bf16: rows that bf16 weights multiply are rounded (numerics.bf16_activations).
+//   linear_compare [threads] [seconds per line] [only lines that contain this] [bf16] [compressed]
+// bf16: rows that bf16 weights multiply are rounded (numerics.bf16_activations); compressed: bf16
+// weights are held in 12 bits and a quarter (engine.compress_weights).
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <string>
+#include <string_view>
 
 #include "base/random.h"
 #include "layers/cpu/rates.h"
@@ -171,8 +174,11 @@ int main(int argc, char** argv) {
 #ifdef FERRY_BENCH_OPENBLAS
     openblas_set_num_threads(threads);
 #endif
-    const bool bf16_activations = argc > 4 && std::string(argv[4]) == "bf16";
-    const auto kernels = ferry::make_cpu_kernels(threads, bf16_activations);
+    const auto has = [&](std::string_view word) {
+        return std::find(argv + std::min(argc, 4), argv + argc, word) != argv + argc;
+    };
+    const auto kernels = ferry::make_cpu_kernels(
+        threads, {.bf16_activations = has("bf16"), .compress_weights = has("compressed")});
     ferry::Total total;
     for (const ferry::Case& c : ferry::kCases)
         if (std::string(c.name).find(only) != std::string::npos)

@@ -71,6 +71,7 @@ layout() { echo "$d layout.attention_ranks=$1 layout.expert_ranks=$2 layout.tp_s
     check 4 exchange.dtype=fp8 $(layout 2 2 2 2)
     check 3 exchange.dtype=fp8 engine.micro_batches=1
     check 4 numerics.cache_dtype=bf16 $(layout 2 2 1 2)
+    check 4 default $(layout 2 2 1 2) engine.compress_weights=true
 }
 
 # Where experts are does not change bits: recorded load, balanced with copies of the busiest, and a file.
@@ -108,6 +109,8 @@ done
 model=$source/tests/golden/data/models/v3-bf16
 check 4 "numerics.bf16_activations=true exchange.dtype=bf16" $(layout 2 2 1 2)
 check 3 numerics.bf16_activations=true engine.max_prefill_chunk=5
+check 4 numerics.bf16_activations=true $(layout 2 2 1 2) engine.compress_weights=true
+check 3 default engine.compress_weights=true
 model=$source/tests/golden/data/models/v3-fp8
 check 4 exchange.dtype=fp8 $(layout 2 2 1 2) exchange.mode=bounded
 check 3 numerics.fp8_activations=true engine.micro_batches=2

@@ -130,8 +130,8 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, ::testing::ValuesIn(families())
 // that, and few are by more, where another expert was chosen.
 TEST(GoldenBf16Activations, StayWithinTheRoundingAndKeepTheirBits) {
     HfModel source(model_folder("v3-bf16"));
-    OneRankModel one(source, make_cpu_kernels(1, true)),
-        three(source, make_cpu_kernels(3, true), {}, 3);
+    OneRankModel one(source, make_cpu_kernels(1, {.bf16_activations = true})),
+        three(source, make_cpu_kernels(3, {.bf16_activations = true}), {}, 3);
     const Golden golden = read_golden(model_folder("v3-bf16"));
     for (MlaForm form : {MlaForm::by_row, MlaForm::naive, MlaForm::absorb}) {
         one.set_form(form);

@@ -304,7 +304,7 @@ TEST(Linear, RoundedRowsHaveTheBitsOfTheReference) {
         reference_rounded(x.view, offsets, plain, expected.view);
         for_each_vector_target([&] {
             for (int num_threads : {1, 3}) {
-                const auto kernels = make_cpu_kernels(num_threads, true);
+                const auto kernels = make_cpu_kernels(num_threads, {.bf16_activations = true});
                 Matrix y(shape.rows, shape.out);
                 kernels->gemm(x.view, plain.packed(*kernels), y.view);
                 EXPECT_EQ(num_different(y, expected), 0)
@@ -322,7 +322,8 @@ TEST(Linear, OtherWeightsAndOddRowsAreNotRounded) {
                 PlainWeight::random({.dtype = dtype, .groups = 1, .out = 30, .in = in}, 73);
             const Matrix x(5, in, 74);
             Matrix y(5, 30), expected(5, 30);
-            const auto kernels = make_cpu_kernels(1, true), exact = make_cpu_kernels(1);
+            const auto kernels = make_cpu_kernels(1, {.bf16_activations = true}),
+                       exact = make_cpu_kernels(1);
             kernels->gemm(x.view, plain.packed(*kernels), y.view);
             exact->gemm(x.view, plain.packed(*exact), expected.view);
             EXPECT_EQ(num_different(y, expected), 0) << to_string(dtype);
@@ -349,7 +350,7 @@ TEST(Linear, RoundedRowsOfGroupsWireAndHeads) {
         }
         reference_rounded(decoded.view, offsets, plain, expected.view);
         for_each_vector_target([&] {
-            const auto kernels = make_cpu_kernels(2, true);
+            const auto kernels = make_cpu_kernels(2, {.bf16_activations = true});
             const Weight weight = plain.packed(*kernels);
             Matrix y(rows, out), of_f32(rows, out);
             kernels->grouped_gemm_wire({wire, in, list}, offsets, weight, y.view);
@@ -360,7 +361,7 @@ TEST(Linear, RoundedRowsOfGroupsWireAndHeads) {
     }
     const Matrix heads(7, groups * in, 77);
     Matrix y(7, groups * out);
-    const auto kernels = make_cpu_kernels(2, true);
+    const auto kernels = make_cpu_kernels(2, {.bf16_activations = true});
     kernels->head_gemm(heads.view, in, plain.packed(*kernels), y.view.reshape({7, groups, out}));
     for (int64_t group = 0; group < groups; ++group) {
         int64_t only[groups + 1];
@@ -377,7 +378,7 @@ TEST(Linear, RoundedRowsOfGroupsWireAndHeads) {
 // DESIGN 4.1: a row's bits are the same alone and among others.
 TEST(Linear, RowsDoNotKnowEachOther) {
     for (const bool rounded : {false, true}) {
-        const auto kernels = make_cpu_kernels(2, rounded);
+        const auto kernels = make_cpu_kernels(2, {.bf16_activations = rounded});
         for (DType dtype : kTypes) {
             const Weight weight =
                 PlainWeight::random({.dtype = dtype, .groups = 1, .out = 80, .in = 520}, 61)
