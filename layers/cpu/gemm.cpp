@@ -74,13 +74,6 @@ struct Tile {
         tile.num_columns -= panel * kPanelColumns;
         return tile;
     }
-    Tile from_row(int64_t row) const {
-        Tile tile = *this;
-        tile.x += row * x_stride;
-        tile.y += row * y_stride;
-        if (x_scales != nullptr) tile.x_scales += row * x_scales_stride;
-        return tile;
-    }
 };
 
 }  // namespace
@@ -148,6 +141,22 @@ HWY_INLINE void unrolled(const Body& body) {
     }
 }
 
+// sum += a * b, rounded once. In place where pairs of k are unrolled: GCC otherwise moves sums
+// about between AVX2's 16 registers, and some of a tile's to memory, which costs a third of its
+// speed.
+template <class Panels>
+HWY_INLINE void add_product(FloatVector a, FloatVector b, FloatVector& sum) {
+#if HWY_TARGET == HWY_AVX2
+    if constexpr (Panels::kSteps > 1) {
+        __m256 in_place = sum.raw;
+        asm("vfmadd231ps %2, %1, %0" : "+x"(in_place) : "x"(a.raw), "x"(b.raw));
+        sum = FloatVector{in_place};
+        return;
+    }
+#endif
+    sum = fused_multiply_add(a, b, sum);
+}
+
 // One k: the kStep-th of those that `steps` points at, in every panel.
 template <class Panels, int kStep, int kRows, int kPanels>
 HWY_INLINE void accumulate_step(const std::byte* HWY_RESTRICT steps, int64_t panel_stride,
@@ -160,8 +169,8 @@ HWY_INLINE void accumulate_step(const std::byte* HWY_RESTRICT steps, int64_t pan
             unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
                 const FloatVector w = Panels::template load<kStep, decltype(v)::value>(panel);
                 unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
-                    FloatVector& sum = sums[r][p * kPanelVectors + v];
-                    sum = fused_multiply_add(hn::Set(Floats(), x[r * x_stride]), w, sum);
+                    add_product<Panels>(hn::Set(Floats(), x[r * x_stride]), w,
+                                        sums[r][p * kPanelVectors + v]);
                 });
             });
         } else {
@@ -172,8 +181,7 @@ HWY_INLINE void accumulate_step(const std::byte* HWY_RESTRICT steps, int64_t pan
             unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
                 const FloatVector value = hn::Set(Floats(), x[r * x_stride]);
                 unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
-                    FloatVector& sum = sums[r][p * kPanelVectors + v];
-                    sum = fused_multiply_add(value, w[v], sum);
+                    add_product<Panels>(value, w[v], sums[r][p * kPanelVectors + v]);
                 });
             });
         }
@@ -234,20 +242,20 @@ HWY_INLINE void accumulate_dots(const std::byte* HWY_RESTRICT panels, int64_t pa
 #if HWY_TARGET != HWY_SCALAR
 // The same of compressed panels, which become bf16 in registers; num_k is a multiple of 8.
 template <class Panels, int kRows, int kPanels>
-HWY_INLINE void accumulate_compressed(const Tile& t,
+HWY_INLINE void accumulate_compressed(const Tile& t, const std::byte* HWY_RESTRICT panels,
+                                      const float* HWY_RESTRICT x,
                                       FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
     using Plain = typename Panels::AsPlain;
     constexpr int64_t kAhead = 2 * kPrefetchBytes / kPanels, kHalfValues = kUnitValues / 2;
     constexpr int kPairFloats = kUsesDots<Panels> ? 1 : 2;  // of a row, for a pair of k
     const uint32_t* rare[kPanels];
     for (int p = 0; p < kPanels; ++p)
-        rare[p] = first_rare(t.panels + p * t.panel_stride, t.in, t.first_k);
-    const std::byte* unit = compressed_units(t.panels) + t.first_k / kUnitSteps * kUnitBytes;
-    const float* x = t.x;
+        rare[p] = first_rare(panels + p * t.panel_stride, t.in, t.first_k);
+    const std::byte* unit = compressed_units(panels) + t.first_k / kUnitSteps * kUnitBytes;
     int64_t end_place = t.first_k * kPanelColumns + kHalfValues;
     for (int64_t k = 0; k < t.num_k; k += kUnitSteps) {
         unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
-            const CodeTables tables(t.panels + p * t.panel_stride);
+            const CodeTables tables(panels + p * t.panel_stride);
             for (int64_t line = 0; line < kUnitBytes; line += 64)
                 __builtin_prefetch(unit + p * t.panel_stride + kAhead + line);
             unrolled<2>([&](auto half) FERRY_INLINE_BODY {
@@ -294,9 +302,13 @@ HWY_INLINE void accumulate_compressed(const Tile& t,
 }
 #endif
 
-// Whole columns only. kScaled: per block of 128 k, y = fma(sum of the block, scale, y).
+// Whole columns only, from that row and panel of t on. kScaled: per block of 128 k, y = fma(sum of
+// the block, scale, y).
 template <class Panels, bool kScaled, int kRows, int kPanels>
-HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_stride) {
+HWY_INLINE void whole_tile(const Tile& t, int64_t row, int64_t panel, float* HWY_RESTRICT y,
+                           int64_t y_stride) {
+    const std::byte* panels = t.panels + panel * t.panel_stride;
+    const float* const x = t.x + row * t.x_stride;
     const Floats d;
     constexpr int kVectors = kPanels * kPanelVectors;
     FloatVector sums[kRows][kVectors];
@@ -306,26 +318,25 @@ HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_strid
                 sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);
         constexpr bool kDots = kUsesDots<Panels> && !IsCompressed<Panels>;
 #if HWY_TARGET != HWY_SCALAR
-        if constexpr (IsCompressed<Panels>) accumulate_compressed<Panels, kRows, kPanels>(t, sums);
+        if constexpr (IsCompressed<Panels>)
+            accumulate_compressed<Panels, kRows, kPanels>(t, panels, x, sums);
 #endif
 #if FERRY_BF16_DOTS
         if constexpr (kDots)
-            accumulate_dots<kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
-                                            sums);
+            accumulate_dots<kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k, sums);
 #endif
         if constexpr (!kDots && !IsCompressed<Panels>)
-            accumulate<Panels, kRows, kPanels>(t.panels, t.panel_stride, t.x, t.x_stride, t.num_k,
+            accumulate<Panels, kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k,
                                                sums);
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
                 hn::StoreU(sums[r][v], d, y + r * y_stride + v * kLanes);
     } else {
-        const std::byte* panels = t.panels;
         for (int64_t k = 0, block = 0; k < t.num_k; k += kScaleBlock, ++block) {
             const int64_t num_k = std::min(kScaleBlock, t.num_k - k);
             for (int r = 0; r < kRows; ++r)
                 for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::Zero(d);
-            accumulate<Panels, kRows, kPanels>(panels, t.panel_stride, t.x + k, t.x_stride, num_k,
+            accumulate<Panels, kRows, kPanels>(panels, t.panel_stride, x + k, t.x_stride, num_k,
                                                sums);
             panels += kScaleBlock / Panels::kSteps * Panels::kStepBytes;
             for (int r = 0; r < kRows; ++r)
@@ -333,7 +344,8 @@ HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_strid
                     float* to = y + r * y_stride + v * kLanes;
                     const FloatVector before =
                         t.resume || block > 0 ? hn::LoadU(d, to) : hn::Zero(d);
-                    const float scale = t.x_scale(r, block) * t.w_scale(v / kPanelVectors, block);
+                    const float scale =
+                        t.x_scale(row + r, block) * t.w_scale(panel + v / kPanelVectors, block);
                     hn::StoreU(fused_multiply_add(sums[r][v], hn::Set(d, scale), before), d, to);
                 }
         }
@@ -341,42 +353,37 @@ HWY_INLINE void whole_tile(const Tile& t, float* HWY_RESTRICT y, int64_t y_strid
 }
 
 template <class Panels, bool kScaled, int kRows, int kPanels>
-HWY_NOINLINE void tile(const Tile& t) {
+HWY_NOINLINE void tile(const Tile& t, int64_t row, int64_t panel) {
     constexpr int64_t kColumns = kPanels * kPanelColumns;
-    const bool whole = t.num_columns == kColumns;
+    float* const to = t.y + row * t.y_stride + panel * kPanelColumns;
+    const int64_t num_columns = std::min(kColumns, t.num_columns - panel * kPanelColumns);
+    if (num_columns == kColumns)
+        return whole_tile<Panels, kScaled, kRows, kPanels>(t, row, panel, to, t.y_stride);
     float part[kRows * kColumns];
-    float* const y = whole ? t.y : part;
-    const int64_t y_stride = whole ? t.y_stride : kColumns;
-    if (!whole && t.resume)
+    if (t.resume)
         for (int r = 0; r < kRows; ++r)
-            std::copy_n(t.y + r * t.y_stride, t.num_columns, part + r * kColumns);
-    whole_tile<Panels, kScaled, kRows, kPanels>(t, y, y_stride);
-    if (!whole)
-        for (int r = 0; r < kRows; ++r)
-            std::copy_n(part + r * kColumns, t.num_columns, t.y + r * t.y_stride);
+            std::copy_n(to + r * t.y_stride, num_columns, part + r * kColumns);
+    whole_tile<Panels, kScaled, kRows, kPanels>(t, row, panel, part, kColumns);
+    for (int r = 0; r < kRows; ++r)
+        std::copy_n(part + r * kColumns, num_columns, to + r * t.y_stride);
 }
 
-// All panels of a tile's rows, as many at once as registers hold.
+// Panels [panel, num_panels) of rows from `row` on, as many at once as registers hold.
 template <class Panels, bool kScaled, int kRows, int kPanels = panels_at_once<Panels>(kRows)>
-void sweep_panels(const Tile& t, int64_t num_panels) {
-    int64_t panel = 0;
-    for (; panel + kPanels <= num_panels; panel += kPanels) {
-        Tile part = t.from_panel(panel);
-        part.num_columns = std::min(part.num_columns, kPanels * kPanelColumns);
-        tile<Panels, kScaled, kRows, kPanels>(part);
-    }
+void sweep_panels(const Tile& t, int64_t row, int64_t panel, int64_t num_panels) {
+    for (; panel + kPanels <= num_panels; panel += kPanels)
+        tile<Panels, kScaled, kRows, kPanels>(t, row, panel);
     if constexpr (kPanels > 1)
-        if (panel < num_panels)
-            sweep_panels<Panels, kScaled, kRows, 1>(t.from_panel(panel), num_panels - panel);
+        if (panel < num_panels) sweep_panels<Panels, kScaled, kRows, 1>(t, row, panel, num_panels);
 }
 
-// A tile of num_rows rows, which is one of kFewest..kMost.
+// Tiles of num_rows rows, which is one of kFewest..kMost.
 template <class Panels, bool kScaled, int kFewest, int kMost>
-void sweep(const Tile& t, int64_t num_rows, int64_t num_panels) {
+void sweep(const Tile& t, int64_t row, int64_t num_rows, int64_t num_panels) {
     if constexpr (kFewest < kMost)
         if (num_rows > kFewest)
-            return sweep<Panels, kScaled, kFewest + 1, kMost>(t, num_rows, num_panels);
-    sweep_panels<Panels, kScaled, kFewest>(t, num_panels);
+            return sweep<Panels, kScaled, kFewest + 1, kMost>(t, row, num_rows, num_panels);
+    sweep_panels<Panels, kScaled, kFewest>(t, row, 0, num_panels);
 }
 
 // Rows in as few tiles as possible, of nearly equal height: body(first_row, num_rows).
@@ -398,7 +405,7 @@ void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
     for (int64_t panel = 0; panel < num_panels; panel += at_once) {
         const Tile part = all.from_panel(panel);
         for_row_tiles<kHighest>(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
-            sweep<Panels, kScaled, 1, kHighest>(part.from_row(row), rows,
+            sweep<Panels, kScaled, 1, kHighest>(part, row, rows,
                                                 std::min(at_once, num_panels - panel));
         });
     }
@@ -580,8 +587,7 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
                 for (int64_t p = 0; p < chunk_panels; ++p)
                     for (int64_t line = begin; line < end; line += 64)
                         __builtin_prefetch(next + p * all.panel_stride + line, 0, 2);
-                sweep<TilePanels, kScaled, kFewest, kTileRows>(chunk.from_row(row), rows,
-                                                               chunk_panels);
+                sweep<TilePanels, kScaled, kFewest, kTileRows>(chunk, row, rows, chunk_panels);
             });
         }
     }

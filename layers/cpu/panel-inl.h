@@ -93,6 +93,8 @@ struct Bf16Panels {
     }
     template <int kStep, int kVector>
     static HWY_INLINE FloatVector load(const std::byte* steps) {
+        // Each step reads the pairs again: to keep them takes registers that AVX2 has not.
+        asm("" : "+r"(steps));
         return widen<kStep>(hn::Load(hn::RebindToUnsigned<Floats>(),
                                      reinterpret_cast<const uint32_t*>(steps) + kVector * kLanes));
     }

@@ -2,8 +2,9 @@
 // loop over the same bytes for decode, OpenBLAS sgemm on the same shape for prefill (when it was
 // found; Ferry itself never links it). All take turns, the best of each counts (rates.h).
 //   linear_compare [threads] [seconds per line] [only lines that contain this] [bf16] [compressed]
+//   [avx2]
 // bf16: rows that bf16 weights multiply are rounded (numerics.bf16_activations); compressed: bf16
-// weights are held in 12 bits and a quarter (engine.compress_weights).
+// weights are held in 12.25 bits (engine.compress_weights); avx2: without AVX-512.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,7 +13,10 @@
 
 #include "base/random.h"
 #include "layers/cpu/rates.h"
+#include "layers/cpu/vector_targets.h"
 #include "layers/kernels.h"
+//
+#include <hwy/highway.h>
 #ifdef FERRY_BENCH_OPENBLAS
 #include <cblas.h>
 #endif
@@ -177,6 +181,10 @@ int main(int argc, char** argv) {
     const auto has = [&](std::string_view word) {
         return std::find(argv + std::min(argc, 4), argv + argc, word) != argv + argc;
     };
+    if (has("avx2")) {
+        hwy::SetSupportedTargetsForTest(HWY_AVX2);
+        hwy::GetChosenTarget().Update(HWY_AVX2);
+    }
     const auto kernels = ferry::make_cpu_kernels(
         threads, {.bf16_activations = has("bf16"), .compress_weights = has("compressed")});
     ferry::Total total;
