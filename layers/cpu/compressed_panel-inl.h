@@ -54,8 +54,6 @@ using UnitBytes = hn::Repartition<uint8_t, Floats>;
 using ByteVector = hn::Vec<UnitBytes>;
 using PairVector = hn::Vec<hn::RebindToUnsigned<Floats> >;
 
-constexpr int64_t kPrefetchAhead = 3072;
-
 struct CodeTables {
     ByteVector upper, lower;
 
@@ -105,19 +103,28 @@ HWY_INLINE void store_pairs(const PairVector (&pairs)[2][kPanelVectors], uint16_
         hn::Store(pairs[v / kPanelVectors][v % kPanelVectors], d, words + v * kLanes);
 }
 
+HWY_INLINE void reload_pairs(const uint16_t* values, PairVector (&pairs)[2][kPanelVectors]) {
+    const hn::RebindToUnsigned<Floats> d;
+    const auto* const words = reinterpret_cast<const uint32_t*>(values);
+    for (int v = 0; v < 2 * kPanelVectors; ++v)
+        pairs[v / kPanelVectors][v % kPanelVectors] = hn::Load(d, words + v * kLanes);
+}
+
+HWY_INLINE void decompress_unit(const std::byte* unit, const CodeTables& tables,
+                                uint16_t* HWY_RESTRICT to) {
+    PairVector pairs[2][kPanelVectors];
+    load_all_pairs<0>(unit, tables, pairs);
+    store_pairs(pairs, to);
+    load_all_pairs<1>(unit, tables, pairs);
+    store_pairs(pairs, to + kUnitValues / 2);
+}
+
 inline void decompress_units(const std::byte* panel, int64_t first_unit, int64_t end_unit,
                              uint16_t* HWY_RESTRICT to) {
     const CodeTables tables(panel);
     const std::byte* unit = compressed_units(panel) + first_unit * kUnitBytes;
-    for (; first_unit < end_unit; ++first_unit, unit += kUnitBytes, to += kUnitValues) {
-        for (int64_t line = 0; line < kUnitBytes; line += 64)
-            __builtin_prefetch(unit + kPrefetchAhead + line);
-        PairVector pairs[2][kPanelVectors];
-        load_all_pairs<0>(unit, tables, pairs);
-        store_pairs(pairs, to);
-        load_all_pairs<1>(unit, tables, pairs);
-        store_pairs(pairs, to + kUnitValues / 2);
-    }
+    for (; first_unit < end_unit; ++first_unit, unit += kUnitBytes, to += kUnitValues)
+        decompress_unit(unit, tables, to);
 }
 
 #endif

@@ -35,7 +35,7 @@ namespace {
 constexpr int64_t kBlockK = 256;                       // of a block; a multiple of kScaleBlock
 constexpr int64_t kBlockStride = kBlockK + 16;         // of x rows in scratch: not a power of two
 constexpr int64_t kFewWireValues = int64_t{64} << 10;  // of few rows, in scratch: 256 KiB
-constexpr int64_t kWideFloats = int64_t{32} << 10;     // of scratch, for panels in another form
+constexpr int64_t kWideFloats = int64_t{33} << 10;     // of scratch, for panels in another form
 
 struct Tile {
     const std::byte* panels;
@@ -49,9 +49,12 @@ struct Tile {
     int64_t y_stride;
     int64_t num_columns;  // of y; the last panel may have more
     bool resume;          // y holds the sum of the k before
-    // Compressed panels only: `panels` are whole ones, entered at that k.
+    // Compressed panels only: `panels` are whole ones, entered at that k; `wide`: room for what
+    // they are, [panels][wide_values] in panel.h's order.
     int64_t in;
     int64_t first_k;
+    uint16_t* wide;
+    int64_t wide_values;
     // fp8 only. w_scales: of the matrix, at the tile's first block of k.
     int64_t first_panel;
     const float* w_scales;
@@ -91,11 +94,16 @@ constexpr int kMaxPanels = 4;
 constexpr int kTileRows = kLanes == 1 ? 2 : 6;
 constexpr int64_t kPrefetchBytes = 2048;  // ahead of the panels of a tile, all together
 
-// Panels that are compressed; what they are read as.
+// Panels that are compressed; what they are read as. kKeeps: and stored as, in Tile::wide.
 template <class Plain>
 struct Compressed : Plain {
     static constexpr int64_t kStepBytes = 0;  // Tile::first_k says where
+    static constexpr bool kKeeps = false;
     using AsPlain = Plain;
+};
+template <class Plain>
+struct KeptCompressed : Compressed<Plain> {
+    static constexpr bool kKeeps = true;
 };
 template <class Panels>
 concept IsCompressed = requires {
@@ -126,10 +134,13 @@ constexpr int direct_rows() {
     return kIsFp8<Panels> ? std::min(4, kTileRows) : kTileRows;
 }
 
-// More rows than this go by blocks of k.
+// More rows than this go by blocks of k. Fewer decompress panels for every tile of rows, which FMAs
+// leave time for.
 template <class Panels>
 constexpr int few_rows() {
-    return kIsFp8<Panels> || IsCompressed<Panels> ? 2 * kTileRows : 6 * kTileRows;
+    if (kIsFp8<Panels>) return 2 * kTileRows;
+    if (!IsCompressed<Panels>) return 6 * kTileRows;
+    return (kLanes < 16 || kUsesDots<Panels> ? 3 : 6) * kTileRows;
 }
 
 // body(integral_constant 0), ... (kCount - 1), whatever the compiler thinks of unrolling.
@@ -239,65 +250,99 @@ HWY_INLINE void accumulate_dots(const std::byte* HWY_RESTRICT panels, int64_t pa
 }
 #endif
 
-#if HWY_TARGET != HWY_SCALAR
-// The same of compressed panels, which become bf16 in registers; num_k is a multiple of 8.
+// Either.
 template <class Panels, int kRows, int kPanels>
-HWY_INLINE void accumulate_compressed(const Tile& t, const std::byte* HWY_RESTRICT panels,
-                                      const float* HWY_RESTRICT x,
+HWY_INLINE void add_steps(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
+                          const float* HWY_RESTRICT x, int64_t x_stride, int64_t num_k,
+                          FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
+#if FERRY_BF16_DOTS
+    if constexpr (kUsesDots<Panels>)
+        return accumulate_dots<kRows, kPanels>(panels, panel_stride, x, x_stride, num_k, sums);
+    else
+#endif
+        accumulate<Panels, kRows, kPanels>(panels, panel_stride, x, x_stride, num_k, sums);
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// sums += a pair of k of 16 columns by rows, whose values of them are at `row`.
+template <class Plain, int kRows, int kPanel, int kSums>
+HWY_INLINE void add_pair(const PairVector (&pair)[kPanelVectors], const float* HWY_RESTRICT row,
+                         int64_t x_stride, FloatVector (&sums)[kRows][kSums]) {
+    unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
+        const float* x = row + r * x_stride;
+        unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
+            FloatVector& sum = sums[r][kPanel * kPanelVectors + v];
+            constexpr bool kDots = kUsesDots<Plain>;
+#if FERRY_BF16_DOTS
+            if constexpr (kDots)
+                sum.raw =
+                    Plain::add(pair[v].raw, _mm512_castps_si512(_mm512_set1_ps(x[0])), sum.raw);
+#endif
+            if constexpr (!kDots) {
+                add_product<Plain>(hn::Set(Floats(), x[0]), Plain::template widen<0>(pair[v]), sum);
+                add_product<Plain>(hn::Set(Floats(), x[1]), Plain::template widen<1>(pair[v]), sum);
+            }
+        });
+    });
+}
+
+// The same of compressed panels; num_k is a multiple of 8. They become bf16 in registers, or, for
+// KeptCompressed, in Tile::wide.
+template <class Panels, int kRows, int kPanels>
+HWY_INLINE void accumulate_compressed(const Tile& t, int64_t panel, const float* HWY_RESTRICT x,
                                       FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
     using Plain = typename Panels::AsPlain;
     constexpr int64_t kAhead = 2 * kPrefetchBytes / kPanels, kHalfValues = kUnitValues / 2;
     constexpr int kPairFloats = kUsesDots<Panels> ? 1 : 2;  // of a row, for a pair of k
+    const std::byte* const panels = t.panels + panel * t.panel_stride;
+    const std::byte* unit = compressed_units(panels) + t.first_k / kUnitSteps * kUnitBytes;
+    uint16_t* wide = t.wide + panel * t.wide_values;
     const uint32_t* rare[kPanels];
     for (int p = 0; p < kPanels; ++p)
         rare[p] = first_rare(panels + p * t.panel_stride, t.in, t.first_k);
-    const std::byte* unit = compressed_units(panels) + t.first_k / kUnitSteps * kUnitBytes;
-    int64_t end_place = t.first_k * kPanelColumns + kHalfValues;
+    int64_t place = t.first_k * kPanelColumns;
     for (int64_t k = 0; k < t.num_k; k += kUnitSteps) {
         unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
-            const CodeTables tables(panels + p * t.panel_stride);
             for (int64_t line = 0; line < kUnitBytes; line += 64)
                 __builtin_prefetch(unit + p * t.panel_stride + kAhead + line);
+            const std::byte* head = panels + p * t.panel_stride;
+            const float* row = x;
+            // Both are read again for each panel: kept in registers, they push sums out.
+            if constexpr (!kUsesDots<Panels>) asm volatile("" : "+r"(head), "+r"(row));
+            const CodeTables tables(head);
+            if constexpr (Panels::kKeeps) {
+                uint16_t* const values = wide + p * t.wide_values;
+                decompress_unit(unit + p * t.panel_stride, tables, values);
+                rare[p] = put_rare(rare[p], place, place + kUnitValues, values);
+                return;
+            }
             unrolled<2>([&](auto half) FERRY_INLINE_BODY {
                 PairVector pairs[2][kPanelVectors];
                 load_all_pairs<decltype(half)::value>(unit + p * t.panel_stride, tables, pairs);
-                const int64_t end = end_place + half * kHalfValues;
+                const int64_t begin = place + half * kHalfValues, end = begin + kHalfValues;
                 if (HWY_UNLIKELY(rare_place(*rare[p]) < end)) {
                     alignas(64) uint16_t values[kHalfValues];
                     store_pairs(pairs, values);
-                    rare[p] = put_rare(rare[p], end - kHalfValues, end, values);
-                    for (int v = 0; v < 2 * kPanelVectors; ++v)
-                        pairs[v / kPanelVectors][v % kPanelVectors] =
-                            hn::Load(hn::RebindToUnsigned<Floats>(),
-                                     reinterpret_cast<const uint32_t*>(values) + v * kLanes);
+                    rare[p] = put_rare(rare[p], begin, end, values);
+                    reload_pairs(values, pairs);
                 }
-                unrolled<2 * kRows>([&](auto i) FERRY_INLINE_BODY {
-                    constexpr int kPair = i / kRows, kRow = i % kRows;
-                    const float* row = x + kRow * t.x_stride + (2 * half + kPair) * kPairFloats;
-                    unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
-                        FloatVector& sum = sums[kRow][p * kPanelVectors + v];
-                        const PairVector w = pairs[kPair][v];
-#if FERRY_BF16_DOTS
-                        if constexpr (kUsesDots<Panels>) {
-                            sum.raw = Plain::add(w.raw, _mm512_castps_si512(_mm512_set1_ps(row[0])),
-                                                 sum.raw);
-                            return;
-                        } else
-#endif
-                        {
-                            const Floats d;
-                            sum = fused_multiply_add(hn::Set(d, row[0]),
-                                                     Plain::template widen<0>(w), sum);
-                            sum = fused_multiply_add(hn::Set(d, row[1]),
-                                                     Plain::template widen<1>(w), sum);
-                        }
-                    });
-                });
+                add_pair<Plain, kRows, decltype(p)::value>(pairs[0], row, t.x_stride, sums);
+                row += kPairFloats;
+                add_pair<Plain, kRows, decltype(p)::value>(pairs[1], row, t.x_stride, sums);
+                row += kPairFloats;
             });
         });
+        if constexpr (Panels::kKeeps) {
+            // As bytes that the compiler knows nothing of: it would keep them in registers.
+            const auto* plain = reinterpret_cast<const std::byte*>(wide);
+            asm volatile("" : "+r"(plain));
+            add_steps<Plain, kRows, kPanels>(plain, 2 * t.wide_values, x, t.x_stride, kUnitSteps,
+                                             sums);
+            wide += kUnitValues;
+        }
         unit += kUnitBytes;
         x += kUnitSteps / 2 * kPairFloats;
-        end_place += kUnitValues;
+        place += kUnitValues;
     }
 }
 #endif
@@ -316,18 +361,12 @@ HWY_INLINE void whole_tile(const Tile& t, int64_t row, int64_t panel, float* HWY
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
                 sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);
-        constexpr bool kDots = kUsesDots<Panels> && !IsCompressed<Panels>;
 #if HWY_TARGET != HWY_SCALAR
         if constexpr (IsCompressed<Panels>)
-            accumulate_compressed<Panels, kRows, kPanels>(t, panels, x, sums);
+            accumulate_compressed<Panels, kRows, kPanels>(t, panel, x, sums);
 #endif
-#if FERRY_BF16_DOTS
-        if constexpr (kDots)
-            accumulate_dots<kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k, sums);
-#endif
-        if constexpr (!kDots && !IsCompressed<Panels>)
-            accumulate<Panels, kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k,
-                                               sums);
+        if constexpr (!IsCompressed<Panels>)
+            add_steps<Panels, kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k, sums);
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
                 hn::StoreU(sums[r][v], d, y + r * y_stride + v * kLanes);
@@ -409,17 +448,6 @@ void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
                                                 std::min(at_once, num_panels - panel));
         });
     }
-}
-
-// The same tile with its panels, of a block of k, as plain bf16 in `wide`, `wide_k` of k apart.
-void decompress_panels(Tile& tile, int64_t num_panels, int64_t wide_k, float* wide) {
-    const int64_t stride = panel_bytes(DType::bf16, wide_k);
-    auto* const to = reinterpret_cast<std::byte*>(wide);
-    for (int64_t p = 0; p < num_panels; ++p)
-        decompress(tile.panels + p * tile.panel_stride, tile.in, tile.first_k, tile.num_k,
-                   reinterpret_cast<uint16_t*>(to + p * stride));
-    tile.panels = to;
-    tile.panel_stride = stride;
 }
 
 // Values of a row rounded to bf16, as Panels takes them; an even number.
@@ -530,6 +558,12 @@ HWY_NOINLINE void widen(const std::byte* HWY_RESTRICT panel, int64_t num_k,
     }
 }
 
+// Compressed panels as they are stored: whole units only.
+template <class Panels>
+bool enters_registers(const Tile& t) {
+    return !IsCompressed<Panels> || (HWY_TARGET != HWY_SCALAR && t.num_k % kUnitSteps == 0);
+}
+
 // What panels become for many rows.
 template <class Panels>
 struct WidePanels {
@@ -547,7 +581,8 @@ struct WidePanels<Panels> {
 template <class Panels, bool kScaled>
 void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     // Two steps of widening fp8 cost as much as a tile of rows: done once. bf16's shift and mask
-    // find room beside the FMAs.
+    // find room beside the FMAs. So does what compressed panels take, in the first tile, which
+    // stores it for the others.
     using TilePanels = typename WidePanels<Panels>::type;
     constexpr int64_t kChunk = panels_at_once<TilePanels>(kTileRows);
     constexpr int kMany = few_rows<Panels>() + 1;
@@ -560,6 +595,7 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
         (kUsesDots<Panels> ? 2 * kBlockK : kBlockK) + kBlockStride - kBlockK;
     for (int64_t k = 0; k < all.num_k; k += kAtOnce) {
         const Tile block = block_of<Panels>(all, num_rows, k, kAtOnce, x, kStride);
+        const bool by_first_tile = enters_registers<Panels>(block);
         const std::byte* stored = block.panels;
         int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
         if constexpr (IsCompressed<Panels>) {
@@ -567,10 +603,19 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
             block_bytes = num_units(block.num_k) * kUnitBytes;
         }
         for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
-            Tile chunk = block.from_panel(panel);
+            Tile chunk = block.from_panel(panel), first = chunk;
             const int64_t chunk_panels = std::min(kChunk, num_panels - panel);
             if constexpr (IsCompressed<Panels>) {
-                decompress_panels(chunk, chunk_panels, kAtOnce, wide);
+                // Past a power of two, for the sake of the caches.
+                constexpr int64_t kWideValues = (kAtOnce + kUnitSteps) * kPanelColumns;
+                first.wide = reinterpret_cast<uint16_t*>(wide);
+                first.wide_values = kWideValues;
+                if (!by_first_tile)
+                    for (int64_t p = 0; p < chunk_panels; ++p)
+                        decompress(chunk.panels + p * all.panel_stride, all.in, k, block.num_k,
+                                   first.wide + p * kWideValues);
+                chunk.panels = reinterpret_cast<const std::byte*>(wide);
+                chunk.panel_stride = 2 * kWideValues;
             } else if constexpr (kIsFp8<Panels>) {
                 for (int64_t p = 0; p < chunk_panels; ++p)
                     widen<Panels>(chunk.panels + p * all.panel_stride, block.num_k,
@@ -587,16 +632,14 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
                 for (int64_t p = 0; p < chunk_panels; ++p)
                     for (int64_t line = begin; line < end; line += 64)
                         __builtin_prefetch(next + p * all.panel_stride + line, 0, 2);
+                if constexpr (IsCompressed<Panels>)
+                    if (row == 0 && by_first_tile)
+                        return sweep<KeptCompressed<TilePanels>, kScaled, kFewest, kTileRows>(
+                            first, row, rows, chunk_panels);
                 sweep<TilePanels, kScaled, kFewest, kTileRows>(chunk, row, rows, chunk_panels);
             });
         }
     }
-}
-
-// Compressed panels as they are stored: whole units only.
-template <class Panels>
-bool enters_registers(const Tile& t) {
-    return !IsCompressed<Panels> || (HWY_TARGET != HWY_SCALAR && t.num_k % kUnitSteps == 0);
 }
 
 template <class Panels, bool kScaled>
@@ -703,6 +746,8 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         .resume = false,
         .in = spec.in,
         .first_k = 0,
+        .wide = nullptr,
+        .wide_values = 0,
         .first_panel = first_panel,
         .w_scales = spec.dtype == DType::fp8_e4m3 ? weight.group_scales(rows.group) : nullptr,
         .w_scales_stride = k_blocks,
