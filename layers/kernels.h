@@ -261,6 +261,15 @@ class Kernels {
     // On a GPU, products with bf16 weights round x to bf16; those with fp8 weights are fp8 by fp8
     // on Hopper and else widen both sides to bf16; sums are f32 in an order that may depend on m.
     //
+    // x is f32, or row_dtype() of the weights' type and `in`: what gemm rounds such rows to in any
+    // case, so that layers which share them need not do it each. Rows of that type begin at even
+    // addresses of 4 bytes.
+    virtual DType row_dtype(DType /*weights*/, int64_t /*in*/) const { return DType::f32; }
+    // y = x, of that type. num_rows: as of quantise_fp8.
+    virtual void round_rows(const Tensor& /*x*/, const Tensor& /*y*/,
+                            const int64_t* /*num_rows*/ = nullptr) {
+        FERRY_CHECK(false, "rows are rounded where they are multiplied");
+    }
     // y[m, out] = x[m, in] W^T. One accumulation over k per element: acc = fma(x_k, w_k, acc), k
     // ascending from 0. fp8: one such accumulation per 128-block of k, then y = fma(block sum,
     // scale, y) block after block. x may be a column range (row stride). With x_scales [m,
@@ -313,7 +322,7 @@ class Kernels {
     // h += x; y = rms_norm(h). The bits of add and rms_norm.
     virtual void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
                               const Tensor& y) = 0;
-    // y[m, i] = silu(gate_up[m, i]) * gate_up[m, inter + i].
+    // y[m, i] = silu(gate_up[m, i]) * gate_up[m, inter + i]; y f32, or of row_dtype(): rounded.
     virtual void silu_mul(const Tensor& gate_up, const Tensor& y,
                           const int64_t* num_rows = nullptr) = 0;
     // rms_norm and silu_mul whose result is quantised as quantise_fp8 does, without being stored.

@@ -9,8 +9,8 @@
 
 namespace ferry {
 
-// Rows that linear layers read: f32, or quantised once for all fp8 layers that share them. Lives as
-// long as the workspace's scope that it was made in.
+// Rows that linear layers read: f32, or quantised once for all fp8 layers that share them, or
+// rounded once for all bf16 layers. Lives as long as the workspace's scope that it was made in.
 class LinearInput {
   public:
     // x, for layers with weights of these types: quantised as well if one of them asks for it.
@@ -27,16 +27,21 @@ class LinearInput {
     LinearInput slice_columns(int64_t begin, int64_t num) const;
 
     // What a layer with such weights takes: [rows, in], and scales or null.
-    const Tensor& values(DType weights) const { return is_quantised(weights) ? quantised_ : rows_; }
+    const Tensor& values(DType weights) const {
+        if (is_quantised(weights)) return quantised_;
+        return weights == DType::bf16 && has_rounded_ ? rounded_ : rows_;
+    }
     const Tensor* scales(DType weights) const { return is_quantised(weights) ? &scales_ : nullptr; }
 
   private:
     LinearInput() = default;
     bool is_quantised(DType weights) const { return has_quantised_ && weights == DType::fp8_e4m3; }
     void take_quantised(Kernels& kernels, Workspace& workspace, int64_t rows, int64_t columns);
+    // False if the kernels want rows that such weights multiply as f32.
+    bool take_rounded(Kernels& kernels, Workspace& workspace, int64_t rows, int64_t columns);
 
-    bool has_quantised_ = false;
-    Tensor rows_, quantised_, scales_;
+    bool has_quantised_ = false, has_rounded_ = false;
+    Tensor rows_, quantised_, scales_, rounded_;
 };
 
 class Linear {

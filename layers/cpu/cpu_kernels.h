@@ -24,6 +24,11 @@ class CpuKernels : public Kernels {
     void pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
               const Tensor* scales) override;
     void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) override;
+    DType row_dtype(DType weights, int64_t in) const override {
+        return options_.bf16_activations && weights == DType::bf16 && in % 2 == 0 ? DType::bf16
+                                                                                  : DType::f32;
+    }
+    void round_rows(const Tensor& x, const Tensor& y, const int64_t* num_rows) override;
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;
     void grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                       const Tensor& y, const Tensor* x_scales) override;
@@ -76,7 +81,8 @@ class CpuKernels : public Kernels {
     }
     int64_t bytes_of_panel(const WeightSpec& spec) const;
     GemmStrides strides_for(const WeightSpec& spec) const {
-        return {.rounds_rows = options_.bf16_activations, .compressed = compresses(spec)};
+        return {.rounds_rows = row_dtype(spec.dtype, spec.in) == DType::bf16,
+                .compressed = compresses(spec)};
     }
     Buffer take_memory(size_t num_bytes);
     void add_gemm_rows(GemmRows rows, const GemmStrides& strides);

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "comm/row_codec.h"
 #include "layers/cpu/cpu_kernels.h"
 #include "layers/cpu/row_tasks.h"
 
@@ -128,13 +129,35 @@ void CpuKernels::copy_head_columns(const Tensor& x, int64_t first_column, const 
 void CpuKernels::silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) {
     const int64_t inter = y.dim(1);
     check_shape(gate_up, "gate_up", DType::f32, {y.rows(), 2 * inter});
-    check_shape(y, "y", DType::f32, {y.rows(), inter});
+    const bool is_f32 = y.dtype() == DType::f32;
+    check_shape(y, "y", is_f32 ? DType::f32 : row_dtype(DType::bf16, inter), {y.rows(), inter});
     const int64_t rows = num_rows != nullptr ? *num_rows : y.rows();
     for_row_ranges(threads_, rows, 4 * inter, [&](int64_t first, int64_t num) {
         for (int64_t row = first; row < first + num; ++row) {
             const float* gate = gate_up.row<float>(row);
-            HWY_DYNAMIC_DISPATCH(silu_mul_row)(gate, gate + inter, inter, y.row<float>(row));
+            if (is_f32) {
+                HWY_DYNAMIC_DISPATCH(silu_mul_row)(gate, gate + inter, inter, y.row<float>(row));
+                continue;
+            }
+            constexpr int64_t kAtOnce = 512;
+            float values[kAtOnce];
+            for (int64_t i = 0; i < inter; i += kAtOnce) {
+                const int64_t count = std::min(kAtOnce, inter - i);
+                HWY_DYNAMIC_DISPATCH(silu_mul_row)(gate + i, gate + inter + i, count, values);
+                encode_row(DType::bf16, values, count,
+                           reinterpret_cast<std::byte*>(y.row<uint16_t>(row) + i), nullptr);
+            }
         }
+    });
+}
+
+void CpuKernels::round_rows(const Tensor& x, const Tensor& y, const int64_t* num_rows) {
+    check_shape(x, "x", DType::f32, {y.rows(), y.dim(1)});
+    check_shape(y, "y", DType::bf16, {y.rows(), y.dim(1)});
+    const int64_t rows = num_rows != nullptr ? *num_rows : y.rows();
+    for_row_ranges(threads_, rows, y.dim(1), [&](int64_t first, int64_t num) {
+        for (int64_t row = first; row < first + num; ++row)
+            encode_row(DType::bf16, x.row<float>(row), y.dim(1), y.row<std::byte>(row), nullptr);
     });
 }
 

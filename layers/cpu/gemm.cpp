@@ -40,7 +40,8 @@ constexpr int64_t kWideFloats = int64_t{33} << 10;     // of scratch, for panels
 struct Tile {
     const std::byte* panels;
     int64_t panel_stride;  // bytes
-    const float* x;        // or, as they travelled:
+    const float* x;        // pairs of bf16 for dots; or one of the next two
+    const uint16_t* rounded;
     const WireRow* wire;
     DType wire_dtype;
     int64_t x_stride;
@@ -450,6 +451,15 @@ void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
     }
 }
 
+// bf16 values as f32 with each pair swapped: what Bf16PairPanels takes. An even number.
+void swap_pairs(const uint16_t* HWY_RESTRICT rounded, int64_t num, float* HWY_RESTRICT to) {
+    for (int64_t i = 0; i < num; ++i) {
+        const uint32_t bits = rounded[i ^ 1];
+        const bool is_normal = (bits & 0x7f80u) != 0;  // vdpbf16ps takes others for zero
+        to[i] = std::bit_cast<float>(is_normal ? bits << 16 : 0u);
+    }
+}
+
 // Values of a row rounded to bf16, as Panels takes them; an even number.
 template <class Panels>
 void round_row(const float* HWY_RESTRICT from, int64_t num, float* HWY_RESTRICT to) {
@@ -463,11 +473,7 @@ void round_row(const float* HWY_RESTRICT from, int64_t num, float* HWY_RESTRICT 
         const int64_t count = std::min(kAtOnce, num - begin);
         encode_row(DType::bf16, from + begin, count, reinterpret_cast<std::byte*>(rounded),
                    nullptr);
-        for (int64_t i = 0; i < count; ++i) {
-            const uint32_t bits = rounded[i ^ 1];
-            const bool is_normal = (bits & 0x7f80u) != 0;  // vdpbf16ps takes others for zero
-            to[begin + i] = std::bit_cast<float>(is_normal ? bits << 16 : 0u);
-        }
+        swap_pairs(rounded, count, to + begin);
     }
 }
 
@@ -482,7 +488,9 @@ HWY_INLINE void decode_part(const Tile& all, int64_t row, int64_t first, int64_t
 // next one's place may be written to before its turn.
 template <class Panels>
 void copy_rounded(const Tile& all, int64_t row, int64_t first, int64_t num, float* to) {
-    if (all.wire == nullptr) {
+    if (all.rounded != nullptr) {
+        swap_pairs(all.rounded + row * all.x_stride + first, num, to);
+    } else if (all.wire == nullptr) {
         round_row<Panels>(all.x + row * all.x_stride + first, num, to);
     } else if (all.wire_dtype == DType::f32) {
         round_row<Panels>(reinterpret_cast<const float*>(all.wire[row].values) + first, num, to);
@@ -511,6 +519,11 @@ Tile block_of(const Tile& all, int64_t num_rows, int64_t first, int64_t most, fl
     block.panels += first / Panels::kSteps * Panels::kStepBytes;
     if (block.w_scales != nullptr) block.w_scales += first / kScaleBlock;
     if (block.x_scales != nullptr) block.x_scales += first / kScaleBlock;
+    if (kUsesDots<Panels> && all.rounded != nullptr) {  // where they lie
+        block.x = reinterpret_cast<const float*>(all.rounded + first);
+        block.x_stride = all.x_stride / 2;
+        return block;
+    }
     for (int64_t row = 0; row < num_rows; ++row) {
         if constexpr (Panels::kRounds) {
             copy_rounded<Panels>(all, row, first, block.num_k, x + row * x_stride);
@@ -736,6 +749,7 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         .panels = weight.group_data(rows.group) + first_panel * stride,
         .panel_stride = stride,
         .x = rows.x,
+        .rounded = rows.rounded,
         .wire = rows.wire,
         .wire_dtype = strides.wire_dtype,
         .x_stride = strides.x,

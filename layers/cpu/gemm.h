@@ -6,8 +6,10 @@ namespace ferry {
 
 // The least that divides the work of one call among threads: `num_rows` rows that share one matrix.
 struct GemmRows {
-    const float* x = nullptr;         // [num_rows, in], or
-    const WireRow* wire = nullptr;    // [num_rows] of wire_dtype
+    // [num_rows, in], one of: f32; rounded to bf16 before; as they travelled, of wire_dtype.
+    const float* x = nullptr;
+    const uint16_t* rounded = nullptr;
+    const WireRow* wire = nullptr;
     float* y = nullptr;               // [num_rows, out]
     const float* x_scales = nullptr;  // [num_rows, ceil(in / 128)] or null
     int64_t group = 0;
@@ -17,7 +19,7 @@ struct GemmRows {
 struct GemmStrides {  // elements from row to row
     int64_t x = 0, y = 0, x_scales = 0;
     DType wire_dtype = DType::f32;
-    bool rounds_rows = false;  // to bf16, where the weights are bf16 and rows have an even length
+    bool rounds_rows = false;  // to bf16, as Kernels::row_dtype says
     bool compressed = false;   // panels are in the order of compressed_panel.h
 };
 

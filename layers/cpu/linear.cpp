@@ -30,6 +30,7 @@ void CpuKernels::add_gemm_rows(GemmRows rows, const GemmStrides& strides) {
     for (int64_t part = 0; part < parts; ++part) {
         const int64_t row = all * part / parts;
         if (first.x != nullptr) rows.x = first.x + row * strides.x;
+        if (first.rounded != nullptr) rows.rounded = first.rounded + row * strides.x;
         if (first.wire != nullptr) rows.wire = first.wire + row;
         rows.y = first.y + row * strides.y;
         if (first.x_scales != nullptr) rows.x_scales = first.x_scales + row * strides.x_scales;
@@ -77,7 +78,9 @@ void CpuKernels::gemm(const Tensor& x, const Weight& w, const Tensor& y, const T
 
 void CpuKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                               const Tensor& y, const Tensor* x_scales) {
-    check_shape(x, "x", DType::f32, {x.rows(), w.spec.in});
+    const bool is_f32 = x.dtype() == DType::f32;
+    check_shape(x, "x", is_f32 ? DType::f32 : row_dtype(w.spec.dtype, w.spec.in),
+                {x.rows(), w.spec.in});
     check_shape(y, "y", DType::f32, {x.rows(), w.spec.out});
     FERRY_CHECK(static_cast<int64_t>(offsets.size()) == w.spec.groups + 1 && offsets[0] == 0 &&
                     offsets.back() == x.rows(),
@@ -95,7 +98,8 @@ void CpuKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets,
     gemm_rows_.clear();
     for (int64_t group = 0; group < w.spec.groups; ++group) {
         const int64_t begin = offsets[static_cast<size_t>(group)];
-        add_gemm_rows({.x = x.row<float>(begin),
+        add_gemm_rows({.x = is_f32 ? x.row<float>(begin) : nullptr,
+                       .rounded = is_f32 ? nullptr : x.row<uint16_t>(begin),
                        .y = y.row<float>(begin),
                        .x_scales = x_scales != nullptr ? x_scales->row<float>(begin) : nullptr,
                        .group = group,
