@@ -54,6 +54,20 @@ TEST(Elementwise, SiluMul) {
     });
 }
 
+// To bf16 on the way: the bits of doing one after the other.
+TEST(Elementwise, SiluMulMayRound) {
+    const auto kernels = make_cpu_kernels(2, {.bf16_activations = true});
+    for (int64_t inter : {2, 18, 512, 1100}) {
+        const Matrix gate_up(5, 2 * inter, 4);
+        Matrix y(5, inter);
+        std::vector<uint16_t> rounded(static_cast<size_t>(5 * inter));
+        kernels->silu_mul(gate_up.view, y.view);
+        kernels->silu_mul(gate_up.view, Tensor(rounded.data(), DType::bf16, {5, inter}));
+        for (size_t i = 0; i < rounded.size(); ++i)
+            EXPECT_EQ(rounded[i], f32_to_bf16(y.values[i])) << inter << ", " << i;
+    }
+}
+
 TEST(Elementwise, SiluByHandAndAtTheEnds) {
     const float infinity = std::numeric_limits<float>::infinity();
     float gate_up[] = {0, 1, -1, 100, -100, infinity, 2, 2, 2, 2, 2, 2}, y[6];

@@ -314,6 +314,35 @@ TEST(Linear, RoundedRowsHaveTheBitsOfTheReference) {
     }
 }
 
+// What round_rows makes, a range of its columns too, is multiplied as what gemm rounds itself.
+TEST(Linear, RowsMayBeRoundedBefore) {
+    for (const bool compressed : {false, true})
+        for (int64_t rows : {0, 1, 5, 14, 37, 200})
+            for (int64_t in : {2, 100, 1032, 2100}) {
+                const PlainWeight plain = PlainWeight::random(
+                    {.dtype = DType::bf16, .groups = 1, .out = 90, .in = in}, 81);
+                const Matrix x(rows, in + 6, 82);
+                const Tensor part = x.view.slice_columns(4, in);
+                for_each_vector_target([&] {
+                    const auto kernels = make_cpu_kernels(
+                        2, {.bf16_activations = true, .compress_weights = compressed});
+                    ASSERT_EQ(kernels->row_dtype(DType::bf16, in), DType::bf16);
+                    std::vector<uint16_t> bits(static_cast<size_t>(rows * (in + 10)), 0x7fc0);
+                    const Tensor rounded(bits.data(), DType::bf16, {rows, in + 10});
+                    kernels->round_rows(x.view, rounded.slice_columns(0, in + 6));
+                    const Weight weight = plain.packed(*kernels);
+                    Matrix y(rows, 90), expected(rows, 90);
+                    kernels->gemm(rounded.slice_columns(4, in), weight, y.view);
+                    kernels->gemm(part, weight, expected.view);
+                    EXPECT_EQ(num_different(y, expected), 0) << rows << " rows of " << in;
+                });
+            }
+    EXPECT_EQ(make_cpu_kernels(1)->row_dtype(DType::bf16, 2), DType::f32);
+    const auto kernels = make_cpu_kernels(1, {.bf16_activations = true});
+    EXPECT_EQ(kernels->row_dtype(DType::bf16, 3), DType::f32);
+    EXPECT_EQ(kernels->row_dtype(DType::f32, 2), DType::f32);
+}
+
 TEST(Linear, OtherWeightsAndOddRowsAreNotRounded) {
     for (DType dtype : kTypes)
         for (int64_t in : {129, 130}) {
