@@ -238,7 +238,7 @@ OwnedTensor WeightLoader::rows(const std::string& name, Range rows, Weight* pack
         if (!in_place)
             kernels_.device().copy_from_host(all.row<std::byte>(first), to, staging.size());
         if (also != nullptr)
-            kernels_.pack(*also, 0, first, Tensor(to, all.dtype(), {num, all.dim(1)}), nullptr);
+            pack(name, *also, 0, first, Tensor(to, all.dtype(), {num, all.dim(1)}), nullptr);
     };
     for (int64_t i = 0; i * rows_per_piece < rows.num; ++i) {
         if (!is_mine(i)) continue;
@@ -362,9 +362,18 @@ void WeightLoader::fill(const std::string& name, Weight& weight, std::span<const
         const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
         const int64_t num = has_scales ? ceil_div(piece.num_out, kScaleBlock) : 0;
         const Tensor piece_scales = all_scales.slice_rows(scale_row, num);
-        kernels_.pack(weight, piece.group, piece.first_out, w,
-                      has_scales ? &piece_scales : nullptr);
+        pack(name, weight, piece.group, piece.first_out, w, has_scales ? &piece_scales : nullptr);
         scale_row += num;
+    }
+}
+
+void WeightLoader::pack(const std::string& name, Weight& weight, int64_t group, int64_t first_out,
+                        const Tensor& w, const Tensor* scales) {
+    try {
+        kernels_.pack(weight, group, first_out, w, scales);
+    } catch (const Error& error) {
+        const std::string of_group = weight.spec.groups > 1 ? fmt::format(" [{}]", group) : "";
+        throw Error(error.kind(), "tensor {}{}: {}", name, of_group, error.what());
     }
 }
 
@@ -409,7 +418,7 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
         {out.num, in});
     widen(stored.data(), tensor.dtype, count_values, result.view().as<float>());
     if (tensor.dtype != DType::fp8_e4m3) {
-        if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, nullptr);
+        if (packed != nullptr) pack(name, *packed, 0, 0, values, nullptr);
         return result;
     }
     FERRY_CHECK(out.begin % kScaleBlock == 0, "rows {}+{} of {}", out.begin, out.num, name);
@@ -418,7 +427,7 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
     read(name + "_scale", std::vector<Range>{scale_range(out), {0, blocks}},
          std::as_writable_bytes(std::span(scales)));
     const Tensor scale_rows(scales.data(), DType::f32, {ceil_div(out.num, kScaleBlock), blocks});
-    if (packed != nullptr) kernels_.pack(*packed, 0, 0, values, &scale_rows);
+    if (packed != nullptr) pack(name, *packed, 0, 0, values, &scale_rows);
     for (int64_t row = 0; row < out.num; ++row)
         for (int64_t block = 0; block < blocks; ++block) {
             const float scale = scale_rows.row<float>(row / kScaleBlock)[block];

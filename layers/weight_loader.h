@@ -111,6 +111,9 @@ class WeightLoader {
     };
     Weight make_expert_weight(const WeightSpec& spec, std::span<const int32_t> experts,
                               std::span<const SharedExpert> shared);
+    // Kernels::pack; what it throws tells the tensor's name.
+    void pack(const std::string& name, Weight& weight, int64_t group, int64_t first_out,
+              const Tensor& w, const Tensor* scales);
     void fill(const std::string& name, Weight& weight, std::span<const Piece> pieces);
     void fill_later(const std::string& name, const Weight& weight, std::vector<Piece> pieces);
     void read(const std::string& name, std::span<const Range> box, std::span<std::byte> to);

@@ -3,7 +3,10 @@
 
 #include <atomic>
 
+#include "base/error.h"
+#include "base/random.h"
 #include "comm/node_memory.h"
+#include "comm/transport.h"
 #include "runtime/hf_model.h"
 #include "runtime/placements.h"
 #include "runtime/rank_model.h"
@@ -105,6 +108,54 @@ TEST(Loading, ANodeReadsEveryByteOnce) {
         expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 2});
         expect_each_byte_read_once(family, {.attention_ranks = 2, .expert_ranks = 2, .tp_size = 2},
                                    5);
+    }
+}
+
+// A bf16 model one tensor of which has exponents of all kinds.
+class NoisySource final : public WeightSource {
+  public:
+    NoisySource(WeightSource& source, std::string noisy)
+        : source_(source), noisy_(std::move(noisy)) {}
+    const ModelConfig& config() const override { return source_.config(); }
+    std::optional<TensorInfo> find(const std::string& name) const override {
+        return source_.find(name);
+    }
+    void read(const std::string& name, std::span<const Range> ranges, void* dst) override {
+        source_.read(name, ranges, dst);
+        if (name != noisy_) return;
+        Random random(1);
+        int64_t elements = 1;
+        for (const Range& range : ranges) elements *= range.num;
+        for (int64_t i = 0; i < elements; ++i)
+            static_cast<uint16_t*>(dst)[i] = static_cast<uint16_t>(random.next_u32() & 0xbfffu);
+    }
+
+  private:
+    WeightSource& source_;
+    std::string noisy_;
+};
+
+TEST(Loading, WeightsThatDoNotCompressAreNamed) {
+    HfModel model(std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/v3-bf16");
+    const auto kernels = make_cpu_kernels(2, {.compress_weights = true});
+    const auto transport = make_self_transport();
+    const auto load = [&](const std::string& noisy) {
+        NoisySource source(model, noisy);
+        const RankModel rank(source, *kernels, {}, single_rank_fabric(model.config(), 1, 1),
+                             *transport);
+    };
+    load("none");
+    for (const char* noisy : {"layers/1/attn/wo", "layers/2/ffn/experts/w2"}) {
+        try {
+            load(noisy);
+            FAIL() << noisy << " was packed";
+        } catch (const Error& error) {
+            EXPECT_EQ(error.kind(), ErrorKind::checkpoint);
+            EXPECT_THAT(error.what(),
+                        ::testing::MatchesRegex(std::string("tensor ") + noisy +
+                                                ".*outputs 0 and on do not compress.*set "
+                                                "engine.compress_weights: false"));
+        }
     }
 }
 
