@@ -3,8 +3,10 @@
 //
 // Few rows (decode) read every panel as it is stored, along the whole of k. More rows go block by
 // block of k: the block of x is copied to scratch (rows of x lie a power of two apart, which caches
-// dislike) and y holds the sums in between. Rows that are rounded to bf16 are copied in any case:
-// as pairs of bf16 for vdpbf16ps, elsewhere as f32 with each pair swapped.
+// dislike) and y holds the sums in between. Rows that are rounded to bf16 here are copied in any
+// case: as pairs of bf16 for vdpbf16ps, elsewhere as f32 with each pair swapped. Rows that were
+// rounded before lie where they lie. Compressed panels become bf16 in registers; with many rows the
+// first tile stores what they are for the others.
 #include "layers/cpu/gemm.h"
 
 #include <algorithm>
