@@ -151,10 +151,8 @@ TEST(Loading, WeightsThatDoNotCompressAreNamed) {
             FAIL() << noisy << " was packed";
         } catch (const Error& error) {
             EXPECT_EQ(error.kind(), ErrorKind::checkpoint);
-            EXPECT_THAT(error.what(),
-                        ::testing::MatchesRegex(std::string("tensor ") + noisy +
-                                                ".*outputs 0 and on do not compress.*set "
-                                                "engine.compress_weights: false"));
+            EXPECT_THAT(error.what(), ::testing::StartsWith(std::string("tensor ") + noisy));
+            EXPECT_THAT(error.what(), ::testing::HasSubstr("outputs 0 and on do not compress"));
         }
     }
 }
