@@ -133,9 +133,9 @@ inline void decompress_units(const std::byte* panel, int64_t first_unit, int64_t
 // one, in panel.h's order.
 HWY_NOINLINE void decompress(const std::byte* panel, int64_t in, int64_t first_k, int64_t num_k,
                              uint16_t* HWY_RESTRICT to) {
-    decompress_units(panel, first_k / kUnitSteps, num_units(first_k + num_k), to);
-    put_rare(first_rare(panel, in, first_k), first_k * kPanelColumns,
-             (first_k + num_k) * kPanelColumns, to);
+    const int64_t end_unit = num_units(first_k + num_k);
+    decompress_units(panel, first_k / kUnitSteps, end_unit, to);
+    put_rare(first_rare(panel, in, first_k), first_k * kPanelColumns, end_unit * kUnitValues, to);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -775,7 +775,7 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         case DType::f32:
             return HWY_DYNAMIC_DISPATCH(multiply_f32)(tile, rows.num_rows, num_panels, floats);
         case DType::bf16:
-            if (strides.rounds_rows && spec.in % 2 == 0) {
+            if (strides.rounds_rows) {
                 if (strides.compressed)
                     return HWY_DYNAMIC_DISPATCH(multiply_compressed_rounded)(tile, rows.num_rows,
                                                                              num_panels, floats);

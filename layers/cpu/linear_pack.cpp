@@ -76,13 +76,14 @@ inline ExponentCodes choose_codes(const PanelRows& rows) {
             first = last;
         }
     }
-    return {static_cast<uint8_t>(first), static_cast<uint8_t>(num), zeros};
+    // Windows were whole but for the first ones, which hold less: first >= num - 1.
+    return {static_cast<uint8_t>(std::max(first, num - 1)), static_cast<uint8_t>(num), zeros};
 }
 
 inline CompressedHead head_of(const ExponentCodes& codes) {
     CompressedHead head{};
     for (int code = 0; code < codes.num; ++code) {
-        const int exponent = std::max(codes.first - code, 0);
+        const int exponent = codes.first - code;  // not below 0: choose_codes
         head.upper[code] = static_cast<uint8_t>(exponent >> 1);
         head.lower[code] = static_cast<uint8_t>(exponent << 7);
     }

@@ -13,7 +13,7 @@
 namespace ferry {
 namespace {
 
-enum class Values { normal, many_zeros, few_wide, subnormal };
+enum class Values { normal, many_zeros, few_wide, subnormal, tiny_and_huge };
 
 PlainWeight make_plain(const WeightSpec& spec, Values values, uint64_t seed) {
     PlainWeight plain = PlainWeight::random(spec, seed);
@@ -26,12 +26,15 @@ PlainWeight make_plain(const WeightSpec& spec, Values values, uint64_t seed) {
         if (values == Values::few_wide && dice % 256 == 0)  // any finite value, zeros too
             bits[i] = static_cast<uint16_t>(dice >> 16 & 0xbfffu);
         if (values == Values::subnormal) bits[i] &= 0x807fu;
+        if (values == Values::tiny_and_huge)  // exponents of 1 to 8, few of 200
+            bits[i] = static_cast<uint16_t>((bits[i] & 0x807fu) |
+                                            (dice % 256 == 0 ? 200u : 1 + dice / 256 % 8) << 7);
     }
     return plain;
 }
 
 constexpr Values kAllValues[] = {Values::normal, Values::many_zeros, Values::few_wide,
-                                 Values::subnormal};
+                                 Values::subnormal, Values::tiny_and_huge};
 
 struct Shape {
     int64_t rows, out, in;
