@@ -1,5 +1,4 @@
-// Rows times packed panels. An output element is one accumulation over k, ascending, in one lane
-// of a register; a tile is up to 6 rows times as many panels as registers hold.
+// Rows times packed panels, cut into tiles (gemm_tile-inl.h).
 //
 // Few rows (decode) read every panel as it is stored, along the whole of k. More rows go block by
 // block of k: the block of x is copied to scratch (rows of x lie a power of two apart, which caches
@@ -10,10 +9,8 @@
 #include "layers/cpu/gemm.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "base/random.h"
@@ -26,8 +23,7 @@
 //
 #include <hwy/foreach_target.h>
 //
-#include "layers/cpu/compressed_panel-inl.h"
-#include "layers/cpu/panel-inl.h"
+#include "layers/cpu/gemm_tile-inl.h"
 
 #ifndef FERRY_LAYERS_CPU_GEMM_ONCE
 #define FERRY_LAYERS_CPU_GEMM_ONCE
@@ -35,52 +31,12 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kBlockK = 256;                       // of a block; a multiple of kScaleBlock
-constexpr int64_t kBlockStride = kBlockK + 16;         // of x rows in scratch: not a power of two
+constexpr int64_t kBlockDots = 2048;                   // the same of pairs of bf16
+constexpr int64_t kStridePad = 16;                     // of x rows in scratch: no power of two
 constexpr int64_t kFewWireValues = int64_t{64} << 10;  // of few rows, in scratch: 256 KiB
-constexpr int64_t kWideFloats = int64_t{33} << 10;     // of scratch, for panels in another form
-
-struct Tile {
-    const std::byte* panels;
-    int64_t panel_stride;  // bytes
-    const float* x;        // pairs of bf16 for dots; or one of the next two
-    const uint16_t* rounded;
-    const WireRow* wire;
-    DType wire_dtype;
-    int64_t x_stride;
-    int64_t num_k;
-    float* y;
-    int64_t y_stride;
-    int64_t num_columns;  // of y; the last panel may have more
-    bool resume;          // y holds the sum of the k before
-    // Compressed panels only: `panels` are whole ones, entered at that k; `wide`: room for what
-    // they are, [panels][wide_values] in panel.h's order.
-    int64_t in;
-    int64_t first_k;
-    uint16_t* wide;
-    int64_t wide_values;
-    // fp8 only. w_scales: of the matrix, at the tile's first block of k.
-    int64_t first_panel;
-    const float* w_scales;
-    int64_t w_scales_stride;
-    const float* x_scales;  // at the tile's first row and block, or null
-    int64_t x_scales_stride;
-
-    float w_scale(int64_t panel, int64_t block) const {
-        constexpr int64_t kPanelsPerBlock = kScaleBlock / kPanelColumns;
-        return w_scales[(first_panel + panel) / kPanelsPerBlock * w_scales_stride + block];
-    }
-    float x_scale(int64_t row, int64_t block) const {
-        return x_scales != nullptr ? x_scales[row * x_scales_stride + block] : 1.0f;
-    }
-    Tile from_panel(int64_t panel) const {
-        Tile tile = *this;
-        tile.panels += panel * panel_stride;
-        tile.first_panel += panel;
-        tile.y += panel * kPanelColumns;
-        tile.num_columns -= panel * kPanelColumns;
-        return tile;
-    }
-};
+constexpr int64_t kWideFloats = int64_t{66} << 10;     // of scratch, for panels in another form
+static_assert(4 * (kWideFloats + kGemmMaxRows * (kBlockDots / 2 + kStridePad)) <=
+              kGemmScratchBytes);
 
 }  // namespace
 }  // namespace ferry
@@ -89,47 +45,6 @@ struct Tile {
 HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
-
-// Sums that fit the registers beside the weights: 12 of AVX2's 16, 24 of the 32 elsewhere.
-constexpr int kMaxSums = kLanes == 8 ? 12 : 24;
-constexpr int kMaxSumsFp8 = kMaxSums * 2 / 3;  // widening takes some
-constexpr int kMaxPanels = 4;
-constexpr int kTileRows = kLanes == 1 ? 2 : 6;
-constexpr int64_t kPrefetchBytes = 2048;  // ahead of the panels of a tile, all together
-
-// Panels that are compressed; what they are read as. kKeeps: and stored as, in Tile::wide.
-template <class Plain>
-struct Compressed : Plain {
-    static constexpr int64_t kStepBytes = 0;  // Tile::first_k says where
-    static constexpr bool kKeeps = false;
-    using AsPlain = Plain;
-};
-template <class Plain>
-struct KeptCompressed : Compressed<Plain> {
-    static constexpr bool kKeeps = true;
-};
-template <class Panels>
-concept IsCompressed = requires {
-    typename Panels::AsPlain;
-};
-
-template <class Panels>
-constexpr bool kIsFp8 = std::is_same_v<Panels, Fp8Panels>;
-#if FERRY_BF16_DOTS
-template <class Panels>
-constexpr bool kUsesDots = std::is_base_of_v<Bf16DotPanels, Panels>;
-#else
-template <class>
-constexpr bool kUsesDots = false;
-#endif
-
-// Panels of a tile of `rows` rows: 1, 2 or 4.
-template <class Panels>
-constexpr int panels_at_once(int64_t rows) {
-    const unsigned most = static_cast<unsigned>((kIsFp8<Panels> ? kMaxSumsFp8 : kMaxSums) /
-                                                (static_cast<int>(rows) * kPanelVectors));
-    return std::clamp(static_cast<int>(std::bit_floor(std::max(most, 1u))), 1, kMaxPanels);
-}
 
 // Rows of a tile that reads panels as they are stored.
 template <class Panels>
@@ -144,298 +59,6 @@ constexpr int few_rows() {
     if (kIsFp8<Panels>) return 2 * kTileRows;
     if (!IsCompressed<Panels>) return 6 * kTileRows;
     return (kLanes < 16 || kUsesDots<Panels> ? 3 : 6) * kTileRows;
-}
-
-// body(integral_constant 0), ... (kCount - 1), whatever the compiler thinks of unrolling.
-template <int kCount, int kFirst = 0, typename Body>
-HWY_INLINE void unrolled(const Body& body) {
-    if constexpr (kFirst < kCount) {
-        body(std::integral_constant<int, kFirst>());
-        unrolled<kCount, kFirst + 1>(body);
-    }
-}
-
-// sum += a * b, rounded once. In place where pairs of k are unrolled: GCC otherwise moves sums
-// about between AVX2's 16 registers, and some of a tile's to memory, which costs a third of its
-// speed.
-template <class Panels>
-HWY_INLINE void add_product(FloatVector a, FloatVector b, FloatVector& sum) {
-#if HWY_TARGET == HWY_AVX2
-    if constexpr (Panels::kSteps > 1) {
-        __m256 in_place = sum.raw;
-        asm("vfmadd231ps %2, %1, %0" : "+x"(in_place) : "x"(a.raw), "x"(b.raw));
-        sum = FloatVector{in_place};
-        return;
-    }
-#endif
-    sum = fused_multiply_add(a, b, sum);
-}
-
-// One k: the kStep-th of those that `steps` points at, in every panel.
-template <class Panels, int kStep, int kRows, int kPanels>
-HWY_INLINE void accumulate_step(const std::byte* HWY_RESTRICT steps, int64_t panel_stride,
-                                const float* HWY_RESTRICT x, int64_t x_stride,
-                                FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
-    unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
-        const std::byte* panel = steps + p * panel_stride;
-        // What is kept in registers beside the sums: the few values of x, or the weights.
-        if constexpr (kRows <= 3) {
-            unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
-                const FloatVector w = Panels::template load<kStep, decltype(v)::value>(panel);
-                unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
-                    add_product<Panels>(hn::Set(Floats(), x[r * x_stride]), w,
-                                        sums[r][p * kPanelVectors + v]);
-                });
-            });
-        } else {
-            FloatVector w[kPanelVectors];
-            unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
-                w[v] = Panels::template load<kStep, decltype(v)::value>(panel);
-            });
-            unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
-                const FloatVector value = hn::Set(Floats(), x[r * x_stride]);
-                unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
-                    add_product<Panels>(value, w[v], sums[r][p * kPanelVectors + v]);
-                });
-            });
-        }
-    });
-}
-
-// sums[row][column] = fma(x, w, sums) over num_k values of k.
-template <class Panels, int kRows, int kPanels>
-HWY_INLINE void accumulate(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
-                           const float* HWY_RESTRICT x, int64_t x_stride, int64_t num_k,
-                           FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
-    // A line of the cache at a time, unless that costs registers.
-    constexpr int kLoads = kRows == kTileRows ? 1 : 64 / Panels::kStepBytes;
-    constexpr int kUnrolled = kLoads * Panels::kSteps;
-    constexpr int64_t kAhead = kPrefetchBytes / kPanels;
-    const auto step = [&](auto index) FERRY_INLINE_BODY {
-        constexpr int kIndex = decltype(index)::value;
-        accumulate_step<Panels, kIndex % Panels::kSteps, kRows, kPanels>(
-            panels + kIndex / Panels::kSteps * Panels::kStepBytes, panel_stride, x + kIndex,
-            x_stride, sums);
-    };
-    int64_t k = 0;
-    for (; k + kUnrolled <= num_k; k += kUnrolled) {
-        for (int p = 0; p < kPanels; ++p) __builtin_prefetch(panels + p * panel_stride + kAhead);
-        unrolled<kUnrolled>(step);
-        panels += kLoads * Panels::kStepBytes;
-        x += kUnrolled;
-    }
-    if constexpr (kUnrolled > 1)
-        unrolled<kUnrolled - 1>([&](auto index) FERRY_INLINE_BODY {
-            if (k + index < num_k) step(index);
-        });
-}
-
-#if FERRY_BF16_DOTS
-// The same of rows in pairs of bf16; num_k is even.
-template <int kRows, int kPanels>
-HWY_INLINE void accumulate_dots(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
-                                const float* HWY_RESTRICT x, int64_t x_stride, int64_t num_k,
-                                FloatVector (&sums)[kRows][kPanels]) {
-    constexpr int64_t kAhead = kPrefetchBytes / kPanels;
-    for (int64_t k = 0; k < num_k; k += 2, ++x, panels += Bf16DotPanels::kStepBytes) {
-        __m512i w[kPanels];
-        unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
-            __builtin_prefetch(panels + p * panel_stride + kAhead);
-            w[p] = Bf16DotPanels::load_pairs(panels + p * panel_stride);
-        });
-        unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
-            const __m512i row = _mm512_castps_si512(_mm512_set1_ps(x[r * x_stride]));
-            unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
-                sums[r][p].raw = Bf16DotPanels::add(w[p], row, sums[r][p].raw);
-            });
-        });
-    }
-}
-#endif
-
-// Either.
-template <class Panels, int kRows, int kPanels>
-HWY_INLINE void add_steps(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
-                          const float* HWY_RESTRICT x, int64_t x_stride, int64_t num_k,
-                          FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
-#if FERRY_BF16_DOTS
-    if constexpr (kUsesDots<Panels>)
-        return accumulate_dots<kRows, kPanels>(panels, panel_stride, x, x_stride, num_k, sums);
-    else
-#endif
-        accumulate<Panels, kRows, kPanels>(panels, panel_stride, x, x_stride, num_k, sums);
-}
-
-#if HWY_TARGET != HWY_SCALAR
-// sums += a pair of k of 16 columns by rows, whose values of them are at `row`.
-template <class Plain, int kRows, int kPanel, int kSums>
-HWY_INLINE void add_pair(const PairVector (&pair)[kPanelVectors], const float* HWY_RESTRICT row,
-                         int64_t x_stride, FloatVector (&sums)[kRows][kSums]) {
-    unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
-        const float* x = row + r * x_stride;
-        unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
-            FloatVector& sum = sums[r][kPanel * kPanelVectors + v];
-            constexpr bool kDots = kUsesDots<Plain>;
-#if FERRY_BF16_DOTS
-            if constexpr (kDots)
-                sum.raw =
-                    Plain::add(pair[v].raw, _mm512_castps_si512(_mm512_set1_ps(x[0])), sum.raw);
-#endif
-            if constexpr (!kDots) {
-                add_product<Plain>(hn::Set(Floats(), x[0]), Plain::template widen<0>(pair[v]), sum);
-                add_product<Plain>(hn::Set(Floats(), x[1]), Plain::template widen<1>(pair[v]), sum);
-            }
-        });
-    });
-}
-
-// The same of compressed panels; num_k is a multiple of 8. They become bf16 in registers, or, for
-// KeptCompressed, in Tile::wide.
-template <class Panels, int kRows, int kPanels>
-HWY_INLINE void accumulate_compressed(const Tile& t, int64_t panel, const float* HWY_RESTRICT x,
-                                      FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
-    using Plain = typename Panels::AsPlain;
-    constexpr int64_t kAhead = 2 * kPrefetchBytes / kPanels, kHalfValues = kUnitValues / 2;
-    constexpr int kPairFloats = kUsesDots<Panels> ? 1 : 2;  // of a row, for a pair of k
-    const std::byte* const panels = t.panels + panel * t.panel_stride;
-    const std::byte* unit = compressed_units(panels) + t.first_k / kUnitSteps * kUnitBytes;
-    uint16_t* wide = t.wide + panel * t.wide_values;
-    const uint32_t* rare[kPanels];
-    for (int p = 0; p < kPanels; ++p)
-        rare[p] = first_rare(panels + p * t.panel_stride, t.in, t.first_k);
-    int64_t place = t.first_k * kPanelColumns;
-    for (int64_t k = 0; k < t.num_k; k += kUnitSteps) {
-        unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
-            for (int64_t line = 0; line < kUnitBytes; line += 64)
-                __builtin_prefetch(unit + p * t.panel_stride + kAhead + line);
-            const std::byte* head = panels + p * t.panel_stride;
-            const float* row = x;
-            // Both are read again for each panel: kept in registers, they push sums out.
-            if constexpr (!kUsesDots<Panels>) asm volatile("" : "+r"(head), "+r"(row));
-            const CodeTables tables(head);
-            if constexpr (Panels::kKeeps) {
-                uint16_t* const values = wide + p * t.wide_values;
-                decompress_unit(unit + p * t.panel_stride, tables, values);
-                rare[p] = put_rare(rare[p], place, place + kUnitValues, values);
-                return;
-            }
-            unrolled<2>([&](auto half) FERRY_INLINE_BODY {
-                PairVector pairs[2][kPanelVectors];
-                load_all_pairs<decltype(half)::value>(unit + p * t.panel_stride, tables, pairs);
-                const int64_t begin = place + half * kHalfValues, end = begin + kHalfValues;
-                if (HWY_UNLIKELY(rare_place(*rare[p]) < end)) {
-                    alignas(64) uint16_t values[kHalfValues];
-                    store_pairs(pairs, values);
-                    rare[p] = put_rare(rare[p], begin, end, values);
-                    reload_pairs(values, pairs);
-                }
-                add_pair<Plain, kRows, decltype(p)::value>(pairs[0], row, t.x_stride, sums);
-                row += kPairFloats;
-                add_pair<Plain, kRows, decltype(p)::value>(pairs[1], row, t.x_stride, sums);
-                row += kPairFloats;
-            });
-        });
-        if constexpr (Panels::kKeeps) {
-            // As bytes that the compiler knows nothing of: it would keep them in registers.
-            const auto* plain = reinterpret_cast<const std::byte*>(wide);
-            asm volatile("" : "+r"(plain));
-            add_steps<Plain, kRows, kPanels>(plain, 2 * t.wide_values, x, t.x_stride, kUnitSteps,
-                                             sums);
-            wide += kUnitValues;
-        }
-        unit += kUnitBytes;
-        x += kUnitSteps / 2 * kPairFloats;
-        place += kUnitValues;
-    }
-}
-#endif
-
-// Whole columns only, from that row and panel of t on. kScaled: per block of 128 k, y = fma(sum of
-// the block, scale, y).
-template <class Panels, bool kScaled, int kRows, int kPanels>
-HWY_INLINE void whole_tile(const Tile& t, int64_t row, int64_t panel, float* HWY_RESTRICT y,
-                           int64_t y_stride) {
-    const std::byte* panels = t.panels + panel * t.panel_stride;
-    const float* const x = t.x + row * t.x_stride;
-    const Floats d;
-    constexpr int kVectors = kPanels * kPanelVectors;
-    FloatVector sums[kRows][kVectors];
-    if constexpr (!kScaled) {
-        for (int r = 0; r < kRows; ++r)
-            for (int v = 0; v < kVectors; ++v)
-                sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);
-#if HWY_TARGET != HWY_SCALAR
-        if constexpr (IsCompressed<Panels>)
-            accumulate_compressed<Panels, kRows, kPanels>(t, panel, x, sums);
-#endif
-        if constexpr (!IsCompressed<Panels>)
-            add_steps<Panels, kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k, sums);
-        for (int r = 0; r < kRows; ++r)
-            for (int v = 0; v < kVectors; ++v)
-                hn::StoreU(sums[r][v], d, y + r * y_stride + v * kLanes);
-    } else {
-        for (int64_t k = 0, block = 0; k < t.num_k; k += kScaleBlock, ++block) {
-            const int64_t num_k = std::min(kScaleBlock, t.num_k - k);
-            for (int r = 0; r < kRows; ++r)
-                for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::Zero(d);
-            accumulate<Panels, kRows, kPanels>(panels, t.panel_stride, x + k, t.x_stride, num_k,
-                                               sums);
-            panels += kScaleBlock / Panels::kSteps * Panels::kStepBytes;
-            for (int r = 0; r < kRows; ++r)
-                for (int v = 0; v < kVectors; ++v) {
-                    float* to = y + r * y_stride + v * kLanes;
-                    const FloatVector before =
-                        t.resume || block > 0 ? hn::LoadU(d, to) : hn::Zero(d);
-                    const float scale =
-                        t.x_scale(row + r, block) * t.w_scale(panel + v / kPanelVectors, block);
-                    hn::StoreU(fused_multiply_add(sums[r][v], hn::Set(d, scale), before), d, to);
-                }
-        }
-    }
-}
-
-template <class Panels, bool kScaled, int kRows, int kPanels>
-HWY_NOINLINE void tile(const Tile& t, int64_t row, int64_t panel) {
-    constexpr int64_t kColumns = kPanels * kPanelColumns;
-    float* const to = t.y + row * t.y_stride + panel * kPanelColumns;
-    const int64_t num_columns = std::min(kColumns, t.num_columns - panel * kPanelColumns);
-    if (num_columns == kColumns)
-        return whole_tile<Panels, kScaled, kRows, kPanels>(t, row, panel, to, t.y_stride);
-    float part[kRows * kColumns];
-    if (t.resume)
-        for (int r = 0; r < kRows; ++r)
-            std::copy_n(to + r * t.y_stride, num_columns, part + r * kColumns);
-    whole_tile<Panels, kScaled, kRows, kPanels>(t, row, panel, part, kColumns);
-    for (int r = 0; r < kRows; ++r)
-        std::copy_n(part + r * kColumns, num_columns, to + r * t.y_stride);
-}
-
-// Panels [panel, num_panels) of rows from `row` on, as many at once as registers hold.
-template <class Panels, bool kScaled, int kRows, int kPanels = panels_at_once<Panels>(kRows)>
-void sweep_panels(const Tile& t, int64_t row, int64_t panel, int64_t num_panels) {
-    for (; panel + kPanels <= num_panels; panel += kPanels)
-        tile<Panels, kScaled, kRows, kPanels>(t, row, panel);
-    if constexpr (kPanels > 1)
-        if (panel < num_panels) sweep_panels<Panels, kScaled, kRows, 1>(t, row, panel, num_panels);
-}
-
-// Tiles of num_rows rows, which is one of kFewest..kMost.
-template <class Panels, bool kScaled, int kFewest, int kMost>
-void sweep(const Tile& t, int64_t row, int64_t num_rows, int64_t num_panels) {
-    if constexpr (kFewest < kMost)
-        if (num_rows > kFewest)
-            return sweep<Panels, kScaled, kFewest + 1, kMost>(t, row, num_rows, num_panels);
-    sweep_panels<Panels, kScaled, kFewest>(t, row, 0, num_panels);
-}
-
-// Rows in as few tiles as possible, of nearly equal height: body(first_row, num_rows).
-template <int kHighest, typename Body>
-HWY_INLINE void for_row_tiles(int64_t num_rows, Body&& body) {
-    const int64_t num_tiles = ceil_div(num_rows, int64_t{kHighest});
-    for (int64_t tile = 0; tile < num_tiles; ++tile) {
-        const int64_t first = num_rows * tile / num_tiles;
-        body(first, num_rows * (tile + 1) / num_tiles - first);
-    }
 }
 
 // Every panel is read as it is stored, along the whole of k; a second tile of rows finds it in the
@@ -550,7 +173,7 @@ void multiply_few_copied_rows(const Tile& all, int64_t num_rows, int64_t num_pan
                               float* scratch) {
     float* const x = scratch + kWideFloats;
     const int64_t most = kFewWireValues / num_rows / kScaleBlock * kScaleBlock;
-    const int64_t stride = std::min(most, all.num_k) + kBlockStride - kBlockK;
+    const int64_t stride = std::min(most, all.num_k) + kStridePad;
     for (int64_t k = 0; k < all.num_k; k += most) {
         multiply_few_rows<Panels, kScaled>(block_of<Panels>(all, num_rows, k, most, x, stride),
                                            num_rows, num_panels);
@@ -605,11 +228,13 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
         IsCompressed<Panels> ? 1 : kMany / ((kMany + kTileRows - 1) / kTileRows);
     float* const wide = scratch;
     float* const x = scratch + kWideFloats;
-    constexpr int64_t kAtOnce = kUsesDots<Panels> ? 4 * kBlockK : kBlockK;
-    constexpr int64_t kStride =
-        (kUsesDots<Panels> ? 2 * kBlockK : kBlockK) + kBlockStride - kBlockK;
-    for (int64_t k = 0; k < all.num_k; k += kAtOnce) {
-        const Tile block = block_of<Panels>(all, num_rows, k, kAtOnce, x, kStride);
+    constexpr int64_t kAtOnce = kUsesDots<Panels> ? kBlockDots : kBlockK;
+    constexpr int64_t kStride = (kUsesDots<Panels> ? kAtOnce / 2 : kAtOnce) + kStridePad;
+    // Blocks of about equal length.
+    const int64_t num_blocks = ceil_div(all.num_k, kAtOnce);
+    const int64_t block_k = ceil_div(all.num_k, num_blocks * kScaleBlock) * kScaleBlock;
+    for (int64_t k = 0; k < all.num_k; k += block_k) {
+        const Tile block = block_of<Panels>(all, num_rows, k, block_k, x, kStride);
         const bool by_first_tile = enters_registers<Panels>(block);
         const std::byte* stored = block.panels;
         int64_t block_bytes = ceil_div(block.num_k, Panels::kSteps) * Panels::kStepBytes;
@@ -644,9 +269,15 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
             for_row_tiles<kTileRows>(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
                 const int64_t begin = row * block_bytes / num_rows / 64 * 64;
                 const int64_t end = (row + rows) * block_bytes / num_rows;
-                for (int64_t p = 0; p < chunk_panels; ++p)
-                    for (int64_t line = begin; line < end; line += 64)
-                        __builtin_prefetch(next + p * all.panel_stride + line, 0, 2);
+                if (kUsesDots<Panels> && !(IsCompressed<Panels> && row == 0 && by_first_tile)) {
+                    chunk.next = next + begin;
+                    chunk.next_stride = all.panel_stride;
+                    chunk.next_bytes = end - begin;
+                } else {
+                    for (int64_t p = 0; p < chunk_panels; ++p)
+                        for (int64_t line = begin; line < end; line += 64)
+                            __builtin_prefetch(next + p * all.panel_stride + line, 0, 2);
+                }
                 if constexpr (IsCompressed<Panels>)
                     if (row == 0 && by_first_tile)
                         return sweep<KeptCompressed<TilePanels>, kScaled, kFewest, kTileRows>(
@@ -687,7 +318,7 @@ bool dots_add_in_order() {
         value = static_cast<uint16_t>(std::bit_cast<uint32_t>(random.next_normal()) >> 16);
     for (float& value : x) value = random.next_normal();
     Tile tile{};
-    tile.panels = reinterpret_cast<const std::byte*>(panel);
+    tile.panels = tile.next = reinterpret_cast<const std::byte*>(panel);
     tile.x = x;
     tile.x_stride = tile.num_k = kNumK;
     tile.y_stride = tile.num_columns = kPanelColumns;
@@ -747,8 +378,9 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
     const int64_t stride =
         strides.compressed ? compressed_panel_bytes(spec.in) : panel_bytes(spec.dtype, spec.in);
     const int64_t k_blocks = ceil_div(spec.in, kScaleBlock);
+    const std::byte* const panels = weight.group_data(rows.group) + first_panel * stride;
     const Tile tile{
-        .panels = weight.group_data(rows.group) + first_panel * stride,
+        .panels = panels,
         .panel_stride = stride,
         .x = rows.x,
         .rounded = rows.rounded,
@@ -764,6 +396,9 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         .first_k = 0,
         .wide = nullptr,
         .wide_values = 0,
+        .next = panels,
+        .next_stride = 0,
+        .next_bytes = 0,
         .first_panel = first_panel,
         .w_scales = spec.dtype == DType::fp8_e4m3 ? weight.group_scales(rows.group) : nullptr,
         .w_scales_stride = k_blocks,

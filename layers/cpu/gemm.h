@@ -24,7 +24,7 @@ struct GemmStrides {  // elements from row to row
 };
 
 constexpr int64_t kGemmMaxRows = 192;  // of one task: their k-block stays in the second-level cache
-constexpr size_t kGemmScratchBytes = size_t{576} << 10;
+constexpr size_t kGemmScratchBytes = size_t{1100} << 10;
 
 // Columns [first_panel * 16, (first_panel + num_panels) * 16) of y = x W^T, cut off at `out`.
 // scratch: kGemmScratchBytes of the calling thread.
