@@ -8,9 +8,14 @@
 //   p_j = exp(s_j - m'), l = l * c, then l += p_j for j ascending
 //   o_d = o_d * c, then o_d = fma(p_j, v_jd, o_d) for j ascending
 // A key beyond the query's position takes no part in any of them. First block: o_d starts at 0.
+//
+// Where factors are rounded to bf16 (Pairs, Dots), queries, keys, p_j and values are, after l has
+// been summed; the order within each pair of the depth and each pair of keys (2i, 2i + 1) is the
+// second first. A key that is beyond the position, of a pair that is not, counts as zero.
 #include <algorithm>
 #include <cstdint>
 
+#include "layers/cpu/bf16-inl.h"
 #include "layers/cpu/vector-inl.h"
 
 #if defined(FERRY_LAYERS_CPU_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -32,6 +37,65 @@ constexpr int kRowsAtOnce = 6;
 constexpr int kStripVectors = kLanes >= 8 ? 2 : 16 / kLanes;
 constexpr int kStrip = kStripVectors * kLanes;  // value columns of a tile; widths are padded to it
 constexpr int64_t kDepthBlock = 192;            // of a panel's queries: 12 KiB, stays in L1
+
+// What lies in memory for a depth, or for keys: numbers, or words of 32 bits that hold a pair.
+struct Exact {
+    static constexpr bool kRounds = false;
+    static constexpr int64_t words(int64_t num) { return num; }
+    static constexpr int64_t whole_pairs(int64_t num) { return num; }
+    static HWY_INLINE void add(FloatVector a, FloatVector b, FloatVector& sum) {
+        sum = fused_multiply_add(a, b, sum);
+    }
+};
+// Each pair of f32 swapped: the bits of Dots.
+struct Pairs : Exact {
+    static constexpr bool kRounds = true;
+    static constexpr int64_t words(int64_t num) { return (num + 1) / 2 * 2; }
+    static constexpr int64_t whole_pairs(int64_t num) { return num / 2 * 2; }
+    // rounded: bf16, an even number of them.
+    static HWY_INLINE void join(const uint16_t* rounded, int64_t num, float* HWY_RESTRICT to) {
+        swap_pairs(rounded, num, to);
+    }
+    // Row i of words, of `num` columns, from rows 2i and 2i + 1.
+    static HWY_INLINE void join_rows(const uint16_t* first, const uint16_t* second, int64_t num,
+                                     float* HWY_RESTRICT to, int64_t stride) {
+        for (int64_t i = 0; i < num; ++i) to[i] = dots_value(second[i]);
+        for (int64_t i = 0; i < num; ++i) to[stride + i] = dots_value(first[i]);
+    }
+};
+#if FERRY_BF16_DOTS
+struct Dots {
+    static constexpr bool kRounds = true;
+    static constexpr int64_t words(int64_t num) { return (num + 1) / 2; }
+    static constexpr int64_t whole_pairs(int64_t num) { return num / 2; }
+    static HWY_INLINE void add(FloatVector a, FloatVector b, FloatVector& sum) {
+        add_dots(_mm512_castps_si512(a.raw), _mm512_castps_si512(b.raw), sum);
+    }
+    static HWY_INLINE void join(const uint16_t* rounded, int64_t num, float* HWY_RESTRICT to) {
+        std::copy_n(rounded, num, reinterpret_cast<uint16_t*>(to));
+    }
+    static HWY_INLINE void join_rows(const uint16_t* first, const uint16_t* second, int64_t num,
+                                     float* HWY_RESTRICT to, int64_t /*stride*/) {
+        for (int64_t i = 0; i < num; ++i)
+            to[i] = std::bit_cast<float>(uint32_t{first[i]} | uint32_t{second[i]} << 16);
+    }
+};
+#else
+using Dots = Pairs;
+#endif
+
+// Rows of words from `num` numbers at `from`; what fills the last pair up is zero.
+template <class Form>
+HWY_INLINE void round_words(const float* HWY_RESTRICT from, int64_t num, float* HWY_RESTRICT to) {
+    constexpr int64_t kAtOnce = 256;
+    uint16_t rounded[kAtOnce];
+    for (int64_t begin = 0; begin < num; begin += kAtOnce) {
+        const int64_t count = std::min(kAtOnce, num - begin);
+        narrow_bf16(from + begin, count, rounded);
+        if (count % 2 != 0) rounded[count] = 0;
+        Form::join(rounded, count + count % 2, to + Form::words(begin));
+    }
+}
 
 // queries[i * 16 + lane] = rows[lane * row_stride + i]; lanes from num_rows on are zero.
 HWY_INLINE void pack_queries(const float* HWY_RESTRICT rows, int64_t row_stride, int64_t num_rows,
@@ -67,7 +131,7 @@ HWY_INLINE void pack_queries(const float* HWY_RESTRICT rows, int64_t row_stride,
 }
 
 // scores[j][lane] (+)= sum over i < depth of queries[i][lane] * keys[j * key_stride + i].
-template <int kKeys>
+template <class Form, int kKeys>
 HWY_INLINE void score_tile(const float* HWY_RESTRICT queries, int64_t depth,
                            const float* HWY_RESTRICT keys, int64_t key_stride, bool resume,
                            float* HWY_RESTRICT scores) {
@@ -82,8 +146,7 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT queries, int64_t depth,
             q[v] = hn::Load(d, queries + i * kPanel + v * kLanes);
         for (int j = 0; j < kKeys; ++j) {
             const FloatVector key = hn::Set(d, keys[j * key_stride + i]);
-            for (int v = 0; v < kPanelVectors; ++v)
-                sums[j][v] = fused_multiply_add(q[v], key, sums[j][v]);
+            for (int v = 0; v < kPanelVectors; ++v) Form::add(q[v], key, sums[j][v]);
         }
     }
     for (int j = 0; j < kKeys; ++j)
@@ -91,7 +154,8 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT queries, int64_t depth,
             hn::Store(sums[j][v], d, scores + j * kPanel + v * kLanes);
 }
 
-// All keys of a block. With `resume` the sums go on from what `scores` holds.
+// All keys of a block; depth in words. With `resume` the sums go on from what `scores` holds.
+template <class Form = Exact>
 HWY_INLINE void score_block(const float* HWY_RESTRICT queries, int64_t depth,
                             const float* HWY_RESTRICT keys, int64_t key_stride, int64_t num_keys,
                             bool resume, float* HWY_RESTRICT scores) {
@@ -104,8 +168,8 @@ HWY_INLINE void score_block(const float* HWY_RESTRICT queries, int64_t depth,
         const auto tiles = [&](auto keys_at_once) HWY_ATTR {
             constexpr int kKeys = decltype(keys_at_once)::value;
             for (; j + kKeys <= num_keys; j += kKeys)
-                score_tile<kKeys>(q, length, k + j * key_stride, key_stride, go_on,
-                                  scores + j * kPanel);
+                score_tile<Form, kKeys>(q, length, k + j * key_stride, key_stride, go_on,
+                                        scores + j * kPanel);
         };
         tiles(std::integral_constant<int, kKeysAtOnce>());
         tiles(std::integral_constant<int, 4>());
@@ -149,10 +213,37 @@ HWY_INLINE void softmax_block(float* HWY_RESTRICT scores, int64_t num_keys, floa
     }
 }
 
+// p [num_keys][16] to words, in place; there is room for an even number of keys.
+template <class Form>
+HWY_INLINE void round_p(float* HWY_RESTRICT p, int64_t num_keys) {
+    const Floats d;
+    const hn::RebindToUnsigned<Floats> du;
+    const auto round = [&](FloatVector x) HWY_ATTR {  // to the upper half; finite or NaN, as p is
+        const auto bits = hn::BitCast(du, x);
+        const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
+        return hn::And(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fffu))), hn::Set(du, 0xffff0000u));
+    };
+    for (int64_t key = 0; key < num_keys; key += 2)
+        for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+            float* const pair = p + key * kPanel + lane;
+            const auto first = round(hn::Load(d, pair));
+            auto second = hn::Zero(du);
+            if (key + 1 < num_keys) second = round(hn::Load(d, pair + kPanel));
+            if constexpr (std::is_same_v<Form, Pairs>) {
+                hn::Store(hn::BitCast(d, second), d, pair);
+                hn::Store(hn::BitCast(d, first), d, pair + kPanel);
+            } else {
+                hn::Store(hn::BitCast(d, hn::Or(hn::ShiftRight<16>(first), second)), d,
+                          p + key / 2 * kPanel + lane);
+            }
+        }
+}
+
 // out[r][columns of one strip] = out * correction_r + sum over j of p[j][r] * values[j]; `p` and
 // `corrections` point at the tile's first row. Rows see all of the first num_keys; the few keys
-// after them that only later rows of the tile see (num_lane_keys) are added row by row.
-template <int kRows>
+// after them that only later rows of the tile see (num_lane_keys) are added row by row, as are
+// those of a pair that a row sees half of.
+template <class Form, int kRows>
 HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t num_keys,
                            const int32_t* num_lane_keys, const float* HWY_RESTRICT values,
                            int64_t value_stride, const float* corrections, bool first,
@@ -164,14 +255,14 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t num_keys,
             sums[r][v] = first ? hn::Zero(d)
                                : hn::Mul(hn::Load(d, out + r * out_stride + v * kLanes),
                                          hn::Set(d, corrections[r]));
-    for (int64_t j = 0; j < num_keys; ++j) {
+    const int64_t shared = Form::whole_pairs(num_keys);
+    for (int64_t j = 0; j < shared; ++j) {
         FloatVector value[kStripVectors];
         for (int v = 0; v < kStripVectors; ++v)
             value[v] = hn::LoadU(d, values + j * value_stride + v * kLanes);
         for (int r = 0; r < kRows; ++r) {
             const FloatVector weight = hn::Set(d, p[j * kPanel + r]);
-            for (int v = 0; v < kStripVectors; ++v)
-                sums[r][v] = fused_multiply_add(weight, value[v], sums[r][v]);
+            for (int v = 0; v < kStripVectors; ++v) Form::add(weight, value[v], sums[r][v]);
         }
     }
     for (int r = 0; r < kRows; ++r)
@@ -179,19 +270,33 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t num_keys,
             hn::Store(sums[r][v], d, out + r * out_stride + v * kLanes);
     if (num_lane_keys == nullptr) return;
     // On memory, or the compiler would keep all sums there.
-    for (int r = 0; r < kRows; ++r)
-        for (int64_t j = num_keys; j < num_lane_keys[r]; ++j)
+    for (int r = 0; r < kRows; ++r) {
+        const auto add = [&](int64_t j, auto change) HWY_ATTR {
             for (int v = 0; v < kStripVectors; ++v) {
-                float* sum = out + r * out_stride + v * kLanes;
-                hn::Store(fused_multiply_add(hn::Set(d, p[j * kPanel + r]),
-                                             hn::LoadU(d, values + j * value_stride + v * kLanes),
-                                             hn::Load(d, sum)),
-                          d, sum);
+                float* const sum = out + r * out_stride + v * kLanes;
+                FloatVector total = hn::Load(d, sum);
+                Form::add(hn::Set(d, p[j * kPanel + r]),
+                          change(hn::LoadU(d, values + j * value_stride + v * kLanes)), total);
+                hn::Store(total, d, sum);
             }
+        };
+        const int64_t whole = Form::whole_pairs(num_lane_keys[r]);
+        for (int64_t j = shared; j < whole; ++j) add(j, [](FloatVector x) HWY_ATTR { return x; });
+        if (!Form::kRounds || num_lane_keys[r] % 2 == 0) continue;
+        if constexpr (std::is_same_v<Form, Pairs>)  // the second of two
+            add(whole + 1, [](FloatVector x) HWY_ATTR { return x; });
+        else
+            add(whole, [](FloatVector x) HWY_ATTR {
+                const hn::RebindToUnsigned<Floats> du;
+                return hn::BitCast(Floats(), hn::And(hn::BitCast(du, x), hn::Set(du, 0xffffu)));
+            });
+    }
 }
 
 // out [num_rows, columns] of a panel; columns a multiple of kStrip. values: strip i begins at
-// i * strip_stride, its keys value_stride apart.
+// i * strip_stride, its words value_stride apart. Form::kRounds: num_lane_keys are told unless all
+// rows see an even number.
+template <class Form = Exact>
 HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num_lane_keys,
                             const float* values, int64_t value_stride, int64_t strip_stride,
                             const float* corrections, bool first, int64_t num_rows, int64_t columns,
@@ -207,7 +312,7 @@ HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num
             const int64_t row = tile_begin[tile];
             const int64_t shared_keys = num_lane_keys ? num_lane_keys[row] : num_keys;
             const auto run = [&](auto rows_at_once) HWY_ATTR {
-                value_tile<decltype(rows_at_once)::value>(
+                value_tile<Form, decltype(rows_at_once)::value>(
                     p + row, shared_keys, num_lane_keys ? num_lane_keys + row : nullptr,
                     values + strip * strip_stride, value_stride, corrections + row, first,
                     out + row * columns + strip * kStrip, columns);

@@ -1,4 +1,8 @@
-// Rows of bf16 to f32 and back, bit for bit as base/dtype.h. Compiled once per instruction set.
+// Rows of bf16 to f32 and back, bit for bit as base/dtype.h, and sums of products of pairs of bf16:
+// by vdpbf16ps, or by two FMAs of pairs of f32 that lie swapped, which has the same bits: the
+// instruction adds the second product of a pair first. Compiled once per instruction set.
+#include <bit>
+
 #include "base/dtype.h"
 #include "layers/cpu/vector-inl.h"
 
@@ -12,6 +16,31 @@
 HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
+
+#undef FERRY_BF16_DOTS
+#if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
+#define FERRY_BF16_DOTS 1
+// sum += a * b, pairs of bf16 in each lane. Highway has no target with this instruction yet; only
+// where uses_bf16_dots() (gemm.h).
+HWY_INLINE void add_dots(__m512i a, __m512i b, FloatVector& sum) {
+    __m512 in_place = sum.raw;  // of its own, or arrays of sums stay in memory
+    asm("vdpbf16ps %2, %1, %0" : "+v"(in_place) : "v"(a), "v"(b));
+    sum = FloatVector{in_place};
+}
+#else
+#define FERRY_BF16_DOTS 0
+#endif
+
+// A bf16 value as vdpbf16ps takes it: zero if it is not normal.
+HWY_INLINE float dots_value(uint32_t bits) {
+    return std::bit_cast<float>((bits & 0x7f80u) != 0 ? bits << 16 : 0u);
+}
+
+// bf16 values as f32 with each pair swapped. An even number.
+HWY_INLINE void swap_pairs(const uint16_t* HWY_RESTRICT rounded, int64_t num,
+                           float* HWY_RESTRICT to) {
+    for (int64_t i = 0; i < num; ++i) to[i] = dots_value(rounded[i ^ 1]);
+}
 
 HWY_INLINE void widen_bf16(const uint16_t* HWY_RESTRICT from, int64_t count,
                            float* HWY_RESTRICT to) {

@@ -76,15 +76,6 @@ void multiply_few_rows(const Tile& all, int64_t num_rows, int64_t num_panels) {
     }
 }
 
-// bf16 values as f32 with each pair swapped: what Bf16PairPanels takes. An even number.
-void swap_pairs(const uint16_t* HWY_RESTRICT rounded, int64_t num, float* HWY_RESTRICT to) {
-    for (int64_t i = 0; i < num; ++i) {
-        const uint32_t bits = rounded[i ^ 1];
-        const bool is_normal = (bits & 0x7f80u) != 0;  // vdpbf16ps takes others for zero
-        to[i] = std::bit_cast<float>(is_normal ? bits << 16 : 0u);
-    }
-}
-
 // Values of a row rounded to bf16, as Panels takes them; an even number.
 template <class Panels>
 void round_row(const float* HWY_RESTRICT from, int64_t num, float* HWY_RESTRICT to) {
@@ -329,9 +320,13 @@ bool dots_add_in_order() {
     return std::equal(sums[0], sums[0] + kSums, sums[1]);
 }
 
-bool uses_bf16_dots() {
-    static const bool uses = __builtin_cpu_supports("avx512bf16") && dots_add_in_order();
-    return uses;
+bool dots_work() {
+    static const bool work = __builtin_cpu_supports("avx512bf16") && dots_add_in_order();
+    return work;
+}
+#else
+bool dots_work() {
+    return false;
 }
 #endif
 
@@ -339,7 +334,7 @@ template <template <class> class Form>
 void multiply_bf16_rounded_in(const Tile& all, int64_t num_rows, int64_t num_panels,
                               float* scratch) {
 #if FERRY_BF16_DOTS
-    if (uses_bf16_dots())
+    if (dots_work())
         return multiply<Form<Bf16DotPanels>, false>(all, num_rows, num_panels, scratch);
 #endif
     multiply<Form<Bf16PairPanels>, false>(all, num_rows, num_panels, scratch);
@@ -371,6 +366,11 @@ HWY_EXPORT(multiply_bf16_rounded);
 HWY_EXPORT(multiply_compressed);
 HWY_EXPORT(multiply_compressed_rounded);
 HWY_EXPORT(multiply_fp8);
+HWY_EXPORT(dots_work);
+
+bool uses_bf16_dots() {
+    return HWY_DYNAMIC_DISPATCH(dots_work)();
+}
 
 void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& strides,
                  int64_t first_panel, int64_t num_panels, std::byte* scratch) {

@@ -159,16 +159,14 @@ HWY_INLINE void accumulate_dots(const std::byte* HWY_RESTRICT panels, int64_t pa
         __m512i w[kPanels];
         unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
             __builtin_prefetch(panels + p * panel_stride + kAhead);
-            w[p] = Bf16DotPanels::load_pairs(panels + p * panel_stride);
+            w[p] = _mm512_load_si512(panels + p * panel_stride);
         });
         const int64_t turn = k / 2 % kPanels;
         __builtin_prefetch(next + turn * next_stride, 0, 2);
         next += turn == kPanels - 1 ? advance : 0;
         unrolled<kRows>([&](auto r) FERRY_INLINE_BODY {
             const __m512i row = _mm512_castps_si512(_mm512_set1_ps(x[r * x_stride]));
-            unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
-                sums[r][p].raw = Bf16DotPanels::add(w[p], row, sums[r][p].raw);
-            });
+            unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY { add_dots(w[p], row, sums[r][p]); });
         });
     }
 }
@@ -186,8 +184,7 @@ HWY_INLINE void add_pair(const PairVector (&pair)[kPanelVectors], const float* H
             constexpr bool kDots = kUsesDots<Plain>;
 #if FERRY_BF16_DOTS
             if constexpr (kDots)
-                sum.raw =
-                    Plain::add(pair[v].raw, _mm512_castps_si512(_mm512_set1_ps(x[0])), sum.raw);
+                add_dots(pair[v].raw, _mm512_castps_si512(_mm512_set1_ps(x[0])), sum);
 #endif
             if constexpr (!kDots) {
                 add_product<Plain>(hn::Set(Floats(), x[0]), Plain::template widen<0>(pair[v]), sum);

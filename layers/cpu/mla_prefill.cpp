@@ -28,18 +28,19 @@ constexpr int64_t kWidestStrip = 32;  // columns are padded to the widest of all
 
 // Where things lie in a thread's scratch, in floats.
 struct PrefillSizes {
-    int64_t depth, out_width;
+    int64_t depth, even_depth, out_width;
 
     explicit PrefillSizes(const PrefillAttention& a)
         : depth(a.nope_dim + a.rope_dim),
+          even_depth(depth + depth % 2),
           out_width(ceil_div(a.v_dim, kWidestStrip) * kWidestStrip) {}
 
     int64_t scores() const { return 0; }  // [64][16], then corrections [16]
-    int64_t keys() const { return (kPageTokens + 1) * kPanelRows; }  // [64][depth]
-    int64_t values() const { return keys() + ceil_div(kPageTokens * depth, 16) * 16; }  // strips
-    int64_t panels() const { return values() + kPageTokens * out_width; }
+    int64_t keys() const { return (kPageTokens + 1) * kPanelRows; }  // [64][depth], then a row
+    int64_t values() const { return keys() + (kPageTokens + 1) * ceil_div(even_depth, 16) * 16; }
+    int64_t panels() const { return values() + kPageTokens * out_width; }  // values in strips
     // Of a panel: m, l, queries [depth][16], o [16][out_width].
-    int64_t panel() const { return (2 + depth + out_width) * kPanelRows; }
+    int64_t panel() const { return (2 + even_depth + out_width) * kPanelRows; }
     int64_t total() const { return panels() + kTileRows / kPanelRows * panel(); }
 };
 
@@ -58,31 +59,72 @@ HWY_INLINE void copy(const float* HWY_RESTRICT from, int64_t count, float* HWY_R
     for (; i < count; ++i) to[i] = from[i];
 }
 
+// Columns [column, column + kStrip) of the values of a pair of keys as words; what lies beyond the
+// width, or the second key if it is not there, is zero.
+template <class Form>
+HWY_INLINE void join_values(const float* first, const float* second, int64_t num,
+                            float* HWY_RESTRICT to) {
+    uint16_t rounded[2][kStrip] = {};
+    narrow_bf16(first, num, rounded[0]);
+    if (second != nullptr) narrow_bf16(second, num, rounded[1]);
+    Form::join_rows(rounded[0], rounded[1], kStrip, to, kStrip);
+}
+
 // keys[j] = (k_nope, k_rope) of key `begin` + j; values in strips of kStrip columns, [64][kStrip]
 // each.
+template <class Form>
 void pack_block(const PrefillAttention& a, const PrefillSizes& sizes, int64_t head, int64_t begin,
                 int64_t num_keys, float* HWY_RESTRICT keys, float* HWY_RESTRICT values) {
+    const int64_t key_words = Form::words(sizes.depth);
+    float* const row = keys + kPageTokens * sizes.even_depth;
+    const auto kv_of = [&](int64_t j) {
+        return a.kv.row<float>(begin + j) + head * (a.nope_dim + a.v_dim);
+    };
     for (int64_t j = 0; j < num_keys; ++j) {
-        const float* kv = a.kv.row<float>(begin + j) + head * (a.nope_dim + a.v_dim);
-        const float* v = kv + a.nope_dim;
-        copy(kv, a.nope_dim, keys + j * sizes.depth);
-        copy(a.rope.row<float>(begin + j), a.rope_dim, keys + j * sizes.depth + a.nope_dim);
-        float* to = values + j * kStrip;
-        int64_t column = 0;
-        for (; column + kStrip <= a.v_dim; column += kStrip, to += kPageTokens * kStrip)
-            copy(v + column, kStrip, to);
-        for (; column < sizes.out_width; column += kStrip, to += kPageTokens * kStrip) {
-            const int64_t left = std::max<int64_t>(0, a.v_dim - column);
-            copy(v + column, left, to);
-            std::fill(to + left, to + kStrip, 0.0f);
+        float* const key = Form::kRounds ? row : keys + j * key_words;
+        copy(kv_of(j), a.nope_dim, key);
+        copy(a.rope.row<float>(begin + j), a.rope_dim, key + a.nope_dim);
+        if constexpr (Form::kRounds) round_words<Form>(row, sizes.depth, keys + j * key_words);
+    }
+    constexpr int64_t kKeys = Form::kRounds ? 2 : 1;
+    for (int64_t j = 0; j < num_keys; j += kKeys) {
+        const float* v = kv_of(j) + a.nope_dim;
+        float* to = values + Form::words(j) * kStrip;
+        for (int64_t column = 0; column < sizes.out_width;
+             column += kStrip, to += kPageTokens * kStrip) {
+            const int64_t num = std::clamp<int64_t>(a.v_dim - column, 0, kStrip);
+            if constexpr (Form::kRounds) {
+                const float* second =
+                    j + 1 < num_keys ? kv_of(j + 1) + a.nope_dim + column : nullptr;
+                join_values<Form>(v + column, second, num, to);
+            } else {
+                copy(v + column, num, to);
+                std::fill(to + num, to + kStrip, 0.0f);
+            }
         }
     }
 }
 
+// queries[word][lane] of a panel's rows; `rows`: scratch for 16 of them.
+template <class Form>
+void pack_rows(const float* from, int64_t row_stride, int64_t num_rows, int64_t depth, float* rows,
+               float* queries) {
+    if constexpr (Form::kRounds) {
+        const int64_t words = Form::words(depth);
+        for (int64_t row = 0; row < num_rows; ++row)
+            round_words<Form>(from + row * row_stride, depth, rows + row * words);
+        pack_queries(rows, words, num_rows, words, queries);
+    } else {
+        pack_queries(from, row_stride, num_rows, depth, queries);
+    }
+}
+
 // Rows [first_row, first_row + num_rows) of the sequence's rows, at most kTileRows.
+template <class Form>
 void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int64_t num_rows,
                  float* scratch) {
     const PrefillSizes sizes(a);
+    const int64_t depth_words = Form::words(sizes.depth);
     float* scores = scratch + sizes.scores();
     float* corrections = scores + kPageTokens * kPanelRows;
     float* keys = scratch + sizes.keys();
@@ -98,13 +140,14 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
         float* maxima = scratch + sizes.panels() + panel * sizes.panel();
         std::fill_n(maxima, kPanelRows, -std::numeric_limits<float>::infinity());
         std::fill_n(maxima + kPanelRows, kPanelRows, 0.0f);
-        pack_queries(a.q.row<float>(batch_row + panel * kPanelRows) + head * sizes.depth,
-                     a.q.row_stride(), panel_rows(panel), sizes.depth, maxima + 2 * kPanelRows);
+        pack_rows<Form>(a.q.row<float>(batch_row + panel * kPanelRows) + head * sizes.depth,
+                        a.q.row_stride(), panel_rows(panel), sizes.depth, keys,
+                        maxima + 2 * kPanelRows);
     }
     const int64_t end_key = first_position + num_rows;
     for (int64_t begin = 0; begin < end_key; begin += kPageTokens) {
         const int64_t block_keys = std::min(kPageTokens, end_key - begin);
-        pack_block(a, sizes, head, begin, block_keys, keys, values);
+        pack_block<Form>(a, sizes, head, begin, block_keys, keys, values);
         for (int64_t panel = 0; panel < num_panels; ++panel) {
             // Keys of this block that the panel's first and last row see.
             const int64_t first_keys = first_position + panel * kPanelRows + 1 - begin;
@@ -115,27 +158,42 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
             for (int64_t lane = 0; lane < kPanelRows; ++lane)
                 lane_keys[lane] = static_cast<int32_t>(
                     std::clamp<int64_t>(std::min(first_keys + lane, last_keys), 0, kPageTokens));
-            const int32_t* limits = first_keys < num_keys ? lane_keys : nullptr;
+            const bool all_see = first_keys >= num_keys && (!Form::kRounds || num_keys % 2 == 0);
+            const int32_t* limits = all_see ? nullptr : lane_keys;
 
             float* maxima = scratch + sizes.panels() + panel * sizes.panel();
             float* sums = maxima + kPanelRows;
             float* queries = sums + kPanelRows;
-            score_block(queries, sizes.depth, keys, sizes.depth, num_keys, false, scores);
+            score_block<Form>(queries, depth_words, keys, depth_words, num_keys, false, scores);
             softmax_block(scores, num_keys, a.scale, limits, maxima, sums, corrections);
-            value_block(scores, num_keys, limits, values, kStrip, kPageTokens * kStrip, corrections,
-                        begin == 0, panel_rows(panel), sizes.out_width,
-                        queries + sizes.depth * kPanelRows);
+            if constexpr (Form::kRounds) round_p<Form>(scores, num_keys);
+            value_block<Form>(scores, num_keys, limits, values, kStrip, kPageTokens * kStrip,
+                              corrections, begin == 0, panel_rows(panel), sizes.out_width,
+                              queries + sizes.even_depth * kPanelRows);
         }
     }
     for (int64_t panel = 0; panel < num_panels; ++panel) {
         const float* sums = scratch + sizes.panels() + panel * sizes.panel() + kPanelRows;
-        const float* o = sums + kPanelRows + sizes.depth * kPanelRows;
+        const float* o = sums + kPanelRows + sizes.even_depth * kPanelRows;
         for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
             float* out = a.out.row<float>(batch_row + panel * kPanelRows + lane) + head * a.v_dim;
             for (int64_t i = 0; i < a.v_dim; ++i)
                 out[i] = o[lane * sizes.out_width + i] / sums[lane];
         }
     }
+}
+
+void attend_exact(const PrefillAttention& a, int64_t head, int64_t first_row, int64_t num_rows,
+                  float* scratch) {
+    attend_tile<Exact>(a, head, first_row, num_rows, scratch);
+}
+void attend_pairs(const PrefillAttention& a, int64_t head, int64_t first_row, int64_t num_rows,
+                  float* scratch) {
+    attend_tile<Pairs>(a, head, first_row, num_rows, scratch);
+}
+void attend_dots(const PrefillAttention& a, int64_t head, int64_t first_row, int64_t num_rows,
+                 float* scratch) {
+    attend_tile<Dots>(a, head, first_row, num_rows, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -146,7 +204,9 @@ HWY_AFTER_NAMESPACE();
 namespace ferry {
 namespace {
 
-HWY_EXPORT(attend_tile);
+HWY_EXPORT(attend_exact);
+HWY_EXPORT(attend_pairs);
+HWY_EXPORT(attend_dots);
 
 }  // namespace
 
@@ -165,7 +225,9 @@ void CpuKernels::mla_prefill(const PrefillAttention& a) {
     FERRY_CHECK(threads_.scratch_bytes() >= static_cast<size_t>(sizes.total()) * sizeof(float),
                 "{} bytes of scratch are too few for heads of {} and {}", threads_.scratch_bytes(),
                 sizes.depth, a.v_dim);
-    const auto attend = &HWY_DYNAMIC_DISPATCH(attend_tile);
+    auto* attend = &HWY_DYNAMIC_DISPATCH(attend_exact);
+    if (options_.bf16_activations) attend = &HWY_DYNAMIC_DISPATCH(attend_pairs);
+    if (options_.bf16_activations && uses_bf16_dots()) attend = &HWY_DYNAMIC_DISPATCH(attend_dots);
     // The longest tasks first: the last rows see the most keys.
     const int64_t tiles = ceil_div(a.rows.num_rows, kTileRows);
     threads_.parallel_for(heads * tiles, [&](int64_t task, int thread) {

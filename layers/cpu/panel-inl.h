@@ -1,6 +1,7 @@
 // Reading packed panels (panel.h): one step of k widened to f32 registers. Compiled once per
 // instruction set. Widening is exact. kSteps values of k lie together; load<i, v> gives the v-th
 // vector of the i-th of them. kRounds: rows are rounded to bf16 too, in pairs of k.
+#include "layers/cpu/bf16-inl.h"
 #include "layers/cpu/panel.h"
 #include "layers/cpu/vector-inl.h"
 
@@ -17,7 +18,6 @@ namespace HWY_NAMESPACE {
 
 // Lambdas of inner loops: left to itself the compiler calls some of them.
 #undef FERRY_INLINE_BODY
-#undef FERRY_BF16_DOTS
 #define FERRY_INLINE_BODY HWY_ATTR __attribute__((always_inline))
 
 constexpr int kPanelVectors = static_cast<int>(kPanelColumns) / kLanes;
@@ -117,25 +117,13 @@ struct Bf16PairPanels {
     }
 };
 
-#if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
-#define FERRY_BF16_DOTS 1
-// The same by that instruction, for which Highway has no target yet: a row's pair goes to all
-// lanes.
+#if FERRY_BF16_DOTS
+// The same by that instruction: a row's pair goes to all lanes.
 struct Bf16DotPanels {
     static constexpr bool kRounds = true;
     static constexpr int kSteps = 2;
     static constexpr int64_t kStepBytes = Bf16Panels::kStepBytes;
-
-    static HWY_INLINE __m512i load_pairs(const std::byte* steps) {
-        return _mm512_load_si512(steps);
-    }
-    static HWY_INLINE __m512 add(__m512i weights, __m512i row_pair, __m512 sum) {
-        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(row_pair));
-        return sum;
-    }
 };
-#else
-#define FERRY_BF16_DOTS 0
 #endif
 
 // Exact, subnormals included. The two NaN codes never get here (linear_pack.cpp).

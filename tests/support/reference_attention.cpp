@@ -11,9 +11,23 @@ namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
+float to_bf16(float x) {
+    return bf16_to_f32(f32_to_bf16(x));
+}
+
+// 0, 1, 2 ... num - 1, or of each pair the second first.
+std::vector<int64_t> order_of(int64_t num, bool rounded) {
+    std::vector<int64_t> order;
+    for (int64_t i = 0; i < num; ++i) order.push_back(i);
+    for (int64_t i = 0; rounded && i + 1 < num; i += 2)
+        std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(i + 1)]);
+    return order;
+}
+
 // One query over keys in blocks: m, l, o as in attention-inl.h.
 struct Softmax {
-    explicit Softmax(int64_t columns) : o(static_cast<size_t>(columns)) {}
+    explicit Softmax(int64_t columns, bool rounded_factors = false)
+        : rounded(rounded_factors), o(static_cast<size_t>(columns)) {}
 
     // score(j) and value(j, column) of the block's keys.
     template <typename Score, typename Value>
@@ -28,10 +42,14 @@ struct Softmax {
         m = maximum;
         l *= correction;
         for (float& x : p) l += x = reference_exp(x - maximum);
+        const std::vector<int64_t> order = order_of(keys, rounded);
         for (size_t column = 0; column < o.size(); ++column) {
             o[column] *= correction;
-            for (size_t j = 0; j < p.size(); ++j)
-                o[column] = std::fma(p[j], value(static_cast<int64_t>(j), column), o[column]);
+            for (int64_t j : order) {
+                const float weight = p[static_cast<size_t>(j)];
+                o[column] =
+                    std::fma(rounded ? to_bf16(weight) : weight, value(j, column), o[column]);
+            }
         }
     }
 
@@ -43,6 +61,7 @@ struct Softmax {
         for (size_t i = 0; i < o.size(); ++i) o[i] = std::fma(split.o[i], b, o[i] * a);
     }
 
+    bool rounded = false;
     float m = kNever, l = 0;
     std::vector<float> o;
 };
@@ -64,13 +83,15 @@ float reference_exp(float x) {
     return std::bit_cast<float>(std::bit_cast<uint32_t>(y) + (std::bit_cast<uint32_t>(t) << 23));
 }
 
-void reference_prefill(const PrefillAttention& a) {
+void reference_prefill(const PrefillAttention& a, bool rounded) {
+    const auto factor = [&](float x) { return rounded ? to_bf16(x) : x; };
+    const std::vector<int64_t> depth = order_of(a.nope_dim + a.rope_dim, rounded);
     const int64_t qk_dim = a.nope_dim + a.rope_dim, kv_dim = a.nope_dim + a.v_dim;
     for (int64_t row = 0; row < a.rows.num_rows; ++row)
         for (int64_t head = 0; head < a.q.dim(1); ++head) {
             const float* q = a.q.row<float>(a.rows.first_row + row) + head * qk_dim;
             const int64_t num_keys = a.rows.first_position + row + 1;
-            Softmax total(a.v_dim);
+            Softmax total(a.v_dim, rounded);
             for (int64_t begin = 0; begin < num_keys; begin += kPageTokens) {
                 const auto k = [&](int64_t j) {
                     return a.kv.row<float>(begin + j) + head * kv_dim;
@@ -80,12 +101,13 @@ void reference_prefill(const PrefillAttention& a) {
                     [&](int64_t j) {
                         const float* k_rope = a.rope.row<float>(begin + j);
                         float dot = 0;
-                        for (int64_t i = 0; i < a.nope_dim; ++i) dot = std::fma(q[i], k(j)[i], dot);
-                        for (int64_t i = 0; i < a.rope_dim; ++i)
-                            dot = std::fma(q[a.nope_dim + i], k_rope[i], dot);
+                        for (int64_t i : depth) {
+                            const float key = i < a.nope_dim ? k(j)[i] : k_rope[i - a.nope_dim];
+                            dot = std::fma(factor(q[i]), factor(key), dot);
+                        }
                         return dot * a.scale;
                     },
-                    [&](int64_t j, size_t column) { return k(j)[a.nope_dim + column]; });
+                    [&](int64_t j, size_t column) { return factor(k(j)[a.nope_dim + column]); });
             }
             float* out = a.out.row<float>(a.rows.first_row + row) + head * a.v_dim;
             for (float o : total.o) *out++ = o / total.l;

@@ -6,7 +6,8 @@
 namespace ferry {
 
 float reference_exp(float x);
-void reference_prefill(const PrefillAttention& attention);
+// rounded: factors to bf16, as CpuOptions::bf16_activations has it.
+void reference_prefill(const PrefillAttention& attention, bool rounded = false);
 void reference_decode(const DecodeAttention& attention);
 
 }  // namespace ferry

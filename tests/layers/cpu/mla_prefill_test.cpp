@@ -40,6 +40,8 @@ struct Prompt {
 };
 
 constexpr Shape kSmall{.heads = 3, .nope = 24, .rope = 8, .v = 20, .kv_lora = 16};
+// Nothing of it is even.
+constexpr Shape kOdd{.heads = 2, .nope = 5, .rope = 4, .v = 7, .kv_lora = 6};
 constexpr Shape kPublished{.heads = 2, .nope = 128, .rope = 64, .v = 128, .kv_lora = 512};
 
 // Two keys, worked by hand: scores 1 and 0 (times scale), values 2 and 4.
@@ -60,16 +62,25 @@ TEST(MlaPrefill, TwoKeysByHand) {
     EXPECT_FLOAT_EQ(out[1], (2 * std::exp(1.0f) + 4) / (std::exp(1.0f) + 1));
 }
 
-TEST(MlaPrefill, HasTheBitsOfTheReference) {
-    for (const Shape& shape : {kSmall, kPublished})
-        for (int64_t positions : {1, 15, 16, 17, 63, 64, 65, 200}) {
+// With and without rounding to bf16.
+class MlaPrefillBits : public ::testing::TestWithParam<bool> {
+  protected:
+    std::unique_ptr<Kernels> kernels(int threads) const {
+        return make_cpu_kernels(threads, {.bf16_activations = GetParam()});
+    }
+};
+INSTANTIATE_TEST_SUITE_P(ExactAndRounded, MlaPrefillBits, ::testing::Bool());
+
+TEST_P(MlaPrefillBits, AreThoseOfTheReference) {
+    for (const Shape& shape : {kSmall, kOdd, kPublished})
+        for (int64_t positions : {1, 2, 15, 16, 17, 63, 64, 65, 200}) {
             const Prompt prompt(shape, positions);
             const OwnedTensor expected = prompt.output();
-            reference_prefill(prompt.chunk(0, positions, expected));
+            reference_prefill(prompt.chunk(0, positions, expected), GetParam());
             for_each_vector_target([&] {
                 for (int threads : {1, 2, 3}) {
                     const OwnedTensor out = prompt.output();
-                    make_cpu_kernels(threads)->mla_prefill(prompt.chunk(0, positions, out));
+                    kernels(threads)->mla_prefill(prompt.chunk(0, positions, out));
                     EXPECT_EQ(different_rows(out, expected), std::vector<int64_t>())
                         << positions << " positions, " << threads << " threads";
                 }
@@ -77,32 +88,38 @@ TEST(MlaPrefill, HasTheBitsOfTheReference) {
         }
 }
 
-TEST(MlaPrefill, ChunksDoNotChangeBits) {
+TEST_P(MlaPrefillBits, DoNotDependOnChunks) {
     constexpr int64_t kPositions = 1000;
-    const Prompt prompt(kSmall, kPositions);
-    const OwnedTensor expected = prompt.output();
-    auto kernels = make_cpu_kernels(2);
-    kernels->mla_prefill(prompt.chunk(0, kPositions, expected));
-    for (int64_t size : {1, 7, 64, 130}) {
-        const OwnedTensor out = prompt.output();
-        for (int64_t first = 0; first < kPositions; first += size)
-            kernels->mla_prefill(prompt.chunk(first, std::min(size, kPositions - first), out));
-        EXPECT_EQ(different_rows(out, expected), std::vector<int64_t>()) << "chunks of " << size;
+    for (const Shape& shape : {kSmall, kOdd}) {
+        const Prompt prompt(shape, kPositions);
+        const OwnedTensor expected = prompt.output();
+        const auto two_threads = kernels(2);
+        two_threads->mla_prefill(prompt.chunk(0, kPositions, expected));
+        for (int64_t size : {1, 7, 64, 130}) {
+            const OwnedTensor out = prompt.output();
+            for (int64_t first = 0; first < kPositions; first += size)
+                two_threads->mla_prefill(
+                    prompt.chunk(first, std::min(size, kPositions - first), out));
+            EXPECT_EQ(different_rows(out, expected), std::vector<int64_t>())
+                << "chunks of " << size;
+        }
     }
 }
 
 // Later keys take no part at all: not even infinities and NaNs in them.
-TEST(MlaPrefill, LaterKeysAreNotTouched) {
-    const Prompt prompt(kSmall, 100);
-    const OwnedTensor expected = prompt.output(), out = prompt.output();
-    auto kernels = make_cpu_kernels(1);
-    kernels->mla_prefill(prompt.chunk(0, 100, expected));
-    for (int64_t i = 0; i < prompt.kv.view().row_size(); ++i)
-        prompt.kv.view().row<float>(70)[i] = std::numeric_limits<float>::quiet_NaN();
-    kernels->mla_prefill(prompt.chunk(0, 100, out));
-    std::vector<int64_t> after(30);
-    for (size_t i = 0; i < after.size(); ++i) after[i] = 70 + static_cast<int64_t>(i);
-    EXPECT_EQ(different_rows(out, expected), after);
+TEST_P(MlaPrefillBits, DoNotDependOnLaterKeys) {
+    for (int64_t spoilt : {70, 71}) {
+        const Prompt prompt(kSmall, 100);
+        const OwnedTensor expected = prompt.output(), out = prompt.output();
+        const auto one_thread = kernels(1);
+        one_thread->mla_prefill(prompt.chunk(0, 100, expected));
+        for (int64_t i = 0; i < prompt.kv.view().row_size(); ++i)
+            prompt.kv.view().row<float>(spoilt)[i] = std::numeric_limits<float>::quiet_NaN();
+        one_thread->mla_prefill(prompt.chunk(0, 100, out));
+        std::vector<int64_t> after;
+        for (int64_t row = spoilt; row < 100; ++row) after.push_back(row);
+        EXPECT_EQ(different_rows(out, expected), after);
+    }
 }
 
 // Heads as a range of columns of wider tensors, rows in the middle of a batch.
