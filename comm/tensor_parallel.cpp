@@ -161,9 +161,16 @@ class TensorParallelImpl final : public TensorParallel {
     // member; peers_[].received is what came. Empty blocks do not travel.
     template <typename SendBytes, typename ReceiveBytes, typename Pack>
     void swap_blocks(SendBytes&& send_bytes, ReceiveBytes&& receive_bytes, Pack&& pack);
-    // Sum over the tree node [lo, hi), `num` columns from `column`, of one row.
+    // The sum over the tree node [lo, hi), `num` columns of one row: where leaf(lo, hi) says, or in
+    // `room`.
     template <typename Leaf>
-    void tree(int lo, int hi, int64_t num, float* out, const Leaf& leaf);
+    const float* tree(int lo, int hi, int64_t num, float* room, const Leaf& leaf);
+    // The same, into `out`.
+    template <typename Leaf>
+    void sum_tree(int lo, int hi, int64_t num, float* out, const Leaf& leaf) {
+        const float* sum = tree(lo, hi, num, out, leaf);
+        if (sum != out) std::copy_n(sum, num, out);
+    }
 
     Transport& transport_;
     std::vector<int> members_;
@@ -296,16 +303,14 @@ void TensorParallelImpl::swap_blocks(SendBytes&& send_bytes, ReceiveBytes&& rece
 }
 
 template <typename Leaf>
-void TensorParallelImpl::tree(int lo, int hi, int64_t num, float* out, const Leaf& leaf) {
-    if (const float* values = leaf(lo, hi)) {
-        std::copy_n(values, num, out);
-        return;
-    }
+const float* TensorParallelImpl::tree(int lo, int hi, int64_t num, float* room, const Leaf& leaf) {
+    if (const float* values = leaf(lo, hi)) return values;
     const int middle = lo + (hi - lo) / 2;
-    float right[kColumns];
-    tree(lo, middle, num, out, leaf);
-    tree(middle, hi, num, right, leaf);
-    for (int64_t i = 0; i < num; ++i) out[i] += right[i];
+    float right_room[kColumns];
+    const float* left = tree(lo, middle, num, room, leaf);
+    const float* right = tree(middle, hi, num, right_room, leaf);
+    for (int64_t i = 0; i < num; ++i) room[i] = left[i] + right[i];
+    return room;
 }
 
 void TensorParallelImpl::reduce_scatter(const Tensor& parts, const Tensor& out) {
@@ -325,16 +330,21 @@ void TensorParallelImpl::reduce_scatter(const Tensor& parts, const Tensor& out) 
             float* node_rows = to + index++ * rows * dim;
             parallel(rows, [&](int64_t row) {
                 for (int64_t column = 0; column < dim; column += kColumns)
-                    tree(owned.node.begin, owned.node.end, std::min(kColumns, dim - column),
-                         node_rows + row * dim + column, [&](int lo, int hi) -> const float* {
-                             if (hi - lo > 1) return nullptr;
-                             return parts.as<float>() +
-                                    ((lo - first_slice()) * total + offsets_[member] + row) * dim +
-                                    column;
-                         });
+                    sum_tree(owned.node.begin, owned.node.end, std::min(kColumns, dim - column),
+                             node_rows + row * dim + column, [&](int lo, int hi) -> const float* {
+                                 if (hi - lo > 1) return nullptr;
+                                 return parts.as<float>() +
+                                        ((lo - first_slice()) * total + offsets_[member] + row) *
+                                            dim +
+                                        column;
+                             });
             });
         }
     };
+    if (size() == 1 && out.contiguous()) {
+        zone.bytes = total * dim * 4;
+        return sum_nodes(rank_, out.as<float>());
+    }
     const int64_t own_nodes = peers_[rank_].num_nodes;
     swap_blocks([&](int p) { return own_nodes * rows_of(p) * dim * 4; },
                 [&](int p) { return peers_[p].num_nodes * rows_of(rank_) * dim * 4; },
@@ -356,11 +366,11 @@ void TensorParallelImpl::reduce_scatter(const Tensor& parts, const Tensor& out) 
     }
     parallel(rows, [&](int64_t row) {
         for (int64_t column = 0; column < dim; column += kColumns)
-            tree(0, options_.num_slices, std::min(kColumns, dim - column),
-                 out.row<float>(row) + column, [&](int lo, int hi) -> const float* {
-                     const int node = node_index(lo, hi);
-                     return node < 0 ? nullptr : base[node] + row * dim + column;
-                 });
+            sum_tree(0, options_.num_slices, std::min(kColumns, dim - column),
+                     out.row<float>(row) + column, [&](int lo, int hi) -> const float* {
+                         const int node = node_index(lo, hi);
+                         return node < 0 ? nullptr : base[node] + row * dim + column;
+                     });
     });
     zone.bytes = static_cast<int64_t>(nodes_.size()) * rows * dim * 4;
 }

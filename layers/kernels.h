@@ -383,8 +383,8 @@ struct CpuOptions {
     // Rows that bf16 weights multiply are rounded to bf16 too (if their length is even), and of
     // each pair of k the second product is added first. That is what the instruction for it does
     // (AVX512_BF16, twice the speed); where there is none, FMAs give the same bits, but for values
-    // below the normal numbers, of which only rows' are zeros then too. mla_prefill rounds queries,
-    // keys, probabilities and values alike (cpu/attention-inl.h).
+    // below the normal numbers, of which only rows' are zeros then too. Attention rounds its
+    // queries, keys, probabilities and values alike (cpu/attention-inl.h).
     bool bf16_activations = false;
     // bf16 weights are held in 12.25 bits a value, without loss: the same bits from a quarter less
     // memory, and faster where memory is what products wait for (compressed_panel.h). pack throws

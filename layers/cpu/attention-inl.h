@@ -130,17 +130,46 @@ HWY_INLINE void pack_queries(const float* HWY_RESTRICT rows, int64_t row_stride,
             queries[i * kPanel + lane] = rows[lane * row_stride + i];
 }
 
+// The same in words; `room`: for kPanel rows of them.
+template <class Form>
+void pack_words(const float* rows, int64_t row_stride, int64_t num_rows, int64_t depth, float* room,
+                float* queries) {
+    if constexpr (Form::kRounds) {
+        const int64_t words = Form::words(depth);
+        for (int64_t row = 0; row < num_rows; ++row)
+            round_words<Form>(rows + row * row_stride, depth, room + row * words);
+        pack_queries(room, words, num_rows, words, queries);
+    } else {
+        pack_queries(rows, row_stride, num_rows, depth, queries);
+    }
+}
+
+// Memory that is prefetched on the way, `step` bytes of it for each depth of each tile: many lines
+// at once would wait for memory.
+struct Ahead {
+    const std::byte* at = nullptr;
+    int64_t step = 0;  // at most two lines of the cache
+};
+// Tiles of a block of keys.
+constexpr int64_t score_tiles(int64_t num_keys) {
+    const int64_t rest = num_keys % kKeysAtOnce;
+    return num_keys / kKeysAtOnce + rest / 4 + rest % 4 / 2 + rest % 2;
+}
+
 // scores[j][lane] (+)= sum over i < depth of queries[i][lane] * keys[j * key_stride + i].
 template <class Form, int kKeys>
 HWY_INLINE void score_tile(const float* HWY_RESTRICT queries, int64_t depth,
                            const float* HWY_RESTRICT keys, int64_t key_stride, bool resume,
-                           float* HWY_RESTRICT scores) {
+                           Ahead& ahead, float* HWY_RESTRICT scores) {
     const Floats d;
     FloatVector sums[kKeys][kPanelVectors];
     for (int j = 0; j < kKeys; ++j)
         for (int v = 0; v < kPanelVectors; ++v)
             sums[j][v] = resume ? hn::Load(d, scores + j * kPanel + v * kLanes) : hn::Zero(d);
     for (int64_t i = 0; i < depth; ++i) {
+        __builtin_prefetch(ahead.at, 0, 2);
+        __builtin_prefetch(ahead.at + 64, 0, 2);
+        ahead.at += ahead.step;
         FloatVector q[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v)
             q[v] = hn::Load(d, queries + i * kPanel + v * kLanes);
@@ -158,7 +187,7 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT queries, int64_t depth,
 template <class Form = Exact>
 HWY_INLINE void score_block(const float* HWY_RESTRICT queries, int64_t depth,
                             const float* HWY_RESTRICT keys, int64_t key_stride, int64_t num_keys,
-                            bool resume, float* HWY_RESTRICT scores) {
+                            bool resume, Ahead& ahead, float* HWY_RESTRICT scores) {
     for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
         const int64_t length = std::min(kDepthBlock, depth - begin);
         const float* q = queries + begin * kPanel;
@@ -168,7 +197,7 @@ HWY_INLINE void score_block(const float* HWY_RESTRICT queries, int64_t depth,
         const auto tiles = [&](auto keys_at_once) HWY_ATTR {
             constexpr int kKeys = decltype(keys_at_once)::value;
             for (; j + kKeys <= num_keys; j += kKeys)
-                score_tile<Form, kKeys>(q, length, k + j * key_stride, key_stride, go_on,
+                score_tile<Form, kKeys>(q, length, k + j * key_stride, key_stride, go_on, ahead,
                                         scores + j * kPanel);
         };
         tiles(std::integral_constant<int, kKeysAtOnce>());

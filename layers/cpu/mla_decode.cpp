@@ -47,21 +47,33 @@ struct DecodeSizes {
     int64_t out_width = 0;      // kv_lora, padded
     int64_t panel_queries = 0;  // packed queries of a panel
     int64_t panel_state = 0;    // m, l, o of a panel
+    bool rounds = false;        // to bf16: pages become words of pairs (attention-inl.h)
     bool direct = false;        // pages are read where they lie, not widened into scratch
 
-    DecodeSizes(const DecodeAttention& a, int64_t group)
+    DecodeSizes(const DecodeAttention& a, int64_t group, bool rounds_factors)
         : heads(a.q_latent.dim(1)),
           kv_lora(a.q_latent.dim(2)),
           rope(a.q_rope.dim(2)),
           row_panels(ceil_div(heads, kPanelHeads)),
           group_panels(group),
           out_width(ceil_div(kv_lora, kWidestStrip) * kWidestStrip),
-          panel_queries((kv_lora + rope) * kPanelHeads),
+          panel_queries((even(kv_lora) + even(rope)) * kPanelHeads),
           panel_state((2 + out_width) * kPanelHeads),
-          direct(a.cache.dtype() == DType::f32 && out_width == kv_lora) {}
+          rounds(rounds_factors),
+          direct(a.cache.dtype() == DType::f32 && out_width == kv_lora && !rounds) {}
 
+    static int64_t even(int64_t num) { return num + num % 2; }
     int64_t page_stride() const { return out_width + rope; }
-    int64_t scores_offset() const { return direct ? 0 : kPageTokens * page_stride(); }
+    // Where they are rounded: keys [64][latent, rope], then two rows of bf16, then values in
+    // strips.
+    int64_t key_floats() const { return even(kv_lora) + even(rope); }
+    int64_t bf16_row() const { return out_width + even(rope); }  // values
+    int64_t rows_offset() const { return kPageTokens * key_floats(); }
+    int64_t values_offset() const { return rows_offset() + ceil_div(bf16_row(), 16) * 16; }
+    int64_t scores_offset() const {
+        if (rounds) return values_offset() + kPageTokens * out_width;
+        return direct ? 0 : kPageTokens * page_stride();
+    }
     int64_t queries_offset() const { return scores_offset() + (kPageTokens + 1) * kPanelHeads; }
     int64_t work_floats() const { return queries_offset() + group_panels * panel_queries; }
     int64_t slot_floats() const { return group_panels * panel_state; }
@@ -105,23 +117,74 @@ void widen_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, in
     }
 }
 
+// A page in words: keys, and values of pairs of keys in strips of kStrip columns, [64][kStrip]
+// each.
+template <class Form>
+void round_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, int64_t keys,
+                float* HWY_RESTRICT scratch) {
+    const int64_t width = sizes.kv_lora + sizes.rope;
+    const int64_t key_words = Form::words(sizes.kv_lora) + Form::words(sizes.rope);
+    auto* const rows = reinterpret_cast<uint16_t*>(scratch + sizes.rows_offset());
+    std::fill_n(rows, 2 * sizes.bf16_row(), uint16_t{0});
+    const auto round = [&cache](int64_t from, int64_t count, uint16_t* to) HWY_ATTR {
+        if (cache.dtype() == DType::f32)
+            narrow_bf16(cache.as<float>() + from, count, to);
+        else
+            std::copy_n(cache.as<uint16_t>() + from, count, to);
+    };
+    for (int64_t pair = 0; pair < keys; pair += 2) {
+        if (pair + 1 == keys) std::fill_n(rows + sizes.bf16_row(), sizes.out_width, uint16_t{0});
+        for (int64_t j = pair; j < std::min(pair + 2, keys); ++j) {
+            uint16_t* const row = rows + j % 2 * sizes.bf16_row();
+            const int64_t from = (index * kPageTokens + j) * width;
+            round(from, sizes.kv_lora, row);
+            round(from + sizes.kv_lora, sizes.rope, row + sizes.out_width);
+            float* const key = scratch + j * key_words;
+            Form::join(row, DecodeSizes::even(sizes.kv_lora), key);
+            Form::join(row + sizes.out_width, DecodeSizes::even(sizes.rope),
+                       key + Form::words(sizes.kv_lora));
+        }
+        float* values = scratch + sizes.values_offset() + Form::words(pair) * kStrip;
+        for (int64_t column = 0; column < sizes.out_width;
+             column += kStrip, values += kPageTokens * kStrip)
+            Form::join_rows(rows + column, rows + sizes.bf16_row() + column, kStrip, values,
+                            kStrip);
+    }
+}
+
+// The page after the one at `key`, to be prefetched while `words` words of queries are multiplied
+// by all keys of this one.
+Ahead next_page(const DecodeAttention& a, const SequenceRows& rows, const DecodeSizes& sizes,
+                int64_t key, int64_t end, int64_t words) {
+    const int64_t row_bytes = (sizes.kv_lora + sizes.rope) * size_bytes(a.cache.dtype());
+    const bool is_last = key + kPageTokens >= end;
+    const int64_t page = rows.pages[static_cast<size_t>(key / kPageTokens + (is_last ? 0 : 1))];
+    const std::byte* const at = a.cache.as<std::byte>() + page * kPageTokens * row_bytes;
+    if (is_last) return {at, 0};
+    const int64_t num_keys = std::min(kPageTokens, end - key - kPageTokens);
+    const int64_t steps = score_tiles(kPageTokens) * words;
+    return {at, std::min<int64_t>(128, ceil_div(num_keys * row_bytes, steps))};
+}
+
 // One task: its panels' m, l, o over the split, into `slot`.
+template <class Form>
 void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
                   float* scratch, float* slot) {
     const SequenceRows& rows = *task.sequence;
     float* scores = scratch + sizes.scores_offset();
     float* corrections = scores + kPageTokens * kPanelHeads;
     float* queries = scratch + sizes.queries_offset();
+    const int64_t latent_words = Form::words(sizes.kv_lora), rope_words = Form::words(sizes.rope);
     for (int64_t i = 0; i < task.num_panels; ++i) {
         const int64_t panel = task.first_panel + i;
         const int64_t row = rows.first_row - a.first_row + panel / sizes.row_panels;
         const int64_t head = panel % sizes.row_panels * kPanelHeads;
         const int64_t lanes = std::min(kPanelHeads, sizes.heads - head);
         float* q = queries + i * sizes.panel_queries;
-        pack_queries(a.q_latent.row<float>(row) + head * sizes.kv_lora, sizes.kv_lora, lanes,
-                     sizes.kv_lora, q);
-        pack_queries(a.q_rope.row<float>(row) + head * sizes.rope, sizes.rope, lanes, sizes.rope,
-                     q + sizes.kv_lora * kPanelHeads);
+        pack_words<Form>(a.q_latent.row<float>(row) + head * sizes.kv_lora, sizes.kv_lora, lanes,
+                         sizes.kv_lora, scratch, q);
+        pack_words<Form>(a.q_rope.row<float>(row) + head * sizes.rope, sizes.rope, lanes,
+                         sizes.rope, scratch, q + latent_words * kPanelHeads);
         float* state = slot + i * sizes.panel_state;
         std::fill_n(state, kPanelHeads, -std::numeric_limits<float>::infinity());
         std::fill_n(state + kPanelHeads, kPanelHeads, 0.0f);
@@ -131,11 +194,26 @@ void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const Deco
     const int64_t end = std::min(begin + kDecodeSplitTokens, num_keys(rows, last_row));
     for (int64_t key = begin; key < end; key += kPageTokens) {
         const int64_t index = rows.pages[static_cast<size_t>(key / kPageTokens)];
+        const int64_t page_keys = std::min(kPageTokens, end - key);
+        // Keys, their rotated parts, values, and how far apart those of keys and of strips lie.
         const float* page = scratch;
-        if (sizes.direct)
-            page = a.cache.as<float>() + index * kPageTokens * sizes.page_stride();
-        else
-            widen_page(sizes, a.cache, index, std::min(kPageTokens, end - key), scratch);
+        int64_t key_stride = sizes.page_stride(), rope_offset = sizes.out_width;
+        const float* values = page;
+        int64_t value_stride = key_stride, strip_stride = kStrip;
+        if constexpr (Form::kRounds) {
+            round_page<Form>(sizes, a.cache, index, page_keys, scratch);
+            key_stride = latent_words + rope_words;
+            rope_offset = latent_words;
+            values = scratch + sizes.values_offset();
+            value_stride = kStrip;
+            strip_stride = kPageTokens * kStrip;
+        } else if (sizes.direct) {
+            values = page = a.cache.as<float>() + index * kPageTokens * sizes.page_stride();
+        } else {
+            widen_page(sizes, a.cache, index, page_keys, scratch);
+        }
+        Ahead ahead =
+            next_page(a, rows, sizes, key, end, task.num_panels * (latent_words + rope_words));
         for (int64_t i = 0; i < task.num_panels; ++i) {
             const int64_t row = (task.first_panel + i) / sizes.row_panels;
             const int64_t keys = std::min(kPageTokens, num_keys(rows, row) - key);
@@ -143,14 +221,31 @@ void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const Deco
             const float* q = queries + i * sizes.panel_queries;
             float* maxima = slot + i * sizes.panel_state;
             float* sums = maxima + kPanelHeads;
-            score_block(q, sizes.kv_lora, page, sizes.page_stride(), keys, false, scores);
-            score_block(q + sizes.kv_lora * kPanelHeads, sizes.rope, page + sizes.out_width,
-                        sizes.page_stride(), keys, true, scores);
+            score_block<Form>(q, latent_words, page, key_stride, keys, false, ahead, scores);
+            score_block<Form>(q + latent_words * kPanelHeads, rope_words, page + rope_offset,
+                              key_stride, keys, true, ahead, scores);
             softmax_block(scores, keys, a.scale, nullptr, maxima, sums, corrections);
-            value_block(scores, keys, nullptr, page, sizes.page_stride(), kStrip, corrections,
-                        key == begin, kPanelHeads, sizes.out_width, sums + kPanelHeads);
+            if constexpr (Form::kRounds) round_p<Form>(scores, keys);
+            HWY_ALIGN int32_t lane_keys[kPanelHeads];
+            std::fill_n(lane_keys, kPanelHeads, static_cast<int32_t>(keys));
+            value_block<Form>(scores, keys, Form::kRounds && keys % 2 != 0 ? lane_keys : nullptr,
+                              values, value_stride, strip_stride, corrections, key == begin,
+                              kPanelHeads, sizes.out_width, sums + kPanelHeads);
         }
     }
+}
+
+void attend_exact(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                  float* scratch, float* slot) {
+    attend_split<Exact>(a, sizes, task, scratch, slot);
+}
+void attend_pairs(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                  float* scratch, float* slot) {
+    attend_split<Pairs>(a, sizes, task, scratch, slot);
+}
+void attend_dots(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                 float* scratch, float* slot) {
+    attend_split<Dots>(a, sizes, task, scratch, slot);
 }
 
 // Adds split `from` to `to`, one panel each.
@@ -190,7 +285,9 @@ HWY_AFTER_NAMESPACE();
 namespace ferry {
 namespace {
 
-HWY_EXPORT(attend_split);
+HWY_EXPORT(attend_exact);
+HWY_EXPORT(attend_pairs);
+HWY_EXPORT(attend_dots);
 HWY_EXPORT(merge_split);
 
 // Task `index` of the call: sequences in order, of each its groups of panels, of each its splits.
@@ -232,13 +329,13 @@ int64_t slots_of_thread(const DecodeSizes& sizes, size_t scratch_bytes) {
 }
 
 // Panels that share a widened page: as many as leave every thread a few tasks and slots.
-DecodeSizes choose_sizes(const DecodeAttention& a, const ThreadPool& threads) {
+DecodeSizes choose_sizes(const DecodeAttention& a, const ThreadPool& threads, bool rounds) {
     constexpr int64_t kMostPanels = 8, kTasksPerThread = 4, kSlotsPerThread = 4;
     int64_t most = 1;
     for (const SequenceRows& rows : a.sequences)
         most = std::max(most, rows.num_rows * ceil_div(a.q_latent.dim(1), kPanelHeads));
     for (int64_t group = std::min(kMostPanels, most);; group /= 2) {
-        const DecodeSizes sizes(a, group);
+        const DecodeSizes sizes(a, group, rounds);
         if (group == 1 || (count_tasks(a, sizes) >= kTasksPerThread * threads.num_threads() &&
                            slots_of_thread(sizes, threads.scratch_bytes()) >= kSlotsPerThread))
             return sizes;
@@ -265,7 +362,7 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
     check_shape(a.q_rope, "q_rope", DType::f32, {rows, heads, rope});
     check_shape(a.out, "out", DType::f32, {rows, heads, kv_lora});
     check_shape(a.cache, "cache", a.cache.dtype(), {a.cache.dim(0), kPageTokens, kv_lora + rope});
-    const DecodeSizes sizes = choose_sizes(a, threads_);
+    const DecodeSizes sizes = choose_sizes(a, threads_, options_.bf16_activations);
 
     // Tasks go in waves, as many at once as there are slots for their results, in the part of the
     // threads' scratch that the tasks themselves leave free. Slots 0 and 1 in turn carry a group of
@@ -282,7 +379,9 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
     };
     const int64_t wave = thread_slots * threads_.num_threads() - 2;
     const int64_t num_tasks = count_tasks(a, sizes);
-    const auto attend = &HWY_DYNAMIC_DISPATCH(attend_split);
+    auto* attend = &HWY_DYNAMIC_DISPATCH(attend_exact);
+    if (sizes.rounds) attend = &HWY_DYNAMIC_DISPATCH(attend_pairs);
+    if (sizes.rounds && uses_bf16_dots()) attend = &HWY_DYNAMIC_DISPATCH(attend_dots);
     const auto merge = &HWY_DYNAMIC_DISPATCH(merge_split);
     float* carried = slot(0);
     float* carry = slot(1);

@@ -105,20 +105,6 @@ void pack_block(const PrefillAttention& a, const PrefillSizes& sizes, int64_t he
     }
 }
 
-// queries[word][lane] of a panel's rows; `rows`: scratch for 16 of them.
-template <class Form>
-void pack_rows(const float* from, int64_t row_stride, int64_t num_rows, int64_t depth, float* rows,
-               float* queries) {
-    if constexpr (Form::kRounds) {
-        const int64_t words = Form::words(depth);
-        for (int64_t row = 0; row < num_rows; ++row)
-            round_words<Form>(from + row * row_stride, depth, rows + row * words);
-        pack_queries(rows, words, num_rows, words, queries);
-    } else {
-        pack_queries(from, row_stride, num_rows, depth, queries);
-    }
-}
-
 // Rows [first_row, first_row + num_rows) of the sequence's rows, at most kTileRows.
 template <class Form>
 void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int64_t num_rows,
@@ -140,9 +126,9 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
         float* maxima = scratch + sizes.panels() + panel * sizes.panel();
         std::fill_n(maxima, kPanelRows, -std::numeric_limits<float>::infinity());
         std::fill_n(maxima + kPanelRows, kPanelRows, 0.0f);
-        pack_rows<Form>(a.q.row<float>(batch_row + panel * kPanelRows) + head * sizes.depth,
-                        a.q.row_stride(), panel_rows(panel), sizes.depth, keys,
-                        maxima + 2 * kPanelRows);
+        pack_words<Form>(a.q.row<float>(batch_row + panel * kPanelRows) + head * sizes.depth,
+                         a.q.row_stride(), panel_rows(panel), sizes.depth, keys,
+                         maxima + 2 * kPanelRows);
     }
     const int64_t end_key = first_position + num_rows;
     for (int64_t begin = 0; begin < end_key; begin += kPageTokens) {
@@ -164,7 +150,9 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
             float* maxima = scratch + sizes.panels() + panel * sizes.panel();
             float* sums = maxima + kPanelRows;
             float* queries = sums + kPanelRows;
-            score_block<Form>(queries, depth_words, keys, depth_words, num_keys, false, scores);
+            Ahead nothing{.at = reinterpret_cast<const std::byte*>(keys)};
+            score_block<Form>(queries, depth_words, keys, depth_words, num_keys, false, nothing,
+                              scores);
             softmax_block(scores, num_keys, a.scale, limits, maxima, sums, corrections);
             if constexpr (Form::kRounds) round_p<Form>(scores, num_keys);
             value_block<Form>(scores, num_keys, limits, values, kStrip, kPageTokens * kStrip,

@@ -114,8 +114,11 @@ void reference_prefill(const PrefillAttention& a, bool rounded) {
         }
 }
 
-void reference_decode(const DecodeAttention& a) {
+void reference_decode(const DecodeAttention& a, bool rounded) {
+    const auto factor = [&](float x) { return rounded ? to_bf16(x) : x; };
     const int64_t kv_lora = a.q_latent.dim(2), rope = a.q_rope.dim(2), width = kv_lora + rope;
+    const std::vector<int64_t> latent_order = order_of(kv_lora, rounded),
+                               rope_order = order_of(rope, rounded);
     for (const SequenceRows& rows : a.sequences)
         for (int64_t row = 0; row < rows.num_rows; ++row)
             for (int64_t head = 0; head < a.q_latent.dim(1); ++head) {
@@ -125,22 +128,23 @@ void reference_decode(const DecodeAttention& a) {
                 const auto key = [&](int64_t position, int64_t i) {
                     const int64_t page = rows.pages[static_cast<size_t>(position / kPageTokens)];
                     const int64_t at = (page * kPageTokens + position % kPageTokens) * width + i;
-                    return a.cache.dtype() == DType::f32 ? a.cache.as<float>()[at]
+                    return a.cache.dtype() == DType::f32 ? factor(a.cache.as<float>()[at])
                                                          : bf16_to_f32(a.cache.as<uint16_t>()[at]);
                 };
-                Softmax total(kv_lora);
+                Softmax total(kv_lora, rounded);
                 for (int64_t split = 0; split < num_keys; split += kDecodeSplitTokens) {
-                    Softmax part(kv_lora);
+                    Softmax part(kv_lora, rounded);
                     const int64_t end = std::min(num_keys, split + kDecodeSplitTokens);
                     for (int64_t begin = split; begin < end; begin += kPageTokens)
                         part.add_block(
                             std::min(kPageTokens, end - begin),
                             [&](int64_t j) {
                                 float dot = 0;
-                                for (int64_t i = 0; i < kv_lora; ++i)
-                                    dot = std::fma(q[i], key(begin + j, i), dot);
-                                for (int64_t i = 0; i < rope; ++i)
-                                    dot = std::fma(q_rope[i], key(begin + j, kv_lora + i), dot);
+                                for (int64_t i : latent_order)
+                                    dot = std::fma(factor(q[i]), key(begin + j, i), dot);
+                                for (int64_t i : rope_order)
+                                    dot = std::fma(factor(q_rope[i]), key(begin + j, kv_lora + i),
+                                                   dot);
                                 return dot * a.scale;
                             },
                             [&](int64_t j, size_t column) {

@@ -58,20 +58,25 @@ struct Batch {
     OwnedTensor run(int threads) const {
         const Tensor& o = out;
         OwnedTensor result = zeros({o.dim(0), o.dim(1), o.dim(2)});
-        make_cpu_kernels(threads)->mla_decode(attention(result));
+        make_cpu_kernels(threads, {.bf16_activations = rounded})->mla_decode(attention(result));
         return result;
     }
     OwnedTensor reference() const {
         const Tensor& o = out;
         OwnedTensor result = zeros({o.dim(0), o.dim(1), o.dim(2)});
-        reference_decode(attention(result));
+        reference_decode(attention(result), rounded);
         return result;
     }
 
     OwnedTensor q_latent, q_rope, cache, out;
     std::vector<int32_t> order;
     std::vector<SequenceRows> sequences;
+    bool rounded = false;  // factors to bf16
 };
+
+// With and without rounding to bf16.
+class MlaDecodeBits : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(ExactAndRounded, MlaDecodeBits, ::testing::Bool());
 
 // Two keys, worked by hand: latents 2 and 4, of which the rope part alone makes scores 1 and 0.
 TEST(MlaDecode, TwoKeysByHand) {
@@ -90,13 +95,15 @@ TEST(MlaDecode, TwoKeysByHand) {
     EXPECT_FLOAT_EQ(out[0], (2 * std::exp(1.0f) + 4) / (std::exp(1.0f) + 1));
 }
 
-TEST(MlaDecode, HasTheBitsOfTheReference) {
-    for (const Shape& shape : {kSmall, kPublished, Shape{.heads = 20, .kv_lora = 32, .rope = 16}})
+TEST_P(MlaDecodeBits, AreThoseOfTheReference) {
+    for (const Shape& shape : {kSmall, kPublished, Shape{.heads = 20, .kv_lora = 32, .rope = 16},
+                               Shape{.heads = 3, .kv_lora = 7, .rope = 5}})
         for (DType dtype : {DType::f32, DType::bf16}) {
             const bool small = shape.kv_lora < 100;
-            const Batch batch(
-                shape, {{0, 1}, {62, 1}, {63, 1}, {64, 1}, {511, 2}, {small ? 1999 : 600, 1}},
-                dtype);
+            Batch batch(shape,
+                        {{0, 1}, {62, 1}, {63, 1}, {64, 1}, {511, 2}, {small ? 1999 : 600, 1}},
+                        dtype);
+            batch.rounded = GetParam();
             const OwnedTensor expected = batch.reference();
             for_each_vector_target([&] {
                 for (int threads : small ? std::vector{1, 2, 3} : std::vector{2})
@@ -108,12 +115,13 @@ TEST(MlaDecode, HasTheBitsOfTheReference) {
 }
 
 // A preempted sequence computes many rows at once, over pages that they share.
-TEST(MlaDecode, ManyRowsOfOneSequenceEqualOneByOne) {
+TEST_P(MlaDecodeBits, OfManyRowsOfOneSequenceAreThoseOfOneByOne) {
     const Shape shape{.heads = 5, .kv_lora = 64, .rope = 16};
-    const Batch batch(shape, {{450, 130}}, DType::bf16);
+    Batch batch(shape, {{450, 130}}, DType::bf16);
+    batch.rounded = GetParam();
     const OwnedTensor together = batch.run(3);
     const OwnedTensor alone = zeros({130, shape.heads, shape.kv_lora});
-    auto kernels = make_cpu_kernels(1);
+    auto kernels = make_cpu_kernels(1, {.bf16_activations = GetParam()});
     for (int64_t row = 0; row < 130; ++row) {
         SequenceRows rows = batch.sequences[0];
         rows.first_row = row;
@@ -141,12 +149,13 @@ TEST(MlaDecode, OtherSequencesDoNotChangeBits) {
 
 // More splits than results fit into scratch at once: rows are carried from wave to wave. The
 // sequences go round a few pages again and again.
-TEST(MlaDecode, WavesCarryUnfinishedRows) {
+TEST_P(MlaDecodeBits, OfUnfinishedRowsAreCarriedFromWaveToWave) {
     const Shape shape{.heads = 1, .kv_lora = 2048, .rope = 8};
     Batch batch(shape, {{300, 1}, {300, 1}}, DType::bf16);
+    batch.rounded = GetParam();
     std::vector<int32_t> pages;
     for (int i = 0; i < 500; ++i) pages.push_back(i * i % static_cast<int>(batch.order.size()));
-    int64_t position = 9000;  // 32 splits, then 45; a thread has room for 23
+    int64_t position = 9000;  // 32 splits, then 45; a thread has room for 23 at most
     for (SequenceRows& rows : batch.sequences) {
         rows.pages = pages;
         rows.first_position = position += 7000;
@@ -156,14 +165,17 @@ TEST(MlaDecode, WavesCarryUnfinishedRows) {
     EXPECT_EQ(different_rows(batch.run(2), expected), std::vector<int64_t>());
 }
 
-TEST(MlaDecode, LaterKeysAreNotTouched) {
-    const Batch batch(kSmall, {{69, 1}}, DType::f32);
-    const OwnedTensor expected = batch.run(1);
-    const int64_t width = kSmall.kv_lora + kSmall.rope;
-    float* page = batch.cache.view().as<float>() + batch.order[1] * kPageTokens * width;
-    std::fill(page + 6 * width, page + kPageTokens * width,
-              std::numeric_limits<float>::quiet_NaN());
-    EXPECT_EQ(different_rows(batch.run(1), expected), std::vector<int64_t>());
+TEST_P(MlaDecodeBits, DoNotDependOnLaterKeys) {
+    for (int64_t position : {69, 70}) {
+        Batch batch(kSmall, {{position, 1}}, DType::f32);
+        batch.rounded = GetParam();
+        const OwnedTensor expected = batch.run(1);
+        const int64_t width = kSmall.kv_lora + kSmall.rope;
+        float* page = batch.cache.view().as<float>() + batch.order[1] * kPageTokens * width;
+        std::fill(page + (position + 1 - kPageTokens) * width, page + kPageTokens * width,
+                  std::numeric_limits<float>::quiet_NaN());
+        EXPECT_EQ(different_rows(batch.run(1), expected), std::vector<int64_t>());
+    }
 }
 
 // Uniform scores: the mean of the latents.
