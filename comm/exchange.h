@@ -46,16 +46,17 @@ struct ExchangeOptions {
     int64_t bounded_tokens = 0;
     int num_micro_batches = 1;  // in flight, 1 ... kMaxMicroBatches
     DType dtype = DType::bf16;  // of rows on the wire: f32, bf16, fp8_e4m3
+    bool f32_replies = false;   // rows come back in f32, whatever they went in
     ExchangeMode mode = ExchangeMode::automatic;
     CombineMode combine = CombineMode::exact;
     double stall_timeout_s = 60;
 };
 constexpr int kMaxMicroBatches = 4;
 
-// Of rows on their way back: f32 for f32; bf16 for bf16 and for fp8 (as DeepSeek's own: fp8 out,
-// bf16 back).
+// Of rows on their way back: f32 for f32; otherwise bf16 for bf16 and for fp8 (as DeepSeek's own:
+// fp8 out, bf16 back).
 constexpr DType combine_dtype(const ExchangeOptions& options) {
-    return options.dtype == DType::f32 ? DType::f32 : DType::bf16;
+    return options.dtype == DType::f32 || options.f32_replies ? DType::f32 : DType::bf16;
 }
 
 // A small message that rides on every exchange at no cost: expert ranks combine what all attention

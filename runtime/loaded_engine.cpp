@@ -303,6 +303,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     kernels_ = make_kernels(config, world);
     connect(config, layout, world);
     fabric.blocks = blocks_.get();
+    send_rounded_rows(fabric.exchange, *model.source, *kernels_);
     WorkerLimits limits = worker_limits(options);
     limits.expansion = kernels_->kv_expansion(shape);
     const MemoryPlan plan =

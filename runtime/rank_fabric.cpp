@@ -63,6 +63,19 @@ ModelPart model_part(const FabricOptions& options, const ModelConfig& model, int
     return part;
 }
 
+void send_rounded_rows(ExchangeOptions& exchange, const WeightSource& source,
+                       const Kernels& kernels) {
+    if (exchange.dtype != DType::f32) return;
+    const ModelConfig& model = source.config();
+    for (const TensorSpec& spec : model_tensors(model)) {
+        if (!spec.is_expert || spec.name.ends_with("/w2")) continue;
+        const std::optional<TensorInfo> info = source.find(spec.name);
+        if (!info || kernels.row_dtype(info->dtype, model.dim) != DType::bf16) return;
+    }
+    exchange.dtype = DType::bf16;
+    exchange.f32_replies = true;
+}
+
 FabricOptions single_rank_fabric(const ModelConfig& model, int64_t max_tokens,
                                  int num_micro_batches) {
     const int node_of_rank[] = {0};

@@ -57,6 +57,11 @@ class RankFabric {
 // What a world rank loads of a model.
 ModelPart model_part(const FabricOptions& options, const ModelConfig& model, int world_rank);
 
+// Rows that experts would round to bf16 in any case travel as bf16: the same bits from half the
+// bytes. All ranks have kernels alike.
+void send_rounded_rows(ExchangeOptions& exchange, const WeightSource& source,
+                       const Kernels& kernels);
+
 // One rank that does everything.
 FabricOptions single_rank_fabric(const ModelConfig& model, int64_t max_tokens,
                                  int num_micro_batches = 1);

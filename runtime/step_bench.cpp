@@ -62,10 +62,12 @@ std::unique_ptr<BlockTransport> blocks_of(Device& device) {
 }
 
 // On a GPU rows are packed as they would travel.
-FabricOptions fabric_of(const ModelConfig& config, int64_t max_rows, BlockTransport* blocks) {
-    FabricOptions options = single_rank_fabric(config, max_rows);
+FabricOptions fabric_of(const WeightSource& source, const Kernels& kernels, int64_t max_rows,
+                        BlockTransport* blocks) {
+    FabricOptions options = single_rank_fabric(source.config(), max_rows);
     options.blocks = blocks;
     if (blocks != nullptr) options.exchange.dtype = DType::bf16;
+    send_rounded_rows(options.exchange, source, kernels);
     return options;
 }
 
@@ -125,8 +127,8 @@ StepBench::StepBench(WeightSource& source, const Numerics& numerics,
       kernels_(std::move(kernels)),
       transport_(make_self_transport()),
       blocks_(blocks_of(kernels_->device())),
-      rank_(source, *kernels_, numerics, fabric_of(config_, most_rows(workloads), blocks_.get()),
-            *transport_),
+      rank_(source, *kernels_, numerics,
+            fabric_of(source, *kernels_, most_rows(workloads), blocks_.get()), *transport_),
       worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), limits_of(workloads)),
       chooser_(*kernels_, config_.vocab_size, limits_of(workloads).max_logit_rows),
       greedy_(static_cast<size_t>(limits_of(workloads).max_logit_rows),

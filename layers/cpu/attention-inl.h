@@ -14,6 +14,8 @@
 // second first. A key that is beyond the position, of a pair that is not, counts as zero.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 
 #include "layers/cpu/bf16-inl.h"
 #include "layers/cpu/vector-inl.h"
@@ -72,7 +74,7 @@ struct Dots {
         add_dots(_mm512_castps_si512(a.raw), _mm512_castps_si512(b.raw), sum);
     }
     static HWY_INLINE void join(const uint16_t* rounded, int64_t num, float* HWY_RESTRICT to) {
-        std::copy_n(rounded, num, reinterpret_cast<uint16_t*>(to));
+        std::memcpy(to, rounded, static_cast<size_t>(num) * 2);
     }
     static HWY_INLINE void join_rows(const uint16_t* first, const uint16_t* second, int64_t num,
                                      float* HWY_RESTRICT to, int64_t /*stride*/) {

@@ -67,7 +67,7 @@ struct DecodeSizes {
     // Where they are rounded: keys [64][latent, rope], then two rows of bf16, then values in
     // strips.
     int64_t key_floats() const { return even(kv_lora) + even(rope); }
-    int64_t bf16_row() const { return out_width + even(rope); }  // values
+    int64_t bf16_row() const { return out_width + even(rope); }  // in values
     int64_t rows_offset() const { return kPageTokens * key_floats(); }
     int64_t values_offset() const { return rows_offset() + ceil_div(bf16_row(), 16) * 16; }
     int64_t scores_offset() const {

@@ -83,15 +83,17 @@ TEST(Exchange, AllDtypesModesAndCombinesMatchTheReference) {
 }
 
 TEST(Exchange, RowsAreRoundedAlsoWhenTheyStay) {
-    for (DType dtype : {DType::bf16, DType::fp8_e4m3}) {
-        const ExchangeOptions options{.dim = 130, .topk = 2, .max_tokens = 8, .dtype = dtype};
-        OneRank rank(options);
-        Tokens tokens = make_tokens(1, 5, 130, 2, kExperts, false);
-        Random random(2);
-        for (float& x : tokens.x) x = random.next_normal();
-        for (float& w : tokens.weights) w = random.next_uniform();
-        EXPECT_EQ(rank.run(3, 0, tokens), reference_combine(options, 3, tokens));
-    }
+    for (DType dtype : {DType::bf16, DType::fp8_e4m3})
+        for (bool f32_replies : {false, true}) {
+            const ExchangeOptions options{
+                .dim = 130, .topk = 2, .max_tokens = 8, .dtype = dtype, .f32_replies = f32_replies};
+            OneRank rank(options);
+            Tokens tokens = make_tokens(1, 5, 130, 2, kExperts, false);
+            Random random(2);
+            for (float& x : tokens.x) x = random.next_normal();
+            for (float& w : tokens.weights) w = random.next_uniform();
+            EXPECT_EQ(rank.run(3, 0, tokens), reference_combine(options, 3, tokens));
+        }
 }
 
 TEST(Exchange, RowsComeByExpertThenToken) {

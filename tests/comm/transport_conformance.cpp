@@ -166,14 +166,18 @@ TEST(TransportConformance, EveryRatioDtypeModeAndCombine) {
 
 TEST(TransportConformance, ExactCombineKeepsTheOrderOfSums) {
     for (const LayoutOptions& layout : layouts())
-        for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
-            Case test_case{
-                .layout = layout, .exchange = small(), .random_values = true, .num_redundant = 3};
-            test_case.exchange.dtype = dtype;
-            test_case.exchange.topk = 6;
-            Runner(test_case).run();
-            if (HasFatalFailure()) return;
-        }
+        for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3})
+            for (bool f32_replies : {false, true}) {
+                Case test_case{.layout = layout,
+                               .exchange = small(),
+                               .random_values = true,
+                               .num_redundant = 3};
+                test_case.exchange.dtype = dtype;
+                test_case.exchange.f32_replies = f32_replies;
+                test_case.exchange.topk = 6;
+                Runner(test_case).run();
+                if (HasFatalFailure()) return;
+            }
 }
 
 TEST(TransportConformance, SkewedRoutingAndOutOfOrderArrival) {

@@ -5,7 +5,8 @@ set -u
 program=$1
 here=$(cd "$(dirname "$0")" && pwd)
 fail=0
-# Survivors end with exit code 5. mpirun itself passes on the first one: 137 when a rank was killed by signal 9.
+# Survivors end with exit code 5. mpirun itself passes on the first one that it hears of: of a rank killed by signal 9
+# that is 137 as a rule, and 5 when its machine is busy and a survivor quicker.
 for how in kill freeze sleep; do
     begin=$(date +%s%N)
     output=$(FERRY_TEST_TIMEOUT_S=40 "$here/../support/mpirun.sh" 3 "$program" $how 2>&1)
@@ -19,8 +20,8 @@ for how in kill freeze sleep; do
         echo "$output" | head -40
         fail=1
     fi
-    expected=$([ $how = kill ] && echo 137 || echo 5)
-    if [ "$code" -ne "$expected" ]; then
+    expected=$([ $how = kill ] && echo "137 or 5" || echo 5)
+    if ! grep -qw "$code" <<<"$expected"; then
         echo "expected exit code $expected"
         fail=1
     fi

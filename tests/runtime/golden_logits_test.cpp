@@ -131,7 +131,7 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, ::testing::ValuesIn(families())
 TEST(GoldenBf16Activations, StayWithinTheRoundingAndKeepTheirBits) {
     HfModel source(model_folder("v3-bf16"));
     OneRankModel one(source, make_cpu_kernels(1, {.bf16_activations = true})),
-        three(source, make_cpu_kernels(3, {.bf16_activations = true}), {}, 3);
+        three(source, make_cpu_kernels(3, {.bf16_activations = true}), {}, 3, nullptr, true);
     const Golden golden = read_golden(model_folder("v3-bf16"));
     for (MlaForm form : {MlaForm::by_row, MlaForm::naive, MlaForm::absorb}) {
         one.set_form(form);

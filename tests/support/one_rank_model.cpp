@@ -11,9 +11,10 @@ OneRankModel::OneRankModel(WeightSource& source, const Numerics& numerics, int n
 
 namespace {
 
-FabricOptions fabric_of(const ModelConfig& config, int64_t max_tokens, int num_micro_batches,
-                        BlockTransport* blocks) {
-    FabricOptions options = single_rank_fabric(config, max_tokens, num_micro_batches);
+FabricOptions fabric_of(const WeightSource& source, const Kernels& kernels, int64_t max_tokens,
+                        int num_micro_batches, BlockTransport* blocks, bool send_rounded) {
+    FabricOptions options = single_rank_fabric(source.config(), max_tokens, num_micro_batches);
+    if (send_rounded) send_rounded_rows(options.exchange, source, kernels);
     options.exchange.stall_timeout_s = 600;  // an emulated GPU under a sanitizer is slow
     options.blocks = blocks;
     return options;
@@ -22,12 +23,15 @@ FabricOptions fabric_of(const ModelConfig& config, int64_t max_tokens, int num_m
 }  // namespace
 
 OneRankModel::OneRankModel(WeightSource& source, std::unique_ptr<Kernels> kernels,
-                           const Numerics& numerics, int num_micro_batches, BlockTransport* blocks)
+                           const Numerics& numerics, int num_micro_batches, BlockTransport* blocks,
+                           bool send_rounded)
     : source_(source),
       kernels_(std::move(kernels)),
       transport_(make_self_transport()),
-      rank_(source, *kernels_, numerics,
-            fabric_of(source.config(), kLimits.max_tokens, num_micro_batches, blocks), *transport_),
+      rank_(
+          source, *kernels_, numerics,
+          fabric_of(source, *kernels_, kLimits.max_tokens, num_micro_batches, blocks, send_rounded),
+          *transport_),
       worker_(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), kLimits),
       host_logits_(kernels_->device()) {}
 

@@ -22,10 +22,10 @@ class OneRankModel {
     explicit OneRankModel(WeightSource& source, const Numerics& numerics = {}, int num_threads = 1,
                           int num_micro_batches = 1);
 
-    // With kernels of any backend.
+    // With kernels of any backend. send_rounded: rows for experts as send_rounded_rows() has them.
     OneRankModel(WeightSource& source, std::unique_ptr<Kernels> kernels,
                  const Numerics& numerics = {}, int num_micro_batches = 1,
-                 BlockTransport* blocks = nullptr);
+                 BlockTransport* blocks = nullptr, bool send_rounded = false);
 
     void set_form(MlaForm form) { worker_.set_form(form); }
     StepGraphs::Counts step_counts() const { return worker_.step_counts(); }
