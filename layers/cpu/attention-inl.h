@@ -40,6 +40,12 @@ constexpr int kStripVectors = kLanes >= 8 ? 2 : 16 / kLanes;
 constexpr int kStrip = kStripVectors * kLanes;  // value columns of a tile; widths are padded to it
 constexpr int64_t kDepthBlock = 192;            // of a panel's queries: 12 KiB, stays in L1
 
+// Codes of bf16 in the lower halves of words.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<Floats>> load_bf16(const uint16_t* from) {
+    return hn::PromoteTo(hn::RebindToUnsigned<Floats>(),
+                         hn::LoadU(hn::Rebind<uint16_t, Floats>(), from));
+}
+
 // What lies in memory for a depth, or for keys: numbers, or words of 32 bits that hold a pair.
 struct Exact {
     static constexpr bool kRounds = false;
@@ -58,11 +64,14 @@ struct Pairs : Exact {
     static HWY_INLINE void join(const uint16_t* rounded, int64_t num, float* HWY_RESTRICT to) {
         swap_pairs(rounded, num, to);
     }
-    // Row i of words, of `num` columns, from rows 2i and 2i + 1.
+    // Row i of words, of `num` columns, a multiple of kLanes, from rows 2i and 2i + 1.
     static HWY_INLINE void join_rows(const uint16_t* first, const uint16_t* second, int64_t num,
                                      float* HWY_RESTRICT to, int64_t stride) {
-        for (int64_t i = 0; i < num; ++i) to[i] = dots_value(second[i]);
-        for (int64_t i = 0; i < num; ++i) to[stride + i] = dots_value(first[i]);
+        const Floats d;
+        for (int64_t i = 0; i < num; i += kLanes) {
+            hn::StoreU(dots_values(hn::ShiftLeft<16>(load_bf16(second + i))), d, to + i);
+            hn::StoreU(dots_values(hn::ShiftLeft<16>(load_bf16(first + i))), d, to + stride + i);
+        }
     }
 };
 #if FERRY_BF16_DOTS

@@ -31,15 +31,31 @@ HWY_INLINE void add_dots(__m512i a, __m512i b, FloatVector& sum) {
 #define FERRY_BF16_DOTS 0
 #endif
 
-// A bf16 value as vdpbf16ps takes it: zero if it is not normal.
-HWY_INLINE float dots_value(uint32_t bits) {
-    return std::bit_cast<float>((bits & 0x7f80u) != 0 ? bits << 16 : 0u);
+// The upper halves of f32 as vdpbf16ps takes them: zero if not normal.
+HWY_INLINE FloatVector dots_values(hn::Vec<hn::RebindToUnsigned<Floats>> upper) {
+    const hn::RebindToUnsigned<Floats> d;
+    const auto exponent = hn::And(upper, hn::Set(d, 0x7f800000u));
+    return hn::BitCast(Floats(), hn::IfThenZeroElse(hn::Eq(exponent, hn::Zero(d)), upper));
 }
 
 // bf16 values as f32 with each pair swapped. An even number.
 HWY_INLINE void swap_pairs(const uint16_t* HWY_RESTRICT rounded, int64_t num,
                            float* HWY_RESTRICT to) {
-    for (int64_t i = 0; i < num; ++i) to[i] = dots_value(rounded[i ^ 1]);
+    int64_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const hn::RebindToUnsigned<Floats> d;
+    const hn::Repartition<uint16_t, Floats> d16;
+    for (; i + 2 * kLanes <= num; i += 2 * kLanes) {
+        const auto pairs = hn::BitCast(d, hn::LoadU(d16, rounded + i));
+        const auto second = hn::And(pairs, hn::Set(d, 0xffff0000u));
+        hn::StoreInterleaved2(dots_values(second), dots_values(hn::ShiftLeft<16>(pairs)), Floats(),
+                              to + i);
+    }
+#endif
+    for (; i < num; ++i) {
+        const uint32_t bits = rounded[i ^ 1];
+        to[i] = std::bit_cast<float>((bits & 0x7f80u) != 0 ? bits << 16 : 0u);
+    }
 }
 
 HWY_INLINE void widen_bf16(const uint16_t* HWY_RESTRICT from, int64_t count,

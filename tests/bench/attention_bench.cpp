@@ -8,11 +8,12 @@
 namespace ferry {
 namespace {
 
-// Arguments: context, sequences, heads, threads, 1 for a bf16 cache.
+// Arguments: context, sequences, heads, threads, 1 for a bf16 cache, 1 for factors in bf16.
 void decode(benchmark::State& state) {
     constexpr int64_t kRank = 512, kRope = 64;
     const int64_t context = state.range(0), num_sequences = state.range(1), heads = state.range(2);
-    auto kernels = make_cpu_kernels(static_cast<int>(state.range(3)));
+    auto kernels = make_cpu_kernels(static_cast<int>(state.range(3)),
+                                    {.bf16_activations = state.range(5) != 0});
     const int64_t pages = context / kPageTokens;
     const OwnedTensor q_latent = filled({num_sequences, heads, kRank});
     const OwnedTensor q_rope = filled({num_sequences, heads, kRope});
@@ -42,22 +43,26 @@ void decode(benchmark::State& state) {
     });
 }
 BENCHMARK(decode)
-    ->ArgNames({"context", "sequences", "heads", "threads", "bf16"})
-    ->Args({8192, 1, 16, 1, 1})
-    ->Args({8192, 1, 16, 1, 0})
-    ->Args({8192, 1, 16, 2, 1})
-    ->Args({512, 32, 16, 1, 1})
-    ->Args({100, 32, 16, 1, 1})
-    ->Args({8192, 1, 128, 1, 1})
-    ->Args({8192, 1, 128, 2, 1})
+    ->ArgNames({"context", "sequences", "heads", "threads", "bf16", "factors"})
+    ->Args({8192, 1, 16, 1, 1, 0})
+    ->Args({8192, 1, 16, 1, 0, 0})
+    ->Args({8192, 1, 16, 2, 1, 0})
+    ->Args({512, 32, 16, 1, 1, 0})
+    ->Args({100, 32, 16, 1, 1, 0})
+    ->Args({8192, 1, 128, 1, 1, 0})
+    ->Args({8192, 1, 128, 2, 1, 0})
+    ->Args({8192, 1, 16, 2, 0, 1})
+    ->Args({8192, 1, 16, 2, 1, 1})
+    ->Args({8192, 1, 128, 2, 1, 1})
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 
-// Arguments: first position, rows, heads, threads.
+// Arguments: first position, rows, heads, threads, 1 for factors in bf16.
 void prefill(benchmark::State& state) {
     constexpr int64_t kNope = 128, kRope = 64, kValue = 128, kRank = 512;
     const int64_t first = state.range(0), rows = state.range(1), heads = state.range(2);
-    auto kernels = make_cpu_kernels(static_cast<int>(state.range(3)));
+    auto kernels = make_cpu_kernels(static_cast<int>(state.range(3)),
+                                    {.bf16_activations = state.range(4) != 0});
     const int64_t positions = first + rows;
     const OwnedTensor q = filled({rows, heads, kNope + kRope});
     const OwnedTensor kv = filled({positions, heads, kNope + kValue});
@@ -82,13 +87,15 @@ void prefill(benchmark::State& state) {
             });
 }
 BENCHMARK(prefill)
-    ->ArgNames({"first", "rows", "heads", "threads"})
-    ->Args({0, 4096, 8, 1})
-    ->Args({0, 4096, 8, 2})
-    ->Args({0, 512, 8, 1})
-    ->Args({3584, 512, 8, 1})
-    ->Args({4000, 16, 8, 1})
-    ->Args({4000, 1, 8, 1})
+    ->ArgNames({"first", "rows", "heads", "threads", "factors"})
+    ->Args({0, 4096, 8, 1, 0})
+    ->Args({0, 4096, 8, 2, 0})
+    ->Args({0, 512, 8, 1, 0})
+    ->Args({3584, 512, 8, 1, 0})
+    ->Args({4000, 16, 8, 1, 0})
+    ->Args({4000, 1, 8, 1, 0})
+    ->Args({0, 4096, 8, 2, 1})
+    ->Args({0, 512, 8, 1, 1})
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 
