@@ -278,7 +278,13 @@ void generate_to_folder(const Config& config, OpenedModel& model, World& world,
     const int64_t num_failed = world.all_sum(counts.failed);  // also: every journal is closed
     if (end == LoopEnd::stopped) requeue(config, num_done);
     if (!first) return;
-    const int64_t num_lines = merge_output(dir);
+    int64_t num_lines = 0;
+    try {
+        num_lines = merge_output(dir);
+    } catch (const Error& error) {
+        throw Error(error.kind(), "{}; {} finished requests are kept, run again to go on",
+                    error.what(), num_done);
+    }
     fmt::print(stderr, "{} requests{} in {}/completions.jsonl\n", num_lines,
                num_failed > 0 ? fmt::format(", {} of this run failed,", num_failed) : "", dir);
 }

@@ -49,10 +49,14 @@ std::string explain_command(const Asked& asked) {
 
 std::string explain_extras(const Asked& asked, const std::string& what) {
     std::vector<std::string> options;
+    const CLI::Option* const file = asked.command->get_option_no_throw("CONFIG");
     for (const CLI::Option* option : asked.command->get_options())
         for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
     for (const std::string& word : asked.others) {
         const std::string name = word.substr(0, word.find('='));
+        if (file != nullptr && name == "--config")
+            return fmt::format("{} takes its configuration without an option: {} FILE.yaml",
+                               asked.path, asked.path);
         if (name.starts_with("--") &&
             std::find(options.begin(), options.end(), name) == options.end())
             return fmt::format("{} has no option {}{}", asked.path, name, suggest(name, options));

@@ -105,6 +105,9 @@ TEST(Cli, UsageErrors) {
                  "--requests: must be more than 0; is 0");
     expect_error(ferry({"inspect", "x", "--threads", "many"}), 2,
                  "--threads: must be 1 .. 1024; is many");
+    expect_error(ferry({"generate", "--config", "a.yaml"}), 2,
+                 "ferry generate takes its configuration without an option: ferry generate "
+                 "FILE.yaml");
     expect_error(ferry({"--verison"}), 2, "ferry has no option --verison; did you mean --version?");
     EXPECT_EQ(ferry({"--help"}).exit_code, 0);
     EXPECT_THAT(ferry({"--help"}).out, HasSubstr("generate"));
