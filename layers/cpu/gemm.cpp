@@ -110,8 +110,12 @@ void copy_rounded(const Tile& all, int64_t row, int64_t first, int64_t num, floa
         round_row<Panels>(all.x + row * all.x_stride + first, num, to);
     } else if (all.wire_dtype == DType::f32) {
         round_row<Panels>(reinterpret_cast<const float*>(all.wire[row].values) + first, num, to);
-    } else if (kUsesDots<Panels> && all.wire_dtype == DType::bf16) {
-        std::memcpy(to, all.wire[row].values + first * 2, static_cast<size_t>(num) * 2);
+    } else if (all.wire_dtype == DType::bf16) {
+        const std::byte* const values = all.wire[row].values + first * 2;
+        if constexpr (kUsesDots<Panels>)
+            std::memcpy(to, values, static_cast<size_t>(num) * 2);
+        else
+            swap_pairs(reinterpret_cast<const uint16_t*>(values), num, to);
     } else {
         decode_part(all, row, first, num, to);
         for (int64_t begin = 0; begin < num; begin += kBlockK) {
