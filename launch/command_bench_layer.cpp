@@ -162,8 +162,9 @@ void bench_layer(const Arguments& arguments) {
     check_against(model.source->config(), arguments, workloads);
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
+    const CpuOptions cpu = cpu_options(config, *model.source);
     const auto make_kernels = [&] {
-        return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads, cpu_options(config));
+        return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads, cpu);
     };
     auto bench =
         std::make_unique<StepBench>(*model.source, model.numerics, make_kernels(), workloads);
@@ -173,10 +174,14 @@ void bench_layer(const Arguments& arguments) {
     report.add_parameter("layers", model.source->config().n_layers);
     report.add_parameter("weights GB", static_cast<double>(bench->weight_bytes()) * 1e-9);
     report.add_parameter("cache", std::string(to_string(model.numerics.cache_dtype)));
-    if (gpu)
+    if (gpu) {
         report.add_parameter("device", cuda_device(0).info().name);
-    else
+    } else {
         report.add_parameter("threads", int64_t{threads});
+        report.add_parameter("bf16 activations", std::string(cpu.bf16_activations ? "yes" : "no"));
+        report.add_parameter("compressed weights",
+                             std::string(cpu.compress_weights ? "yes" : "no"));
+    }
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
 

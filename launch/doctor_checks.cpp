@@ -274,8 +274,7 @@ Finding cpu_finding() {
     Finding finding{.check = "cpu", .found = model.empty() ? "not known" : model, .fix = {}};
     const auto has = [&](const char* flag) { return flags.find(flag) != flags.npos; };
     if (has(" avx512f "))
-        finding.found +=
-            has(" avx512_bf16 ") ? ", AVX-512 with BF16 (numerics.bf16_activations)" : ", AVX-512";
+        finding.found += has(" avx512_bf16 ") ? ", AVX-512 with BF16" : ", AVX-512";
     else if (has(" avx2 "))
         finding.found += ", AVX2";
     else if (!flags.empty()) {

@@ -8,6 +8,7 @@
 // by one fixed sequence of operations: it depends on its inputs only, never on the number of rows,
 // threads or vector width (DESIGN 4.1).
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -390,7 +391,13 @@ struct CpuOptions {
     // memory, and faster where memory is what products wait for (compressed_panel.h). pack throws
     // Error(checkpoint) for weights that have too many different exponents.
     bool compress_weights = false;
+    // If not null, pack does not throw for those but sets this, and what it packed is of no use.
+    std::atomic<bool>* incompressible = nullptr;
 };
+
+// Whether the processor multiplies pairs of bf16 (vdpbf16ps), and adds them as two FMAs do, the
+// second product of a pair first; tried before the first use.
+bool uses_bf16_dots();
 
 // Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,
 // or NEON).

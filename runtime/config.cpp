@@ -23,6 +23,10 @@ std::string read_file(const std::string& path) {
     return text;
 }
 
+Choice switch_of(Config::Switch& value) {
+    return choice(value, {"auto", "true", "false"});
+}
+
 Config make_config(const YamlValue& root, const std::string& name,
                    std::span<const std::string> overrides) {
     Config config;
@@ -72,7 +76,7 @@ std::vector<Field> config_fields(Config& config) {
         {"checkpoint.verify", choice(c.checkpoint.verify, {"full", "off"}), {}, kNothing, "compare checksums while loading"},
 
         {"numerics.fp8_activations", &c.numerics.fp8_activations, {}, kResults, "quantise the inputs of fp8 weights, as DeepSeek does; false: widen the weights"},
-        {"numerics.bf16_activations", &c.numerics.bf16_activations, {}, kResults, "round the inputs of bf16 weights and of attention to bf16, as GPUs do anyway; on CPUs with AVX512_BF16 up to twice as fast, elsewhere the same bits"},
+        {"numerics.bf16_activations", switch_of(c.numerics.bf16_activations), {}, kResults, "round the inputs of bf16 weights and of attention to bf16, as GPUs do anyway; on CPUs with AVX512_BF16 up to twice as fast, elsewhere the same bits; auto: unless the model is stored in f32"},
         {"numerics.cache_dtype", choice(c.numerics.cache_dtype, {"f32", "bf16"}), {}, kResults, "of the latent cache; tensor cores of GPUs take bf16 only"},
         {"numerics.tp_slices", &c.numerics.tp_slices, {1, 1024}, kResults, "row-parallel sums are taken over this many slices; a multiple of layout.tp_size"},
 
@@ -93,7 +97,7 @@ std::vector<Field> config_fields(Config& config) {
 
         {"engine.device", choice(c.engine.device, {"cpu", "cuda"}), {}, kResults, "what computes"},
         {"engine.threads", &c.engine.threads, {0, 4096}, kNothing, "of each rank; 0: the cores that it may run on, shared with the node's other ranks"},
-        {"engine.compress_weights", &c.engine.compress_weights, {}, kNothing, "hold bf16 weights in 12.25 bits a value, without loss: less memory, faster decode, slower loading; CPU only"},
+        {"engine.compress_weights", switch_of(c.engine.compress_weights), {}, kNothing, "hold bf16 weights in 12.25 bits a value, without loss: less memory, faster decode, slower loading; CPU only; auto: with AVX512_BF16, if inputs are rounded to bf16"},
         {"engine.max_batch", &c.engine.max_batch, {1, 65536}, kNothing, "requests that run at once on a rank"},
         {"engine.max_batch_tokens", &c.engine.max_batch_tokens, {1, 1 << 20}, kNothing, "tokens of a step, prompt chunks included; at least max_batch"},
         {"engine.max_prefill_chunk", &c.engine.max_prefill_chunk, {1, 1 << 20}, kNothing, "tokens of one prompt in a step"},

@@ -14,6 +14,8 @@ namespace ferry {
 
 // The table in config.cpp says what each field means. Paths are relative to the working directory.
 struct Config {
+    enum class Switch { automatic, on, off };  // auto, true, false
+
     struct Model {
         std::string path;
         std::string dummy;
@@ -30,7 +32,7 @@ struct Config {
 
     struct NumericsSection {
         bool fp8_activations = false;
-        bool bf16_activations = false;
+        Switch bf16_activations = Switch::automatic;
         enum class Cache { f32, bf16 } cache_dtype = Cache::f32;
         int64_t tp_slices = 8;
     } numerics;
@@ -57,7 +59,7 @@ struct Config {
     struct Engine {
         enum class Device { cpu, cuda } device = Device::cpu;
         int64_t threads = 0;
-        bool compress_weights = false;
+        Switch compress_weights = Switch::automatic;
         int64_t max_batch = 32;
         int64_t max_batch_tokens = 512;
         int64_t max_prefill_chunk = 4096;

@@ -43,6 +43,13 @@ bool on_gpu(const Config& config) {
     return config.engine.device == Config::Engine::Device::cuda;
 }
 
+bool stored_in_f32(const WeightSource& source) {
+    return std::ranges::all_of(model_tensors(source.config()), [&](const TensorSpec& spec) {
+        const std::optional<TensorInfo> info = source.find(spec.name);
+        return !spec.is_linear || !info || info->dtype == DType::f32;
+    });
+}
+
 }  // namespace
 
 EngineOptions engine_options(const Config& config, const ModelConfig& model,
@@ -79,7 +86,7 @@ void check_supported(const Config& config) {
     if (!on_gpu(config)) return;
     if (!config.log.routing.empty())
         throw Error(ErrorKind::usage, "log.routing is not recorded with engine.device: cuda");
-    if (config.engine.compress_weights)
+    if (config.engine.compress_weights == Config::Switch::on)
         throw Error(ErrorKind::usage,
                     "engine.compress_weights: GPUs hold weights as they are; set it to false, or "
                     "engine.device: cpu");
@@ -116,9 +123,15 @@ Layout layout_of(const Config& given, const World& world) {
     return config.layout.tp_size > 0 ? layout : make_layout(options, world.node_of_rank());
 }
 
-CpuOptions cpu_options(const Config& config) {
-    return {.bf16_activations = config.numerics.bf16_activations,
-            .compress_weights = config.engine.compress_weights};
+CpuOptions cpu_options(const Config& config, const WeightSource& source) {
+    const auto decide = [](Config::Switch choice, bool automatic) {
+        return choice == Config::Switch::automatic ? automatic : choice == Config::Switch::on;
+    };
+    CpuOptions options;
+    options.bf16_activations = decide(config.numerics.bf16_activations, !stored_in_f32(source));
+    options.compress_weights =
+        decide(config.engine.compress_weights, options.bf16_activations && uses_bf16_dots());
+    return options;
 }
 
 int threads_of(const Config& config, int own_cores) {
@@ -225,24 +238,26 @@ const char* name_of(Config::Exchange::Transport transport) {
 }  // namespace
 
 // Kernels of what this rank computes on. Collective: rank 0 says who computes where.
-std::unique_ptr<Kernels> LoadedEngine::make_kernels(const Config& config, World& world) {
-    const int threads = threads_of(config, world.own_cores());
-    if (!on_gpu(config)) return make_cpu_kernels(threads, cpu_options(config));
-    const int ordinal = device_of_rank(world.node_rank(), std::max(1, num_cuda_devices()));
+std::unique_ptr<Kernels> LoadedEngine::make_kernels(const Config& config,
+                                                    const CpuOptions& options) {
+    const int threads = threads_of(config, world_.own_cores());
+    if (!on_gpu(config)) return make_cpu_kernels(threads, options);
+    const int ordinal = device_of_rank(world_.node_rank(), std::max(1, num_cuda_devices()));
     const CudaDeviceInfo info = cuda_device(ordinal).info();
     devices_ = gather_device_table(
-        world,
+        world_,
         fmt::format("GPU {}, {}, compute capability {}.{}, {:.1f} of {:.1f} GiB free", ordinal,
                     info.name, info.capability / 10, info.capability % 10,
                     static_cast<double>(info.free_bytes) / kGibibyte,
                     static_cast<double>(info.total_bytes) / kGibibyte),
         info.pci_bus_id);
-    if (world.rank() == 0) log_info("devices\n{}", devices_.describe());
+    if (world_.rank() == 0) log_info("devices\n{}", devices_.describe());
     return make_cuda_kernels(ordinal, threads);
 }
 
 // What rows travel by between ranks, and `transport_` for everything else. Collective.
-void LoadedEngine::connect(const Config& config, const Layout& layout, World& world) {
+void LoadedEngine::connect(const Config& config, const Layout& layout) {
+    World& world = world_;
     const auto choice = config.exchange.transport;
     const bool automatic = choice == Config::Exchange::Transport::automatic;
     const bool nccl = choice == Config::Exchange::Transport::nccl;
@@ -285,23 +300,48 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     if (layout.num_attention() > 1 && shape.n_dense_layers == shape.n_layers)
         throw Error(ErrorKind::usage,
                     "layout: a model without MoE layers runs on one attention rank only");
-    FabricOptions fabric = fabric_options(config, shape, layout, world);
+    const FabricOptions fabric = fabric_options(config, shape, layout, world);
     if (world.rank() == 0 && world.size() > 1) {
         std::vector<RankPlace> places;
         for (const std::string& cores : world.cores_of_rank()) places.push_back({"-", cores});
         log_info("layout\n{}", layout.describe(world.host_of_node(), fabric.placements, places));
     }
-    const int threads = threads_of(config, world.own_cores());
     auto* checkpoint = dynamic_cast<Checkpoint*>(model.source.get());
     if (checkpoint != nullptr && config.checkpoint.verify == Config::Checkpoint::Verify::full) {
         if (checkpoint->has_block_sums())
             checkpoint->check_reads();
         else
-            verify(*checkpoint, threads, world, on_progress);
+            verify(*checkpoint, threads_of(config, world.own_cores()), world, on_progress);
     }
+    // Nobody asked for weights to be compressed where that is automatic: it must not end the run.
+    CpuOptions cpu = cpu_options(config, *model.source);
+    if (config.engine.compress_weights == Config::Switch::automatic)
+        cpu.incompressible = &incompressible_;
+    load(config, model, options, fabric, cpu, on_progress);
+    if (world.all_max(incompressible_) > 0) {
+        if (world.rank() == 0)
+            log_info(
+                "engine.compress_weights: some weights have too many different exponents; all are "
+                "loaded again, as they are (false saves that)");
+        unload();
+        cpu.compress_weights = false;
+        load(config, model, options, fabric, cpu, on_progress);
+    }
+    world.barrier();  // all have loaded
+    world.set_deadline(config.engine.stall_timeout_s, "during or after the run");
+}
+
+// Collective.
+void LoadedEngine::load(const Config& config, OpenedModel& model, const EngineOptions& options,
+                        FabricOptions fabric, const CpuOptions& cpu,
+                        const OnProgress& on_progress) {
+    World& world = world_;
+    const ModelConfig& shape = model.source->config();
+    const Layout layout = fabric.layout;
+    auto* checkpoint = dynamic_cast<Checkpoint*>(model.source.get());
     progress_state().enter(Activity::loading);
-    kernels_ = make_kernels(config, world);
-    connect(config, layout, world);
+    kernels_ = make_kernels(config, cpu);
+    connect(config, layout);
     fabric.blocks = blocks_.get();
     send_rounded_rows(fabric.exchange, *model.source, *kernels_);
     WorkerLimits limits = worker_limits(options);
@@ -356,8 +396,6 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     if (engine_ != nullptr && config.engine.cuda_graphs && on_gpu(config) && world.rank() == 0)
         if (const std::string_view why = engine_->why_no_step_is_repeated(); !why.empty())
             log_info("engine.cuda_graphs: steps are launched kernel by kernel, as {}", why);
-    world.barrier();  // all have loaded
-    world.set_deadline(config.engine.stall_timeout_s, "during or after the run");
 }
 
 void LoadedEngine::close() {

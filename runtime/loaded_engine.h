@@ -1,6 +1,7 @@
 // A rank's share of a model in memory, connected to the others', with an engine around it on
 // attention ranks.
 #pragma once
+#include <atomic>
 #include <functional>
 #include <memory>
 
@@ -34,8 +35,8 @@ Layout layout_of(const Config& config, const World& world);
 // Threads of a rank: engine.threads, or one for each core that it has (World::own_cores).
 int threads_of(const Config& config, int own_cores);
 
-// What the CPU's kernels take of it.
-CpuOptions cpu_options(const Config& config);
+// What the CPU's kernels take of it, for the machine at hand.
+CpuOptions cpu_options(const Config& config, const WeightSource& source);
 
 class LoadedEngine {
   public:
@@ -71,11 +72,14 @@ class LoadedEngine {
     int num_threads() const { return kernels_->threads().num_threads(); }
 
   private:
-    std::unique_ptr<Kernels> make_kernels(const Config& config, World& world);
-    void connect(const Config& config, const Layout& layout, World& world);
+    std::unique_ptr<Kernels> make_kernels(const Config& config, const CpuOptions& options);
+    void connect(const Config& config, const Layout& layout);
+    void load(const Config& config, OpenedModel& model, const EngineOptions& options,
+              FabricOptions fabric, const CpuOptions& cpu, const OnProgress& on_progress);
 
     DeviceTable devices_;  // of a run on GPUs
     World& world_;
+    std::atomic<bool> incompressible_ = false;  // CpuOptions
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<BlockTransport> blocks_;  // null: rows go through the host

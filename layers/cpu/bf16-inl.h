@@ -21,7 +21,7 @@ namespace HWY_NAMESPACE {
 #if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
 #define FERRY_BF16_DOTS 1
 // sum += a * b, pairs of bf16 in each lane. Highway has no target with this instruction yet; only
-// where uses_bf16_dots() (gemm.h).
+// where uses_bf16_dots() (kernels.h).
 HWY_INLINE void add_dots(__m512i a, __m512i b, FloatVector& sum) {
     __m512 in_place = sum.raw;  // of its own, or arrays of sums stay in memory
     asm("vdpbf16ps %2, %1, %0" : "+v"(in_place) : "v"(a), "v"(b));

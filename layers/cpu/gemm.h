@@ -31,8 +31,4 @@ constexpr size_t kGemmScratchBytes = size_t{1100} << 10;
 void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& strides,
                  int64_t first_panel, int64_t num_panels, std::byte* scratch);
 
-// Whether the processor multiplies pairs of bf16 (vdpbf16ps), and adds them as two FMAs do, the
-// second product of a pair first; tried before the first use.
-bool uses_bf16_dots();
-
 }  // namespace ferry

@@ -518,8 +518,9 @@ void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Te
                              .row_bytes = spec.in * element,
                              .num_rows = std::min(kPanelColumns, w.rows() - row)};
         if (compresses(spec)) {
-            if (!HWY_DYNAMIC_DISPATCH(pack_compressed_panel)(rows, spec.in, panel))
-                refuse_to_compress(first_out + row);
+            if (HWY_DYNAMIC_DISPATCH(pack_compressed_panel)(rows, spec.in, panel)) continue;
+            if (options_.incompressible == nullptr) refuse_to_compress(first_out + row);
+            options_.incompressible->store(true, std::memory_order_relaxed);
         } else if (!HWY_DYNAMIC_DISPATCH(pack_panel)(spec.dtype, rows, bytes / kPanelColumns,
                                                      panel)) {
             refuse_nan(w, first_out);

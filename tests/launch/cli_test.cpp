@@ -391,9 +391,10 @@ TEST_F(GenerateTest, SigtermStopsWith75AndTheNextRunGoesOn) {
 TEST(Bench, LayerMeasuresAndComparesBits) {
     const TempDir dir;
     const std::string shape = std::string(FERRY_SOURCE_DIR) + "/tests/launch/tiny_model.yaml";
-    const ProcessResult result = ferry({"bench", "layer", "--shape", shape, "--decode", "1,5",
-                                        "--context", "70", "--prefill", "100", "--repetitions", "2",
-                                        "--set", "engine.threads=2", "--json", dir / "out.json"});
+    const ProcessResult result =
+        ferry({"bench", "layer", "--shape", shape, "--decode", "1,5", "--context", "70",
+               "--prefill", "100", "--repetitions", "2", "--set", "engine.threads=2", "--set",
+               "engine.compress_weights=false", "--json", dir / "out.json"});
     ASSERT_EQ(result.exit_code, 0) << result.err;
     EXPECT_THAT(result.out, HasSubstr("decode 5 at 70"));
     const auto json = nlohmann::json::parse(read_file(dir / "out.json"));
@@ -423,9 +424,13 @@ TEST(Bench, LayerMeasuresAndComparesBits) {
 TEST(Bench, LayerTimesTheSharesOfVirtualExpertRanks) {
     const TempDir dir;
     const std::string shape = std::string(FERRY_SOURCE_DIR) + "/tests/launch/tiny_model.yaml";
-    const std::vector<std::string> command{"bench",     "layer", "--shape",       shape,
-                                           "--decode",  "40",    "--context",     "10",
-                                           "--prefill", "0",     "--repetitions", "2"};
+    const std::vector<std::string> command{"bench",         "layer",
+                                           "--shape",       shape,
+                                           "--decode",      "40",
+                                           "--context",     "10",
+                                           "--prefill",     "0",
+                                           "--repetitions", "2",
+                                           "--set",         "engine.compress_weights=false"};
     auto arguments = command;
     arguments.insert(arguments.end(), {"--expert-ranks", "3", "--json", dir / "out.json"});
     const ProcessResult result = ferry(arguments);

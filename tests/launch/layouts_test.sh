@@ -110,9 +110,33 @@ model=$source/tests/golden/data/models/v3-bf16
 check 4 "numerics.bf16_activations=true exchange.dtype=bf16" $(layout 2 2 1 2)
 check 3 numerics.bf16_activations=true engine.max_prefill_chunk=5
 check 4 numerics.bf16_activations=true $(layout 2 2 1 2) engine.compress_weights=true
+check 3 numerics.bf16_activations=false engine.compress_weights=true
 check 3 default engine.compress_weights=true
+check 4 default $(layout 2 2 1 2) engine.compress_weights=false
 model=$source/tests/golden/data/models/v3-fp8
 check 4 exchange.dtype=fp8 $(layout 2 2 1 2) exchange.mode=bounded
 check 3 numerics.fp8_activations=true engine.micro_batches=2
+check 4 numerics.bf16_activations=false $(layout 2 2 1 2)
+
+# Exponents of 2 to 2^-120 in an expert: nobody asked for such weights to be compressed, so they are loaded as they are.
+cp -r "$source/tests/golden/data/models/v3-bf16" "$work/wide"
+model=$work/wide
+tensor=model.layers.1.mlp.experts.10.up_proj.weight
+shard=$(grep -l "$tensor" "$model"/*.safetensors)
+header=$((0x$(head -c 8 "$shard" | od -An -tx8 | tr -d ' ')))
+offset=$(tail -c +9 "$shard" | head -c "$header" |
+    sed -n "s/.*\"$tensor\":{[^}]*\"data_offsets\":\[\([0-9]*\),.*/\1/p")
+for ((i = 0; i < 12 * 64; ++i)); do
+    bits=$((i * 37 % 120 + 8 << 7))
+    printf "\\x$(printf %02x $((bits & 255)))\\x$(printf %02x $((bits >> 8)))"
+done | dd of="$shard" bs=1 seek=$((8 + header + offset)) conv=notrunc status=none
+check 4 numerics.bf16_activations=true $(layout 2 2 1 2) engine.compress_weights=false
+check 4 numerics.bf16_activations=true $(layout 2 2 1 2)
+if grep -qw avx512_bf16 /proc/cpuinfo; then
+    require "that is said" [ "$(grep -c "all are loaded again" "$work/log")" -eq 1 ]
+fi
+"$ferry" generate --model "$model" "${common[@]}" --set engine.compress_weights=true --output "$work/refused" 2>"$work/log"
+require "weights that do not compress are refused where they must" [ $? -eq 3 ]
+require "with what to do" grep -q "layers/1/ffn/experts/w3.*do not compress.*set engine.compress_weights: false" "$work/log"
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

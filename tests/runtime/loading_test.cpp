@@ -8,6 +8,7 @@
 #include "comm/node_memory.h"
 #include "comm/transport.h"
 #include "runtime/hf_model.h"
+#include "runtime/loaded_engine.h"
 #include "runtime/placements.h"
 #include "runtime/rank_model.h"
 #include "tests/support/mpi_main.h"
@@ -134,6 +135,29 @@ class NoisySource final : public WeightSource {
     WeightSource& source_;
     std::string noisy_;
 };
+
+TEST(Loading, ActivationsAreRoundedUnlessTheModelIsStoredInF32) {
+    const auto options = [](const char* model, Config config = {}) {
+        return cpu_options(
+            config, HfModel(std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/" + model));
+    };
+    EXPECT_FALSE(options("v3").bf16_activations);
+    EXPECT_FALSE(options("v3").compress_weights);
+    for (const char* model : {"v3-bf16", "v3-fp8"}) {
+        EXPECT_TRUE(options(model).bf16_activations);
+        EXPECT_EQ(options(model).compress_weights, uses_bf16_dots());
+    }
+    Config config;
+    config.numerics.bf16_activations = Config::Switch::off;
+    EXPECT_FALSE(options("v3-bf16", config).bf16_activations);
+    EXPECT_FALSE(options("v3-bf16", config).compress_weights);
+    config.engine.compress_weights = Config::Switch::on;
+    EXPECT_TRUE(options("v3-bf16", config).compress_weights);
+    config.numerics.bf16_activations = Config::Switch::on;
+    config.engine.compress_weights = Config::Switch::off;
+    EXPECT_TRUE(options("v3", config).bf16_activations);
+    EXPECT_FALSE(options("v3", config).compress_weights);
+}
 
 TEST(Loading, WeightsThatDoNotCompressAreNamed) {
     HfModel model(std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/v3-bf16");

@@ -142,7 +142,7 @@ TEST(CompressedWeights, TakeAQuarterLess) {
     }
 }
 
-TEST(CompressedWeights, ValuesThatDoNotCompressAreRefused) {
+TEST(CompressedWeights, ValuesThatDoNotCompressAreRefusedOrReported) {
     const auto kernels = make_cpu_kernels(1, {.compress_weights = true});
     PlainWeight plain =
         PlainWeight::random({.dtype = DType::bf16, .groups = 1, .out = 32, .in = 512}, 8);
@@ -159,6 +159,13 @@ TEST(CompressedWeights, ValuesThatDoNotCompressAreRefused) {
                   std::string::npos)
             << error.what();
     }
+    std::atomic<bool> incompressible = false;
+    const auto reporting =
+        make_cpu_kernels(1, {.compress_weights = true, .incompressible = &incompressible});
+    make_plain(plain.spec, Values::few_wide, 8).packed(*reporting);
+    EXPECT_FALSE(incompressible);
+    plain.packed(*reporting);
+    EXPECT_TRUE(incompressible);
 }
 
 }  // namespace
