@@ -57,13 +57,23 @@ inline uint8_t exponent_of(uint16_t value) {
 // Those that most of some of the panel's values have.
 inline ExponentCodes choose_codes(const PanelRows& rows) {
     constexpr int64_t kMany = 1024;  // values of a row
-    const int64_t one_of = rows.row_bytes / 2 < kMany ? 1 : 8;
-    int32_t counts[256] = {}, all = 0;
+    constexpr int kTables = 4;       // in turn: most values count for the same few exponents
+    const int64_t in = rows.row_bytes / 2, step = in < kMany ? 1 : 8;
+    int32_t tables[kTables][256] = {}, all = 0;
     for (int64_t row = 0; row < rows.num_rows; ++row) {
         const auto* values = reinterpret_cast<const uint16_t*>(rows.data + row * rows.stride_bytes);
-        for (int64_t k = row % one_of; k < rows.row_bytes / 2; k += one_of, ++all)
-            ++counts[exponent_of(values[k])];
+        int64_t k = row % step;
+        for (; k + (kTables - 1) * step < in; all += kTables)
+            for (auto& table : tables) {
+                ++table[exponent_of(values[k])];
+                k += step;
+            }
+        for (; k < in; k += step, ++all) ++tables[0][exponent_of(values[k])];
     }
+    int32_t counts[256];
+    for (int exponent = 0; exponent < 256; ++exponent)
+        counts[exponent] =
+            tables[0][exponent] + tables[1][exponent] + tables[2][exponent] + tables[3][exponent];
     constexpr int32_t kFewZeros = 4096;  // one of so many values
     const bool zeros = rows.num_rows < kPanelColumns || int64_t{counts[0]} * kFewZeros > all;
     const int num = zeros ? kZeroCode : kRareCode;
@@ -78,6 +88,11 @@ inline ExponentCodes choose_codes(const PanelRows& rows) {
     }
     // Windows were whole but for the first ones, which hold less: first >= num - 1.
     return {static_cast<uint8_t>(std::max(first, num - 1)), static_cast<uint8_t>(num), zeros};
+}
+
+inline bool is_rare(uint8_t exponent, const ExponentCodes& codes) {
+    return static_cast<uint8_t>(codes.first - exponent) >= codes.num &&
+           !(codes.zeros && exponent == 0);
 }
 
 inline CompressedHead head_of(const ExponentCodes& codes) {
@@ -118,6 +133,30 @@ inline Lines lines_at(const PanelRows& rows, int64_t offset, LinesCopy& copy) {
         std::memcpy(copy.lines[row], rows.data + row * rows.stride_bytes + offset,
                     static_cast<size_t>(bytes));
     return {copy.lines[0], kLineBytes};
+}
+
+// The i-th of the 128 values of 8 k from a word on, in panel.h's order.
+inline uint16_t value_of(const Lines& lines, int64_t word, int64_t i) {
+    uint16_t value;
+    std::memcpy(&value,
+                lines.data + i % 32 / 2 * lines.stride_bytes + word * 4 + (i / 32 * 2 + i % 2) * 2,
+                sizeof(value));
+    return value;
+}
+
+// Lists the rare values of a unit of k from `first_k`. Those beyond the last k need no entry: any
+// other code will do.
+inline void list_rare(const Lines& lines, int64_t word, int64_t first_k, int64_t in,
+                      const ExponentCodes& codes, uint8_t* unit, RareValues& rare) {
+    for (int64_t i = 0; i < kUnitValues; ++i) {
+        const uint8_t exponent = exponent_of(value_of(lines, word, i));
+        if (!is_rare(exponent, codes)) continue;
+        constexpr int64_t kHalf = kUnitValues / 2;
+        if (first_k + i / 32 * 2 + i % 2 < in)
+            rare.add(first_k * kPanelColumns + i, exponent);
+        else
+            unit[kHalf + byte_of_value(i)] &= static_cast<uint8_t>(0xf0u >> i / kHalf * 4);
+    }
 }
 
 }  // namespace
@@ -228,6 +267,19 @@ HWY_INLINE hn::Vec<Rows> load_rows(const Lines& lines, int64_t row, int64_t word
 }
 #endif
 
+// Four words of a row, in vectors of up to four blocks of rows + 4, + 8 and + 12 too.
+#if !HWY_HAVE_SCALABLE && HWY_MAX_BYTES >= 64
+using Columns = hn::FixedTag<uint32_t, 16>;
+HWY_INLINE hn::Vec<Columns> load_columns(const Lines& lines, int64_t row, int64_t word) {
+    return hn::Combine(Columns(), load_rows(lines, row + 8, word), load_rows(lines, row, word));
+}
+#else
+using Columns = Rows;
+HWY_INLINE hn::Vec<Columns> load_columns(const Lines& lines, int64_t row, int64_t word) {
+    return load_rows(lines, row, word);
+}
+#endif
+
 // Codes of fp8 without their signs: the largest so far, which is a NaN if any is.
 using Codes = hn::Repartition<uint8_t, Rows>;
 using LargestCode = hn::Vec<Codes>;
@@ -279,74 +331,88 @@ HWY_INLINE void transpose_pairs(const Lines& lines, uint32_t* HWY_RESTRICT packe
 
 #endif
 
+// A unit out of 8 k of the lines from a word on. Returns whether any of the values is rare.
 #if HWY_TARGET == HWY_SCALAR
-// Bytes and codes of the 64 values of 4 k.
-HWY_INLINE bool compress(const uint16_t* values, const ExponentCodes& codes,
-                         uint8_t* HWY_RESTRICT bytes, uint8_t* HWY_RESTRICT code_of) {
+HWY_INLINE bool compress_unit(const Lines& lines, int64_t word, const ExponentCodes& codes,
+                              uint8_t* HWY_RESTRICT unit) {
+    constexpr int64_t kHalf = kUnitValues / 2;
+    std::fill_n(unit + kHalf, kHalf, uint8_t{0});
     bool any_rare = false;
-    for (int64_t i = 0; i < kUnitValues / 2; ++i) {
-        const int64_t at = byte_of_value(i);
-        const uint8_t exponent = exponent_of(values[i]);
-        bytes[at] = static_cast<uint8_t>((values[i] & 0x7fu) | (values[i] >> 8 & 0x80u));
-        const int code = static_cast<uint8_t>(codes.first - exponent);
-        code_of[at] = static_cast<uint8_t>(code < codes.num ? code : kRareCode);
-        if (codes.zeros && exponent == 0) code_of[at] = kZeroCode;
-        any_rare |= code_of[at] == kRareCode;
+    for (int64_t i = 0; i < kUnitValues; ++i) {
+        const uint16_t value = value_of(lines, word, i);
+        const uint8_t exponent = exponent_of(value);
+        const int64_t half = i / kHalf, at = byte_of_value(i);
+        unit[2 * half * kHalf + at] = static_cast<uint8_t>((value & 0x7fu) | (value >> 8 & 0x80u));
+        int code = static_cast<uint8_t>(codes.first - exponent);
+        if (is_rare(exponent, codes)) code = kRareCode;
+        if (codes.zeros && exponent == 0) code = kZeroCode;
+        unit[kHalf + at] |= static_cast<uint8_t>(code << 4 * half);
+        any_rare |= code == kRareCode;
     }
     return any_rare;
 }
 #else
-HWY_INLINE bool compress(const uint16_t* values, const ExponentCodes& codes,
-                         uint8_t* HWY_RESTRICT bytes, uint8_t* HWY_RESTRICT code_of) {
-    const hn::FixedTag<uint16_t, 8> d16;
-    const hn::FixedTag<uint8_t, 16> d8;
-    const auto low_bytes = [&](auto a, auto b) HWY_ATTR {
-        return hn::ConcatEven(d8, hn::BitCast(d8, b), hn::BitCast(d8, a));
-    };
-    const auto digits = [&](auto v) HWY_ATTR {
-        return hn::Or(hn::And(v, hn::Set(d16, 0x7fu)),
-                      hn::And(hn::ShiftRight<8>(v), hn::Set(d16, 0x80u)));
-    };
+HWY_INLINE bool compress_unit(const Lines& lines, int64_t word, const ExponentCodes& codes,
+                              uint8_t* HWY_RESTRICT unit) {
+    const Columns d32;
+    const hn::RepartitionToWide<Columns> d64;
+    const hn::Repartition<uint16_t, Columns> d16;
+    const hn::Repartition<uint8_t, Columns> d8;
+    constexpr int64_t kBytes = static_cast<int64_t>(hn::MaxLanes(d8)), kHalf = kUnitValues / 2;
+    alignas(16) constexpr uint8_t kEvenThenOdd[16] = {0, 2, 4, 6, 8, 10, 12, 14,
+                                                      1, 3, 5, 7, 9, 11, 13, 15};
+    const auto order = hn::LoadDup128(d8, kEvenThenOdd);
+    const auto first = hn::Set(d8, codes.first), num = hn::Set(d8, codes.num);
     const auto rare = hn::Set(d8, static_cast<uint8_t>(kRareCode));
+    const auto upper = hn::Set(d16, 0xff00u), lower = hn::Set(d16, 0xffu);
     auto largest = hn::Zero(d8);
-    for (int64_t lane = 0; lane < 4; ++lane) {
-        const auto a = hn::Load(d16, values + lane * 8), b = hn::Load(d16, values + 32 + lane * 8);
-        hn::Stream(low_bytes(digits(a), digits(b)), d8, bytes + lane * 16);
-        const auto exponents = low_bytes(hn::ShiftRight<7>(a), hn::ShiftRight<7>(b));
-        auto code = hn::Min(hn::Sub(hn::Set(d8, codes.first), exponents), rare);
-        code = hn::IfThenElse(hn::Eq(code, hn::Set(d8, codes.num)), rare, code);
+    alignas(64) uint8_t staged[kUnitBytes];  // streams go line by line
+    uint8_t* const to = kBytes == 64 ? unit : staged;
+    const auto put = [&](auto bytes, int64_t offset) HWY_ATTR {
+        if constexpr (kBytes == 64)
+            hn::Stream(bytes, d8, to + offset);
+        else
+            hn::Store(bytes, d8, to + offset);
+    };
+    // Of 4 k, two pairs: writes the values' bytes, returns their codes.
+    const auto split = [&](auto pairs, auto next_pairs, int64_t offset) HWY_ATTR {
+        const auto a = hn::BitCast(d16, pairs), b = hn::BitCast(d16, next_pairs);
+        const auto digits = hn::Or(hn::Or(hn::And(a, hn::Set(d16, 0x7fu)),
+                                          hn::And(hn::ShiftRight<8>(a), hn::Set(d16, 0x80u))),
+                                   hn::Or(hn::And(hn::ShiftLeft<8>(b), hn::Set(d16, 0x7f00u)),
+                                          hn::And(b, hn::Set(d16, 0x8000u))));
+        put(hn::TableLookupBytes(hn::BitCast(d8, digits), order), offset);
+        const auto exponents = hn::BitCast(
+            d8, hn::Or(hn::And(hn::ShiftRight<7>(a), lower), hn::And(hn::ShiftLeft<1>(b), upper)));
+        auto code = hn::Min(hn::Sub(first, exponents), rare);
+        code = hn::IfThenElse(hn::Eq(code, num), rare, code);
         if (codes.zeros)
             code = hn::IfThenElse(hn::Eq(exponents, hn::Zero(d8)),
                                   hn::Set(d8, static_cast<uint8_t>(kZeroCode)), code);
         largest = hn::Max(largest, code);
-        hn::Store(code, d8, code_of + lane * 16);
+        return hn::TableLookupBytes(code, order);
+    };
+    for (int64_t row = 0; row < kPanelColumns; row += kBytes / 4) {
+        const auto r0 = load_columns(lines, row, word), r1 = load_columns(lines, row + 1, word);
+        const auto r2 = load_columns(lines, row + 2, word), r3 = load_columns(lines, row + 3, word);
+        const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d32, r0, r1));
+        const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d32, r2, r3));
+        const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d32, r0, r1));
+        const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d32, r2, r3));
+        const int64_t offset = row * 4;
+        const auto codes_low = split(hn::InterleaveLower(d64, low01, low23),
+                                     hn::InterleaveUpper(d64, low01, low23), offset);
+        const auto codes_high = split(hn::InterleaveLower(d64, high01, high23),
+                                      hn::InterleaveUpper(d64, high01, high23), offset + 2 * kHalf);
+        put(hn::Or(codes_low, hn::BitCast(d8, hn::ShiftLeft<4>(hn::BitCast(d16, codes_high)))),
+            offset + kHalf);
     }
+    if constexpr (kBytes < 64)
+        for (int64_t i = 0; i < kUnitBytes; i += kBytes)
+            hn::Stream(hn::Load(d8, to + i), d8, unit + i);
     return !hn::AllFalse(d8, hn::Eq(largest, rare));
 }
 #endif
-
-// A unit of a compressed panel of 8 k from `first_k`, out of its `values` in panel.h's order.
-HWY_INLINE void compress_unit(const uint16_t* values, int64_t first_k, int64_t in,
-                              const ExponentCodes& codes, std::byte* to, RareValues& rare) {
-    constexpr int64_t kHalf = kUnitValues / 2;
-    alignas(64) uint8_t code_of[kUnitValues];
-    auto* const bytes = reinterpret_cast<uint8_t*>(to);
-    const bool first_rare = compress(values, codes, bytes, code_of);
-    const bool second_rare = compress(values + kHalf, codes, bytes + 2 * kHalf, code_of + kHalf);
-    if (first_rare || second_rare)
-        for (int64_t i = 0; i < kUnitValues; ++i) {
-            uint8_t& code = code_of[i / kHalf * kHalf + byte_of_value(i)];
-            if (code != kRareCode) continue;
-            if (first_k + i / 32 * 2 + i % 2 < in)
-                rare.add(first_k * kPanelColumns + i, exponent_of(values[i]));
-            else
-                code = 0;
-        }
-    alignas(64) uint8_t packed[kHalf];
-    for (int64_t i = 0; i < kHalf; ++i)
-        packed[i] = static_cast<uint8_t>(code_of[i] | (code_of[kHalf + i] << 4));
-    std::memcpy(bytes + kHalf, packed, kHalf);
-}
 
 // False if too many values are rare.
 bool pack_compressed_panel(const PanelRows& rows, int64_t in, std::byte* panel) {
@@ -356,15 +422,13 @@ bool pack_compressed_panel(const PanelRows& rows, int64_t in, std::byte* panel) 
     auto* const list = const_cast<uint32_t*>(rare_values(panel, in));
     RareValues rare{list, list + rare_capacity(in) - 1};
     LinesCopy copy;
-    alignas(64) uint32_t words[kPanelColumns * kLineBytes / 4];
-    std::byte* unit = panel + sizeof(head);
+    auto* unit = reinterpret_cast<uint8_t*>(panel + sizeof(head));
     for (int64_t k = 0; k < in;) {
-        transpose<false>(lines_at(rows, 2 * k, copy), words);
-        for (int64_t i = 0; i < kLineBytes / 2 && k < in; i += kUnitSteps, k += kUnitSteps) {
-            compress_unit(reinterpret_cast<const uint16_t*>(words) + i * kPanelColumns, k, in,
-                          codes, unit, rare);
-            unit += kUnitBytes;
-        }
+        const Lines lines = lines_at(rows, 2 * k, copy);
+        for (int64_t word = 0; word < kLineBytes / 4 && k < in;
+             word += kUnitSteps / 2, k += kUnitSteps, unit += kUnitBytes)
+            if (compress_unit(lines, word, codes, unit))
+                list_rare(lines, word, k, in, codes, unit, rare);
     }
     *rare.next = kNoRare;
     return rare.fits;
