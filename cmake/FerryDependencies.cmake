@@ -14,6 +14,12 @@ set(CMAKE_REQUIRED_LIBRARIES PkgConfig::XXHASH)
 check_cxx_source_compiles("#include <xxh_x86dispatch.h>
                            int main() { return static_cast<int>(XXH3_64bits(\"\", 0)); }" FERRY_XXHASH_DISPATCHES)
 unset(CMAKE_REQUIRED_LIBRARIES)
+# Whether the assembler knows AMX.
+check_cxx_source_compiles("int main() {
+#if !defined(__x86_64__) || !defined(__linux__)
+#error
+#endif
+                               asm(\"tdpbf16ps %tmm2, %tmm1, %tmm0\"); }" FERRY_ASSEMBLES_AMX)
 if(FERRY_XXHASH_DISPATCHES)
     target_compile_definitions(PkgConfig::XXHASH INTERFACE FERRY_XXHASH_DISPATCHES)
 endif()

@@ -178,7 +178,10 @@ void bench_layer(const Arguments& arguments) {
         report.add_parameter("device", cuda_device(0).info().name);
     } else {
         report.add_parameter("threads", int64_t{threads});
-        report.add_parameter("bf16 activations", std::string(cpu.bf16_activations ? "yes" : "no"));
+        report.add_parameter("bf16 activations", std::string(!cpu.bf16_activations ? "no"
+                                                             : !cpu.amx_sums       ? "yes"
+                                                             : uses_amx()          ? "by AMX"
+                                                                          : "as AMX, without it"));
         report.add_parameter("compressed weights",
                              std::string(cpu.compress_weights ? "yes" : "no"));
     }

@@ -387,6 +387,9 @@ struct CpuOptions {
     // below the normal numbers, of which only rows' are zeros then too. Attention rounds its
     // queries, keys, probabilities and values alike (cpu/attention-inl.h).
     bool bf16_activations = false;
+    // Products of rows so rounded are summed as AMX does (cpu/amx.h), by AMX where there is one;
+    // elsewhere by FMAs, which takes longer than without. Attention is not.
+    bool amx_sums = false;
     // bf16 weights are held in 12.25 bits a value, without loss: the same bits from a quarter less
     // memory, and faster where memory is what products wait for (compressed_panel.h). pack throws
     // Error(checkpoint) for weights that have too many different exponents.
@@ -398,6 +401,8 @@ struct CpuOptions {
 // Whether the processor multiplies pairs of bf16 (vdpbf16ps), and adds them as two FMAs do, the
 // second product of a pair first; tried before the first use.
 bool uses_bf16_dots();
+// Whether the processor has AMX and its sums are those of cpu/amx.h; tried before the first use.
+bool uses_amx();
 
 // Throws Error(usage) when the CPU lacks the vector instructions that the kernels need (AVX2 + FMA,
 // or NEON).

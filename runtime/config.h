@@ -32,7 +32,8 @@ struct Config {
 
     struct NumericsSection {
         bool fp8_activations = false;
-        Switch bf16_activations = Switch::automatic;
+        enum class Rounding { automatic, on, off, amx };  // Switch, or also summed as AMX does
+        Rounding bf16_activations = Rounding::automatic;
         enum class Cache { f32, bf16 } cache_dtype = Cache::f32;
         int64_t tp_slices = 8;
     } numerics;

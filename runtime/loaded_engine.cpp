@@ -90,6 +90,11 @@ void check_supported(const Config& config) {
         throw Error(ErrorKind::usage,
                     "engine.compress_weights: GPUs hold weights as they are; set it to false, or "
                     "engine.device: cpu");
+    if (config.numerics.bf16_activations == Config::NumericsSection::Rounding::amx)
+        throw Error(
+            ErrorKind::usage,
+            "numerics.bf16_activations: amx is an order of sums on CPUs; set it to auto, or "
+            "engine.device: cpu");
     // Says which of these it is: not built in, no driver, no GPU.
     if (num_cuda_devices() == 0) cuda_device(0);
 }
@@ -124,13 +129,16 @@ Layout layout_of(const Config& given, const World& world) {
 }
 
 CpuOptions cpu_options(const Config& config, const WeightSource& source) {
-    const auto decide = [](Config::Switch choice, bool automatic) {
-        return choice == Config::Switch::automatic ? automatic : choice == Config::Switch::on;
-    };
+    using Rounding = Config::NumericsSection::Rounding;
+    const Rounding rounding = config.numerics.bf16_activations;
     CpuOptions options;
-    options.bf16_activations = decide(config.numerics.bf16_activations, !stored_in_f32(source));
-    options.compress_weights =
-        decide(config.engine.compress_weights, options.bf16_activations && uses_bf16_dots());
+    options.bf16_activations =
+        rounding == Rounding::automatic ? !stored_in_f32(source) : rounding != Rounding::off;
+    options.amx_sums = rounding == Rounding::amx;
+    const Config::Switch compress = config.engine.compress_weights;
+    options.compress_weights = compress == Config::Switch::automatic
+                                   ? options.bf16_activations && uses_bf16_dots()
+                                   : compress == Config::Switch::on;
     return options;
 }
 

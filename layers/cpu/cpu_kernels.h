@@ -82,6 +82,7 @@ class CpuKernels : public Kernels {
     int64_t bytes_of_panel(const WeightSpec& spec) const;
     GemmStrides strides_for(const WeightSpec& spec) const {
         return {.rounds_rows = row_dtype(spec.dtype, spec.in) == DType::bf16,
+                .amx_sums = options_.amx_sums,
                 .compressed = compresses(spec)};
     }
     Buffer take_memory(size_t num_bytes);

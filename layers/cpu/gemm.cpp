@@ -30,9 +30,10 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kBlockK = 256;                       // of a block; a multiple of kScaleBlock
-constexpr int64_t kBlockDots = 2048;                   // the same of pairs of bf16
-constexpr int64_t kStridePad = 16;                     // of x rows in scratch: no power of two
+constexpr int64_t kBlockK = 256;      // of a block; a multiple of kScaleBlock
+constexpr int64_t kBlockDots = 2048;  // the same of pairs of bf16
+constexpr int64_t kBlockAmx = 512;  // of many rows by AMX: two panels stay in the first-level cache
+constexpr int64_t kStridePad = 16;  // of x rows in scratch: no power of two
 constexpr int64_t kFewWireValues = int64_t{64} << 10;  // of few rows, in scratch: 256 KiB
 constexpr int64_t kWideFloats = int64_t{66} << 10;     // of scratch, for panels in another form
 static_assert(4 * (kWideFloats + kGemmMaxRows * (kBlockDots / 2 + kStridePad)) <=
@@ -194,7 +195,8 @@ HWY_NOINLINE void widen(const std::byte* HWY_RESTRICT panel, int64_t num_k,
 // Compressed panels as they are stored: whole units only.
 template <class Panels>
 bool enters_registers(const Tile& t) {
-    return !IsCompressed<Panels> || (HWY_TARGET != HWY_SCALAR && t.num_k % kUnitSteps == 0);
+    return !IsCompressed<Panels> ||
+           (!kSumsAsAmx<Panels> && HWY_TARGET != HWY_SCALAR && t.num_k % kUnitSteps == 0);
 }
 
 // What panels become for many rows.
@@ -334,6 +336,102 @@ bool dots_work() {
 }
 #endif
 
+#if FERRY_BF16_DOTS && FERRY_HAS_AMX
+// Plain or compressed panels of bf16. Few rows go along as much of k as scratch holds of them.
+template <class Panels>
+void multiply_by_tiles(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    constexpr int64_t kStride = kBlockDots / 2 + kStridePad;
+    constexpr int64_t kWideValues = (kBlockDots + kUnitSteps) * kPanelColumns;
+    auto* const wide = reinterpret_cast<uint16_t*>(scratch);
+    static_assert(kAmxPanels * kWideValues * 2 <= 4 * kWideFloats);
+    const int64_t most = num_rows <= kAmxRows ? kBlockDots : kBlockAmx;
+    int64_t length = 0;
+    for (int64_t k = 0; k < all.num_k; k += length) {
+        length = std::min(most, all.num_k - k);
+        if (length > kAmxSteps) length -= length % kAmxSteps;  // the rest is a block of its own
+        const Tile block =
+            block_of<Panels>(all, num_rows, k, length, scratch + kWideFloats, kStride);
+        for (int64_t panel = 0; panel < num_panels; panel += kAmxPanels) {
+            const Tile chunk = block.from_panel(panel);
+            AmxBlock amx{.x = reinterpret_cast<const std::byte*>(chunk.x),
+                         .x_stride = chunk.x_stride * 4,
+                         .num_rows = num_rows,
+                         .panels = chunk.panels,
+                         .panel_stride = all.panel_stride,
+                         .num_panels = std::min(kAmxPanels, num_panels - panel),
+                         .num_k = length,
+                         .y = chunk.y,
+                         .y_stride = chunk.y_stride,
+                         .num_columns = chunk.num_columns,
+                         .resume = chunk.resume,
+                         .next = nullptr,
+                         .next_stride = all.panel_stride};
+            if constexpr (IsCompressed<Panels>) {
+                for (int64_t p = 0; p < amx.num_panels; ++p)
+                    decompress(chunk.panels + p * all.panel_stride, all.in, k, length,
+                               wide + p * kWideValues);
+                amx.panels = reinterpret_cast<const std::byte*>(wide);
+                amx.panel_stride = 2 * kWideValues;
+            } else if (panel + 2 * kAmxPanels <= num_panels) {
+                amx.next = chunk.panels + kAmxPanels * all.panel_stride;
+            }
+            multiply_by_amx(amx);
+        }
+    }
+    release_amx();
+}
+
+// AMX adds as amx.h says.
+bool amx_adds_in_order() {
+    constexpr int64_t kRows = 19, kNumK = 2 * kAmxSteps + 6;
+    constexpr int64_t kColumns = 2 * kPanelColumns, kSums = kRows * kColumns;
+    alignas(64) uint16_t panels[kNumK * kColumns];
+    float x[kRows * kNumK], sums[2][kSums];
+    std::vector<float> scratch(kGemmScratchBytes / sizeof(float));
+    Random random(1);
+    for (uint16_t& value : panels)
+        value = static_cast<uint16_t>(std::bit_cast<uint32_t>(random.next_normal()) >> 16);
+    for (float& value : x) value = random.next_normal();
+    Tile tile{};
+    tile.panels = tile.next = reinterpret_cast<const std::byte*>(panels);
+    tile.panel_stride = kNumK * kPanelColumns * 2;
+    tile.x = x;
+    tile.x_stride = tile.num_k = kNumK;
+    tile.y_stride = tile.num_columns = kColumns;
+    tile.y = sums[0];
+    multiply_by_tiles<Bf16DotPanels>(tile, kRows, 2, scratch.data());
+    tile.y = sums[1];
+    multiply<Bf16AmxPanels, false>(tile, kRows, 2, scratch.data());
+    return std::equal(sums[0], sums[0] + kSums, sums[1]);
+}
+
+bool amx_works() {
+    if (!has_amx()) return false;
+    static const bool works = amx_adds_in_order();
+    return works;
+}
+#else
+bool amx_works() {
+    return false;
+}
+#endif
+
+template <template <class> class Form>
+void multiply_in_amx_order(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+#if FERRY_BF16_DOTS && FERRY_HAS_AMX
+    if (amx_works())
+        return multiply_by_tiles<Form<Bf16DotPanels>>(all, num_rows, num_panels, scratch);
+#endif
+    multiply<Form<Bf16AmxPanels>, false>(all, num_rows, num_panels, scratch);
+}
+void multiply_bf16_amx(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply_in_amx_order<std::type_identity_t>(all, num_rows, num_panels, scratch);
+}
+void multiply_compressed_amx(const Tile& all, int64_t num_rows, int64_t num_panels,
+                             float* scratch) {
+    multiply_in_amx_order<Compressed>(all, num_rows, num_panels, scratch);
+}
+
 template <template <class> class Form>
 void multiply_bf16_rounded_in(const Tile& all, int64_t num_rows, int64_t num_panels,
                               float* scratch) {
@@ -370,10 +468,17 @@ HWY_EXPORT(multiply_bf16_rounded);
 HWY_EXPORT(multiply_compressed);
 HWY_EXPORT(multiply_compressed_rounded);
 HWY_EXPORT(multiply_fp8);
+HWY_EXPORT(multiply_bf16_amx);
+HWY_EXPORT(multiply_compressed_amx);
 HWY_EXPORT(dots_work);
+HWY_EXPORT(amx_works);
 
 bool uses_bf16_dots() {
     return HWY_DYNAMIC_DISPATCH(dots_work)();
+}
+
+bool uses_amx() {
+    return HWY_DYNAMIC_DISPATCH(amx_works)();
 }
 
 void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& strides,
@@ -414,6 +519,13 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         case DType::f32:
             return HWY_DYNAMIC_DISPATCH(multiply_f32)(tile, rows.num_rows, num_panels, floats);
         case DType::bf16:
+            if (strides.rounds_rows && strides.amx_sums) {
+                if (strides.compressed)
+                    return HWY_DYNAMIC_DISPATCH(multiply_compressed_amx)(tile, rows.num_rows,
+                                                                         num_panels, floats);
+                return HWY_DYNAMIC_DISPATCH(multiply_bf16_amx)(tile, rows.num_rows, num_panels,
+                                                               floats);
+            }
             if (strides.rounds_rows) {
                 if (strides.compressed)
                     return HWY_DYNAMIC_DISPATCH(multiply_compressed_rounded)(tile, rows.num_rows,

@@ -20,6 +20,7 @@ struct GemmStrides {  // elements from row to row
     int64_t x = 0, y = 0, x_scales = 0;
     DType wire_dtype = DType::f32;
     bool rounds_rows = false;  // to bf16, as Kernels::row_dtype says
+    bool amx_sums = false;     // of rounded rows, in the order of amx.h
     bool compressed = false;   // panels are in the order of compressed_panel.h
 };
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <utility>
 
+#include "layers/cpu/amx.h"
 #include "layers/cpu/compressed_panel-inl.h"
 #include "layers/cpu/gemm_tile.h"
 #include "layers/cpu/panel-inl.h"
@@ -53,9 +54,13 @@ template <class>
 constexpr bool kUsesDots = false;
 #endif
 
+template <class Panels>
+constexpr bool kSumsAsAmx = std::is_base_of_v<Bf16AmxPanels, Panels>;
+
 // Panels of a tile of `rows` rows: 1, 2 or 4.
 template <class Panels>
 constexpr int panels_at_once(int64_t rows) {
+    if (kSumsAsAmx<Panels>) return 1;
     const unsigned most = static_cast<unsigned>((kIsFp8<Panels> ? kMaxSumsFp8 : kMaxSums) /
                                                 (static_cast<int>(rows) * kPanelVectors));
     return std::clamp(static_cast<int>(std::bit_floor(std::max(most, 1u))), 1, kMaxPanels);
@@ -143,6 +148,44 @@ HWY_INLINE void accumulate(const std::byte* HWY_RESTRICT panels, int64_t panel_s
         unrolled<kUnrolled - 1>([&](auto index) FERRY_INLINE_BODY {
             if (k + index < num_k) step(index);
         });
+}
+
+// The same in the order of AMX, of some rows at a time: each sum takes two others.
+template <int kRows>
+HWY_INLINE void accumulate_as_amx(const std::byte* HWY_RESTRICT panel, const float* HWY_RESTRICT x,
+                                  int64_t x_stride, int64_t num_k,
+                                  FloatVector (&sums)[kRows][kPanelVectors]) {
+    constexpr int kAtOnce = std::clamp(kMaxSums / 2 / kPanelVectors, 1, kRows);
+    const Floats d;
+    for (int64_t k = 0; k < num_k; k += kAmxSteps) {
+        const int64_t steps = std::min(kAmxSteps, num_k - k);
+        unrolled<(kRows + kAtOnce - 1) / kAtOnce>([&](auto group) FERRY_INLINE_BODY {
+            constexpr int kFirst = decltype(group)::value * kAtOnce;
+            constexpr int kNum = std::min(kAtOnce, kRows - kFirst);
+            FloatVector first[kNum][kPanelVectors], second[kNum][kPanelVectors];
+            for (int r = 0; r < kNum; ++r)
+                for (int v = 0; v < kPanelVectors; ++v) first[r][v] = second[r][v] = hn::Zero(d);
+            const std::byte* pair = panel;
+            const float* row = x + kFirst * x_stride + k;
+            for (int64_t i = 0; i < steps; i += 2, pair += Bf16AmxPanels::kStepBytes, row += 2)
+                unrolled<kPanelVectors>([&](auto v) FERRY_INLINE_BODY {
+                    // Rows lie with each pair swapped, and load<0> is the second of a pair.
+                    const FloatVector w[] = {Bf16AmxPanels::load<0, decltype(v)::value>(pair),
+                                             Bf16AmxPanels::load<1, decltype(v)::value>(pair)};
+                    unrolled<kNum>([&](auto r) FERRY_INLINE_BODY {
+                        second[r][v] =
+                            fused_multiply_add(hn::Set(d, row[r * x_stride]), w[0], second[r][v]);
+                        first[r][v] = fused_multiply_add(hn::Set(d, row[r * x_stride + 1]), w[1],
+                                                         first[r][v]);
+                    });
+                });
+            for (int r = 0; r < kNum; ++r)
+                for (int v = 0; v < kPanelVectors; ++v)
+                    sums[kFirst + r][v] =
+                        hn::Add(sums[kFirst + r][v], hn::Add(first[r][v], second[r][v]));
+        });
+        panel += kAmxSteps / 2 * Bf16AmxPanels::kStepBytes;
+    }
 }
 
 #if FERRY_BF16_DOTS
@@ -276,7 +319,7 @@ HWY_INLINE void whole_tile(const Tile& t, int64_t row, int64_t panel, float* HWY
             for (int v = 0; v < kVectors; ++v)
                 sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);
 #if HWY_TARGET != HWY_SCALAR
-        if constexpr (IsCompressed<Panels>)
+        if constexpr (IsCompressed<Panels> && !kSumsAsAmx<Panels>)
             accumulate_compressed<Panels, kRows, kPanels>(t, panel, x, sums);
 #endif
 #if FERRY_BF16_DOTS
@@ -284,7 +327,9 @@ HWY_INLINE void whole_tile(const Tile& t, int64_t row, int64_t panel, float* HWY
             accumulate_dots<kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k, t.next,
                                             t.next_stride, t.next_bytes, sums);
 #endif
-        if constexpr (!kUsesDots<Panels> && !IsCompressed<Panels>)
+        if constexpr (kSumsAsAmx<Panels>)
+            accumulate_as_amx<kRows>(panels, x, t.x_stride, t.num_k, sums);
+        else if constexpr (!kUsesDots<Panels> && !IsCompressed<Panels>)
             accumulate<Panels, kRows, kPanels>(panels, t.panel_stride, x, t.x_stride, t.num_k,
                                                sums);
         for (int r = 0; r < kRows; ++r)

@@ -117,8 +117,11 @@ struct Bf16PairPanels {
     }
 };
 
+// The same in the order of AMX (amx.h): rows and panels as for Bf16PairPanels, other sums.
+struct Bf16AmxPanels : Bf16PairPanels {};
+
 #if FERRY_BF16_DOTS
-// The same by that instruction: a row's pair goes to all lanes.
+// The same as Bf16PairPanels by that instruction: a row's pair goes to all lanes.
 struct Bf16DotPanels {
     static constexpr bool kRounds = true;
     static constexpr int kSteps = 2;

@@ -2,9 +2,10 @@
 // loop over the same bytes for decode, OpenBLAS sgemm on the same shape for prefill (when it was
 // found; Ferry itself never links it). All take turns, the best of each counts (rates.h).
 //   linear_compare [threads] [seconds per line] [only lines that contain this] [bf16] [compressed]
-//   [avx2]
+//   [avx2] [amx]
 // bf16: rows that bf16 weights multiply are rounded (numerics.bf16_activations); compressed: bf16
-// weights are held in 12.25 bits (engine.compress_weights); avx2: without AVX-512.
+// weights are held in 12.25 bits (engine.compress_weights); avx2: without AVX-512; amx: sums as
+// AMX has them (numerics.bf16_activations: amx).
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -185,8 +186,10 @@ int main(int argc, char** argv) {
         hwy::SetSupportedTargetsForTest(HWY_AVX2);
         hwy::GetChosenTarget().Update(HWY_AVX2);
     }
-    const auto kernels = ferry::make_cpu_kernels(
-        threads, {.bf16_activations = has("bf16"), .compress_weights = has("compressed")});
+    const auto kernels =
+        ferry::make_cpu_kernels(threads, {.bf16_activations = has("bf16") || has("amx"),
+                                          .amx_sums = has("amx"),
+                                          .compress_weights = has("compressed")});
     ferry::Total total;
     for (const ferry::Case& c : ferry::kCases)
         if (std::string(c.name).find(only) != std::string::npos)

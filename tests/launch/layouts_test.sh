@@ -109,6 +109,8 @@ done
 model=$source/tests/golden/data/models/v3-bf16
 check 4 "numerics.bf16_activations=true exchange.dtype=bf16" $(layout 2 2 1 2)
 check 3 numerics.bf16_activations=true engine.max_prefill_chunk=5
+check 4 "numerics.bf16_activations=amx exchange.dtype=bf16" $(layout 2 2 1 2)
+check 3 numerics.bf16_activations=amx engine.compress_weights=false engine.max_prefill_chunk=5
 check 4 numerics.bf16_activations=true $(layout 2 2 1 2) engine.compress_weights=true
 check 3 numerics.bf16_activations=false engine.compress_weights=true
 check 3 default engine.compress_weights=true

@@ -147,16 +147,21 @@ TEST(Loading, ActivationsAreRoundedUnlessTheModelIsStoredInF32) {
         EXPECT_TRUE(options(model).bf16_activations);
         EXPECT_EQ(options(model).compress_weights, uses_bf16_dots());
     }
+    using Rounding = Config::NumericsSection::Rounding;
     Config config;
-    config.numerics.bf16_activations = Config::Switch::off;
+    config.numerics.bf16_activations = Rounding::off;
     EXPECT_FALSE(options("v3-bf16", config).bf16_activations);
     EXPECT_FALSE(options("v3-bf16", config).compress_weights);
     config.engine.compress_weights = Config::Switch::on;
     EXPECT_TRUE(options("v3-bf16", config).compress_weights);
-    config.numerics.bf16_activations = Config::Switch::on;
+    config.numerics.bf16_activations = Rounding::on;
     config.engine.compress_weights = Config::Switch::off;
     EXPECT_TRUE(options("v3", config).bf16_activations);
     EXPECT_FALSE(options("v3", config).compress_weights);
+    EXPECT_FALSE(options("v3", config).amx_sums);
+    config.numerics.bf16_activations = Rounding::amx;
+    EXPECT_TRUE(options("v3", config).bf16_activations);
+    EXPECT_TRUE(options("v3", config).amx_sums);
 }
 
 TEST(Loading, WeightsThatDoNotCompressAreNamed) {
