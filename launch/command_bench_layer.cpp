@@ -162,7 +162,7 @@ void bench_layer(const Arguments& arguments) {
     check_against(model.source->config(), arguments, workloads);
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
-    const CpuOptions cpu = cpu_options(config, *model.source);
+    const CpuOptions& cpu = model.cpu;
     const auto make_kernels = [&] {
         return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads, cpu);
     };

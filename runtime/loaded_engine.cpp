@@ -43,13 +43,6 @@ bool on_gpu(const Config& config) {
     return config.engine.device == Config::Engine::Device::cuda;
 }
 
-bool stored_in_f32(const WeightSource& source) {
-    return std::ranges::all_of(model_tensors(source.config()), [&](const TensorSpec& spec) {
-        const std::optional<TensorInfo> info = source.find(spec.name);
-        return !spec.is_linear || !info || info->dtype == DType::f32;
-    });
-}
-
 }  // namespace
 
 EngineOptions engine_options(const Config& config, const ModelConfig& model,
@@ -126,20 +119,6 @@ Layout layout_of(const Config& given, const World& world) {
     // A size that nobody chose must fit the slices of sums.
     options.tp_size = std::gcd(layout.tp_size(), static_cast<int>(config.numerics.tp_slices));
     return config.layout.tp_size > 0 ? layout : make_layout(options, world.node_of_rank());
-}
-
-CpuOptions cpu_options(const Config& config, const WeightSource& source) {
-    using Rounding = Config::NumericsSection::Rounding;
-    const Rounding rounding = config.numerics.bf16_activations;
-    CpuOptions options;
-    options.bf16_activations =
-        rounding == Rounding::automatic ? !stored_in_f32(source) : rounding != Rounding::off;
-    options.amx_sums = rounding == Rounding::amx;
-    const Config::Switch compress = config.engine.compress_weights;
-    options.compress_weights = compress == Config::Switch::automatic
-                                   ? options.bf16_activations && uses_bf16_dots()
-                                   : compress == Config::Switch::on;
-    return options;
 }
 
 int threads_of(const Config& config, int own_cores) {
@@ -322,7 +301,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
             verify(*checkpoint, threads_of(config, world.own_cores()), world, on_progress);
     }
     // Nobody asked for weights to be compressed where that is automatic: it must not end the run.
-    CpuOptions cpu = cpu_options(config, *model.source);
+    CpuOptions cpu = model.cpu;
     if (config.engine.compress_weights == Config::Switch::automatic)
         cpu.incompressible = &incompressible_;
     load(config, model, options, fabric, cpu, on_progress);

@@ -35,9 +35,6 @@ Layout layout_of(const Config& config, const World& world);
 // Threads of a rank: engine.threads, or one for each core that it has (World::own_cores).
 int threads_of(const Config& config, int own_cores);
 
-// What the CPU's kernels take of it, for the machine at hand.
-CpuOptions cpu_options(const Config& config, const WeightSource& source);
-
 class LoadedEngine {
   public:
     // Bytes read so far, of how many; `verifying`: checksums are compared, before loading.

@@ -158,7 +158,39 @@ void open_dummy(const Config& config, OpenedModel& model) {
     model.identity = checksum_line("shape", read_text_file(config.model.dummy, kMaxTextBytes));
 }
 
+bool stored_in_f32(const WeightSource& source) {
+    return std::ranges::all_of(model_tensors(source.config()), [&](const TensorSpec& spec) {
+        const std::optional<TensorInfo> info = source.find(spec.name);
+        return !spec.is_linear || !info || info->dtype == DType::f32;
+    });
+}
+
+// Whatever reads the latent cache rounds to bf16: attention, and what expands latents to keys and
+// values.
+bool reads_latents_in_bf16(const WeightSource& source, const CpuOptions& options) {
+    return options.bf16_activations && source.config().kv_lora_rank % 2 == 0 &&
+           std::ranges::all_of(model_tensors(source.config()), [&](const TensorSpec& spec) {
+               if (!spec.name.ends_with("/wkv_b")) return true;
+               const std::optional<TensorInfo> info = source.find(spec.name);
+               return info && info->dtype == DType::bf16;
+           });
+}
+
 }  // namespace
+
+CpuOptions cpu_options(const Config& config, const WeightSource& source) {
+    using Rounding = Config::NumericsSection::Rounding;
+    const Rounding rounding = config.numerics.bf16_activations;
+    CpuOptions options;
+    options.bf16_activations =
+        rounding == Rounding::automatic ? !stored_in_f32(source) : rounding != Rounding::off;
+    options.amx_sums = rounding == Rounding::amx;
+    const Config::Switch compress = config.engine.compress_weights;
+    options.compress_weights = compress == Config::Switch::automatic
+                                   ? options.bf16_activations && uses_bf16_dots()
+                                   : compress == Config::Switch::on;
+    return options;
+}
 
 PromptEncoder OpenedModel::prompt_encoder() const {
     PromptEncoder encoder;
@@ -186,6 +218,12 @@ OpenedModel open_model(const Config& config) {
     else
         open_dummy(config, model);
     model.weight_bytes = total_bytes(*model.source);
+    if (config.engine.device == Config::Engine::Device::cpu) {
+        model.cpu = cpu_options(config, *model.source);
+        // The same bits, in half the memory.
+        if (reads_latents_in_bf16(*model.source, model.cpu))
+            model.numerics.cache_dtype = DType::bf16;
+    }
     open_texts(config, config.model.path.empty() ? "" : folder_of(config.model.path), model);
     return model;
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "layers/kernels.h"
 #include "layers/numerics.h"
 #include "layers/weight_source.h"
 #include "runtime/chat_template.h"
@@ -19,7 +20,9 @@ namespace ferry {
 struct OpenedModel {
     std::string name;  // for messages: the path
     std::unique_ptr<WeightSource> source;
-    Numerics numerics;
+    Numerics
+        numerics;    // cache_dtype: as it is stored, which may be bf16 where f32 has the same bits
+    CpuOptions cpu;  // engine.device: cpu
     int64_t weight_bytes = 0;  // of all tensors
     std::optional<Tokenizer> tokenizer;
     std::optional<ChatTemplate> chat_template;
@@ -31,6 +34,9 @@ struct OpenedModel {
     // itself. Copies what it needs.
     PromptEncoder prompt_encoder() const;
 };
+
+// What the CPU's kernels take of the configuration, for the model and the machine at hand.
+CpuOptions cpu_options(const Config& config, const WeightSource& source);
 
 // Reads names, shapes and small files, no weights. Throws Error(usage) when the configuration names
 // no model, Error(checkpoint) for one that cannot be used.

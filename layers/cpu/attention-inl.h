@@ -333,14 +333,14 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t num_keys,
     }
 }
 
-// out [num_rows, columns] of a panel; columns a multiple of kStrip. values: strip i begins at
-// i * strip_stride, its words value_stride apart. Form::kRounds: num_lane_keys are told unless all
-// rows see an even number.
+// out [num_rows, columns] of a panel, rows out_stride apart; columns a multiple of kStrip. values:
+// strip i begins at i * strip_stride, its words value_stride apart. Form::kRounds: num_lane_keys
+// are told unless all rows see an even number.
 template <class Form = Exact>
 HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num_lane_keys,
                             const float* values, int64_t value_stride, int64_t strip_stride,
                             const float* corrections, bool first, int64_t num_rows, int64_t columns,
-                            float* out) {
+                            float* out, int64_t out_stride) {
     // Tiles of about equal height: 16 rows are 6 + 5 + 5.
     constexpr int kMostTiles = (kPanel + kRowsAtOnce - 1) / kRowsAtOnce;
     const int64_t num_tiles = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
@@ -355,7 +355,7 @@ HWY_INLINE void value_block(const float* p, int64_t num_keys, const int32_t* num
                 value_tile<Form, decltype(rows_at_once)::value>(
                     p + row, shared_keys, num_lane_keys ? num_lane_keys + row : nullptr,
                     values + strip * strip_stride, value_stride, corrections + row, first,
-                    out + row * columns + strip * kStrip, columns);
+                    out + row * out_stride + strip * kStrip, out_stride);
             };
             switch (tile_begin[tile + 1] - row) {
                 case 6:

@@ -9,10 +9,16 @@
 //   o_d = fma(o_s,d, b, o_d * a)
 // and the result is o_d / l. So one long sequence keeps all threads busy, and bits depend neither
 // on their number nor on what else is in the batch.
+//
+// A task does a split of some panels, page by page. Where there are too few of those for the
+// threads, they share each in three turns: scores by pages, softmax by panels, values by columns.
+// Every number is made by the same operations in the same order.
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "layers/cpu/cpu_kernels.h"
+#include "layers/cpu/mla_decode.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/cpu/mla_decode.cpp"
@@ -20,71 +26,26 @@
 //
 #include <hwy/foreach_target.h>
 //
-#include "layers/cpu/attention-inl.h"
-#include "layers/cpu/bf16-inl.h"
+#include "layers/cpu/mla_page-inl.h"
 
 #ifndef FERRY_LAYERS_CPU_MLA_DECODE_ONCE
 #define FERRY_LAYERS_CPU_MLA_DECODE_ONCE
 namespace ferry {
 namespace {
 
-constexpr int64_t kPanelHeads = 16;
-constexpr int64_t kWidestStrip = 32;  // columns are padded to the widest of all targets
+constexpr int64_t kSharedTasksPerThread = 2;  // fewer tasks than this are shared
 
-// What one task reads and writes: some panels of consecutive rows of a sequence, over one split.
-// A panel is (row, 16 heads); panels count through the heads of a row, then the next row.
-struct DecodeTask {
-    const SequenceRows* sequence = nullptr;
-    int64_t first_panel = 0, num_panels = 0;
-    int64_t split = 0, num_splits = 0;  // the last row's
+// What a form and an instruction set have: a whole task, the turns of a shared one, and merging of
+// two splits of a panel.
+struct DecodeFunctions {
+    void (*attend)(const DecodeAttention&, const DecodeSizes&, const DecodeTask&, float* scratch,
+                   float* slot);
+    std::array<void (*)(const DecodeAttention&, const DecodeSizes&, const DecodeTask&, const Part&,
+                        float* scratch, float* slot),
+               3>
+        turns;
+    void (*merge)(const DecodeSizes&, const float* from, float* to);
 };
-
-// Sizes of a call, in floats where nothing else is said.
-struct DecodeSizes {
-    int64_t heads = 0, kv_lora = 0, rope = 0;
-    int64_t row_panels = 0;     // panels of a row
-    int64_t group_panels = 0;   // panels of a task at most
-    int64_t out_width = 0;      // kv_lora, padded
-    int64_t panel_queries = 0;  // packed queries of a panel
-    int64_t panel_state = 0;    // m, l, o of a panel
-    bool rounds = false;        // to bf16: pages become words of pairs (attention-inl.h)
-    bool direct = false;        // pages are read where they lie, not widened into scratch
-
-    DecodeSizes(const DecodeAttention& a, int64_t group, bool rounds_factors)
-        : heads(a.q_latent.dim(1)),
-          kv_lora(a.q_latent.dim(2)),
-          rope(a.q_rope.dim(2)),
-          row_panels(ceil_div(heads, kPanelHeads)),
-          group_panels(group),
-          out_width(ceil_div(kv_lora, kWidestStrip) * kWidestStrip),
-          panel_queries((even(kv_lora) + even(rope)) * kPanelHeads),
-          panel_state((2 + out_width) * kPanelHeads),
-          rounds(rounds_factors),
-          direct(a.cache.dtype() == DType::f32 && out_width == kv_lora && !rounds) {}
-
-    static int64_t even(int64_t num) { return num + num % 2; }
-    int64_t page_stride() const { return out_width + rope; }
-    // Where they are rounded: keys [64][latent, rope], then two rows of bf16, then values in
-    // strips.
-    int64_t key_floats() const { return even(kv_lora) + even(rope); }
-    int64_t bf16_row() const { return out_width + even(rope); }  // in values
-    int64_t rows_offset() const { return kPageTokens * key_floats(); }
-    int64_t values_offset() const { return rows_offset() + ceil_div(bf16_row(), 16) * 16; }
-    int64_t scores_offset() const {
-        if (rounds) return values_offset() + kPageTokens * out_width;
-        return direct ? 0 : kPageTokens * page_stride();
-    }
-    int64_t queries_offset() const { return scores_offset() + (kPageTokens + 1) * kPanelHeads; }
-    int64_t work_floats() const { return queries_offset() + group_panels * panel_queries; }
-    int64_t slot_floats() const { return group_panels * panel_state; }
-};
-
-int64_t num_keys(const SequenceRows& rows, int64_t row) {
-    return rows.first_position + row + 1;
-}
-int64_t num_splits(int64_t keys) {
-    return ceil_div(keys, kDecodeSplitTokens);
-}
 
 }  // namespace
 }  // namespace ferry
@@ -93,64 +54,6 @@ int64_t num_splits(int64_t keys) {
 HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
-
-// page[j] = latent of key j as f32, columns up to out_width zero, then the rope part.
-void widen_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, int64_t keys,
-                float* HWY_RESTRICT page) {
-    const int64_t width = sizes.kv_lora + sizes.rope;
-    const auto widen = [&cache](int64_t from, int64_t count, float* to) HWY_ATTR {
-        if (cache.dtype() == DType::f32)
-            std::copy_n(cache.as<float>() + from, count, to);
-        else
-            widen_bf16(cache.as<uint16_t>() + from, count, to);
-    };
-    for (int64_t j = 0; j < keys; ++j) {
-        float* to = page + j * sizes.page_stride();
-        const int64_t from = (index * kPageTokens + j) * width;
-        if (sizes.out_width == sizes.kv_lora) {
-            widen(from, width, to);
-        } else {
-            widen(from, sizes.kv_lora, to);
-            std::fill(to + sizes.kv_lora, to + sizes.out_width, 0.0f);
-            widen(from + sizes.kv_lora, sizes.rope, to + sizes.out_width);
-        }
-    }
-}
-
-// A page in words: keys, and values of pairs of keys in strips of kStrip columns, [64][kStrip]
-// each.
-template <class Form>
-void round_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, int64_t keys,
-                float* HWY_RESTRICT scratch) {
-    const int64_t width = sizes.kv_lora + sizes.rope;
-    const int64_t key_words = Form::words(sizes.kv_lora) + Form::words(sizes.rope);
-    auto* const rows = reinterpret_cast<uint16_t*>(scratch + sizes.rows_offset());
-    std::fill_n(rows, 2 * sizes.bf16_row(), uint16_t{0});
-    const auto round = [&cache](int64_t from, int64_t count, uint16_t* to) HWY_ATTR {
-        if (cache.dtype() == DType::f32)
-            narrow_bf16(cache.as<float>() + from, count, to);
-        else
-            std::copy_n(cache.as<uint16_t>() + from, count, to);
-    };
-    for (int64_t pair = 0; pair < keys; pair += 2) {
-        if (pair + 1 == keys) std::fill_n(rows + sizes.bf16_row(), sizes.out_width, uint16_t{0});
-        for (int64_t j = pair; j < std::min(pair + 2, keys); ++j) {
-            uint16_t* const row = rows + j % 2 * sizes.bf16_row();
-            const int64_t from = (index * kPageTokens + j) * width;
-            round(from, sizes.kv_lora, row);
-            round(from + sizes.kv_lora, sizes.rope, row + sizes.out_width);
-            float* const key = scratch + j * key_words;
-            Form::join(row, DecodeSizes::even(sizes.kv_lora), key);
-            Form::join(row + sizes.out_width, DecodeSizes::even(sizes.rope),
-                       key + Form::words(sizes.kv_lora));
-        }
-        float* values = scratch + sizes.values_offset() + Form::words(pair) * kStrip;
-        for (int64_t column = 0; column < sizes.out_width;
-             column += kStrip, values += kPageTokens * kStrip)
-            Form::join_rows(rows + column, rows + sizes.bf16_row() + column, kStrip, values,
-                            kStrip);
-    }
-}
 
 // The page after the one at `key`, to be prefetched while `words` words of queries are multiplied
 // by all keys of this one.
@@ -166,86 +69,162 @@ Ahead next_page(const DecodeAttention& a, const SequenceRows& rows, const Decode
     return {at, std::min<int64_t>(128, ceil_div(num_keys * row_bytes, steps))};
 }
 
-// One task: its panels' m, l, o over the split, into `slot`.
+// One past the last key that a task's split has for its last row; for its i-th panel, how many of
+// the page at `key`.
+int64_t end_key(const DecodeSizes& sizes, const DecodeTask& task) {
+    const int64_t last_row = (task.first_panel + task.num_panels - 1) / sizes.row_panels;
+    return std::min(task.first_key() + kDecodeSplitTokens, num_keys(*task.sequence, last_row));
+}
+int64_t panel_keys(const DecodeSizes& sizes, const DecodeTask& task, int64_t i, int64_t key) {
+    const int64_t row = (task.first_panel + i) / sizes.row_panels;
+    return std::clamp<int64_t>(num_keys(*task.sequence, row) - key, 0, kPageTokens);
+}
+
+// Queries of a task's panels, into the scratch of its thread.
 template <class Form>
-void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
-                  float* scratch, float* slot) {
-    const SequenceRows& rows = *task.sequence;
-    float* scores = scratch + sizes.scores_offset();
-    float* corrections = scores + kPageTokens * kPanelHeads;
-    float* queries = scratch + sizes.queries_offset();
-    const int64_t latent_words = Form::words(sizes.kv_lora), rope_words = Form::words(sizes.rope);
-    for (int64_t i = 0; i < task.num_panels; ++i) {
+void pack_task(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+               float* scratch) {
+    const int64_t latent_words = Form::words(sizes.kv_lora);
+    float* q = scratch + sizes.queries_offset();
+    for (int64_t i = 0; i < task.num_panels; ++i, q += sizes.panel_queries) {
         const int64_t panel = task.first_panel + i;
-        const int64_t row = rows.first_row - a.first_row + panel / sizes.row_panels;
+        const int64_t row = task.sequence->first_row - a.first_row + panel / sizes.row_panels;
         const int64_t head = panel % sizes.row_panels * kPanelHeads;
         const int64_t lanes = std::min(kPanelHeads, sizes.heads - head);
-        float* q = queries + i * sizes.panel_queries;
         pack_words<Form>(a.q_latent.row<float>(row) + head * sizes.kv_lora, sizes.kv_lora, lanes,
                          sizes.kv_lora, scratch, q);
         pack_words<Form>(a.q_rope.row<float>(row) + head * sizes.rope, sizes.rope, lanes,
                          sizes.rope, scratch, q + latent_words * kPanelHeads);
-        float* state = slot + i * sizes.panel_state;
-        std::fill_n(state, kPanelHeads, -std::numeric_limits<float>::infinity());
-        std::fill_n(state + kPanelHeads, kPanelHeads, 0.0f);
     }
-    const int64_t last_row = (task.first_panel + task.num_panels - 1) / sizes.row_panels;
-    const int64_t begin = task.split * kDecodeSplitTokens;
-    const int64_t end = std::min(begin + kDecodeSplitTokens, num_keys(rows, last_row));
+}
+
+void start_state(float* state) {
+    std::fill_n(state, kPanelHeads, -std::numeric_limits<float>::infinity());
+    std::fill_n(state + kPanelHeads, kPanelHeads, 0.0f);
+}
+
+template <class Form>
+void score_page(const DecodeSizes& sizes, const float* q, const Page& page, int64_t keys,
+                Ahead& ahead, float* scores) {
+    const int64_t latent_words = Form::words(sizes.kv_lora);
+    score_block<Form>(q, latent_words, page.keys, page.key_stride, keys, false, ahead, scores);
+    score_block<Form>(q + latent_words * kPanelHeads, Form::words(sizes.rope),
+                      page.keys + page.rope_offset, page.key_stride, keys, true, ahead, scores);
+}
+
+// Scores become p, in words.
+template <class Form>
+void soften_page(const DecodeAttention& a, int64_t keys, float* scores, float* state,
+                 float* corrections) {
+    softmax_block(scores, keys, a.scale, nullptr, state, state + kPanelHeads, corrections);
+    if constexpr (Form::kRounds) round_p<Form>(scores, keys);
+}
+
+// o of `parts`' columns.
+template <class Form>
+void value_page(const DecodeSizes& sizes, const Page& page, const PageParts& parts, int64_t keys,
+                const float* scores, const float* corrections, bool first, float* state) {
+    HWY_ALIGN int32_t lane_keys[kPanelHeads];
+    std::fill_n(lane_keys, kPanelHeads, static_cast<int32_t>(keys));
+    value_block<Form>(scores, keys, Form::kRounds && keys % 2 != 0 ? lane_keys : nullptr,
+                      page.values + parts.first_column / kStrip * page.strip_stride,
+                      page.value_stride, page.strip_stride, corrections, first, kPanelHeads,
+                      parts.num_columns, state + 2 * kPanelHeads + parts.first_column,
+                      sizes.out_width);
+}
+
+// One task: its panels' m, l, o over the split, into `slot`.
+template <class Form>
+void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                  float* scratch, float* slot) {
+    float* const scores = scratch + sizes.scores_offset();
+    float* const corrections = scores + kPageTokens * kPanelHeads;
+    const PageParts all{.keys = true, .first_column = 0, .num_columns = sizes.out_width};
+    pack_task<Form>(a, sizes, task, scratch);
+    for (int64_t i = 0; i < task.num_panels; ++i) start_state(slot + i * sizes.panel_state);
+    const int64_t begin = task.first_key(), end = end_key(sizes, task);
+    const int64_t words = Form::words(sizes.kv_lora) + Form::words(sizes.rope);
     for (int64_t key = begin; key < end; key += kPageTokens) {
-        const int64_t index = rows.pages[static_cast<size_t>(key / kPageTokens)];
-        const int64_t page_keys = std::min(kPageTokens, end - key);
-        // Keys, their rotated parts, values, and how far apart those of keys and of strips lie.
-        const float* page = scratch;
-        int64_t key_stride = sizes.page_stride(), rope_offset = sizes.out_width;
-        const float* values = page;
-        int64_t value_stride = key_stride, strip_stride = kStrip;
-        if constexpr (Form::kRounds) {
-            round_page<Form>(sizes, a.cache, index, page_keys, scratch);
-            key_stride = latent_words + rope_words;
-            rope_offset = latent_words;
-            values = scratch + sizes.values_offset();
-            value_stride = kStrip;
-            strip_stride = kPageTokens * kStrip;
-        } else if (sizes.direct) {
-            values = page = a.cache.as<float>() + index * kPageTokens * sizes.page_stride();
-        } else {
-            widen_page(sizes, a.cache, index, page_keys, scratch);
-        }
-        Ahead ahead =
-            next_page(a, rows, sizes, key, end, task.num_panels * (latent_words + rope_words));
+        const Page page = take_page<Form>(a, *task.sequence, sizes, key,
+                                          std::min(kPageTokens, end - key), all, scratch);
+        Ahead ahead = next_page(a, *task.sequence, sizes, key, end, task.num_panels * words);
         for (int64_t i = 0; i < task.num_panels; ++i) {
-            const int64_t row = (task.first_panel + i) / sizes.row_panels;
-            const int64_t keys = std::min(kPageTokens, num_keys(rows, row) - key);
-            if (keys <= 0) continue;
-            const float* q = queries + i * sizes.panel_queries;
-            float* maxima = slot + i * sizes.panel_state;
-            float* sums = maxima + kPanelHeads;
-            score_block<Form>(q, latent_words, page, key_stride, keys, false, ahead, scores);
-            score_block<Form>(q + latent_words * kPanelHeads, rope_words, page + rope_offset,
-                              key_stride, keys, true, ahead, scores);
-            softmax_block(scores, keys, a.scale, nullptr, maxima, sums, corrections);
-            if constexpr (Form::kRounds) round_p<Form>(scores, keys);
-            HWY_ALIGN int32_t lane_keys[kPanelHeads];
-            std::fill_n(lane_keys, kPanelHeads, static_cast<int32_t>(keys));
-            value_block<Form>(scores, keys, Form::kRounds && keys % 2 != 0 ? lane_keys : nullptr,
-                              values, value_stride, strip_stride, corrections, key == begin,
-                              kPanelHeads, sizes.out_width, sums + kPanelHeads);
+            const int64_t keys = panel_keys(sizes, task, i, key);
+            if (keys == 0) continue;
+            float* const state = slot + i * sizes.panel_state;
+            score_page<Form>(sizes, scratch + sizes.queries_offset() + i * sizes.panel_queries,
+                             page, keys, ahead, scores);
+            soften_page<Form>(a, keys, scores, state, corrections);
+            value_page<Form>(sizes, page, all, keys, scores, corrections, key == begin, state);
         }
     }
 }
 
-void attend_exact(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
-                  float* scratch, float* slot) {
-    attend_split<Exact>(a, sizes, task, scratch, slot);
+// The three turns of a task that is shared. Scores of a part of its pages.
+template <class Form>
+void score_pages(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                 const Part& part, float* scratch, float* slot) {
+    const int64_t end = end_key(sizes, task);
+    const int64_t pages = ceil_div(end - task.first_key(), kPageTokens);
+    const int64_t last = part.end(pages);
+    const int64_t words = Form::words(sizes.kv_lora) + Form::words(sizes.rope);
+    if (part.begin(pages) == last) return;
+    pack_task<Form>(a, sizes, task, scratch);
+    for (int64_t p = part.begin(pages); p < last; ++p) {
+        const int64_t key = task.first_key() + p * kPageTokens;
+        const Page page =
+            take_page<Form>(a, *task.sequence, sizes, key, std::min(kPageTokens, end - key),
+                            {.keys = true, .first_column = 0, .num_columns = 0}, scratch);
+        Ahead ahead = next_page(a, *task.sequence, sizes, key,
+                                std::min(end, task.first_key() + last * kPageTokens),
+                                task.num_panels * words);
+        for (int64_t i = 0; i < task.num_panels; ++i)
+            score_page<Form>(sizes, scratch + sizes.queries_offset() + i * sizes.panel_queries,
+                             page, panel_keys(sizes, task, i, key), ahead,
+                             slot + i * sizes.panel_state + sizes.split_scores_offset() +
+                                 p * kPageTokens * kPanelHeads);
+    }
 }
-void attend_pairs(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
-                  float* scratch, float* slot) {
-    attend_split<Pairs>(a, sizes, task, scratch, slot);
+
+// Their softmax, of a part of the panels.
+template <class Form>
+void soften_panels(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                   const Part& part, float* /*scratch*/, float* slot) {
+    const int64_t end = end_key(sizes, task);
+    for (int64_t i = part.begin(task.num_panels); i < part.end(task.num_panels); ++i) {
+        float* const state = slot + i * sizes.panel_state;
+        float* scores = state + sizes.split_scores_offset();
+        float* corrections = state + sizes.split_corrections_offset();
+        start_state(state);
+        for (int64_t key = task.first_key(); key < end;
+             key += kPageTokens, scores += kPageTokens * kPanelHeads, corrections += kPanelHeads)
+            if (const int64_t keys = panel_keys(sizes, task, i, key); keys > 0)
+                soften_page<Form>(a, keys, scores, state, corrections);
+    }
 }
-void attend_dots(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
-                 float* scratch, float* slot) {
-    attend_split<Dots>(a, sizes, task, scratch, slot);
+
+// Values, of a part of the strips of columns.
+template <class Form>
+void add_values(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                const Part& part, float* scratch, float* slot) {
+    const int64_t end = end_key(sizes, task), strips = sizes.out_width / kStrip;
+    const PageParts columns{.keys = false,
+                            .first_column = part.begin(strips) * kStrip,
+                            .num_columns = (part.end(strips) - part.begin(strips)) * kStrip};
+    if (columns.num_columns == 0) return;
+    for (int64_t key = task.first_key(), p = 0; key < end; key += kPageTokens, ++p) {
+        const Page page = take_page<Form>(a, *task.sequence, sizes, key,
+                                          std::min(kPageTokens, end - key), columns, scratch);
+        for (int64_t i = 0; i < task.num_panels; ++i) {
+            const int64_t keys = panel_keys(sizes, task, i, key);
+            if (keys == 0) continue;
+            float* const state = slot + i * sizes.panel_state;
+            value_page<Form>(sizes, page, columns, keys,
+                             state + sizes.split_scores_offset() + p * kPageTokens * kPanelHeads,
+                             state + sizes.split_corrections_offset() + p * kPanelHeads, p == 0,
+                             state);
+        }
+    }
 }
 
 // Adds split `from` to `to`, one panel each.
@@ -277,6 +256,17 @@ void merge_split(const DecodeSizes& sizes, const float* HWY_RESTRICT from, float
     }
 }
 
+template <class Form>
+DecodeFunctions functions_of() {
+    return {.attend = attend_split<Form>,
+            .turns = {score_pages<Form>, soften_panels<Form>, add_values<Form>},
+            .merge = merge_split};
+}
+DecodeFunctions decode_functions(bool rounds, bool dots) {
+    if (!rounds) return functions_of<Exact>();
+    return dots ? functions_of<Dots>() : functions_of<Pairs>();
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace ferry
 HWY_AFTER_NAMESPACE();
@@ -285,10 +275,7 @@ HWY_AFTER_NAMESPACE();
 namespace ferry {
 namespace {
 
-HWY_EXPORT(attend_exact);
-HWY_EXPORT(attend_pairs);
-HWY_EXPORT(attend_dots);
-HWY_EXPORT(merge_split);
+HWY_EXPORT(decode_functions);
 
 // Task `index` of the call: sequences in order, of each its groups of panels, of each its splits.
 DecodeTask find_task(const DecodeAttention& a, const DecodeSizes& sizes, int64_t index) {
@@ -328,18 +315,33 @@ int64_t slots_of_thread(const DecodeSizes& sizes, size_t scratch_bytes) {
     return (floats - sizes.work_floats()) / sizes.slot_floats();
 }
 
-// Panels that share a widened page: as many as leave every thread a few tasks and slots.
+// Panels that share a page: as many as leave every thread a few tasks and slots, or, if tasks are
+// shared, as many as there are.
 DecodeSizes choose_sizes(const DecodeAttention& a, const ThreadPool& threads, bool rounds) {
     constexpr int64_t kMostPanels = 8, kTasksPerThread = 4, kSlotsPerThread = 4;
     int64_t most = 1;
     for (const SequenceRows& rows : a.sequences)
         most = std::max(most, rows.num_rows * ceil_div(a.q_latent.dim(1), kPanelHeads));
+    const auto has_slots = [&](const DecodeSizes& sizes) {
+        return slots_of_thread(sizes, threads.scratch_bytes()) >= kSlotsPerThread;
+    };
+    const DecodeSizes single(a, 1, rounds, false);
+    const bool shared = threads.num_threads() > 1 &&
+                        count_tasks(a, single) < kSharedTasksPerThread * threads.num_threads();
     for (int64_t group = std::min(kMostPanels, most);; group /= 2) {
-        const DecodeSizes sizes(a, group, rounds);
-        if (group == 1 || (count_tasks(a, sizes) >= kTasksPerThread * threads.num_threads() &&
-                           slots_of_thread(sizes, threads.scratch_bytes()) >= kSlotsPerThread))
+        const DecodeSizes sizes(a, group, rounds, shared);
+        if (group == 1 ||
+            (has_slots(sizes) &&
+             (shared || count_tasks(a, sizes) >= kTasksPerThread * threads.num_threads())))
             return sizes;
     }
+}
+
+// Into how many parts each of the tasks is cut: all threads end together.
+int64_t choose_parts(int64_t num_tasks, int64_t num_threads) {
+    int64_t parts = ceil_div(num_threads, num_tasks);
+    while (parts < kSplitPages && parts * num_tasks % num_threads != 0) ++parts;
+    return parts;
 }
 
 // out = o / l of the heads of a panel.
@@ -379,17 +381,26 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
     };
     const int64_t wave = thread_slots * threads_.num_threads() - 2;
     const int64_t num_tasks = count_tasks(a, sizes);
-    auto* attend = &HWY_DYNAMIC_DISPATCH(attend_exact);
-    if (sizes.rounds) attend = &HWY_DYNAMIC_DISPATCH(attend_pairs);
-    if (sizes.rounds && uses_bf16_dots()) attend = &HWY_DYNAMIC_DISPATCH(attend_dots);
-    const auto merge = &HWY_DYNAMIC_DISPATCH(merge_split);
+    const DecodeFunctions functions =
+        HWY_DYNAMIC_DISPATCH(decode_functions)(sizes.rounds, uses_bf16_dots());
     float* carried = slot(0);
     float* carry = slot(1);
     for (int64_t begin = 0; begin < num_tasks; begin += wave, std::swap(carried, carry)) {
         const int64_t end = std::min(begin + wave, num_tasks);
-        threads_.parallel_for(end - begin, [&](int64_t index, int thread) {
-            attend(a, sizes, find_task(a, sizes, begin + index), scratch(thread), slot(2 + index));
-        });
+        if (sizes.shared) {
+            const int64_t parts = choose_parts(end - begin, threads_.num_threads());
+            for (const auto turn : functions.turns)
+                threads_.parallel_for((end - begin) * parts, [&](int64_t index, int thread) {
+                    turn(a, sizes, find_task(a, sizes, begin + index / parts),
+                         {.index = index % parts, .count = parts}, scratch(thread),
+                         slot(2 + index / parts));
+                });
+        } else {
+            threads_.parallel_for(end - begin, [&](int64_t index, int thread) {
+                functions.attend(a, sizes, find_task(a, sizes, begin + index), scratch(thread),
+                                 slot(2 + index));
+            });
+        }
         // The last split of a group in this wave merges all of the group.
         threads_.parallel_for(end - begin, [&](int64_t index, int) {
             const DecodeTask task = find_task(a, sizes, begin + index);
@@ -403,8 +414,9 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
                 float* state = total + i * sizes.panel_state;
                 for (int64_t split = std::max<int64_t>(1, first_split);
                      split <= std::min(task.split, splits - 1); ++split)
-                    merge(sizes, slot(2 + index - (task.split - split)) + i * sizes.panel_state,
-                          state);
+                    functions.merge(sizes,
+                                    slot(2 + index - (task.split - split)) + i * sizes.panel_state,
+                                    state);
                 if (complete)
                     finish_panel(a, sizes, task.sequence->first_row - a.first_row + row,
                                  panel % sizes.row_panels * kPanelHeads, state);

@@ -157,7 +157,7 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
             if constexpr (Form::kRounds) round_p<Form>(scores, num_keys);
             value_block<Form>(scores, num_keys, limits, values, kStrip, kPageTokens * kStrip,
                               corrections, begin == 0, panel_rows(panel), sizes.out_width,
-                              queries + sizes.even_depth * kPanelRows);
+                              queries + sizes.even_depth * kPanelRows, sizes.out_width);
         }
     }
     for (int64_t panel = 0; panel < num_panels; ++panel) {

@@ -153,6 +153,25 @@ TEST(GoldenBf16Activations, StayWithinTheRoundingAndKeepTheirBits) {
     }
 }
 
+// What is read of the latent cache is rounded in any case.
+TEST(GoldenBf16Activations, DoNotDependOnTheCache) {
+    HfModel source(model_folder("v3-bf16"));
+    const auto kernels = [](int threads) {
+        return make_cpu_kernels(threads, {.bf16_activations = true});
+    };
+    OneRankModel exact(source, kernels(1)),
+        stored(source, kernels(1), {.cache_dtype = DType::bf16}),
+        three(source, kernels(3), {.cache_dtype = DType::bf16}, 3);
+    const GoldenPrompt prompt = read_golden(model_folder("v3-bf16")).prompts.back();
+    const auto length = static_cast<int64_t>(prompt.prompt.size());
+    for (MlaForm form : {MlaForm::by_row, MlaForm::naive, MlaForm::absorb}) {
+        for (OneRankModel* model : {&exact, &stored, &three}) model->set_form(form);
+        const auto logits = exact.logits(prompt.tokens(), length, 23);
+        EXPECT_EQ(stored.logits(prompt.tokens(), length, 23), logits);
+        EXPECT_EQ(three.logits(prompt.tokens(), length, 13), logits);
+    }
+}
+
 // With quantised activations two right implementations agree almost exactly or, once a value falls
 // on the other side of a rounding boundary, to the noise of the quantisation only.
 class GoldenFp8Activations : public ::testing::Test {

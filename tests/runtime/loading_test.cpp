@@ -8,7 +8,7 @@
 #include "comm/node_memory.h"
 #include "comm/transport.h"
 #include "runtime/hf_model.h"
-#include "runtime/loaded_engine.h"
+#include "runtime/opened_model.h"
 #include "runtime/placements.h"
 #include "runtime/rank_model.h"
 #include "tests/support/mpi_main.h"
@@ -162,6 +162,23 @@ TEST(Loading, ActivationsAreRoundedUnlessTheModelIsStoredInF32) {
     config.numerics.bf16_activations = Rounding::amx;
     EXPECT_TRUE(options("v3", config).bf16_activations);
     EXPECT_TRUE(options("v3", config).amx_sums);
+}
+
+// Half the memory where the bits are the same: what expands latents rounds them too.
+TEST(Loading, LatentsAreStoredAsTheyAreRead) {
+    using Rounding = Config::NumericsSection::Rounding;
+    const auto stored = [](const char* model, Rounding rounding = Rounding::automatic) {
+        Config config;
+        config.model.path = std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/" + model;
+        config.numerics.bf16_activations = rounding;
+        return open_model(config).numerics.cache_dtype;
+    };
+    EXPECT_EQ(stored("v3-bf16"), DType::bf16);
+    EXPECT_EQ(stored("v3-bf16", Rounding::amx), DType::bf16);
+    EXPECT_EQ(stored("v3-bf16", Rounding::off), DType::f32);
+    EXPECT_EQ(stored("v3-fp8"), DType::f32);
+    EXPECT_EQ(stored("v3"), DType::f32);
+    EXPECT_EQ(stored("v3", Rounding::on), DType::f32);
 }
 
 TEST(Loading, WeightsThatDoNotCompressAreNamed) {

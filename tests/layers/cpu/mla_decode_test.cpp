@@ -114,6 +114,30 @@ TEST_P(MlaDecodeBits, AreThoseOfTheReference) {
         }
 }
 
+// Few rows of short sequences: threads share what is one task otherwise.
+TEST_P(MlaDecodeBits, OfTasksThatThreadsShareAreThoseOfTheReference) {
+    const Shape shapes[] = {kSmall,
+                            kPublished,
+                            {.heads = 20, .kv_lora = 32, .rope = 16},
+                            {.heads = 3, .kv_lora = 7, .rope = 5}};
+    const std::vector<Batch::Sequence> lists[] = {
+        {{0, 1}}, {{63, 1}}, {{200, 1}}, {{447, 1}}, {{510, 3}}, {{70, 5}, {130, 1}, {30, 1}}};
+    for (const Shape& shape : shapes)
+        for (DType dtype : {DType::f32, DType::bf16})
+            for (const auto& list : lists) {
+                Batch batch(shape, list, dtype);
+                batch.rounded = GetParam();
+                const OwnedTensor expected = batch.reference();
+                for_each_vector_target([&] {
+                    for (int threads : {2, 3, 7})
+                        EXPECT_EQ(different_rows(batch.run(threads), expected),
+                                  std::vector<int64_t>())
+                            << shape.heads << " heads, " << to_string(dtype) << ", first list at "
+                            << list[0].first << ", " << threads << " threads";
+                });
+            }
+}
+
 // A preempted sequence computes many rows at once, over pages that they share.
 TEST_P(MlaDecodeBits, OfManyRowsOfOneSequenceAreThoseOfOneByOne) {
     const Shape shape{.heads = 5, .kv_lora = 64, .rope = 16};
