@@ -14,14 +14,17 @@ set(CMAKE_REQUIRED_LIBRARIES PkgConfig::XXHASH)
 check_cxx_source_compiles("#include <xxh_x86dispatch.h>
                            int main() { return static_cast<int>(XXH3_64bits(\"\", 0)); }" FERRY_XXHASH_DISPATCHES)
 unset(CMAKE_REQUIRED_LIBRARIES)
+if(FERRY_XXHASH_DISPATCHES)
+    target_compile_definitions(PkgConfig::XXHASH INTERFACE FERRY_XXHASH_DISPATCHES)
+endif()
 # Whether the assembler knows AMX.
 check_cxx_source_compiles("int main() {
 #if !defined(__x86_64__) || !defined(__linux__)
 #error
 #endif
                                asm(\"tdpbf16ps %tmm2, %tmm1, %tmm0\"); }" FERRY_ASSEMBLES_AMX)
-if(FERRY_XXHASH_DISPATCHES)
-    target_compile_definitions(PkgConfig::XXHASH INTERFACE FERRY_XXHASH_DISPATCHES)
+if(FERRY_ASSEMBLES_AMX)
+    set(FERRY_AMX_VERSION "built in")
 endif()
 pkg_check_modules(ONIGURUMA REQUIRED IMPORTED_TARGET oniguruma)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)

@@ -149,6 +149,19 @@ void run_bench_job(const std::function<void(World& world)>& body) {
     if (stopped) std::exit(exit_code(ErrorKind::requeue));
 }
 
+void describe_numerics(const Config& config, const OpenedModel& model, BenchReport& report) {
+    report.add_parameter("cache", std::string(to_string(model.numerics.cache_dtype)));
+    if (config.engine.device == Config::Engine::Device::cuda) return;
+    const CpuOptions& cpu = model.cpu;
+    std::string rounding = cpu.bf16_activations ? "yes" : "no";
+    if (cpu.amx_sums) rounding = uses_amx() ? "by AMX" : "as AMX, without it";
+    report.add_parameter("bf16 activations", rounding);
+    const bool automatic = config.engine.compress_weights == Config::Switch::automatic;
+    report.add_parameter("compressed weights", std::string(!cpu.compress_weights ? "no"
+                                                           : automatic ? "where they can be"
+                                                                       : "yes"));
+}
+
 void describe_bench(const BenchArguments& arguments, BenchJob& job, const WorkloadOptions& options,
                     size_t num_requests, BenchReport& report) {
     report.add_section("format", "1");
@@ -162,6 +175,7 @@ void describe_bench(const BenchArguments& arguments, BenchJob& job, const Worklo
     report.add_parameter("weights MB", static_cast<double>(job.model.weight_bytes) * 1e-6);
     report.add_parameter("ranks of the job", int64_t{job.world.size()});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
+    describe_numerics(job.config, job.model, report);
     report.add_parameter("ferry", list_versions()[0].second);
     report.add_parameter("machine", fmt::format("{} with {} cores of {}, {}", job.world.host(),
                                                 machine.cores, machine.cpu, machine.kernel));

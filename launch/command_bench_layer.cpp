@@ -162,9 +162,8 @@ void bench_layer(const Arguments& arguments) {
     check_against(model.source->config(), arguments, workloads);
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
-    const CpuOptions& cpu = model.cpu;
     const auto make_kernels = [&] {
-        return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads, cpu);
+        return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads, model.cpu);
     };
     auto bench =
         std::make_unique<StepBench>(*model.source, model.numerics, make_kernels(), workloads);
@@ -173,18 +172,12 @@ void bench_layer(const Arguments& arguments) {
     report.add_parameter("model", model.name);
     report.add_parameter("layers", model.source->config().n_layers);
     report.add_parameter("weights GB", static_cast<double>(bench->weight_bytes()) * 1e-9);
-    report.add_parameter("cache", std::string(to_string(model.numerics.cache_dtype)));
     if (gpu) {
         report.add_parameter("device", cuda_device(0).info().name);
     } else {
         report.add_parameter("threads", int64_t{threads});
-        report.add_parameter("bf16 activations", std::string(!cpu.bf16_activations ? "no"
-                                                             : !cpu.amx_sums       ? "yes"
-                                                             : uses_amx()          ? "by AMX"
-                                                                          : "as AMX, without it"));
-        report.add_parameter("compressed weights",
-                             std::string(cpu.compress_weights ? "yes" : "no"));
     }
+    describe_numerics(config, model, report);
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
 

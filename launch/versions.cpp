@@ -28,6 +28,7 @@ std::vector<Library> libraries() {
         {"CUDA", FERRY_VERSION_CUDA, "engine.device cuda"},
         {"NCCL", FERRY_VERSION_NCCL, "transport nccl"},
         {"HDF5", FERRY_VERSION_HDF5, "checkpoints"},
+        {"AMX", FERRY_VERSION_AMX, "numerics.bf16_activations amx"},
         {"Highway", FERRY_VERSION_HIGHWAY, "CPU kernels"},
         {"Oniguruma", FERRY_VERSION_ONIGURUMA, "tokenizer"},
         {"utf8proc", FERRY_VERSION_UTF8PROC, "tokenizer"},

@@ -45,7 +45,7 @@ void expect_error(const ProcessResult& result, int exit_code, const std::string&
 TEST(Cli, VersionNamesEveryLibrary) {
     const ProcessResult result = ferry({"--version"});
     EXPECT_EQ(result.exit_code, 0);
-    for (const char* name : {"ferry 0.", "HDF5", "yaml-cpp", "fmt", "spdlog", "Highway",
+    for (const char* name : {"ferry 0.", "HDF5", "yaml-cpp", "fmt", "spdlog", "Highway", "AMX",
                              "Oniguruma", "xxHash", "MPI", "UCX", "CUDA", "NCCL"})
         EXPECT_THAT(result.out, HasSubstr(name));
     std::istringstream lines(result.out);
