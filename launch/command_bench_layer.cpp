@@ -2,6 +2,7 @@
 // read bandwidth and multiply-add peak.
 #include <fmt/format.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -162,11 +163,22 @@ void bench_layer(const Arguments& arguments) {
     check_against(model.source->config(), arguments, workloads);
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
+    std::atomic<bool> incompressible = false;  // as LoadedEngine has it
+    if (config.engine.compress_weights == Config::Switch::automatic)
+        model.cpu.incompressible = &incompressible;
     const auto make_kernels = [&] {
         return gpu ? make_cuda_kernels(0) : make_cpu_kernels(threads, model.cpu);
     };
-    auto bench =
-        std::make_unique<StepBench>(*model.source, model.numerics, make_kernels(), workloads);
+    const auto make_bench = [&] {
+        return std::make_unique<StepBench>(*model.source, model.numerics, make_kernels(),
+                                           workloads);
+    };
+    std::unique_ptr<StepBench> bench = make_bench();
+    if (incompressible) {
+        model.cpu.compress_weights = false;
+        bench.reset();
+        bench = make_bench();
+    }
 
     BenchReport report("layer", kColumns);
     report.add_parameter("model", model.name);

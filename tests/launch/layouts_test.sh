@@ -137,6 +137,8 @@ check 4 numerics.bf16_activations=true $(layout 2 2 1 2)
 if grep -qw avx512_bf16 /proc/cpuinfo; then
     require "that is said" [ "$(grep -c "all are loaded again" "$work/log")" -eq 1 ]
 fi
+"$ferry" bench layer --model "$model" --decode 1 --context 64 --prefill 0 --repetitions 1 >"$work/log" 2>&1
+require "a benchmark loads them as they are, too" grep -q "^# compressed weights: no" "$work/log"
 "$ferry" generate --model "$model" "${common[@]}" --set engine.compress_weights=true --output "$work/refused" 2>"$work/log"
 require "weights that do not compress are refused where they must" [ $? -eq 3 ]
 require "with what to do" grep -q "layers/1/ffn/experts/w3.*do not compress.*set engine.compress_weights: false" "$work/log"
