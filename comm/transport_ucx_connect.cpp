@@ -242,7 +242,12 @@ void UcxTransport::connect() {
     }
     greet(kHello);
     await_hellos(2);
-    world_.barrier();
+    // What others still greet, and whether that has arrived, takes this rank's hands too.
+    world_.barrier([this] {
+        const bool moved = ucp_worker_progress(worker_) != 0;
+        finish_completions();
+        return moved;
+    });
     if (options_.progress_thread)
         thread_ = std::jthread([this](std::stop_token stop) {
             while (!stop.stop_requested()) {

@@ -241,6 +241,15 @@ void World::barrier() {
     meet(*this, impl_->world, "a barrier");
 }
 
+void World::barrier(const std::function<bool()>& work) {
+    struct Restored {
+        std::function<bool()>& place;
+        std::function<bool()> before;
+        ~Restored() { place = std::move(before); }
+    } restored{while_waiting_, std::exchange(while_waiting_, work)};
+    barrier();
+}
+
 void World::wait_quietly() {
     const double deadline_s = std::exchange(deadline_s_, std::numeric_limits<double>::infinity());
     barrier();
@@ -345,6 +354,7 @@ void World::abort(int exit_code) {
     std::_Exit(exit_code);
 }
 void World::barrier() {}
+void World::barrier(const std::function<bool()>& /*work*/) {}
 void World::wait_quietly() {}
 World::World() : owns_mpi_(false), deadline_s_(start_timeout_s(own_environment)) {
     discover_nodes();

@@ -69,6 +69,7 @@ class World {
     // Collectives. A rank that waits in one leaves its core to others. All throw
     // Error(communication).
     void barrier();
+    void barrier(const std::function<bool()>& work);  // while_waiting() for its length
     void wait_quietly();  // a barrier without a deadline: others may be at work for long
     void broadcast(void* data, size_t size_bytes, int root);
     std::string broadcast(const std::string& text, int root);
