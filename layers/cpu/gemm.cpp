@@ -303,27 +303,35 @@ void multiply_bf16(const Tile& all, int64_t num_rows, int64_t num_panels, float*
 }
 
 #if FERRY_BF16_DOTS
-// The processor's vdpbf16ps adds as Bf16PairPanels does: its order and rounding are no part of all
-// makers' manuals, and ranks on other processors must find the same bits.
-bool dots_add_in_order() {
-    constexpr int64_t kRows = kTileRows, kNumK = 128, kSums = kRows * kPanelColumns;
-    alignas(64) uint16_t panel[kNumK * kPanelColumns];
+// Whether both ways to multiply have the same bits of random rows and kNumPanels panels.
+template <int64_t kRows, int64_t kNumPanels, int64_t kNumK, class Multiply, class OtherWay>
+bool multiply_alike(Multiply&& multiply_rows, OtherWay&& other_way) {
+    constexpr int64_t kColumns = kNumPanels * kPanelColumns, kSums = kRows * kColumns;
+    alignas(64) uint16_t panels[kNumK * kColumns];
     float x[kRows * kNumK], sums[2][kSums];
     std::vector<float> scratch(kGemmScratchBytes / sizeof(float));
     Random random(1);
-    for (uint16_t& value : panel)
+    for (uint16_t& value : panels)
         value = static_cast<uint16_t>(std::bit_cast<uint32_t>(random.next_normal()) >> 16);
     for (float& value : x) value = random.next_normal();
     Tile tile{};
-    tile.panels = tile.next = reinterpret_cast<const std::byte*>(panel);
+    tile.panels = tile.next = reinterpret_cast<const std::byte*>(panels);
+    tile.panel_stride = kNumK * kPanelColumns * 2;
     tile.x = x;
     tile.x_stride = tile.num_k = kNumK;
-    tile.y_stride = tile.num_columns = kPanelColumns;
+    tile.y_stride = tile.num_columns = kColumns;
     tile.y = sums[0];
-    multiply<Bf16DotPanels, false>(tile, kRows, 1, scratch.data());
+    multiply_rows(tile, kRows, kNumPanels, scratch.data());
     tile.y = sums[1];
-    multiply<Bf16PairPanels, false>(tile, kRows, 1, scratch.data());
+    other_way(tile, kRows, kNumPanels, scratch.data());
     return std::equal(sums[0], sums[0] + kSums, sums[1]);
+}
+
+// The processor's vdpbf16ps adds as Bf16PairPanels does: its order and rounding are no part of all
+// makers' manuals, and ranks on other processors must find the same bits.
+bool dots_add_in_order() {
+    return multiply_alike<kTileRows, 1, 128>(multiply<Bf16DotPanels, false>,
+                                             multiply<Bf16PairPanels, false>);
 }
 
 bool dots_work() {
@@ -383,26 +391,8 @@ void multiply_by_tiles(const Tile& all, int64_t num_rows, int64_t num_panels, fl
 
 // AMX adds as amx.h says.
 bool amx_adds_in_order() {
-    constexpr int64_t kRows = 19, kNumK = 2 * kAmxSteps + 6;
-    constexpr int64_t kColumns = 2 * kPanelColumns, kSums = kRows * kColumns;
-    alignas(64) uint16_t panels[kNumK * kColumns];
-    float x[kRows * kNumK], sums[2][kSums];
-    std::vector<float> scratch(kGemmScratchBytes / sizeof(float));
-    Random random(1);
-    for (uint16_t& value : panels)
-        value = static_cast<uint16_t>(std::bit_cast<uint32_t>(random.next_normal()) >> 16);
-    for (float& value : x) value = random.next_normal();
-    Tile tile{};
-    tile.panels = tile.next = reinterpret_cast<const std::byte*>(panels);
-    tile.panel_stride = kNumK * kPanelColumns * 2;
-    tile.x = x;
-    tile.x_stride = tile.num_k = kNumK;
-    tile.y_stride = tile.num_columns = kColumns;
-    tile.y = sums[0];
-    multiply_by_tiles<Bf16DotPanels>(tile, kRows, 2, scratch.data());
-    tile.y = sums[1];
-    multiply<Bf16AmxPanels, false>(tile, kRows, 2, scratch.data());
-    return std::equal(sums[0], sums[0] + kSums, sums[1]);
+    return multiply_alike<19, 2, 2 * kAmxSteps + 6>(multiply_by_tiles<Bf16DotPanels>,
+                                                    multiply<Bf16AmxPanels, false>);
 }
 
 bool amx_works() {
