@@ -69,8 +69,10 @@ void UcxTransport::on_failure(void* failed, ucp_ep_h, ucs_status_t status) {
     if (!peer.left) peer.owner->lost_ = &peer;
 }
 
-// Peers are told, so that they do not take the end of this rank for its death. After a failure
-// nothing is taken apart: the job is ending, and UCX may still touch the memory.
+// Peers are told, so that they do not take the end of this rank for its death, and all have told it
+// before any connection ends: none fails under what another still has under way. Destroying the
+// worker ends them, without the words that a flush of a connection would find whose peer is gone.
+// After a failure nothing is taken apart: the job is ending, and UCX may still touch the memory.
 UcxTransport::~UcxTransport() {
     thread_ = {};
     closing_ = true;
@@ -80,13 +82,14 @@ UcxTransport::~UcxTransport() {
         new std::deque<Lane>(std::move(lanes_));
         return;
     }
-    const bool done = wait_until([&] { return std::none_of(lanes_.begin(), lanes_.end(), sends); });
+    wait_until([&] { return std::none_of(lanes_.begin(), lanes_.end(), sends); });
     for (Lane& lane : lanes_)
         if (lane.receives && lane.request != nullptr) ucp_request_cancel(worker_, lane.request);
     greet(kGoodbye);
-    wait_until([&] { return num_pending_ == 0; });
-    for (Peer& peer : peers_) disconnect(peer, !done);
-    wait_until([&] { return num_pending_ == 0; });
+    wait_until(
+        [&] { return num_pending_ == 0 && std::none_of(peers_.begin(), peers_.end(), stays); });
+    for (Peer& peer : peers_)
+        if (peer.key != nullptr) ucp_rkey_destroy(peer.key);
     receive_region_ = {};
     send_region_ = {};
     ucp_worker_destroy(worker_);
@@ -149,7 +152,6 @@ void UcxTransport::meet(Peer& peer, const Introduction& introduction) {
         careful.err_mode = UCP_ERR_HANDLING_MODE_PEER;
         careful.err_handler = {.cb = on_failure, .arg = &peer};
         status = ucp_ep_create(worker_, &careful, &peer.endpoint);
-        peer.detects_failure = status == UCS_OK;
     }
     if (status != UCS_OK) status = ucp_ep_create(worker_, &params, &peer.endpoint);
     if (status != UCS_OK)
@@ -297,16 +299,6 @@ void UcxTransport::await_hellos(int num) {
                 "rank {} on {} heard nothing from rank {} on {} over UCX for {:.0f} s; check "
                 "UCX_TLS and UCX_NET_DEVICES, or set exchange.transport: mpi",
                 rank(), host(rank()), silent_rank, host(silent_rank), world_.deadline_s());
-}
-
-void UcxTransport::disconnect(Peer& peer, bool force) {
-    if (peer.key != nullptr) ucp_rkey_destroy(peer.key);
-    if (peer.endpoint == nullptr) return;
-    ucp_request_param_t param = request_param(nullptr);
-    param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-    const bool forced = peer.detects_failure && (force || peer.failure != UCS_OK);
-    param.flags = forced ? static_cast<uint32_t>(UCP_EP_CLOSE_FLAG_FORCE) : 0u;
-    started(ucp_ep_close_nbx(peer.endpoint, &param));
 }
 
 }  // namespace ferry

@@ -94,7 +94,6 @@ class UcxTransport final : public Transport {
         UcxTransport* owner = nullptr;
         ucp_ep_h endpoint = nullptr;
         ucp_rkey_h key = nullptr;
-        bool detects_failure = false;
         UcxPath path = UcxPath::message;     // of slots that are sent to it
         UcxPath path_in = UcxPath::message;  // of slots that it sends
         std::vector<Board> boards;           // mapped here
@@ -110,6 +109,9 @@ class UcxTransport final : public Transport {
     };
 
     static bool sends(const Lane& lane) { return !lane.receives && lane.num_requests > 0; }
+    static bool stays(const Peer& peer) {
+        return peer.endpoint != nullptr && !peer.left && peer.failure == UCS_OK;
+    }
 
     LaneId open(const LaneSpec& spec, bool receives);
     static bool is_slot(const Lane& lane) {
@@ -127,7 +129,6 @@ class UcxTransport final : public Transport {
     void place_send_slots(const std::vector<Introduction>& introductions);
     void greet(unsigned what);
     void await_hellos(int num);
-    void disconnect(Peer& peer, bool force);
     void receive(Lane& lane, size_t size_bytes);
     void put(Lane& lane, const std::byte* from, size_t size_bytes, uint64_t to);
     bool move() override;

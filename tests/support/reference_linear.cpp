@@ -13,6 +13,10 @@ T& element(std::vector<std::byte>& data, int64_t index) {
     return reinterpret_cast<T*>(data.data())[index];
 }
 
+float add_rounded(float sum, float x, float weight) {
+    return std::fma(bf16_to_f32(f32_to_bf16(x)), weight, sum);
+}
+
 }  // namespace
 
 PlainWeight PlainWeight::random(const WeightSpec& spec, uint64_t seed) {
@@ -102,24 +106,50 @@ float reference_dot(const float* x, const float* x_scales, const PlainWeight& w,
     return acc;
 }
 
+float reference_rounded_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                            int64_t out) {
+    FERRY_CHECK(w.spec.in % 2 == 0);
+    float sum = 0;
+    for (int64_t k = 0; k < w.spec.in; k += 2) {
+        sum = add_rounded(sum, x[k + 1], w.value(group, out, k + 1));
+        sum = add_rounded(sum, x[k], w.value(group, out, k));
+    }
+    return sum;
+}
+
+float reference_amx_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                        int64_t out) {
+    FERRY_CHECK(w.spec.in % 2 == 0);
+    float sum = 0;
+    for (int64_t first = 0; first < w.spec.in; first += 32) {
+        float even = 0, odd = 0;
+        for (int64_t k = first; k < std::min(first + 32, w.spec.in); k += 2) {
+            even = add_rounded(even, x[k], w.value(group, out, k));
+            odd = add_rounded(odd, x[k + 1], w.value(group, out, k + 1));
+        }
+        sum = sum + (even + odd);
+    }
+    return sum;
+}
+
 void reference_grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const PlainWeight& w,
-                            const Tensor& y, const Tensor* x_scales) {
+                            const Tensor& y, const Tensor* x_scales, ReferenceDot* dot) {
     for (int64_t group = 0; group < w.spec.groups; ++group)
         for (int64_t row = offsets[static_cast<size_t>(group)];
              row < offsets[static_cast<size_t>(group + 1)]; ++row)
             for (int64_t out = 0; out < w.spec.out; ++out)
                 y.row<float>(row)[out] =
-                    reference_dot(x.row<float>(row), x_scales ? x_scales->row<float>(row) : nullptr,
-                                  w, group, out);
+                    dot(x.row<float>(row), x_scales ? x_scales->row<float>(row) : nullptr, w, group,
+                        out);
 }
 
 void reference_head_gemm(const Tensor& x, int64_t x_head_stride, const PlainWeight& w,
-                         const Tensor& y) {
+                         const Tensor& y, ReferenceDot* dot) {
     for (int64_t row = 0; row < x.rows(); ++row)
         for (int64_t head = 0; head < w.spec.groups; ++head)
             for (int64_t out = 0; out < w.spec.out; ++out)
                 y.row<float>(row)[head * w.spec.out + out] =
-                    reference_dot(x.row<float>(row) + head * x_head_stride, nullptr, w, head, out);
+                    dot(x.row<float>(row) + head * x_head_stride, nullptr, w, head, out);
 }
 
 void reference_quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,

@@ -24,10 +24,18 @@ struct PlainWeight {
 // One output element: x [in]; x_scales [ceil(in/128)] or null.
 float reference_dot(const float* x, const float* x_scales, const PlainWeight& w, int64_t group,
                     int64_t out);
+// Of bf16 weights and x rounded to bf16: of each pair of k the second product first.
+float reference_rounded_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                            int64_t out);
+float reference_amx_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                        int64_t out);  // the formula of layers/cpu/amx.h
+
+using ReferenceDot = decltype(reference_dot);
 void reference_grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const PlainWeight& w,
-                            const Tensor& y, const Tensor* x_scales = nullptr);
+                            const Tensor& y, const Tensor* x_scales = nullptr,
+                            ReferenceDot* dot = reference_dot);
 void reference_head_gemm(const Tensor& x, int64_t x_head_stride, const PlainWeight& w,
-                         const Tensor& y);
+                         const Tensor& y, ReferenceDot* dot = reference_dot);
 void reference_quantise_fp8(const Tensor& x, bool power_of_two_scales, const Tensor& q,
                             const Tensor& scales);
 void reference_tree_sum(const Tensor& parts, const Tensor& y);

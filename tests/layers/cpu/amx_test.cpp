@@ -2,14 +2,13 @@
 
 #include <cmath>
 
-#include "comm/row_codec.h"
-#include "comm/wire.h"
 #include "layers/cpu/amx.h"
 #include "layers/cpu/cpu_kernels.h"
 #include "tests/support/amx_emulation.h"
 #include "tests/support/matrix.h"
 #include "tests/support/reference_linear.h"
 #include "tests/support/vector_targets.h"
+#include "tests/support/wire_matrix.h"
 
 namespace ferry {
 namespace {
@@ -26,30 +25,6 @@ CpuOptions amx_options(bool compressed = false) {
     return {.bf16_activations = true, .amx_sums = true, .compress_weights = compressed};
 }
 
-// amx.h's formula.
-void reference_amx(const Tensor& x, std::span<const int64_t> offsets, const PlainWeight& w,
-                   const Tensor& y) {
-    for (int64_t group = 0; group < w.spec.groups; ++group)
-        for (int64_t row = offsets[static_cast<size_t>(group)];
-             row < offsets[static_cast<size_t>(group) + 1]; ++row)
-            for (int64_t out = 0; out < w.spec.out; ++out) {
-                const auto product = [&](int64_t k, float sum) {
-                    const float value = bf16_to_f32(f32_to_bf16(x.row<float>(row)[k]));
-                    return std::fma(value, w.value(group, out, k), sum);
-                };
-                float sum = 0;
-                for (int64_t first = 0; first < w.spec.in; first += 32) {
-                    float even = 0, odd = 0;
-                    for (int64_t k = first; k < std::min(first + 32, w.spec.in); k += 2) {
-                        even = product(k, even);
-                        odd = product(k + 1, odd);
-                    }
-                    sum = sum + (even + odd);
-                }
-                y.row<float>(row)[out] = sum;
-            }
-}
-
 void expect_bits_of_the_reference() {
     for (const Shape& shape : kShapes) {
         const PlainWeight plain = PlainWeight::random(
@@ -57,7 +32,7 @@ void expect_bits_of_the_reference() {
         const Matrix x(shape.rows, shape.in, 72);
         const int64_t offsets[] = {0, shape.rows};
         Matrix expected(shape.rows, shape.out);
-        reference_amx(x.view, offsets, plain, expected.view);
+        reference_grouped_gemm(x.view, offsets, plain, expected.view, nullptr, reference_amx_dot);
         std::vector<uint16_t> bits(static_cast<size_t>(shape.rows * (shape.in + 6)), 0x7fc0);
         const Tensor rounded =
             Tensor(bits.data(), DType::bf16, {shape.rows, shape.in + 6}).slice_columns(2, shape.in);
@@ -119,31 +94,16 @@ TEST_F(AmxInstructions, OfGroupsWireAndHeads) {
         const auto kernels = make_cpu_kernels(2, amx_options(compressed));
         const Weight weight = plain.packed(*kernels);
         for (DType wire : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
-            const int64_t row_bytes = wire_row_bytes(wire, in);
-            const int64_t row_scales = ceil_div(in, kScaleBlock);
-            std::vector<std::byte> values(static_cast<size_t>(rows * row_bytes));
-            std::vector<float> scales(static_cast<size_t>(rows * row_scales));
-            std::vector<WireRow> list(rows);
-            Matrix decoded(rows, in), expected(rows, out), y(rows, out);
-            for (int64_t r = 0; r < rows; ++r) {
-                std::byte* row = values.data() + r * row_bytes;
-                float* row_scale = scales.data() + r * row_scales;
-                encode_row(wire, x.view.row<float>(r), in, row, row_scale);
-                decode_row(wire, row, row_scale, in, decoded.view.row<float>(r));
-                list[static_cast<size_t>(r)] = {row, row_scale};
-            }
-            reference_amx(decoded.view, offsets, plain, expected.view);
-            kernels->grouped_gemm_wire({wire, in, list}, offsets, weight, y.view);
+            const WireMatrix sent(wire, x);
+            Matrix expected(rows, out), y(rows, out);
+            reference_grouped_gemm(sent.decoded.view, offsets, plain, expected.view, nullptr,
+                                   reference_amx_dot);
+            kernels->grouped_gemm_wire(sent.rows, offsets, weight, y.view);
             EXPECT_EQ(num_different(y, expected), 0) << to_string(wire);
         }
         Matrix y(7, groups * out), expected(7, groups * out);
         kernels->head_gemm(heads.view, in, weight, y.view.reshape({7, groups, out}));
-        for (int64_t group = 0; group < groups; ++group) {
-            int64_t only[groups + 1];
-            for (int64_t g = 0; g <= groups; ++g) only[g] = g <= group ? 0 : 7;
-            reference_amx(heads.view.slice_columns(group * in, in), only, plain,
-                          expected.view.slice_columns(group * out, out));
-        }
+        reference_head_gemm(heads.view, in, plain, expected.view, reference_amx_dot);
         EXPECT_EQ(num_different(y, expected), 0);
     }
 }

@@ -2,13 +2,12 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
-#include "comm/row_codec.h"
-#include "comm/wire.h"
 #include "layers/cpu/compressed_panel.h"
 #include "layers/cpu/cpu_kernels.h"
 #include "tests/support/matrix.h"
 #include "tests/support/reference_linear.h"
 #include "tests/support/vector_targets.h"
+#include "tests/support/wire_matrix.h"
 
 namespace ferry {
 namespace {
@@ -107,20 +106,10 @@ TEST(CompressedWeights, GroupsWireAndHeads) {
                    exact = make_cpu_kernels(1, {.bf16_activations = rounded});
         const Weight weight = plain.packed(*kernels), plain_weight = plain.packed(*exact);
         for (DType wire : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
-            const int64_t row_bytes = wire_row_bytes(wire, in);
-            const int64_t row_scales = ceil_div(in, kScaleBlock);
-            std::vector<std::byte> values(static_cast<size_t>(rows * row_bytes));
-            std::vector<float> scales(static_cast<size_t>(rows * row_scales));
-            std::vector<WireRow> list(rows);
-            for (int64_t r = 0; r < rows; ++r) {
-                list[static_cast<size_t>(r)] = {values.data() + r * row_bytes,
-                                                scales.data() + r * row_scales};
-                encode_row(wire, x.view.row<float>(r), in, values.data() + r * row_bytes,
-                           scales.data() + r * row_scales);
-            }
+            const WireMatrix sent(wire, x);
             Matrix y(rows, out), expected(rows, out);
-            kernels->grouped_gemm_wire({wire, in, list}, offsets, weight, y.view);
-            exact->grouped_gemm_wire({wire, in, list}, offsets, plain_weight, expected.view);
+            kernels->grouped_gemm_wire(sent.rows, offsets, weight, y.view);
+            exact->grouped_gemm_wire(sent.rows, offsets, plain_weight, expected.view);
             EXPECT_EQ(num_different(y, expected), 0) << to_string(wire);
         }
         Matrix y(7, groups * out), expected(7, groups * out);

@@ -3,12 +3,11 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "comm/row_codec.h"
-#include "comm/wire.h"
 #include "layers/cpu/cpu_kernels.h"
 #include "tests/support/matrix.h"
 #include "tests/support/reference_linear.h"
 #include "tests/support/vector_targets.h"
+#include "tests/support/wire_matrix.h"
 
 namespace ferry {
 namespace {
@@ -208,29 +207,16 @@ TEST(Linear, WireRowsHaveTheBitsOfDecodedRows) {
     const int64_t groups = 5, rows = 100, in = 5300, out = 40;
     const Matrix x(rows, in, 61);
     for (DType wire : kTypes) {
-        const int64_t row_bytes = wire_row_bytes(wire, in);
-        std::vector<std::byte> values(static_cast<size_t>(rows * row_bytes));
-        std::vector<float> scales(static_cast<size_t>(rows * ceil_div(in, kWireScaleBlock)));
-        std::vector<WireRow> list(rows);
-        Matrix decoded(rows, in);
-        for (int64_t r = 0; r < rows; ++r) {
-            const int64_t at = r * 37 % rows;  // where it lies
-            std::byte* row = values.data() + at * row_bytes;
-            float* row_scales = scales.data() + at * ceil_div(in, kWireScaleBlock);
-            encode_row(wire, x.view.row<float>(r), in, row, row_scales);
-            decode_row(wire, row, row_scales, in, decoded.view.row<float>(r));
-            list[static_cast<size_t>(r)] = {row, row_scales};
-        }
+        const WireMatrix sent(wire, x);
         for (DType dtype : kTypes) {
             const PlainWeight plain =
                 PlainWeight::random({.dtype = dtype, .groups = groups, .out = out, .in = in}, 62);
             Matrix expected(rows, out);
-            reference_grouped_gemm(decoded.view, offsets, plain, expected.view);
+            reference_grouped_gemm(sent.decoded.view, offsets, plain, expected.view);
             for (int num_threads : {1, 2}) {
                 const auto kernels = make_cpu_kernels(num_threads);
                 Matrix y(rows, out);
-                kernels->grouped_gemm_wire({wire, in, list}, offsets, plain.packed(*kernels),
-                                           y.view);
+                kernels->grouped_gemm_wire(sent.rows, offsets, plain.packed(*kernels), y.view);
                 EXPECT_EQ(num_different(y, expected), 0)
                     << to_string(wire) << " rows, " << to_string(dtype) << " weights";
             }
@@ -271,24 +257,6 @@ TEST(Linear, HeadGemm) {
     }
 }
 
-// What bf16_activations makes of bf16 weights: of each pair of k the second product first.
-void reference_rounded(const Tensor& x, std::span<const int64_t> offsets, const PlainWeight& w,
-                       const Tensor& y) {
-    FERRY_CHECK(w.spec.in % 2 == 0);
-    for (int64_t group = 0; group < w.spec.groups; ++group)
-        for (int64_t row = offsets[static_cast<size_t>(group)];
-             row < offsets[static_cast<size_t>(group) + 1]; ++row)
-            for (int64_t out = 0; out < w.spec.out; ++out) {
-                const auto product = [&](int64_t k, float sum) {
-                    const float value = bf16_to_f32(f32_to_bf16(x.row<float>(row)[k]));
-                    return std::fma(value, w.value(group, out, k), sum);
-                };
-                float sum = 0;
-                for (int64_t k = 0; k < w.spec.in; k += 2) sum = product(k, product(k + 1, sum));
-                y.row<float>(row)[out] = sum;
-            }
-}
-
 // By vdpbf16ps and by FMAs, as this machine and the vectors of each target have it.
 TEST(Linear, RoundedRowsHaveTheBitsOfTheReference) {
     constexpr Shape kEven[] = {{0, 40, 30},    {1, 1, 2},      {1, 130, 300}, {2, 100, 128},
@@ -301,7 +269,8 @@ TEST(Linear, RoundedRowsHaveTheBitsOfTheReference) {
         const Matrix x(shape.rows, shape.in, 72);
         const int64_t offsets[] = {0, shape.rows};
         Matrix expected(shape.rows, shape.out);
-        reference_rounded(x.view, offsets, plain, expected.view);
+        reference_grouped_gemm(x.view, offsets, plain, expected.view, nullptr,
+                               reference_rounded_dot);
         for_each_vector_target([&] {
             for (int num_threads : {1, 3}) {
                 const auto kernels = make_cpu_kernels(num_threads, {.bf16_activations = true});
@@ -366,42 +335,26 @@ TEST(Linear, RoundedRowsOfGroupsWireAndHeads) {
         PlainWeight::random({.dtype = DType::bf16, .groups = groups, .out = out, .in = in}, 75);
     const Matrix x(rows, in, 76);
     for (DType wire : kTypes) {
-        const int64_t row_bytes = wire_row_bytes(wire, in), row_scales = ceil_div(in, kScaleBlock);
-        std::vector<std::byte> values(static_cast<size_t>(rows * row_bytes));
-        std::vector<float> scales(static_cast<size_t>(rows * row_scales));
-        std::vector<WireRow> list(rows);
-        Matrix decoded(rows, in), expected(rows, out);
-        for (int64_t r = 0; r < rows; ++r) {
-            std::byte* row = values.data() + r * row_bytes;
-            encode_row(wire, x.view.row<float>(r), in, row, scales.data() + r * row_scales);
-            decode_row(wire, row, scales.data() + r * row_scales, in, decoded.view.row<float>(r));
-            list[static_cast<size_t>(r)] = {row, scales.data() + r * row_scales};
-        }
-        reference_rounded(decoded.view, offsets, plain, expected.view);
+        const WireMatrix sent(wire, x);
+        Matrix expected(rows, out);
+        reference_grouped_gemm(sent.decoded.view, offsets, plain, expected.view, nullptr,
+                               reference_rounded_dot);
         for_each_vector_target([&] {
             const auto kernels = make_cpu_kernels(2, {.bf16_activations = true});
             const Weight weight = plain.packed(*kernels);
             Matrix y(rows, out), of_f32(rows, out);
-            kernels->grouped_gemm_wire({wire, in, list}, offsets, weight, y.view);
-            kernels->grouped_gemm(decoded.view, offsets, weight, of_f32.view);
+            kernels->grouped_gemm_wire(sent.rows, offsets, weight, y.view);
+            kernels->grouped_gemm(sent.decoded.view, offsets, weight, of_f32.view);
             EXPECT_EQ(num_different(y, expected), 0) << to_string(wire);
             EXPECT_EQ(num_different(of_f32, expected), 0) << to_string(wire);
         });
     }
     const Matrix heads(7, groups * in, 77);
-    Matrix y(7, groups * out);
+    Matrix y(7, groups * out), expected(7, groups * out);
+    reference_head_gemm(heads.view, in, plain, expected.view, reference_rounded_dot);
     const auto kernels = make_cpu_kernels(2, {.bf16_activations = true});
     kernels->head_gemm(heads.view, in, plain.packed(*kernels), y.view.reshape({7, groups, out}));
-    for (int64_t group = 0; group < groups; ++group) {
-        int64_t only[groups + 1];
-        for (int64_t g = 0; g <= groups; ++g) only[g] = g <= group ? 0 : 7;
-        Matrix expected(7, out);
-        reference_rounded(heads.view.slice_columns(group * in, in), only, plain, expected.view);
-        for (int64_t row = 0; row < 7; ++row)
-            for (int64_t i = 0; i < out; ++i)
-                EXPECT_EQ(y.view.row<float>(row)[group * out + i],
-                          expected.view.row<float>(row)[i]);
-    }
+    EXPECT_EQ(num_different(y, expected), 0);
 }
 
 // DESIGN 4.1: a row's bits are the same alone and among others.
