@@ -141,6 +141,7 @@ ExchangeSetup checked(ExchangeSetup setup) {
         options.bounded_tokens = options.mode == ExchangeMode::bounded
                                      ? options.max_tokens
                                      : std::min<int64_t>(options.max_tokens, 256);
+    options.bounded_tokens = std::min(options.bounded_tokens, options.max_tokens);
     for (const Placement& placement : setup.placements)
         if (placement.num_ranks() != setup.layout.num_expert())
             throw Error(ErrorKind::usage, "placement is for {} expert ranks, but the layout has {}",

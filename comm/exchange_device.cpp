@@ -571,6 +571,7 @@ std::unique_ptr<Exchange> make_device_exchange(const ExchangeSetup& setup, Block
                     options.topk, kMaxTopk);
     if (options.bounded_tokens == 0 || options.mode != ExchangeMode::bounded)
         options.bounded_tokens = options.max_tokens;
+    options.bounded_tokens = std::min(options.bounded_tokens, options.max_tokens);
     return std::make_unique<DeviceExchange>(checked, blocks);
 }
 

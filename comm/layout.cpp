@@ -34,9 +34,7 @@ std::string divisors(int n) {
     return text;
 }
 
-void check_disaggregated(const LayoutOptions& options, int num_ranks) {
-    const int a = options.attention_ranks;
-    const int e = options.expert_ranks;
+void check_disaggregated(int a, int e, int num_ranks) {
     if (a < 1 || e < 1)
         throw Error(ErrorKind::usage,
                     "layout: disaggregated needs at least one rank of each role, not {} attention "
@@ -110,9 +108,13 @@ Layout make_layout(const LayoutOptions& options, std::span<const int> node_of_ra
     layout.num_ranks_ = num_ranks;
     layout.node_of_rank_.assign(node_of_rank.begin(), node_of_rank.end());
     if (options.mode == LayoutMode::disaggregated) {
-        check_disaggregated(options, num_ranks);
         layout.num_attention_ = options.attention_ranks;
         layout.num_expert_ = options.expert_ranks;
+        if (layout.num_attention_ == 0)
+            layout.num_attention_ = num_ranks - layout.num_expert_;
+        else if (layout.num_expert_ == 0)
+            layout.num_expert_ = num_ranks - layout.num_attention_;
+        check_disaggregated(layout.num_attention_, layout.num_expert_, num_ranks);
     } else {
         if (options.attention_ranks != 0 && options.attention_ranks != num_ranks)
             throw Error(ErrorKind::usage,

@@ -13,10 +13,12 @@ enum class LayoutMode { disaggregated, colocated };
 
 struct LayoutOptions {
     LayoutMode mode = LayoutMode::disaggregated;
-    int attention_ranks = 0;  // colocated: 0 means every rank of the world
-    int expert_ranks = 0;     // colocated: ignored, every rank holds experts
-    int tp_size = 0;          // 0: the attention ranks of one node where that divides, else the
-                              // largest divisor below it
+    // Disaggregated: one of them may be 0, for the ranks that the other leaves. Colocated: 0 means
+    // every rank of the world; expert_ranks is ignored, every rank holds experts.
+    int attention_ranks = 0;
+    int expert_ranks = 0;
+    int tp_size = 0;  // 0: the attention ranks of one node where that divides, else the
+                      // largest divisor below it
 };
 
 // Where a rank runs, for the table that is printed at the start.

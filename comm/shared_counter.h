@@ -26,7 +26,9 @@ class SharedCounter {
     SharedCounter(const SharedCounter&) = delete;
     SharedCounter& operator=(const SharedCounter&) = delete;
 
-    // Asks for up to `count` items; one claim at a time.
+    // Asks for up to `count` items; one claim at a time. The answer is less towards the end, at
+    // least one: half of what would be this member's share of what is left (guided
+    // self-scheduling), so that all members end together.
     void request(int64_t count);
     bool requested() const { return requested_; }
     // The answer, once; moves messages, never blocks.

@@ -104,8 +104,11 @@ class Transport {
     bool progress() {
         bool moved = move();
         for (const auto& service : services_) moved |= service();
+        num_moves_ += moved ? 1 : 0;
         return moved;
     }
+    // Times that progress() returned true: whoever waits sees what others moved on meanwhile.
+    uint64_t num_moves() const { return num_moves_; }
     // Called with every progress(), whoever waits for what; returns whether it did something. For
     // small duties towards other ranks (SharedCounter). Must not call progress().
     void add_service(std::function<bool()> service) { services_.push_back(std::move(service)); }
@@ -113,6 +116,7 @@ class Transport {
   private:
     virtual bool move() = 0;
     std::vector<std::function<bool()>> services_;
+    uint64_t num_moves_ = 0;
 };
 
 // A world of one rank; lanes to oneself only.

@@ -20,7 +20,9 @@ class Waiter {
     // moved for the stall timeout or the watchdog has found the run dead.
     template <typename Missing>
     void poll(Missing&& missing) {
-        if (transport_.progress()) {
+        transport_.progress();
+        if (transport_.num_moves() != num_moves_) {  // since the last poll, whoever saw it
+            num_moves_ = transport_.num_moves();
             idle_.reset();
             progress_state().beat();
             return;
@@ -46,6 +48,7 @@ class Waiter {
     Transport& transport_;
     double stall_timeout_s_;
     Idle idle_;
+    uint64_t num_moves_ = 0;  // of the transport, as of the last poll
     Activity activity_before_ = Activity::computing;
 };
 

@@ -11,11 +11,13 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <thread>
 #include <utility>
 
+#include "base/check.h"
 #include "base/cores.h"
 #include "base/error.h"
 #include "comm/idle.h"
@@ -277,16 +279,20 @@ std::string World::broadcast(const std::string& text, int root) {
 }
 
 std::vector<std::string> World::all_gather(const std::string& text) {
-    const int size = static_cast<int>(text.size());
-    std::vector<int> sizes(size_), offsets(size_ + 1, 0);
+    const int64_t size = std::ssize(text);
+    std::vector<int64_t> all_sizes(size_);
     MPI_Request request = MPI_REQUEST_NULL;
-    mpi_check(MPI_Iallgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, impl_->world, &request),
+    mpi_check(MPI_Iallgather(&size, 1, MPI_INT64_T, all_sizes.data(), 1, MPI_INT64_T, impl_->world,
+                             &request),
               "MPI_Iallgather");
     wait_for_all(*this, request, "a gather of sizes");
-    for (int r = 0; r < size_; ++r) offsets[r + 1] = offsets[r] + sizes[r];
+    const int64_t total = std::accumulate(all_sizes.begin(), all_sizes.end(), int64_t{0});
+    FERRY_CHECK(total <= std::numeric_limits<int>::max(), "{} bytes are too many to gather", total);
+    std::vector<int> sizes(all_sizes.begin(), all_sizes.end()), offsets(size_ + 1, 0);
+    std::partial_sum(sizes.begin(), sizes.end(), offsets.begin() + 1);
     std::string all(offsets[size_], '\0');
-    mpi_check(MPI_Iallgatherv(text.data(), size, MPI_CHAR, all.data(), sizes.data(), offsets.data(),
-                              MPI_CHAR, impl_->world, &request),
+    mpi_check(MPI_Iallgatherv(text.data(), sizes[rank_], MPI_CHAR, all.data(), sizes.data(),
+                              offsets.data(), MPI_CHAR, impl_->world, &request),
               "MPI_Iallgatherv");
     wait_for_all(*this, request, "a gather");
     std::vector<std::string> texts;

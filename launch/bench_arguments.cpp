@@ -123,7 +123,7 @@ BenchJob::BenchJob(World& all, const BenchArguments& arguments)
     check_same_everywhere(world, "configuration", effective_yaml(config));
     if (world.size() > 1) {
         WatchdogOptions options;
-        options.stall_timeout_s = config.engine.stall_timeout_s;
+        options.stall_timeout_s = config.engine.patience_s();
         watchdog.emplace(world, options);
     }
     model = open_model(config);

@@ -74,7 +74,7 @@ class LoadBench {
         std::vector<LayoutChoice> layouts;
         for (const std::string& text : arguments_.layouts)
             layouts.push_back(parse_layout_choice(text, "--layout"));
-        if (layouts.empty()) layouts.push_back(layout_choice_of(job_.config));
+        if (layouts.empty()) layouts.push_back(layout_choice_of(job_.config, job_.world.size()));
         for (const LayoutChoice& layout : layouts)
             for (const std::string& state : arguments_.states) {
                 if (job_.world.all_max(stop_requested() ? 1 : 0) > 0) break;

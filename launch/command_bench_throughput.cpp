@@ -24,7 +24,7 @@ void bench_throughput_on(World& world, const Arguments& arguments) {
     ThroughputSweep sweep = arguments.sweep;
     for (const std::string& text : arguments.layouts)
         sweep.layouts.push_back(parse_layout_choice(text, "--layout"));
-    if (sweep.layouts.empty()) sweep.layouts.push_back(layout_choice_of(job.config));
+    if (sweep.layouts.empty()) sweep.layouts.push_back(layout_choice_of(job.config, world.size()));
     const WorkloadOptions options =
         workload_options(arguments, job.model.source->config().vocab_size);
     const std::vector<WorkloadRequest> workload = make_workload(options);

@@ -156,13 +156,17 @@ void write_expert_load(const std::string& path, RankFabric& fabric, const ModelC
 // Collective.
 void write_routing(const std::string& path, RankFabric& fabric, const ModelConfig& model,
                    World& world) {
-    const std::vector<std::string> all =
-        world.all_gather(routing_recorder().lines(fabric.attention_rank()));
-    if (world.rank() != 0) return;
+    const bool first = world.rank() == 0;
     std::string text =
         RoutingRecorder::first_line(model.n_routed_experts, model.n_activated_experts);
-    for (const std::string& lines : all) text += lines;
-    write_text(path, text);
+    for (int rank = 0; rank < world.size(); ++rank) {  // there may be gigabytes of it
+        std::string lines =
+            rank == world.rank() ? routing_recorder().lines(fabric.attention_rank()) : "";
+        lines = world.broadcast(lines, rank);
+        if (first) text += lines;
+    }
+    if (first) write_text(path, text);
+    world.wait_quietly();  // however long writing took
 }
 
 // Runs this rank's share of the requests into `sink`, or serves experts. Collective.
@@ -277,16 +281,17 @@ void generate_to_folder(const Config& config, OpenedModel& model, World& world,
     }
     const int64_t num_failed = world.all_sum(counts.failed);  // also: every journal is closed
     if (end == LoopEnd::stopped) requeue(config, num_done);
-    if (!first) return;
     int64_t num_lines = 0;
     try {
-        num_lines = merge_output(dir);
+        if (first) num_lines = merge_output(dir);
     } catch (const Error& error) {
         throw Error(error.kind(), "{}; {} finished requests are kept, run again to go on",
                     error.what(), num_done);
     }
-    fmt::print(stderr, "{} requests{} in {}/completions.jsonl\n", num_lines,
-               num_failed > 0 ? fmt::format(", {} of this run failed,", num_failed) : "", dir);
+    world.wait_quietly();  // however long merging took
+    if (first)
+        fmt::print(stderr, "{} requests{} in {}/completions.jsonl\n", num_lines,
+                   num_failed > 0 ? fmt::format(", {} of this run failed,", num_failed) : "", dir);
 }
 
 void generate_to_stdout(const Config& config, OpenedModel& model, World& world) {
@@ -396,7 +401,7 @@ void generate_on(const Arguments& arguments, World& world) {
     std::optional<Watchdog> watchdog;
     if (world.size() > 1) {
         WatchdogOptions options;
-        options.stall_timeout_s = config.engine.stall_timeout_s;
+        options.stall_timeout_s = config.engine.patience_s();
         watchdog.emplace(world, options);
     }
     OpenedModel model = open_model(config);

@@ -84,15 +84,17 @@ LayoutChoice parse_layout_choice(const std::string& text, const std::string& opt
                 option, text);
 }
 
-LayoutChoice layout_choice_of(const Config& config) {
+LayoutChoice layout_choice_of(const Config& config, int num_ranks) {
     LayoutChoice choice{.mode = config.layout.mode,
                         .attention_ranks = static_cast<int>(config.layout.attention_ranks),
                         .expert_ranks = static_cast<int>(config.layout.expert_ranks),
                         .tp_size = static_cast<int>(config.layout.tp_size)};
     const std::string tp = choice.tp_size > 1 ? fmt::format(":{}", choice.tp_size) : "";
-    if (choice.mode == Config::Layout::Mode::disaggregated)
+    if (choice.mode == Config::Layout::Mode::disaggregated) {
+        if (choice.attention_ranks == 0) choice.attention_ranks = num_ranks - choice.expert_ranks;
+        if (choice.expert_ranks == 0) choice.expert_ranks = num_ranks - choice.attention_ranks;
         choice.text = fmt::format("{}:{}{}", choice.attention_ranks, choice.expert_ranks, tp);
-    else if (choice.attention_ranks > 0)
+    } else if (choice.attention_ranks > 0)
         choice.text = fmt::format("colocated:{}{}", choice.attention_ranks, tp);
     else
         choice.text = "colocated";
@@ -101,7 +103,7 @@ LayoutChoice layout_choice_of(const Config& config) {
 
 std::vector<ThroughputCase> ThroughputSweep::cases(const Config& config) const {
     std::vector<ThroughputCase> all;
-    for (const LayoutChoice& layout : or_else(layouts, layout_choice_of(config)))
+    for (const LayoutChoice& layout : layouts)
         for (const std::string& transport :
              or_else(transports, value_of(config, "exchange.transport")))
             for (const std::string& mode : or_else(modes, value_of(config, "exchange.mode")))

@@ -26,10 +26,10 @@ struct LayoutChoice {
 };
 // Throws Error(usage) naming `option`.
 LayoutChoice parse_layout_choice(const std::string& text, const std::string& option);
-// Of a configuration.
-LayoutChoice layout_choice_of(const Config& config);
+// Of a configuration, on so many ranks.
+LayoutChoice layout_choice_of(const Config& config, int num_ranks);
 
-// What is swept; an empty list: what the configuration says.
+// What is swept; an empty list: what the configuration says (of layouts there is one at least).
 struct ThroughputSweep {
     std::vector<LayoutChoice> layouts;
     std::vector<int64_t> batches, micro_batches, threads;

@@ -72,6 +72,9 @@ struct Config {
         bool prefix_cache = true;
         bool cuda_graphs = true;
         double stall_timeout_s = 60;
+
+        // The same for whoever waits: never is in 30 years.
+        double patience_s() const { return stall_timeout_s > 0 ? stall_timeout_s : 1e9; }
     } engine;
 
     SamplingParams sampling;  // for requests that do not say otherwise

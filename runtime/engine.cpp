@@ -173,6 +173,12 @@ bool Engine::step(bool more_coming) {
     return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
 }
 
+void Engine::step_idly() {
+    FERRY_CHECK(active_.empty());
+    settle();
+    if (fabric_.layout().num_ranks() > 1) worker_.step({});
+}
+
 void Engine::settle() {
     while (worker_.next_form().num_rows > 0) worker_.step({});
 }
@@ -261,7 +267,9 @@ bool Engine::append_token(Active& active, int32_t token) {
         if (on_token_) on_token_(active.request, token, piece);
         return stops;
     }
-    const bool found = active.stop_strings->push(piece);
+    const bool may_stop = active.num_generated() >= active.request.sampling.min_tokens;
+    if (!may_stop) active.stop_strings->pass(piece);
+    const bool found = may_stop && active.stop_strings->push(piece);
     const std::string_view text = active.stop_strings->text();
     const size_t safe = last || found ? text.size() : active.stop_strings->num_safe_bytes();
     if (on_token_)

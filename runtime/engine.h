@@ -38,13 +38,15 @@ class Engine {
 
     // Takes a request into the queue; one that can never run is finished at once, with its reason.
     void submit(Request request);
-    // Whether a request submitted now would be among the next to run (for ranks that claim work as
-    // they have room).
-    bool has_room() const { return scheduler_.has_room(); }
+    // How many requests, submitted now, would be among the next to run (for ranks that claim work
+    // as they have room).
+    int64_t room_left() const { return scheduler_.room_left(); }
     // One step; returns whether another follows. With several attention ranks all of them step
     // together, with no rows if they have none, until none has work or `more_coming` (requests that
     // it may still submit): what they say rides on the exchange, so the last step is an empty one.
     bool step(bool more_coming = false);
+    // A step with no rows, while there is nothing to do: expert ranks see that this one is alive.
+    void step_idly();
     // Takes the step that others may count on (AttentionWorker::next_form), if any, with no rows:
     // before the exchange is closed.
     void settle();

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <sstream>
 
 #include "base/error.h"
@@ -39,25 +40,44 @@ std::string read_description(const std::string& path) {
     return text;
 }
 
-// The first setting that differs, as "sampling.seed was 1, is 2".
-std::string first_difference(const std::string& before, const std::string& now) {
-    std::istringstream before_lines(before), now_lines(now);
-    std::string section, old_line, new_line;
-    for (;;) {
-        const bool had = static_cast<bool>(std::getline(before_lines, old_line));
-        const bool has = static_cast<bool>(std::getline(now_lines, new_line));
-        if (!had && !has) return "nothing";
-        if (!had || !has || old_line != new_line) {
-            const auto trimmed = [](const std::string& line) {
-                const size_t begin = line.find_first_not_of(' ');
-                return begin == std::string::npos ? std::string() : line.substr(begin);
-            };
-            return fmt::format("{}\"{}\" before, \"{}\" now",
-                               old_line.starts_with(" ") ? section + " " : "",
-                               had ? trimmed(old_line) : "", has ? trimmed(new_line) : "");
-        }
-        if (!new_line.starts_with(" ")) section = new_line;
+// Settings by name ("sampling.seed"), with their values.
+std::map<std::string, std::string> settings_of(const std::string& description) {
+    std::map<std::string, std::string> settings;
+    std::istringstream lines(description);
+    std::string section;
+    for (std::string line; std::getline(lines, line);) {
+        const size_t begin = line.find_first_not_of(' '), colon = line.find(':');
+        if (begin == std::string::npos || colon == std::string::npos) continue;
+        const std::string key = line.substr(begin, colon - begin);
+        const size_t value = line.find_first_not_of(' ', colon + 1);
+        if (begin == 0) section = key;
+        if (value != std::string::npos)
+            settings[begin == 0 ? key : section + "." + key] = line.substr(value);
     }
+    return settings;
+}
+
+// The first setting that differs, as "sampling.seed: 1 before, 2 now".
+std::string first_difference(const std::string& before, const std::string& now) {
+    const auto old_settings = settings_of(before), new_settings = settings_of(now);
+    for (const auto& [key, value] : new_settings) {
+        const auto found = old_settings.find(key);
+        if (found == old_settings.end()) return key + " is new (another version of ferry?)";
+        if (found->second != value)
+            return fmt::format("{}: {} before, {} now", key, found->second, value);
+    }
+    for (const auto& [key, value] : old_settings)
+        if (!new_settings.contains(key)) return key + " is gone (another version of ferry?)";
+    return "run.yaml is damaged";
+}
+
+// What another run may differ in. Earlier versions of Ferry did not say end-of-sentence tokens:
+// their runs go on.
+std::string comparable(const std::string& description, const std::string& other) {
+    constexpr const char* kSince = "\neos_tokens: ";
+    const size_t begin = description.find(kSince);
+    if (begin == std::string::npos || other.find(kSince) != std::string::npos) return description;
+    return std::string(description).erase(begin, description.find('\n', begin + 1) - begin);
 }
 
 void remove_parts(const std::string& dir) {
@@ -85,7 +105,7 @@ OutputState prepare_output(const std::string& dir, const std::string& run_descri
         return OutputState::unfinished;
     }
     const std::string before = read_description(described);
-    if (before != run_description)
+    if (before != comparable(run_description, before))
         throw Error(ErrorKind::usage,
                     "{}: holds a run with other results: {}; use another output.dir, or remove "
                     "this one",

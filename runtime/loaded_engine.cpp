@@ -162,7 +162,7 @@ FabricOptions fabric_options(const Config& config, const ModelConfig& model, con
                                    : CombineMode::reduced;
     options.exchange.bounded_tokens = exchange.bounded_tokens;
     options.exchange.num_micro_batches = static_cast<int>(config.engine.micro_batches);
-    options.exchange.stall_timeout_s = config.engine.stall_timeout_s;
+    options.exchange.stall_timeout_s = config.engine.patience_s();
     return options;
 }
 
@@ -315,7 +315,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
         load(config, model, options, fabric, cpu, on_progress);
     }
     world.barrier();  // all have loaded
-    world.set_deadline(config.engine.stall_timeout_s, "during or after the run");
+    world.set_deadline(config.engine.patience_s(), "during or after the run");
 }
 
 // Collective.

@@ -119,7 +119,9 @@ void open_texts(const Config& config, const std::string& folder, OpenedModel& mo
             checksum_line("chat_template", read_if_there(folder + "/chat_template.jinja") +
                                                read_if_there(folder + "/tokenizer_config.json"));
     }
-    if (!folder.empty()) model.eos_tokens = find_eos_tokens(folder, model.tokenizer);
+    if (folder.empty()) return;
+    model.eos_tokens = find_eos_tokens(folder, model.tokenizer);
+    model.identity += fmt::format("eos_tokens: {}\n", fmt::join(model.eos_tokens, " "));
 }
 
 void open_checkpoint(const Config& config, OpenedModel& model) {

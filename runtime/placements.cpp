@@ -139,8 +139,10 @@ std::vector<Placement> parse_placements(const std::string& text, const std::stri
     return placements;
 }
 
-std::vector<Placement> make_placements(const Config& config, const ModelConfig& model,
-                                       const Layout& layout, World& world) {
+namespace {
+
+std::vector<Placement> chosen_placements(const Config& config, const ModelConfig& model,
+                                         const Layout& layout, World& world) {
     const auto num_moe_layers = static_cast<int>(model.n_layers - model.n_dense_layers);
     const auto num_experts = static_cast<int>(model.n_routed_experts);
     if (num_moe_layers <= 0) return {};
@@ -159,6 +161,23 @@ std::vector<Placement> make_placements(const Config& config, const ModelConfig& 
         refuse(path, fmt::format("is of another model: this one has {} MoE layers of {} experts",
                                  num_moe_layers, num_experts));
     return balance(load, config, model, layout, num_expert_nodes(layout, world.node_of_rank()));
+}
+
+}  // namespace
+
+std::vector<Placement> make_placements(const Config& config, const ModelConfig& model,
+                                       const Layout& layout, World& world) {
+    std::vector<Placement> placements = chosen_placements(config, model, layout, world);
+    const auto has_copies = [](const Placement& each) {
+        return each.num_copies() > each.num_experts();
+    };
+    if (config.exchange.combine == Config::Exchange::Combine::reduced &&
+        std::ranges::any_of(placements, has_copies))
+        throw Error(ErrorKind::usage,
+                    "exchange.combine: reduced adds up what one rank has, and which copy of an "
+                    "expert a token meets depends on its batch: the same run would give other "
+                    "results each time; use exact, or one copy of each expert");
+    return placements;
 }
 
 std::vector<std::vector<SharedExpert>> experts_shared_on_node(

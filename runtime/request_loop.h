@@ -54,7 +54,7 @@ void give_out(Engine& engine, ResultSink& sink, const LoopHooks& hooks) {
     progress_state().publish(trace());
 }
 
-// `Engine` is runtime/engine.h's, or a test's with the same submit, has_room, step, take_finished
+// `Engine` is runtime/engine.h's, or a test's with the same submit, room_left, step, take_finished
 // and num_unfinished. `reader` gives lines in order; each is parsed when there is room for it.
 template <typename Engine>
 LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
@@ -64,7 +64,7 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
     while (more_lines || engine.num_unfinished() > 0) {
         ScopedZone step(Zone::step);
         if (hooks.stop_requested()) return LoopEnd::stopped;
-        while (more_lines && engine.has_room() && reader.ready()) {
+        while (more_lines && engine.room_left() > 0 && reader.ready()) {
             ScopedZone zone(Zone::schedule);
             line = {};
             more_lines = reader.next(line);
@@ -82,14 +82,14 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
     return LoopEnd::finished;
 }
 
-// The same on each of several attention ranks: lines are claimed one by one from a counter that all
-// share, as there is room; every rank passes over the lines of others. All ranks step together
-// until none has work. `Claims` is comm/shared_counter.h's SharedCounter.
+// The same on each of several attention ranks: lines are claimed from a counter that all share, as
+// there is room; every rank passes over the lines of others. All ranks step together until none has
+// work. `Claims` is comm/shared_counter.h's SharedCounter.
 template <typename Engine, typename Claims>
 LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
                              Claims& claims, const LoopHooks& hooks) {
     bool more_lines = true, stopped = false, more_steps = true;
-    bool claimed = false;  // the reader's next line, which may not have arrived
+    int64_t num_claimed = 0;  // of the reader's next lines, which may not have arrived
     int64_t num_read = 0;
     RequestLine line;
     while (more_steps || claims.requested()) {
@@ -102,18 +102,20 @@ LoopEnd run_claimed_requests(Engine& engine, RequestReader& reader, ResultSink& 
         }
         {
             ScopedZone zone(Zone::schedule);
-            if (more_lines && !claimed && !claims.requested() && engine.has_room())
-                claims.request(1);
+            // Lines still to come go to whoever has room when they do.
+            if (more_lines && num_claimed == 0 && !claims.requested() && engine.room_left() > 0)
+                claims.request(reader.all_ready() ? engine.room_left() : 1);
             if (const auto claim = claims.poll(); claim && more_lines) {
                 for (; more_lines && num_read < claim->begin; ++num_read)
                     more_lines = reader.skip();
-                claimed = more_lines;
+                num_claimed = claim->count;
+                if (num_claimed == 0) more_lines = false;
             }
-            if (claimed && more_lines && reader.ready()) {
-                claimed = false;
+            while (more_lines && num_claimed > 0 && engine.room_left() > 0 && reader.ready()) {
                 line = {};
                 more_lines = reader.next(line);
                 ++num_read;
+                --num_claimed;
                 if (more_lines) take_line(engine, line, sink);
             }
         }

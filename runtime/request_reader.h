@@ -79,6 +79,8 @@ class RequestReader {
     virtual bool skip() = 0;
     // The next line has arrived already (in a benchmark it may lie in the future).
     virtual bool ready() { return true; }
+    // All have.
+    virtual bool all_ready() { return true; }
 };
 
 // Throws Error(input) when the file cannot be read, then and in next().

@@ -5,6 +5,7 @@
 // run out, the sequence that arrived last gives up its pages and is recomputed later (same bits,
 // DESIGN 4.1). The oldest sequence always goes on, so all finish.
 #pragma once
+#include <algorithm>
 #include <deque>
 #include <vector>
 
@@ -88,7 +89,10 @@ class Scheduler {
 
     int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
     int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
-    bool has_room() const { return num_running() + num_waiting() < options_.max_batch; }
+    // More that may run beside those that are here.
+    int64_t room_left() const {
+        return std::max<int64_t>(0, options_.max_batch - num_running() - num_waiting());
+    }
     int64_t num_preemptions() const { return num_preemptions_; }
     const PromptRoom& room() const { return room_; }
 

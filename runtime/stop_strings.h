@@ -15,6 +15,8 @@ class StopStrings {
     // before the one that ends first; of those, the one that begins first), and further pieces
     // are ignored.
     bool push(std::string_view piece);
+    // Appends a piece that no stop string ends in.
+    void pass(std::string_view piece) { text_ += piece; }
 
     bool stopped() const { return stopped_; }
     const std::string& text() const { return text_; }

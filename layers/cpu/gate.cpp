@@ -85,24 +85,33 @@ void score_row(const GateRow& row, ScoreFunc score_func, const float* x, const f
     }
 }
 
-// The lowest index of the highest choice.
+// The lowest index of the highest choice; -1: all that is left is to be chosen never.
 int64_t best_expert(const GateRow& row) {
     const Floats d;
     FloatVector maximum = hn::Load(d, row.choice);
     for (int64_t i = kLanes; i < row.padded; i += kLanes)
         maximum = hn::Max(maximum, hn::Load(d, row.choice + i));
     maximum = hn::MaxOfLanes(d, maximum);
+    if (hn::GetLane(maximum) == kNever) return -1;
     for (int64_t i = 0; i < row.padded; i += kLanes) {
         const intptr_t lane = hn::FindFirstTrue(d, hn::Eq(hn::Load(d, row.choice + i), maximum));
         if (lane >= 0) return i + lane;
     }
-    return 0;
+    return -1;
+}
+
+// Of a token whose scores are no numbers, too, the experts are distinct: the lowest ones left.
+int64_t first_not_among(std::span<const int32_t> experts) {
+    int32_t first = 0;
+    while (std::ranges::find(experts, first) != experts.end()) ++first;
+    return first;
 }
 
 void choose_experts(const GateRow& row, const GateParams& p, int32_t* experts, float* weights) {
     float sum = 0;
     for (int64_t k = 0; k < p.topk; ++k) {
-        const int64_t best = best_expert(row);
+        int64_t best = best_expert(row);
+        if (best < 0) best = first_not_among({experts, static_cast<size_t>(k)});
         experts[k] = static_cast<int32_t>(best);
         weights[k] = row.scores[best];
         sum += weights[k];

@@ -92,7 +92,7 @@ __device__ void mask_groups(const GateCall& call, const GateRow& row, int lane) 
     __syncwarp();
 }
 
-// The lowest index of the highest choice, in all lanes.
+// The lowest index of the highest choice, in all lanes; -1: all that is left is to be chosen never.
 __device__ int best_expert(const GateCall& call, const GateRow& row, int lane) {
     float best = never();
     int place = 0x7fffffff;
@@ -110,7 +110,18 @@ __device__ int best_expert(const GateCall& call, const GateRow& row, int lane) {
             place = other_place;
         }
     }
-    return place;
+    return best == never() ? -1 : place;
+}
+
+// Of a token whose scores are no numbers, too, the experts are distinct: the lowest ones left.
+__device__ int first_not_among(const int32_t* experts, int num) {
+    int first = 0;
+    for (int k = 0; k < num; ++k)
+        if (experts[k] == first) {
+            ++first;
+            k = -1;  // from the beginning
+        }
+    return first;
 }
 
 __global__ void gate_kernel(GateCall call) {
@@ -127,7 +138,8 @@ __global__ void gate_kernel(GateCall call) {
     if (call.num_groups > 1) mask_groups(call, row, lane);
     float sum = 0;
     for (int k = 0; k < call.topk; ++k) {
-        const int best = best_expert(call, row, lane);
+        int best = best_expert(call, row, lane);
+        if (best < 0) best = first_not_among(call.experts + index * call.experts_stride, k);
         sum += row.scores[best];
         __syncwarp();  // all have read the choices
         if (lane == 0) {

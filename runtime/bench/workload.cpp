@@ -211,6 +211,10 @@ bool WorkloadReader::ready() {
     return next_ >= num_ || workload_[static_cast<size_t>(next_)].arrival_s <= now_s_();
 }
 
+bool WorkloadReader::all_ready() {
+    return num_ == 0 || workload_[static_cast<size_t>(num_ - 1)].arrival_s <= now_s_();
+}
+
 double WorkloadReader::next_arrival_s() const {
     return next_ < num_ ? workload_[static_cast<size_t>(next_)].arrival_s : 0;
 }

@@ -64,6 +64,7 @@ class WorkloadReader : public RequestReader {
     bool next(RequestLine& line) override;
     bool skip() override;
     bool ready() override;
+    bool all_ready() override;
     double next_arrival_s() const;  // of a line that is not ready
 
   private:

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include "base/error.h"
+#include "base/trace.h"
 #include "comm/row_codec.h"
 #include "tests/comm/exchange_reference.h"
 
@@ -136,6 +137,27 @@ TEST(Exchange, AWaitThatNobodyAnswersNamesTheRank) {
         EXPECT_THAT(error.what(), testing::HasSubstr("layer 3, micro-batch 0, waiting for expert "
                                                      "outputs of rank 0 (rank 0 on this host)"));
     }
+}
+
+// Messages of others, whoever notices them: the wait itself or what it asks for.
+TEST(Exchange, AWaitLastsAsLongAsAnythingMoves) {
+    constexpr double kStallS = 0.3, kMovesS = 1.0;
+    OneRank rank(
+        {.dim = 1, .topk = 1, .max_tokens = 1, .dtype = DType::f32, .stall_timeout_s = kStallS});
+    const Tokens tokens{.x = {1}, .experts = {0}, .weights = {1}, .num = 1, .dim = 1, .topk = 1};
+    rank.exchange->attention()->dispatch(3, 0, tokens.x_view(), tokens.routing());
+    const int64_t begin_ns = trace_now_ns();
+    const auto elapsed_s = [&] { return static_cast<double>(trace_now_ns() - begin_ns) * 1e-9; };
+    int64_t num_calls = 0;
+    double next_s = 0;
+    rank.transport->add_service([&] {
+        const bool moves = num_calls++ % 2 == 0 && elapsed_s() > next_s && next_s < kMovesS;
+        if (moves) next_s += kStallS / 3;
+        return moves;
+    });
+    float out[1];
+    EXPECT_THROW(rank.exchange->attention()->combine(3, 0, Tensor(out, DType::f32, {1, 1})), Error);
+    EXPECT_GT(elapsed_s(), kMovesS);
 }
 
 TEST(Exchange, BoundedModeRefusesWhatDoesNotFit) {

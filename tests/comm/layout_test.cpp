@@ -31,6 +31,12 @@ TEST(Layout, DisaggregatedNumbersAttentionRanksFirst) {
     EXPECT_EQ(layout.tp_size(), 2);  // both attention ranks share node 0
 }
 
+TEST(Layout, ARoleThatIsLeftOutTakesTheOtherRanks) {
+    const std::vector<int> nodes{0, 0, 0, 1, 1};
+    EXPECT_EQ(make_layout({.attention_ranks = 2}, nodes).num_expert(), 3);
+    EXPECT_EQ(make_layout({.expert_ranks = 1}, nodes).num_attention(), 4);
+}
+
 TEST(Layout, ColocatedRanksAreBoth) {
     const Layout layout = make_layout({.mode = LayoutMode::colocated}, std::vector<int>(7, 0));
     EXPECT_EQ(layout.num_attention(), 7);

@@ -1,6 +1,7 @@
 #include "comm/tensor_parallel.h"
 
 #include <gmock/gmock.h>
+#include <numeric>
 
 #include "base/random.h"
 #include "base/trace.h"
@@ -189,6 +190,28 @@ TEST(SharedCounter, EveryItemIsClaimedOnce) {
     done = world.all_sum(claimed);
     EXPECT_EQ(done, 1000);
     EXPECT_EQ(world.all_sum(sum), 1000 * 999 / 2);
+}
+
+// Who asks for everything gets half of its share of what is left.
+TEST(SharedCounter, ClaimsShrinkTowardsTheEnd) {
+    World& world = test_world();
+    const auto transport = make_transport("auto", world, nullptr);
+    std::vector<int> members(static_cast<size_t>(world.size()));
+    std::iota(members.begin(), members.end(), 0);
+    SharedCounter counter(*transport, members, 1000);
+    transport->connect();
+    if (world.rank() == 0) {
+        int64_t left = 1000;
+        for (bool more = true; more;) {
+            counter.request(1000);
+            const Claim claim = counter.poll().value();
+            EXPECT_EQ(claim.count, std::min(left, left / (2 * world.size()) + 1));
+            more = claim.count > 0;
+            left -= claim.count;
+        }
+        EXPECT_EQ(left, 0);
+    }
+    world.barrier();
 }
 
 }  // namespace

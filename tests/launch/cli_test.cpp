@@ -350,7 +350,7 @@ TEST_F(GenerateTest, AnotherSeedIsRefused) {
     ASSERT_EQ(ferry(arguments("out")).exit_code, 0);
     auto other = arguments("out");
     other.insert(other.end(), {"--set", "sampling.seed=5"});
-    expect_error(ferry(other), 2, "\"seed: 0\" before, \"seed: 5\" now");
+    expect_error(ferry(other), 2, "sampling.seed: 0 before, 5 now");
     auto faster = arguments("out");
     faster.insert(faster.end(), {"--set", "engine.max_batch=3"});
     EXPECT_EQ(ferry(faster).exit_code, 0);
@@ -540,6 +540,20 @@ TEST(Generate, PromptsGiveReadableText) {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     EXPECT_THAT(result.out, StartsWith("It is a truth"));
     EXPECT_THAT(result.out, HasSubstr("\n\nElizabeth"));
+}
+
+TEST(Generate, MinTokensHoldStopStringsBack) {
+    const auto generate = [](const std::string& min_tokens) {
+        return ferry({"generate", "--model", kDemo, "--prompt", "It is a truth", "--set",
+                      "sampling.max_tokens=40", "--set", "sampling.stop=[e]", "--set",
+                      "sampling.min_tokens=" + min_tokens});
+    };
+    const ProcessResult at_once = generate("0"), late = generate("20");
+    EXPECT_EQ(at_once.exit_code, 0) << at_once.err;
+    EXPECT_EQ(late.exit_code, 0) << late.err;
+    EXPECT_EQ(at_once.out.find('e'), std::string::npos) << at_once.out;
+    EXPECT_NE(late.out.find('e'), std::string::npos) << late.out;
+    EXPECT_GT(late.out.size(), at_once.out.size() + 20);
 }
 
 TEST(Generate, InteractiveAnswersAndLeaves) {

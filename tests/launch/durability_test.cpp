@@ -189,9 +189,9 @@ TEST_F(Durability, EditedConfigurationIsRefusedAndNothingIsTouched) {
     interrupt_early(out);
     const std::string before = read_file(part);
     const std::pair<const char*, const char*> edits[] = {
-        {"sampling.temperature=0.5", "temperature: 0.5\" now"},
-        {"numerics.cache_dtype=bf16", "cache_dtype: bf16\" now"},
-        {"exchange.dtype=bf16", "dtype: bf16\" now"},
+        {"sampling.temperature=0.5", "sampling.temperature: 0.0 before, 0.5 now"},
+        {"numerics.cache_dtype=bf16", "numerics.cache_dtype: f32 before, bf16 now"},
+        {"exchange.dtype=bf16", "exchange.dtype: f32 before, bf16 now"},
     };
     for (const auto& [edit, message] : edits) {
         auto edited = arguments(out);

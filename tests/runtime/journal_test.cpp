@@ -141,9 +141,19 @@ TEST(Journal, RefusesAnotherRunAndNamesTheDifference) {
     std::string other = kDescription;
     other.replace(other.find("seed: 1"), 7, "seed: 2");
     EXPECT_ERROR(prepare_output(dir / "out", other), ErrorKind::usage,
-                 "sampling: \"seed: 1\" before, \"seed: 2\" now");
+                 "sampling.seed: 1 before, 2 now");
     EXPECT_ERROR(prepare_output(dir / "out", std::string(kDescription) + "more: 1\n"),
-                 ErrorKind::usage, "\"more: 1\" now");
+                 ErrorKind::usage, "more is new (another version of ferry?)");
+}
+
+TEST(Journal, ARunThatDidNotSayItsEndOfSentenceTokensGoesOn) {
+    const TempDir dir;
+    prepare_output(dir / "old", kDescription);
+    const std::string now = std::string(kDescription) + "eos_tokens: 1 2\n";
+    EXPECT_EQ(prepare_output(dir / "old", now), OutputState::unfinished);
+    prepare_output(dir / "new", now);
+    EXPECT_ERROR(prepare_output(dir / "new", std::string(kDescription) + "eos_tokens: 1\n"),
+                 ErrorKind::usage, "eos_tokens: 1 2 before, 1 now");
 }
 
 TEST(Journal, RefusesAFolderThatIsNotItsOwn) {

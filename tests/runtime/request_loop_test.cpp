@@ -14,14 +14,16 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-// Runs two requests at a time, each for as many steps as it has prompt tokens.
+// Runs two requests at a time, or as many as it is told, each for as many steps as it has prompt
+// tokens.
 class FakeEngine {
   public:
+    explicit FakeEngine(int64_t max_running = 2) : max_running_(max_running) {}
     void submit(Request request) {
         running_.push_back(std::move(request));
         most_running_ = std::max(most_running_, running_.size());
     }
-    bool has_room() const { return running_.size() < 2; }
+    int64_t room_left() const { return max_running_ - num_unfinished(); }
     int64_t num_unfinished() const { return static_cast<int64_t>(running_.size()); }
     bool step(bool more_coming = false) {
         ++num_steps_;
@@ -47,6 +49,7 @@ class FakeEngine {
     bool stop_announced_ = false;
 
   private:
+    int64_t max_running_;
     std::vector<Request> running_;
     std::vector<Completion> finished_;
 };
@@ -65,8 +68,11 @@ class ListReader : public RequestReader {
         ++num_skipped_;
         return true;
     }
+    bool all_ready() override { return all_ready_; }
+
     size_t num_read_ = 0;
     size_t num_skipped_ = 0;
+    bool all_ready_ = true;
 
   private:
     std::vector<RequestLine> lines_;
@@ -155,21 +161,25 @@ TEST(RunRequests, AStopKeepsWhatFinishedAndReadsNoMore) {
     EXPECT_EQ(reader.num_read_, 2u);
 }
 
-// Hands out the lines that the test says.
+// Hands out what the test says, then nothing.
 class FakeClaims {
   public:
-    explicit FakeClaims(std::vector<int64_t> lines) : lines_(std::move(lines)) {}
-    void request(int64_t) { requested_ = true; }
+    explicit FakeClaims(std::vector<Claim> claims) : claims_(std::move(claims)) {}
+    void request(int64_t count) {
+        requested_ = true;
+        asked_.push_back(count);
+    }
     bool requested() const { return requested_; }
     std::optional<Claim> poll() {
         if (!requested_) return std::nullopt;
         requested_ = false;
-        const size_t i = std::min(num_claimed_++, lines_.size() - 1);
-        return Claim{lines_[i], 1};
+        return num_claimed_ < claims_.size() ? claims_[num_claimed_++] : Claim{};
     }
 
+    std::vector<int64_t> asked_;
+
   private:
-    std::vector<int64_t> lines_;
+    std::vector<Claim> claims_;
     size_t num_claimed_ = 0;
     bool requested_ = false;
 };
@@ -177,7 +187,7 @@ class FakeClaims {
 TEST(RunClaimedRequests, OnlyClaimedLinesAreParsed) {
     FakeEngine engine;
     ListReader reader({line_of(0, 1), line_of(1, 1), line_of(2, 2), line_of(3, 1), line_of(4, 1)});
-    FakeClaims claims({1, 3, 7});  // 7: after the end
+    FakeClaims claims({{1, 1}, {3, 1}, {7, 1}});  // 7: after the end
     ListSink sink;
     EXPECT_EQ(run_claimed_requests(engine, reader, sink, claims, {}), LoopEnd::finished);
     EXPECT_THAT(sink.accepted_, ElementsAre(1, 3));
@@ -185,11 +195,47 @@ TEST(RunClaimedRequests, OnlyClaimedLinesAreParsed) {
     EXPECT_EQ(reader.num_skipped_, 3u);
 }
 
+TEST(RunClaimedRequests, AClaimIsTakenAsFarAsThereIsRoom) {
+    FakeEngine engine(5);
+    std::vector<RequestLine> lines;
+    for (int64_t i = 0; i < 12; ++i) lines.push_back(line_of(i, 2));
+    ListReader reader(lines);
+    FakeClaims claims({{0, 4}, {6, 2}, {8, 4}});  // others have 4 and 5
+    ListSink sink;
+    EXPECT_EQ(run_claimed_requests(engine, reader, sink, claims, {}), LoopEnd::finished);
+    EXPECT_THAT(sink.accepted_, ElementsAre(0, 1, 2, 3, 6, 7, 8, 9, 10, 11));
+    EXPECT_EQ(engine.most_running_, 5u);
+    EXPECT_THAT(claims.asked_, ElementsAre(5, 1, 4, 2));
+    EXPECT_LE(engine.num_steps_, 7);  // one by one it would be 11
+}
+
+TEST(RunClaimedRequests, WhatIsDoneTakesNoStep) {
+    FakeEngine engine(5);
+    ListReader reader({line_of(0, 2), line_of(1, 2), line_of(2, 2), line_of(3, 2)});
+    FakeClaims claims({{0, 4}});
+    ListSink sink;
+    sink.done_ = {{0, 0}, {1, 0}, {2, 0}};
+    run_claimed_requests(engine, reader, sink, claims, {});
+    EXPECT_THAT(sink.accepted_, ElementsAre(3));
+    EXPECT_LE(engine.num_steps_, 3);
+}
+
+TEST(RunClaimedRequests, LinesThatAreToComeAreClaimedOneByOne) {
+    FakeEngine engine(5);
+    ListReader reader({line_of(0, 1), line_of(1, 1)});
+    reader.all_ready_ = false;
+    FakeClaims claims({{0, 1}, {1, 1}});
+    ListSink sink;
+    run_claimed_requests(engine, reader, sink, claims, {});
+    EXPECT_THAT(sink.accepted_, ElementsAre(0, 1));
+    EXPECT_THAT(claims.asked_, testing::Each(1));
+}
+
 TEST(RunClaimedRequests, AStopOfAnotherRankStopsThisOne) {
     FakeEngine engine;
     engine.stop_announced_ = true;
     ListReader reader({line_of(0, 1), line_of(1, 1)});
-    FakeClaims claims({0, 1});
+    FakeClaims claims({{0, 1}, {1, 1}});
     ListSink sink;
     EXPECT_EQ(run_claimed_requests(engine, reader, sink, claims, {}), LoopEnd::stopped);
     EXPECT_THAT(sink.accepted_, IsEmpty());
@@ -198,7 +244,7 @@ TEST(RunClaimedRequests, AStopOfAnotherRankStopsThisOne) {
 TEST(RunClaimedRequests, AStopIsAnnounced) {
     FakeEngine engine;
     ListReader reader({line_of(0, 1), line_of(1, 1)});
-    FakeClaims claims({0, 1});
+    FakeClaims claims({{0, 1}, {1, 1}});
     ListSink sink;
     run_claimed_requests(engine, reader, sink, claims, {.stop_requested = [] { return true; }});
     EXPECT_TRUE(engine.stopping_);

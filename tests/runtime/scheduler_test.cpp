@@ -199,7 +199,8 @@ TEST(Scheduler, StepsThatOnlyGenerateAreAsWasSaid) {
         bool generates = false;
         constexpr size_t kSequences = 20;
         for (int step = 0; step < 60000 && done < kSequences; ++step) {
-            if (all.size() < kSequences && scheduler.has_room() && random.next_u32() % 8 == 0) {
+            if (all.size() < kSequences && scheduler.room_left() > 0 &&
+                random.next_u32() % 8 == 0) {
                 all.push_back(std::make_unique<Sequence>(
                     make_sequence(static_cast<int64_t>(all.size()), 1 + random.next_u32() % 200,
                                   1 + random.next_u32() % 100)));

@@ -35,6 +35,15 @@ TEST(StopStrings, OfSeveralTheOneThatEndsFirst) {
     EXPECT_EQ(stop.text(), "x");  // "abc" and "c" end together; "abc" begins first
 }
 
+TEST(StopStrings, WhatIsPassedStopsNothing) {
+    StopStrings stop({"ab"});
+    stop.pass("abab a");
+    EXPECT_FALSE(stop.push("c"));
+    stop.pass(" a");
+    EXPECT_TRUE(stop.push("b c"));  // it ends in what is pushed
+    EXPECT_EQ(stop.text(), "abab ac ");
+}
+
 TEST(StopStrings, EmptyStringsStopNothing) {
     StopStrings stop({""});
     EXPECT_FALSE(stop.push("text"));

@@ -128,9 +128,8 @@ TEST(Gate, TiesGoToTheLowerIndexAndGroup) {
     const std::vector<float> equal(40, 0.5f);
     const Choice choice = run_gate(*kernels, Tensor(equal.data(), DType::f32, {1, 40}), nullptr,
                                    {.topk = 6, .num_groups = 8, .num_kept_groups = 1});
-    // The sixth finds nothing left of the one group that is kept.
-    EXPECT_EQ(std::vector<int32_t>(choice.experts.begin(), choice.experts.begin() + 5),
-              (std::vector<int32_t>{0, 1, 2, 3, 4}));
+    // The sixth finds nothing left of the one group that is kept: then it is the lowest one.
+    EXPECT_EQ(choice.experts, (std::vector<int32_t>{0, 1, 2, 3, 4, 5}));
     EXPECT_FLOAT_EQ(choice.weights[0], 1 / 40.0f);
 }
 
@@ -140,6 +139,23 @@ TEST(Gate, NotANumberIsChosenLast) {
     const Choice choice = run_gate(*kernels, Tensor(x, DType::f32, {1, 4}), nullptr,
                                    {.score_func = ScoreFunc::sigmoid, .topk = 3});
     EXPECT_EQ(choice.experts, (std::vector<int32_t>{3, 0, 2}));
+}
+
+// The exchange counts on it.
+TEST(Gate, ExpertsAreDistinctWhateverTheScores) {
+    auto kernels = make_cpu_kernels(1);
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    const float x[] = {kNan, kNan, kNan, kNan, kNan, kNan,  // [2, 6]
+                       kNan, kNan, kNan, 1,    kNan, kNan};
+    for (ScoreFunc score_func : {ScoreFunc::softmax, ScoreFunc::sigmoid}) {
+        const Choice choice = run_gate(*kernels, Tensor(x, DType::f32, {2, 6}), nullptr,
+                                       {.score_func = score_func, .topk = 4});
+        EXPECT_EQ(std::vector<int32_t>(choice.experts.begin(), choice.experts.begin() + 4),
+                  (std::vector<int32_t>{0, 1, 2, 3}));
+        std::vector<int32_t> second(choice.experts.begin() + 4, choice.experts.end());
+        std::ranges::sort(second);
+        EXPECT_EQ(second, (std::vector<int32_t>{0, 1, 2, 3}));
+    }
 }
 
 TEST(Gate, ZeroRows) {

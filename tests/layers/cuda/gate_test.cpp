@@ -70,6 +70,18 @@ TEST(CudaGate, TiesGoToTheLowerIndex) {
                                     .num_kept_groups = std::min<int64_t>(groups, 4)});
 }
 
+// Weights that are no numbers are the same: their bits need not be.
+TEST(CudaGate, ScoresThatAreNoNumbers) {
+    Matrix scores(3, 24);  // NaN
+    std::fill_n(scores.view.row<float>(1), 3, 0.5f);
+    std::fill_n(scores.view.row<float>(2), 24, 0.5f);
+    const GateParams p{
+        .score_func = ScoreFunc::sigmoid, .topk = 6, .num_groups = 4, .num_kept_groups = 2};
+    const CudaTensor on_device(scores), experts(DType::i32, {3, 6}), weights(DType::f32, {3, 6});
+    cuda_kernels().gate(on_device, nullptr, p, experts, weights);
+    EXPECT_EQ(experts.values<int32_t>(), choose_on_cpu(scores, nullptr, p).experts);
+}
+
 TEST(CudaGate, ManyRows) {
     const Matrix scores(600, 16, 1);
     expect_the_cpus_choice(scores, nullptr,
