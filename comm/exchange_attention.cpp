@@ -85,7 +85,7 @@ int64_t AttentionSideImpl::start_messages(MicroBatch& batch, int micro_batch, Ag
         if (whole > slot && options.mode == ExchangeMode::bounded)
             throw Error(ErrorKind::usage,
                         "exchange: {} rows for rank {} do not fit its bounded slot; raise "
-                        "exchange.bounded_tokens ({}) or use exchange.mode: automatic",
+                        "exchange.bounded_tokens ({}) or use exchange.mode: auto",
                         num_rows, world_rank, options.bounded_tokens);
         shared_.wait_sent(peer.out.slot, world_rank, Activity::waiting_combine, batch.layer,
                           micro_batch);

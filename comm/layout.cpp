@@ -38,8 +38,9 @@ void check_disaggregated(int a, int e, int num_ranks) {
     if (a < 1 || e < 1)
         throw Error(ErrorKind::usage,
                     "layout: disaggregated needs at least one rank of each role, not {} attention "
-                    "and {} expert ranks; for ranks that are both use mode: colocated",
-                    a, e);
+                    "and {} expert ranks in a world of {}; for ranks that are both use mode: "
+                    "colocated",
+                    a, e, num_ranks);
     if (a + e == num_ranks) return;
     std::string fits;
     if (num_ranks > a) fits += fmt::format(", or set expert_ranks: {}", num_ranks - a);
@@ -111,16 +112,18 @@ Layout make_layout(const LayoutOptions& options, std::span<const int> node_of_ra
         layout.num_attention_ = options.attention_ranks;
         layout.num_expert_ = options.expert_ranks;
         if (layout.num_attention_ == 0)
-            layout.num_attention_ = num_ranks - layout.num_expert_;
+            layout.num_attention_ = std::max(0, num_ranks - layout.num_expert_);
         else if (layout.num_expert_ == 0)
-            layout.num_expert_ = num_ranks - layout.num_attention_;
+            layout.num_expert_ = std::max(0, num_ranks - layout.num_attention_);
         check_disaggregated(layout.num_attention_, layout.num_expert_, num_ranks);
     } else {
-        if (options.attention_ranks != 0 && options.attention_ranks != num_ranks)
-            throw Error(ErrorKind::usage,
-                        "layout: colocated uses every rank for both roles, but attention_ranks is "
-                        "{} and this world has {} ranks; start mpirun -n {} or leave it out",
-                        options.attention_ranks, num_ranks, options.attention_ranks);
+        for (const auto& [name, count] : {std::pair("attention_ranks", options.attention_ranks),
+                                          std::pair("expert_ranks", options.expert_ranks)})
+            if (count != 0 && count != num_ranks)
+                throw Error(ErrorKind::usage,
+                            "layout: colocated uses every rank for both roles, but {} is {} and "
+                            "this world has {} ranks; start mpirun -n {} or leave it out",
+                            name, count, num_ranks, count);
         layout.num_attention_ = layout.num_expert_ = num_ranks;
     }
     layout.tp_size_ = options.tp_size != 0 ? options.tp_size

@@ -14,7 +14,7 @@ enum class LayoutMode { disaggregated, colocated };
 struct LayoutOptions {
     LayoutMode mode = LayoutMode::disaggregated;
     // Disaggregated: one of them may be 0, for the ranks that the other leaves. Colocated: 0 means
-    // every rank of the world; expert_ranks is ignored, every rank holds experts.
+    // every rank of the world.
     int attention_ranks = 0;
     int expert_ranks = 0;
     int tp_size = 0;  // 0: the attention ranks of one node where that divides, else the

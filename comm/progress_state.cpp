@@ -42,8 +42,12 @@ const char* to_string(Activity activity) {
 }
 
 std::string ProgressState::describe() const {
-    std::string text = fmt::format("step {}, layer {}, micro-batch {}, {}", step.load(),
-                                   layer.load(), micro_batch.load(), to_string(activity.load()));
+    std::string text;
+    for (const auto& [name, number] :
+         {std::pair("step", step.load()), std::pair<const char*, int64_t>("layer", layer.load()),
+          std::pair<const char*, int64_t>("micro-batch", micro_batch.load())})
+        if (number >= 0) text += fmt::format("{} {}, ", name, number);
+    text += to_string(activity.load());
     const int count = num_waiting.load();
     if (count == 0) return text;
     text += count == 1 ? " of rank " : " of ranks ";

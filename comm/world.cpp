@@ -392,19 +392,36 @@ void World::set_deadline(double seconds, std::string phase) {
     phase_ = std::move(phase);
 }
 
+namespace {
+
+// Of `text`, its line where it differs from `other` first; without the spaces that it begins with.
+std::string differing_line(const std::string& text, const std::string& other) {
+    const auto [at, end] = std::mismatch(text.begin(), text.end(), other.begin(), other.end());
+    const auto index = static_cast<size_t>(at - text.begin());
+    const size_t before = index == 0 ? std::string::npos : text.rfind('\n', index - 1);
+    const size_t begin = before == std::string::npos ? 0 : before + 1;
+    const std::string line = text.substr(begin, text.find('\n', index) - begin);
+    const size_t word = line.find_first_not_of(' ');
+    return word == std::string::npos ? "nothing" : line.substr(word);
+}
+
+}  // namespace
+
 void check_same_everywhere(World& world, const std::string& what, const std::string& fingerprint) {
     const std::vector<std::string> all = world.all_gather(fingerprint);
-    std::string others;
+    std::string others, first;
     int count = 0;
-    for (int r = 1; r < world.size(); ++r)
-        if (all[r] != all[0] && ++count <= 4)
-            others += fmt::format("{}rank {} on {} has {}", others.empty() ? "" : ", ", r,
-                                  world.host(r), all[r]);
+    for (int r = 1; r < world.size(); ++r) {
+        if (all[r] == all[0] || ++count > 4) continue;
+        if (count == 1) first = differing_line(all[0], all[r]);
+        others += fmt::format("{}rank {} on {} has {}", others.empty() ? "" : ", ", r,
+                              world.host(r), differing_line(all[r], all[0]));
+    }
     if (count == 0) return;
     throw Error(ErrorKind::usage,
                 "{} differs between ranks: rank 0 on {} has {}, but {}{}; start the same binary "
                 "with the same files on every node",
-                what, world.host(0), all[0], others,
+                what, world.host(0), first, others,
                 count > 4 ? fmt::format(" and {} more", count - 4) : "");
 }
 

@@ -75,10 +75,10 @@ Config config_of(const BenchModel& arguments) {
     if (!arguments.shape.empty())
         overrides.insert(overrides.begin(), "model.dummy=" + arguments.shape);
     Config config = load_config(arguments.config_file, overrides);
-    if (!arguments.model.empty()) {
-        config.model.path = arguments.model;
-        config.model.dummy.clear();
-    }
+    if (!arguments.model.empty() && !arguments.shape.empty())
+        throw Error(ErrorKind::usage, "--shape {}: --model {} is given too; give one of them",
+                    arguments.shape, arguments.model);
+    if (!arguments.model.empty()) use_checkpoint(config, arguments.model, arguments.overrides);
     if (!arguments.shape.empty()) config.model.path.clear();
     check_config(config, {}, "command line");
     return config;
@@ -118,6 +118,8 @@ BenchJob::BenchJob(World& all, const BenchArguments& arguments)
     if (world.size() > 1) set_log_rank(world.rank(), world.host());
     check_supported(config);
     if (world.rank() == 0) check_outputs(arguments, config);
+    if (world.rank() == 0 && !(config.log.expert_load + config.log.routing).empty())
+        log_warn("log.expert_load and log.routing are written by ferry generate only");
     check_same_everywhere(world, "build", describe_versions());
     check_same_everywhere(world, "executable", build_id());
     check_same_everywhere(world, "configuration", effective_yaml(config));

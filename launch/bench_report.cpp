@@ -15,8 +15,10 @@ using Json = nlohmann::ordered_json;
 
 std::string for_people(const BenchValue& value, const BenchColumn& column) {
     if (const auto* text = std::get_if<std::string>(&value)) return *text;
-    if (const auto* whole = std::get_if<int64_t>(&value)) return fmt::format("{}", *whole);
-    const double number = std::get<double>(value) * column.scale;
+    const auto* whole = std::get_if<int64_t>(&value);
+    if (whole != nullptr && column.scale == 1) return fmt::format("{}", *whole);
+    const double number =
+        (whole != nullptr ? static_cast<double>(*whole) : std::get<double>(value)) * column.scale;
     return number == 0 ? "-" : fmt::format("{:.{}f}", number, column.num_digits);
 }
 

@@ -151,8 +151,9 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
     report.add_parameter("ranks", int64_t{world.size()});
     report.add_parameter("nodes", int64_t{world.num_nodes()});
     report.add_parameter("hosts", host_names(world));
-    report.add_parameter("experts", int64_t{arguments.num_experts});
-    report.add_parameter("top-k", arguments.topk);
+    const BenchRouting first = make_routing(arguments.routings[0], arguments, world);
+    report.add_parameter("experts", static_cast<int64_t>(first.popularity.size()));
+    report.add_parameter("top-k", first.topk);
     report.add_parameter("combine", arguments.combine);
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});

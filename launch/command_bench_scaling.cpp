@@ -258,6 +258,11 @@ class LaunchedScaling {
         if (!json.is_object() || !json.contains("rows") || json["rows"].empty()) {
             Measured none{.skipped = stopped ? "stopped" : fmt::format("exit code {}", code)};
             none.figures.results_hold = stopped;
+            if (!stopped && largest_.is_null())
+                throw Error(ErrorKind::communication,
+                            "--launcher: \"{}\" ended with exit code {} and left no results; does "
+                            "it start ferry?",
+                            launcher_, code);
             if (!stopped) none.figures.word = "NO";
             return none;
         }

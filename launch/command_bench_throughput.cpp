@@ -35,6 +35,7 @@ void bench_throughput_on(World& world, const Arguments& arguments) {
     ThroughputRunner runner(world, job.watchdog ? &*job.watchdog : nullptr, job.config, job.model,
                             arguments.status_dir);
     std::vector<ThroughputCase> cases = sweep.cases(job.config);
+    bool any_fits = false;
     for (ThroughputCase& each : cases) {
         each.rate = arguments.rate;
         if (const std::string& trace = job.config.log.trace; !trace.empty())
@@ -49,12 +50,16 @@ void bench_throughput_on(World& world, const Arguments& arguments) {
                         .seed = arguments.seed,
                         .stop_requested = [] { return stop_requested(); }});
         if (world.rank() == 0) report.add(outcome);
+        any_fits = any_fits || outcome.about.skipped.empty();
         if (world.all_max(stop_requested() ? 1 : 0) > 0) break;
     }
     if (world.rank() == 0) {
         report.report().publish(arguments.json, arguments.csv);
         if (arguments.json != "-" && arguments.csv != "-") fmt::print("{}", report.notes());
     }
+    if (world.all_max(any_fits || stop_requested() ? 1 : 0) == 0)
+        throw Error(ErrorKind::usage, "every layout needs more ranks than the {} of this job",
+                    world.size());
     if (world.all_max(report.all_valid() ? 0 : 1) > 0)
         throw Error(ErrorKind::communication,
                     "the results do not hold: see the validity lines of the report");

@@ -3,11 +3,13 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <thread>
 
 #include "base/log.h"
 #include "comm/watchdog.h"
@@ -41,10 +43,7 @@ struct Arguments {
 
 Config make_config(const Arguments& arguments) {
     Config config = load_config(arguments.config_file, arguments.overrides);
-    if (!arguments.model.empty()) {
-        config.model.path = arguments.model;
-        config.model.dummy.clear();
-    }
+    if (!arguments.model.empty()) use_checkpoint(config, arguments.model, arguments.overrides);
     if (!arguments.output.empty()) config.output.dir = arguments.output;
     if (!arguments.prompts.empty() || !arguments.input.empty()) config.input = {};
     if (!arguments.prompts.empty()) config.input.prompt = arguments.prompts;
@@ -66,11 +65,12 @@ struct InputSummary {
 InputSummary summarize_input(const Config& config) {
     InputSummary summary;
     uint64_t sum = 0;
-    if (config.input.file == "-") {
+    if (can_be_read_once(config.input.file)) {
         if (!config.output.dir.empty())
             throw Error(ErrorKind::usage,
-                        "input.file: standard input cannot be read again by a run that resumes; "
-                        "write it to a file, or leave output.dir out");
+                        "input.file: {} cannot be read again by a run that resumes; write it to a "
+                        "file, or leave output.dir out",
+                        config.input.file == "-" ? "standard input" : config.input.file);
         return summary;
     }
     if (!config.input.file.empty()) {
@@ -205,7 +205,14 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
             status.update();
             if (shows) progress.update(counts_of(total, done_before));
         };
-        const LoopHooks hooks{.stop_requested = stop_requested, .after_step = after_step};
+        const auto wait_for_input = [] {  // a pipe that has nothing to say
+            ScopedZone zone(Zone::idle);
+            progress_state().beat();
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        };
+        const LoopHooks hooks{.stop_requested = stop_requested,
+                              .after_step = after_step,
+                              .wait_for_arrival = wait_for_input};
         end = loaded.claims() == nullptr
                   ? run_requests(engine, *reader, sink, hooks)
                   : run_claimed_requests(engine, *reader, sink, *loaded.claims(), hooks);
@@ -371,6 +378,7 @@ void talk(const Config& config, OpenedModel& model, World& world) {
         return answer;
     };
     chat({.read_line = read_person, .write = print_text}, chat_model);
+    if (stop_requested()) throw Error(ErrorKind::requeue, "{}", ::strsignal(stop_signal()));
 }
 
 // What every rank must agree on before anything is loaded.

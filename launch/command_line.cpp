@@ -133,7 +133,7 @@ CommandOption& CommandOption::comma_separated() {
 }
 
 CommandOption& CommandOption::one_each_time() {
-    option_->take_all()->expected(1);
+    option_->allow_extra_args(false);
     return *this;
 }
 

@@ -1,5 +1,6 @@
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <new>
 
 #include "base/device_cuda.h"
@@ -39,6 +40,11 @@ int main(int argc, char** argv) {
     } catch (const std::bad_alloc&) {
         std::fprintf(stderr, "ferry: memory: this machine has not enough for what was asked\n");
         return ferry::exit_code(ferry::ErrorKind::memory);
+    } catch (const std::filesystem::filesystem_error& error) {
+        const ferry::ErrorKind kind = ferry::ErrorKind::input;
+        std::fprintf(stderr, "ferry: %s: %s: %s\n", ferry::to_string(kind), error.path1().c_str(),
+                     error.code().message().c_str());
+        return ferry::exit_code(kind);
     } catch (const std::exception& error) {  // of the standard library, where nobody expected one
         std::fprintf(stderr, "ferry: unexpected: %s\n", error.what());
         return 1;

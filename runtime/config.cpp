@@ -217,6 +217,20 @@ Config parse_config(std::string_view text, const std::string& name,
     return make_config(parse_yaml(text, name), name, overrides);
 }
 
+void use_checkpoint(Config& config, const std::string& path,
+                    std::span<const std::string> overrides) {
+    for (const std::string& assignment : overrides)
+        if (assignment.starts_with("model.path=") || assignment.starts_with("model.dummy="))
+            throw Error(ErrorKind::usage, "--set {}: --model {} is given too; give one of them",
+                        in_quotes(assignment), path);
+    const Config defaults;
+    config.model.path = path;
+    config.model.dummy.clear();
+    config.model.layers = defaults.model.layers;  // of a dummy
+    config.model.dtype = defaults.model.dtype;
+    config.model.seed = defaults.model.seed;
+}
+
 std::string effective_yaml(const Config& config) {
     Config copy = config;
     return to_yaml(config_fields(copy));

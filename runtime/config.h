@@ -119,6 +119,10 @@ void check_config(const Config& config, const FieldOrigins& origins, const std::
 
 // Every field with its value, as YAML that load_config reads.
 std::string effective_yaml(const Config& config);
+// A checkpoint that the command line names stands instead of the file's model. Throws Error(usage)
+// when `overrides` name one too.
+void use_checkpoint(Config& config, const std::string& path,
+                    std::span<const std::string> overrides);
 // For `ferry config --help`.
 std::string describe_config_fields();
 // The fields that change results, as YAML: two runs with the same text, model files and input give

@@ -173,8 +173,8 @@ void Journal::sync() {
 }
 
 void Journal::fail(const std::string& what, int error_number) const {
-    throw Error(ErrorKind::input, "{}: {}: {}; {} finished requests are kept, run again to go on",
-                path_, what, std::strerror(error_number), num_done() + num_appended_);
+    throw Error(ErrorKind::input, "{}: {}: {}; finished requests are kept, run again to go on",
+                path_, what, std::strerror(error_number));
 }
 
 int64_t merge_output(const std::string& dir) {

@@ -1,6 +1,7 @@
 #include "runtime/line_reader.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,15 +10,22 @@
 
 #include "base/error.h"
 #include "runtime/checksum.h"
+#include "runtime/stop_signal.h"
 
 namespace ferry {
 namespace {
 
 constexpr size_t kBlockBytes = 1 << 20;
 
+void throw_if_stopped(const std::string& name) {
+    if (stop_requested())
+        throw Error(ErrorKind::requeue, "{} while reading {}", ::strsignal(stop_signal()), name);
+}
+
 int open_text(const std::string& path) {
     if (path == "-") return STDIN_FILENO;
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && errno == EINTR) throw_if_stopped(path);
     if (fd < 0)
         throw Error(ErrorKind::input, "{}: cannot be opened: {}", path, std::strerror(errno));
     struct stat status {};
@@ -28,9 +36,15 @@ int open_text(const std::string& path) {
     return fd;
 }
 
+bool is_regular(int fd) {
+    struct stat status {};
+    return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+}
+
 // Bytes read into [data, data + size); 0 at the end.
-size_t read_some(int fd, const std::string& name, char* data, size_t size) {
+size_t read_some(int fd, bool may_wait, const std::string& name, char* data, size_t size) {
     for (;;) {
+        if (may_wait) throw_if_stopped(name);
         const ssize_t got = ::read(fd, data, size);
         if (got >= 0) return static_cast<size_t>(got);
         if (errno != EINTR)
@@ -43,12 +57,21 @@ size_t read_some(int fd, const std::string& name, char* data, size_t size) {
 LineReader::LineReader(const std::string& path, size_t max_line_bytes)
     : name_(path == "-" ? "standard input" : path),
       fd_(open_text(path)),
+      may_wait_(!is_regular(fd_)),
       max_line_bytes_(max_line_bytes) {
     buffer_.resize(kBlockBytes);
 }
 
 LineReader::~LineReader() {
     if (fd_ != STDIN_FILENO) ::close(fd_);
+}
+
+bool LineReader::ready() const {
+    if (!may_wait_ || at_end_ ||
+        std::memchr(buffer_.data() + begin_, '\n', end_ - begin_) != nullptr)
+        return true;
+    pollfd state{.fd = fd_, .events = POLLIN, .revents = 0};
+    return ::poll(&state, 1, 0) > 0;
 }
 
 // Reads more behind end_; false at the end of the file.
@@ -60,7 +83,8 @@ bool LineReader::fill() {
         begin_ = 0;
     }
     if (end_ == buffer_.size()) buffer_.resize(2 * buffer_.size());
-    const size_t got = read_some(fd_, name_, buffer_.data() + end_, buffer_.size() - end_);
+    const size_t got =
+        read_some(fd_, may_wait_, name_, buffer_.data() + end_, buffer_.size() - end_);
     end_ += got;
     at_end_ = got == 0;
     return got > 0;
@@ -102,6 +126,12 @@ bool LineReader::next(TextLine& line) {
     }
 }
 
+bool can_be_read_once(const std::string& path) {
+    struct stat status {};
+    return path == "-" || (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode) &&
+                           !S_ISDIR(status.st_mode));
+}
+
 TextSummary summarize_text(const std::string& path) {
     const int fd = open_text(path);
     TextSummary summary;
@@ -109,7 +139,7 @@ TextSummary summarize_text(const std::string& path) {
     std::string block(kBlockBytes, '\0');
     bool blank = true;
     try {
-        while (const size_t got = read_some(fd, path, block.data(), block.size())) {
+        while (const size_t got = read_some(fd, false, path, block.data(), block.size())) {
             checksum.add(block.data(), got);
             for (size_t i = 0; i < got; ++i) {
                 const char c = block[i];

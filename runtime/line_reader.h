@@ -19,7 +19,8 @@ class LineReader {
   public:
     static constexpr size_t kDefaultMaxLineBytes = 64 << 20;
 
-    // "-" is standard input. Throws Error(input).
+    // "-" is standard input. Throws Error(input); Error(requeue) when a stop was requested
+    // (runtime/stop_signal.h) while a pipe or a terminal had nothing to say, then and in next().
     explicit LineReader(const std::string& path, size_t max_line_bytes = kDefaultMaxLineBytes);
     ~LineReader();
     LineReader(const LineReader&) = delete;
@@ -27,6 +28,8 @@ class LineReader {
 
     // False at the end of the file. Throws Error(input) when it cannot be read.
     bool next(TextLine& line);
+    // Whether next() would find something to read, or the end.
+    bool ready() const;
 
     const std::string& name() const { return name_; }  // for messages
 
@@ -35,6 +38,7 @@ class LineReader {
 
     std::string name_;
     int fd_;
+    bool may_wait_;  // for what comes: no regular file
     size_t max_line_bytes_;
     std::string buffer_;  // [begin_, end_) is read and not given yet
     size_t begin_ = 0;
@@ -43,6 +47,9 @@ class LineReader {
     int64_t number_ = 0;
     bool at_end_ = false;
 };
+
+// Standard input, a pipe, a device: what is read once is gone.
+bool can_be_read_once(const std::string& path);
 
 // What a whole file holds: one pass over it.
 struct TextSummary {

@@ -283,6 +283,12 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     world.set_deadline(kLoadingDeadlineS, "while the model is loaded");
     const ModelConfig& shape = model.source->config();
     const EngineOptions options = engine_options(config, shape, model.numerics);
+    if (world.rank() == 0 && options.max_context > shape.max_positions)
+        log_warn(
+            "engine.max_context: {} is more than the {} positions that the model knows: text "
+            "beyond "
+            "them may be worthless",
+            options.max_context, shape.max_positions);
     const Layout layout = layout_of(config, world);
     if (layout.num_attention() > 1 && shape.n_dense_layers == shape.n_layers)
         throw Error(ErrorKind::usage,

@@ -6,15 +6,25 @@
 #include "runtime/hf_model.h"
 
 namespace ferry {
+namespace {
+
+bool exists(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::file_status status = std::filesystem::status(path, error);
+    if (status.type() == std::filesystem::file_type::none)
+        throw Error(ErrorKind::checkpoint, "{}: {}", path, error.message());
+    return std::filesystem::exists(status);
+}
+
+}  // namespace
 
 std::unique_ptr<WeightSource> open_weights(const std::string& path) {
-    namespace fs = std::filesystem;
-    if (!fs::exists(path))
+    if (!exists(path))
         throw Error(ErrorKind::checkpoint, "{}: no such checkpoint, neither folder nor model.h5",
                     path);
-    if (!fs::is_directory(path) || fs::exists(path + "/" + checkpoint_format::kMasterFile))
+    if (!std::filesystem::is_directory(path) || exists(path + "/" + checkpoint_format::kMasterFile))
         return std::make_unique<Checkpoint>(path);
-    if (fs::exists(path + "/config.json")) return std::make_unique<HfModel>(path);
+    if (exists(path + "/config.json")) return std::make_unique<HfModel>(path);
     throw Error(ErrorKind::checkpoint,
                 "{}: holds neither model.h5 nor the config.json of a Hugging Face model", path);
 }

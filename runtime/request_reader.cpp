@@ -7,6 +7,7 @@
 #include "runtime/config.h"
 #include "runtime/json_text.h"
 #include "runtime/spelling.h"
+#include "runtime/tokenizer/unicode.h"
 
 namespace ferry {
 namespace {
@@ -83,7 +84,12 @@ std::vector<int32_t> read_messages(const Json& json, const PromptEncoder& encode
     for (const Json& message : json)
         if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
             bad("messages: every message must be an object with a \"role\"");
-    return encoder.encode_messages(json.dump());
+    try {
+        return encoder.encode_messages(json.dump());
+    } catch (const Error& error) {
+        bad(fmt::format("messages: the model's chat template cannot render them: {}",
+                        error.what()));
+    }
 }
 
 std::vector<int32_t> read_text(const Json& json, const PromptEncoder& encoder) {
@@ -158,6 +164,7 @@ RequestLine RequestParser::from_prompt(std::string_view prompt, int64_t line_num
     request.id = {std::to_string(line_number), true};
     request.sampling = defaults_;
     try {
+        if (!tok::is_valid_utf8(prompt)) bad("prompt: is not UTF-8");
         request.prompt_tokens = read_text(Json(std::string(prompt)), encoder_);
         check_tokens(request.prompt_tokens, encoder_.vocab_size);
     } catch (const Error& error) {
@@ -233,6 +240,7 @@ class JsonlReader : public RequestReader {
         TextLine text;
         return next_text(text);
     }
+    bool ready() override { return lines_.ready(); }
 
   private:
     // The next line that is not blank.

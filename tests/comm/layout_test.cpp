@@ -73,8 +73,12 @@ TEST(Layout, ErrorsSayWhatWouldFit) {
     EXPECT_THAT(
         message_of({.attention_ranks = 6, .expert_ranks = 1, .tp_size = 4}, std::vector<int>(7, 0)),
         HasSubstr("tp_size 4 does not divide 6 attention ranks; these do: 1, 2, 3, 6"));
+    EXPECT_THAT(message_of({.expert_ranks = 9}, {0, 0}),
+                HasSubstr("not 0 attention and 9 expert ranks in a world of 2"));
     EXPECT_THAT(message_of({.mode = LayoutMode::colocated, .attention_ranks = 3}, {0, 0}),
                 HasSubstr("mpirun -n 3"));
+    EXPECT_THAT(message_of({.mode = LayoutMode::colocated, .expert_ranks = 3}, {0, 0}),
+                HasSubstr("expert_ranks is 3 and this world has 2 ranks"));
 }
 
 TEST(Layout, PrintsATable) {

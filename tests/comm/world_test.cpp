@@ -128,6 +128,13 @@ TEST(World, DifferencesBetweenRanksAreNamed) {
         EXPECT_THAT(error.what(), HasSubstr("has right, but rank 1 on"));
         EXPECT_THAT(error.what(), HasSubstr("has left; start"));
     }
+    const std::string same = "engine:\n  threads: 2\n";
+    const std::string mine = world.rank() == 1 ? "  seed: 1\nz: 0\n" : "  seed: 15\nz: 9\n";
+    EXPECT_ERROR(check_same_everywhere(world, "configuration", same + mine), ErrorKind::usage,
+                 "has seed: 15, but rank 1 on");
+    EXPECT_ERROR(
+        check_same_everywhere(world, "configuration", same + (world.rank() == 1 ? "" : mine)),
+        ErrorKind::usage, "has nothing; start");
 }
 
 TEST(World, WarnsOfMoreThreadsThanCores) {

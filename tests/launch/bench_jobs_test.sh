@@ -33,7 +33,7 @@ expect 0 "efficiency %" "$ferry" bench scaling --model "$work/demo" "${small[@]}
 holds "$work/s.json" '"launcher": '
 holds "$work/s.json" '"layout": "1:1"'
 holds "$work/s.trace-strong-1-1.json" '"rows"'
-expect 5 "the results do not hold" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1 --kind strong \
+expect 5 "ended with exit code 1 and left no results" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1 --kind strong \
     --launcher "env false"
 expect 3 "the first job ended with exit code 3" "$ferry" bench scaling --model "$work/nothing" --layout 1:1 --kind strong \
     --launcher "${run[*]} {ranks}"

@@ -29,6 +29,12 @@ TEST(BenchReport, TextIsAligned) {
               "head             10     -\n");
 }
 
+TEST(BenchReport, WholeNumbersAreScaledToo) {
+    BenchReport report("load", {{.key = "bytes", .heading = "MB", .num_digits = 1, .scale = 1e-6}});
+    report.add_row({int64_t{12'119'936}});
+    EXPECT_EQ(report.to_text(), "  MB\n12.1\n");
+}
+
 TEST(BenchReport, JsonAndCsvHoldTheValues) {
     EXPECT_EQ(example().to_csv(),
               "# benchmark: layer\n# threads: 2\nstage,layers,of_peak\n\"gate, first\",7,0.25\n"

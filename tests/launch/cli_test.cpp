@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -554,6 +555,68 @@ TEST(Generate, MinTokensHoldStopStringsBack) {
     EXPECT_EQ(at_once.out.find('e'), std::string::npos) << at_once.out;
     EXPECT_NE(late.out.find('e'), std::string::npos) << late.out;
     EXPECT_GT(late.out.size(), at_once.out.size() + 20);
+}
+
+// What a pipe says is answered before it says more, and a signal ends the wait.
+TEST(Generate, ASilentPipeKeepsNothingWaiting) {
+    const TempDir dir;
+    const std::string pipe = dir / "requests";
+    ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+    const int fd = ::open(pipe.c_str(), O_RDWR | O_CLOEXEC);
+    const std::string line = "{\"prompt\": \"It is\", \"max_tokens\": 2}\n{\"prompt\": ";
+    ASSERT_EQ(::write(fd, line.data(), line.size()), static_cast<ssize_t>(line.size()));
+    const std::vector<std::string> command{"generate", "--model", kDemo, "--input", pipe};
+    for (const int signal : {SIGTERM, SIGINT}) {
+        const ProcessResult result = ferry(command, {.send_signal = signal, .signal_after_s = 3});
+        expect_error(result, 75, "stopped early");
+        if (signal == SIGTERM) {
+            EXPECT_THAT(result.out, HasSubstr("\"finish_reason\": \"length\""));
+        }
+    }
+    ::close(fd);
+    std::vector<std::string> resumable = command;
+    resumable.insert(resumable.end(), {"--output", dir / "out"});
+    expect_error(ferry(resumable), 2, "cannot be read again");
+}
+
+TEST(Generate, OptionsTakeOneValueEachTime) {
+    const TempDir dir;
+    write_file(dir / "run.yaml", "sampling: {max_tokens: 2}\ninput: {prompt: [left out]}\n");
+    const ProcessResult result = ferry({"generate", "--model", kDemo, "--set", "sampling.seed=2",
+                                        "--prompt", "It is a truth", dir / "run.yaml"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_THAT(result.out, StartsWith("It is a truth"));
+    EXPECT_EQ(result.out.find("run.yaml"), std::string::npos);
+    EXPECT_LT(result.out.size(), 60u);
+}
+
+TEST(Generate, TwoModelsAreOneTooMany) {
+    expect_error(
+        ferry({"generate", "--model", kDemo, "--prompt", "x", "--set", "model.path=other"}), 2,
+        "give one of them");
+    expect_error(ferry({"bench", "throughput", "--model", kDemo, "--shape", "some.yaml"}), 2,
+                 "give one of them");
+    const TempDir dir;
+    write_file(dir / "dummy.yaml", "model: {dummy: shape.yaml, layers: 2}\n");
+    EXPECT_EQ(ferry({"generate", "--model", kDemo, "--prompt", "x", "--set",
+                     "sampling.max_tokens=1", dir / "dummy.yaml"})
+                  .exit_code,
+              0);
+}
+
+TEST(Generate, ModelsThatCannotBeReachedSayWhy) {
+    const TempDir dir;
+    std::filesystem::create_symlink(dir / "loop", dir / "loop");
+    for (const char* command : {"inspect", "top"})
+        expect_error(ferry({command, dir / "loop"}), std::string(command) == "top" ? 4 : 3,
+                     "Too many levels of symbolic links");
+    expect_error(ferry({"generate", "--prompt", "x", "--model", std::string(300, 'm')}), 3,
+                 "File name too long");
+}
+
+TEST(Bench, NothingMeasuredIsAnError) {
+    expect_error(ferry({"bench", "throughput", "--model", kDemo, "--layout", "2:2"}), 2,
+                 "every layout needs more ranks than the 1 of this job");
 }
 
 TEST(Generate, InteractiveAnswersAndLeaves) {

@@ -179,6 +179,18 @@ TEST(RequestReader, MissingFileIsAnInputError) {
                  "/nowhere.jsonl");
 }
 
+TEST(RequestParser, WhatATemplateCannotRenderIsTheRequests) {
+    PromptEncoder encoder = byte_encoder();
+    encoder.encode_messages = [](const std::string&) -> std::vector<int32_t> {
+        throw Error(ErrorKind::checkpoint, "template:1: string + none");
+    };
+    RequestParser parser("in", {}, encoder);
+    EXPECT_EQ(parser.parse(R"({"messages": [{"role": "user"}]})", 2).failed->error,
+              "in:2: messages: the model's chat template cannot render them: template:1: string + "
+              "none");
+    EXPECT_THAT(parser.from_prompt("caf\xe9", 1).failed->error, HasSubstr("is not UTF-8"));
+}
+
 TEST(RequestReader, PromptsAreNumberedFromOne) {
     const auto reader = read_prompts({"ab", "", "c"}, {.max_tokens = 3}, byte_encoder());
     RequestLine line;
