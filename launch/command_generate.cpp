@@ -389,7 +389,7 @@ void check_world(const Config& config, World& world) {
     layout_of(config, world);  // throws when it does not fit
     const std::string warning =
         oversubscription_warning(world, threads_of(config, world.own_cores()));
-    if (world.rank() == 0 && world.size() > 1 && !warning.empty()) log_warn("{}", warning);
+    if (world.rank() == 0 && !warning.empty()) log_warn("{}", warning);
 }
 
 void generate_on(const Arguments& arguments, World& world) {

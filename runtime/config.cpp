@@ -93,7 +93,7 @@ std::vector<Field> config_fields(Config& config) {
         {"exchange.mode", choice(c.exchange.mode, {"auto", "bounded", "sized"}), {}, kNothing, "one message of fixed capacity, or counts first and then exactly the rows"},
         {"exchange.bounded_tokens", &c.exchange.bounded_tokens, {0, 1e6}, kNothing, "tokens that a bounded message holds; 0: as many as fit the mode"},
         {"exchange.progress_thread", &c.exchange.progress_thread, {}, kNothing, "ucx: a thread of its own drives the network, also while kernels run"},
-        {"exchange.combine", choice(c.exchange.combine, {"exact", "reduced"}), {}, kResults, "one row per (token, expert) comes back, or one sum per rank (fewer bytes, bits depend on the layout)"},
+        {"exchange.combine", choice(c.exchange.combine, {"exact", "reduced"}), {}, kResults, "one row per (token, expert) comes back, or one sum per rank (fewer bytes, bits depend on the layout; not with copies of experts)"},
 
         {"engine.device", choice(c.engine.device, {"cpu", "cuda"}), {}, kResults, "what computes"},
         {"engine.threads", &c.engine.threads, {0, 4096}, kNothing, "of each rank; 0: the cores that it may run on, shared with the node's other ranks"},
@@ -101,7 +101,7 @@ std::vector<Field> config_fields(Config& config) {
         {"engine.max_batch", &c.engine.max_batch, {1, 65536}, kNothing, "requests that run at once on a rank"},
         {"engine.max_batch_tokens", &c.engine.max_batch_tokens, {1, 1 << 20}, kNothing, "tokens of a step, prompt chunks included; at least max_batch"},
         {"engine.max_prefill_chunk", &c.engine.max_prefill_chunk, {1, 1 << 20}, kNothing, "tokens of one prompt in a step"},
-        {"engine.max_context", &c.engine.max_context, {0, kNoLimit}, kResults, "longest prompt with its output; 0: what the model was made for"},
+        {"engine.max_context", &c.engine.max_context, {0, kNoLimit}, kResults, "longest prompt with its output; 0: what the model was made for, as far as the cache holds it"},
         {"engine.cache_gib", &c.engine.cache_gib, {0.001, 1e6}, kNothing, "memory of the latent cache on a rank"},
         {"engine.cache_pages", &c.engine.cache_pages, {0, kNoLimit}, kNothing, "pages of 64 tokens instead of cache_gib; 0: as many as cache_gib holds"},
         {"engine.prefill_gib", &c.engine.prefill_gib, {0, 1e6}, kNothing, "most memory on a rank for prompts that take several steps or micro-batches, or go on from a prefix in the cache: expanded keys and values, of as many layers as fit; 0: each expands them anew"},

@@ -24,9 +24,18 @@ std::string describe_value(const YamlValue& value) {
         case YamlValue::Kind::null:
             return "nothing";
         case YamlValue::Kind::scalar:
-            return in_quotes(value.text);
-        case YamlValue::Kind::sequence:
-            return "a list";
+            return (value.quoted ? "the text " : "") + in_quotes(value.text);
+        case YamlValue::Kind::sequence: {
+            constexpr size_t kMostShown = 5;
+            std::vector<std::string> items;
+            for (size_t i = 0; i < std::min(kMostShown, value.items.size()); ++i)
+                items.push_back(value.items[i].kind == YamlValue::Kind::scalar
+                                    ? (value.items[i].quoted ? in_quotes(value.items[i].text)
+                                                             : value.items[i].text)
+                                    : describe_value(value.items[i]));
+            if (value.items.size() > kMostShown) items.push_back("...");
+            return fmt::format("the list [{}]", fmt::join(items, ", "));
+        }
         case YamlValue::Kind::mapping:
             return "a mapping";
     }
@@ -57,7 +66,9 @@ std::string expectation(const Field& field) {
             [&](double*) { return number("a number"); },
             [](std::string*) -> std::string { return "text"; },
             [](std::vector<std::string>*) -> std::string { return "text or a list of it"; },
-            [](std::vector<int32_t>*) -> std::string { return "a list of token ids"; },
+            [](std::vector<int32_t>*) -> std::string {
+                return "a list of token ids, integers from 0";
+            },
             [&](std::optional<int64_t>*) { return number("null or an integer"); },
             [](const Choice& choice) { return fmt::format("{}", fmt::join(choice.names, " | ")); }},
         field.target);
@@ -214,6 +225,9 @@ void assign_text(const std::vector<Field>& fields, std::string_view assignment,
         throw Error(ErrorKind::usage, "--set {}: must be section.key=value", in_quotes(assignment));
     const std::string key(assignment.substr(0, equals));
     const Field* field = find_field(fields, key);
+    if (has_section(fields, key))
+        throw Error(ErrorKind::usage, "--set {}: this is a section: set its keys, {}.KEY=VALUE",
+                    in_quotes(key), key);
     if (field == nullptr)
         throw Error(ErrorKind::usage, "--set: {}: {}", in_quotes(key), unknown_key(fields, key));
     YamlValue value;

@@ -1,5 +1,7 @@
 #include "runtime/loaded_engine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -70,6 +72,16 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
     const int64_t most_pages = engine.max_batch * Scheduler::pages_needed(options.max_context) *
                                (engine.prefix_cache ? 2 : 1);
     if (engine.cache_pages == 0) options.num_pages = std::min(options.num_pages, most_pages);
+    const auto memory_bytes = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) *
+                              static_cast<double>(::sysconf(_SC_PAGESIZE));
+    const double cache_bytes =
+        static_cast<double>(options.num_pages) * static_cast<double>(page_bytes);
+    if (!on_gpu(config) && cache_bytes > memory_bytes)
+        throw Error(
+            ErrorKind::memory,
+            "the latent cache would take {:.1f} GiB (engine.cache_gib, engine.cache_pages), "
+            "this machine has {:.1f} GiB",
+            cache_bytes / kGibibyte, memory_bytes / kGibibyte);
     if (engine.max_context == 0)
         options.max_context = std::min(options.max_context, options.num_pages * kPageTokens);
     return options;

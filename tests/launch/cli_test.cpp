@@ -614,6 +614,12 @@ TEST(Generate, ModelsThatCannotBeReachedSayWhy) {
                  "File name too long");
 }
 
+TEST(Generate, ACacheBeyondTheMachineIsRefused) {
+    expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x", "--set",
+                        "engine.cache_pages=1000000000"}),
+                 6, "engine.cache_pages), this machine has");
+}
+
 TEST(Bench, NothingMeasuredIsAnError) {
     expect_error(ferry({"bench", "throughput", "--model", kDemo, "--layout", "2:2"}), 2,
                  "every layout needs more ranks than the 1 of this job");

@@ -77,7 +77,10 @@ TEST(Config, SaysFileLineKeyAndReason) {
         {"engine:\n  threads: '1'\n", "must be an integer"},
         {"engine:\n  threads: 5000\n", "0 .. 4096; is \"5000\""},
         {"engine:\n  threads: 99999999999999999999\n", "must be an integer"},
-        {"engine:\n  threads: [1]\n", "is a list"},
+        {"engine:\n  threads: [1]\n", "is the list [1]"},
+        {"sampling:\n  n: \"2\"\n", "is the text \"2\""},
+        {"sampling: {stop_token_ids: [-1, x]}\n",
+         "must be a list of token ids, integers from 0; is the list [-1, x]"},
         {"engine:\n  threads: {a: 1}\n", "is a mapping"},
         {"engine:\n  threads:\n", "is nothing"},
         {"engine:\n  prefix_cache: yes\n", "must be true or false; is \"yes\""},
@@ -141,6 +144,7 @@ TEST(Config, BadOverrides) {
     };
     EXPECT_ERROR(with({"engine.threads"}), kUsage, "--set", "section.key=value");
     EXPECT_ERROR(with({"engine.thread=1"}), kUsage, "--set", "did you mean engine.threads?");
+    EXPECT_ERROR(with({"sampling={seed: 1}"}), kUsage, "set its keys, sampling.KEY=VALUE");
     EXPECT_ERROR(with({"engine.threads=x"}), kUsage, "--set: engine.threads: must be an integer");
     EXPECT_ERROR(with({"engine.max_batch=1000"}), kUsage, "a.yaml: engine.max_batch_tokens: 512");
     EXPECT_ERROR(with({"sampling.stop=[a"}), kUsage, "--set sampling.stop:1");

@@ -247,8 +247,7 @@ TEST(Journal, FullDiskIsOneClearErrorAndNothingIsLost) {
     EXPECT_THAT(read_file(dir / "message"), ::testing::HasSubstr("part-00000.jsonl: cannot be "
                                                                  "written: File too large; "));
     Journal journal(dir / "out", 0, kOptions);
-    EXPECT_THAT(read_file(dir / "message"),
-                ::testing::HasSubstr(std::to_string(journal.num_done()) + " finished requests"));
+    EXPECT_THAT(read_file(dir / "message"), ::testing::HasSubstr("finished requests are kept"));
     EXPECT_GT(journal.num_done(), 2);
     for (int64_t i = journal.num_done(); i < 100; ++i) journal.append(completion_of(i));
     merge_output(dir / "out");

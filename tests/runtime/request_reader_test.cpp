@@ -125,7 +125,7 @@ TEST(RequestParser, BadLinesSayWhat) {
         {R"({"id": [1], "prompt": "a"})", "id: must be a string or an integer"},
         {R"({"id": 1.5, "prompt": "a"})", "id: must be a string or an integer"},
         {R"({"prompt": "a", "temperature": "hot"})",
-         "in.jsonl:7: temperature: must be a number, 0 .. 100; is \"hot\""},
+         "in.jsonl:7: temperature: must be a number, 0 .. 100; is the text \"hot\""},
         {R"({"prompt": "a", "temperature": -1})", "temperature: must be a number"},
         {R"({"prompt": "a", "top_k": 1.5})", "top_k: must be an integer"},
         {R"({"prompt": "a", "n": 0})", "n: must be an integer, 1 .. 4096"},
