@@ -16,6 +16,15 @@ bool exists(const std::string& path) {
     return std::filesystem::exists(status);
 }
 
+// Shards without the master file, which is written last.
+bool is_unfinished_conversion(const std::string& folder) {
+    std::error_code unreadable;
+    for (const auto& entry : std::filesystem::directory_iterator(folder, unreadable))
+        if (entry.path().extension() == ".partial" || entry.path().extension() == ".h5")
+            return true;
+    return false;
+}
+
 }  // namespace
 
 std::unique_ptr<WeightSource> open_weights(const std::string& path) {
@@ -25,6 +34,10 @@ std::unique_ptr<WeightSource> open_weights(const std::string& path) {
     if (!std::filesystem::is_directory(path) || exists(path + "/" + checkpoint_format::kMasterFile))
         return std::make_unique<Checkpoint>(path);
     if (exists(path + "/config.json")) return std::make_unique<HfModel>(path);
+    if (is_unfinished_conversion(path))
+        throw Error(ErrorKind::checkpoint,
+                    "{}: a conversion that is not finished: run ferry convert again, it goes on",
+                    path);
     throw Error(ErrorKind::checkpoint,
                 "{}: holds neither model.h5 nor the config.json of a Hugging Face model", path);
 }

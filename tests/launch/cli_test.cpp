@@ -606,6 +606,8 @@ TEST(Generate, TwoModelsAreOneTooMany) {
 
 TEST(Generate, ModelsThatCannotBeReachedSayWhy) {
     const TempDir dir;
+    write_file(dir / "dense-00000.h5.partial", "x");
+    expect_error(ferry({"inspect", dir.path()}), 3, "a conversion that is not finished");
     std::filesystem::create_symlink(dir / "loop", dir / "loop");
     for (const char* command : {"inspect", "top"})
         expect_error(ferry({command, dir / "loop"}), std::string(command) == "top" ? 4 : 3,
