@@ -129,6 +129,8 @@ BenchJob::BenchJob(World& all, const BenchArguments& arguments)
         watchdog.emplace(world, options);
     }
     model = open_model(config);
+    if (world.rank() == 0)
+        for (const std::string& warning : model.warnings) log_warn("{}", warning);
 }
 
 void run_bench_job(const std::function<void(World& world)>& body) {

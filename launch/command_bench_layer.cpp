@@ -9,6 +9,7 @@
 
 #include "base/cores.h"
 #include "base/device_cuda.h"
+#include "base/log.h"
 #include "comm/launcher.h"
 #include "launch/bench_arguments.h"
 #include "launch/bench_report.h"
@@ -160,6 +161,7 @@ void bench_layer(const Arguments& arguments) {
     check_supported(config);
     const std::vector<StepWorkload> workloads = workloads_of(arguments);
     OpenedModel model = open_model(config);
+    for (const std::string& warning : model.warnings) log_warn("{}", warning);
     check_against(model.source->config(), arguments, workloads);
     const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;

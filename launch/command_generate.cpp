@@ -413,6 +413,8 @@ void generate_on(const Arguments& arguments, World& world) {
         watchdog.emplace(world, options);
     }
     OpenedModel model = open_model(config);
+    if (world.rank() == 0)
+        for (const std::string& warning : model.warnings) log_warn("{}", warning);
     if (arguments.interactive)
         talk(config, model, world);
     else if (!config.output.dir.empty())

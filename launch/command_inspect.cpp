@@ -1,5 +1,6 @@
 #include <memory>
 
+#include "base/log.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/text_output.h"
@@ -17,6 +18,7 @@ struct Arguments {
 
 void inspect(const Arguments& arguments) {
     const CheckpointSummary summary = summarise_checkpoint(arguments.path);
+    for (const std::string& warning : summary.warnings) log_warn("{}", warning);
     if (arguments.json)
         print_text(to_json(summary) + "\n");
     else

@@ -47,13 +47,17 @@ int64_t ModelConfig::num_active_parameters() const {
     return parameters(*this, n_activated_experts);
 }
 
-void ModelConfig::validate(const std::string& where) const {
+void ModelConfig::validate(const std::string& where, const FieldNames& names) const {
     const auto fail = [&](const std::string& what) {
         throw Error(ErrorKind::checkpoint, "{}: {}", where, what);
     };
-    const auto positive = [&](int64_t value, const char* name) {
+    const auto named = [&](std::string_view field) {
+        const auto it = names.find(field);
+        return it == names.end() ? field : it->second;
+    };
+    const auto positive = [&](int64_t value, std::string_view field) {
         if (value <= 0 || value > (int64_t{1} << 40))
-            fail(fmt::format("{} must be positive, is {}", name, value));
+            fail(fmt::format("{} must be positive, is {}", named(field), value));
     };
     positive(vocab_size, "vocab_size");
     positive(dim, "dim");
@@ -68,12 +72,13 @@ void ModelConfig::validate(const std::string& where) const {
     if (qk_rope_head_dim % 2 != 0)
         fail(fmt::format("qk_rope_head_dim must be even, is {}", qk_rope_head_dim));
     if (n_dense_layers < 0 || n_dense_layers > n_layers)
-        fail(fmt::format("n_dense_layers must be in 0..{}, is {}", n_layers, n_dense_layers));
+        fail(fmt::format("{} must be in 0..{}, is {}", named("n_dense_layers"), n_layers,
+                         n_dense_layers));
     if (n_dense_layers > 0) positive(inter_dim, "inter_dim");
-    if (!(norm_eps > 0)) fail("norm_eps must be positive");
+    if (!(norm_eps > 0)) fail(fmt::format("{} must be positive", named("norm_eps")));
     if (!(rope_theta > 0)) fail("rope_theta must be positive");
     if (yarn && !(yarn->factor >= 1 && yarn->original_max_positions > 0))
-        fail("YaRN needs factor >= 1 and original_max_positions > 0");
+        fail(fmt::format("YaRN needs factor >= 1 and {} > 0", named("original_max_positions")));
     if (n_dense_layers == n_layers) return;
     positive(moe_inter_dim, "moe_inter_dim");
     positive(n_routed_experts, "n_routed_experts");
@@ -82,14 +87,14 @@ void ModelConfig::validate(const std::string& where) const {
     positive(n_limited_groups, "n_limited_groups");
     if (n_shared_experts < 0) fail("n_shared_experts must not be negative");
     if (n_routed_experts % n_expert_groups != 0)
-        fail(fmt::format("n_routed_experts {} is not a multiple of n_expert_groups {}",
-                         n_routed_experts, n_expert_groups));
+        fail(fmt::format("n_routed_experts {} is not a multiple of {} {}", n_routed_experts,
+                         named("n_expert_groups"), n_expert_groups));
     if (n_limited_groups > n_expert_groups)
-        fail(fmt::format("n_limited_groups {} exceeds n_expert_groups {}", n_limited_groups,
-                         n_expert_groups));
+        fail(fmt::format("{} {} exceeds {} {}", named("n_limited_groups"), n_limited_groups,
+                         named("n_expert_groups"), n_expert_groups));
     if (n_activated_experts > n_limited_groups * (n_routed_experts / n_expert_groups))
-        fail(fmt::format("n_activated_experts {} exceeds the experts of {} kept groups",
-                         n_activated_experts, n_limited_groups));
+        fail(fmt::format("{} {} exceeds the experts of {} kept groups",
+                         named("n_activated_experts"), n_activated_experts, n_limited_groups));
 }
 
 }  // namespace ferry

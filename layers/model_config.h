@@ -1,8 +1,10 @@
 // [1] The shape of a DeepSeek-style model: every number that the layers need, and nothing of files.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace ferry {
 
@@ -17,6 +19,9 @@ struct YarnConfig {
     double mscale = 1;
     double mscale_all_dim = 0;
 };
+
+// What a file calls fields of ModelConfig; those that are not there it calls as we do.
+using FieldNames = std::map<std::string_view, std::string_view>;
 
 struct ModelConfig {
     int64_t vocab_size = 0;
@@ -63,8 +68,9 @@ struct ModelConfig {
     int64_t num_parameters() const;
     int64_t num_active_parameters() const;
 
-    // Throws Error(checkpoint) naming the first impossible field, prefixed with `where`.
-    void validate(const std::string& where) const;
+    // Throws Error(checkpoint) naming the first impossible field as `names` has it, prefixed with
+    // `where`.
+    void validate(const std::string& where, const FieldNames& names = {}) const;
 };
 
 }  // namespace ferry

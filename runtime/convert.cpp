@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "comm/node_memory.h"
 #include "runtime/block_sums.h"
 #include "runtime/checkpoint_format.h"
@@ -378,6 +379,12 @@ ConvertProgress convert_checkpoint(const std::string& hf_directory,
     std::optional<FolderLock> lock;
     std::vector<bool> finished;
     if (team.rank() == 0) {
+        for (const std::string& warning : model.warnings()) log_warn("{}", warning);
+        if (!fs::exists(hf_directory + "/tokenizer.json"))
+            log_warn(
+                "{}: has no tokenizer.json: text prompts and text output will not work, "
+                "prompt_tokens do",
+                hf_directory);
         make_output_folder(hf_directory, out_directory);
         lock.emplace(out_directory);
         finished = find_finished_shards(plan, out_directory);

@@ -1,12 +1,33 @@
 #include "runtime/hf_config.h"
 
+#include <algorithm>
+#include <set>
+
 #include "base/error.h"
 #include "runtime/json_text.h"
+#include "runtime/spelling.h"
 
 namespace ferry {
 namespace {
 
-// Fields of one JSON object; a null field counts as absent.
+constexpr const char* kModelTypes[] = {"deepseek_v2", "deepseek_v3", "kimi_k2"};
+
+const FieldNames kHfNames = {
+    {"dim", "hidden_size"},
+    {"inter_dim", "intermediate_size"},
+    {"moe_inter_dim", "moe_intermediate_size"},
+    {"n_layers", "num_hidden_layers"},
+    {"n_dense_layers", "first_k_dense_replace"},
+    {"n_heads", "num_attention_heads"},
+    {"max_positions", "max_position_embeddings"},
+    {"original_max_positions", "original_max_position_embeddings"},
+    {"norm_eps", "rms_norm_eps"},
+    {"n_activated_experts", "num_experts_per_tok"},
+    {"n_expert_groups", "n_group"},
+    {"n_limited_groups", "topk_group"},
+};
+
+// Fields of one JSON object; a null field counts as absent. Knows which were asked for.
 class Fields {
   public:
     Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
@@ -54,9 +75,23 @@ class Fields {
     [[noreturn]] void fail(const char* key, const std::string& what) const {
         throw Error(ErrorKind::checkpoint, "{}: {} {}", where_, key, what);
     }
+    // A line for every key that nobody asked for and that is near one that is not in the file.
+    void note_misspellings(std::vector<std::string>& notes) const {
+        std::vector<std::string> absent;
+        std::ranges::copy_if(asked_, std::back_inserter(absent),
+                             [&](const std::string& key) { return !object_.contains(key); });
+        for (const auto& [key, value] : object_.items()) {
+            if (asked_.contains(key)) continue;
+            const std::string nearest = nearest_spelling(key, absent);
+            if (!nearest.empty())
+                notes.push_back(fmt::format("{}: {}: no such key; did you mean {}?", where_,
+                                            in_quotes(key), nearest));
+        }
+    }
 
   private:
     const Json* find(const char* key) const {
+        asked_.insert(key);
         const auto it = object_.find(key);
         return it == object_.end() || it->is_null() ? nullptr : &*it;
     }
@@ -69,12 +104,22 @@ class Fields {
 
     const Json& object_;
     std::string where_;
+    mutable std::set<std::string> asked_;
 };
+
+void check_model_type(const Fields& f) {
+    const std::string supported = fmt::format("{}", fmt::join(kModelTypes, ", "));
+    if (!f.has("model_type")) f.fail("model_type", "is missing; supported are " + supported);
+    const std::string type = f.text("model_type", "");
+    if (std::ranges::find(kModelTypes, type) == std::end(kModelTypes))
+        f.fail("model_type", in_quotes(type) + " is not supported, only " + supported);
+    if (f.has("index_topk"))  // DeepSeek-V3.2 under another name
+        f.fail("index_topk", "is not supported: Ferry computes no sparse attention");
+}
 
 // V3, R1 and Kimi K2: Transformers' class for them fixes what their files leave out.
 bool is_v3_like(const Fields& f) {
-    const std::string type = f.text("model_type", "deepseek_v3");
-    return type == "deepseek_v3" || type == "kimi_k2";
+    return f.text("model_type", "") != "deepseek_v2";
 }
 
 void read_rope_scaling(const Fields& scaling, ModelConfig& c) {
@@ -96,7 +141,7 @@ void read_rope_scaling(const Fields& scaling, ModelConfig& c) {
     c.yarn = yarn;
 }
 
-void read_attention(const Fields& f, ModelConfig& c) {
+void read_attention(const Fields& f, ModelConfig& c, std::vector<std::string>& notes) {
     f.only("attention_bias", false);
     c.n_heads = f.integer("num_attention_heads");
     c.q_lora_rank = f.integer("q_lora_rank", 0);
@@ -106,10 +151,13 @@ void read_attention(const Fields& f, ModelConfig& c) {
     c.v_head_dim = f.integer("v_head_dim");
     c.rope_theta = f.number("rope_theta", c.rope_theta);
     c.rope_interleave = f.boolean("rope_interleave", true);
-    if (f.has("rope_parameters"))
-        read_rope_scaling(f.object("rope_parameters"), c);
-    else if (f.has("rope_scaling"))
-        read_rope_scaling(f.object("rope_scaling"), c);
+    for (const char* key : {"rope_parameters", "rope_scaling"}) {
+        if (!f.has(key)) continue;
+        const Fields scaling = f.object(key);
+        read_rope_scaling(scaling, c);
+        scaling.note_misspellings(notes);
+        break;
+    }
 }
 
 void read_moe(const Fields& f, ModelConfig& c) {
@@ -143,7 +191,7 @@ void read_moe(const Fields& f, ModelConfig& c) {
     }
 }
 
-void read_quantization(const Fields& f, ModelDescription& config) {
+void read_quantization(const Fields& f, ModelDescription& config, std::vector<std::string>& notes) {
     if (!f.has("quantization_config")) return;
     const Fields q = f.object("quantization_config");
     q.only("quant_method", "fp8");
@@ -155,15 +203,19 @@ void read_quantization(const Fields& f, ModelDescription& config) {
         q.fail("scale_fmt", in_quotes(scales) + " is not supported, only ue8m0");
     config.fp8_weights = true;
     config.ue8m0_scales = scales == "ue8m0";
+    q.note_misspellings(notes);
 }
 
 }  // namespace
 
-ModelDescription parse_hf_config(std::string_view json_text, const std::string& where) {
+ModelDescription parse_hf_config(std::string_view json_text, const std::string& where,
+                                 std::vector<std::string>* warnings) {
     const Json root = parse_json(json_text, where);
     const Fields f(root, where);
     ModelDescription config;
     ModelConfig& c = config.model;
+    std::vector<std::string> notes;
+    check_model_type(f);
     f.only("hidden_act", "silu");
     c.vocab_size = f.integer("vocab_size");
     c.dim = f.integer("hidden_size");
@@ -172,11 +224,13 @@ ModelDescription parse_hf_config(std::string_view json_text, const std::string& 
     c.max_positions = f.integer("max_position_embeddings", c.max_positions);
     c.norm_eps = f.number("rms_norm_eps", c.norm_eps);
     c.tie_word_embeddings = f.boolean("tie_word_embeddings", false);
-    read_attention(f, c);
+    read_attention(f, c, notes);
     read_moe(f, c);
     config.num_mtp_layers = f.integer("num_nextn_predict_layers", 0);
-    read_quantization(f, config);
-    validate(config, where);
+    read_quantization(f, config, notes);
+    validate(config, where, kHfNames);
+    f.note_misspellings(notes);
+    if (warnings != nullptr) *warnings = std::move(notes);
     return config;
 }
 

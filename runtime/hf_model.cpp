@@ -1,6 +1,9 @@
 #include "runtime/hf_model.h"
 
+#include <algorithm>
+#include <charconv>
 #include <filesystem>
+#include <set>
 #include <unordered_map>
 
 #include "base/error.h"
@@ -16,6 +19,7 @@ constexpr int64_t kMaxJsonBytes = int64_t{256} << 20;
 struct Found {
     const SafeTensor* tensor;
     const InputFile* file;
+    bool is_used = false;
 };
 using Tensors = std::unordered_map<std::string, Found>;
 
@@ -86,8 +90,7 @@ class FileSet {
 class Mapper {
   public:
     // `listed_in`: the file that names every tensor.
-    Mapper(const Tensors& tensors, const std::string& listed_in, int64_t n_layers,
-           Problems& problems)
+    Mapper(Tensors& tensors, const std::string& listed_in, int64_t n_layers, Problems& problems)
         : tensors_(tensors), listed_in_(listed_in), n_layers_(n_layers), problems_(problems) {}
 
     bool has(const std::string& name) const {
@@ -169,6 +172,7 @@ class Mapper {
             problems_.add("{}: tensor {} is missing", listed_in_, name);
             return nullptr;
         }
+        it->second.is_used = true;
         const SafeTensor& tensor = *it->second.tensor;
         const std::string& path = it->second.file->path();
         if (tensor.shape != shape) {
@@ -196,24 +200,76 @@ class Mapper {
         return tensors_.at(name).file->path();
     }
 
-    const Tensors& tensors_;
+    Tensors& tensors_;
     const std::string& listed_in_;
     int64_t n_layers_;
     Problems& problems_;
 };
+
+// N of "model.layers.N.REST", -1 of other names.
+int64_t layer_of(std::string_view name) {
+    constexpr std::string_view kPrefix = "model.layers.";
+    int64_t layer = -1;
+    if (name.starts_with(kPrefix))
+        std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
+    return layer;
+}
+
+// A line about layers after the last one of which nothing is used, and one about other tensors.
+void note_unused(const Tensors& tensors, const std::string& listed_in,
+                 const ModelDescription& description, std::vector<std::string>& notes) {
+    const int64_t n_layers = description.model.n_layers;
+    const int64_t num_mtp = description.num_mtp_layers;
+    std::set<int64_t> used_layers, left_out;
+    for (const auto& [name, found] : tensors)
+        if (found.is_used) used_layers.insert(layer_of(name));
+    size_t num_left_out = 0;
+    std::vector<std::string> unused;
+    for (const auto& [name, found] : tensors) {
+        // Tables that old versions of Transformers wrote: Ferry computes them.
+        if (found.is_used || name.find("rotary_emb.") != std::string::npos) continue;
+        const int64_t layer = layer_of(name);
+        if (layer < n_layers || used_layers.contains(layer)) {
+            unused.push_back(in_quotes(name));
+        } else {
+            left_out.insert(layer);
+            ++num_left_out;
+        }
+    }
+    if (!left_out.empty()) {
+        const int64_t first = *left_out.begin(), last = *left_out.rbegin();
+        const std::string layers = first == last ? fmt::format("layer {}", first)
+                                                 : fmt::format("layers {} to {}", first, last);
+        notes.push_back(
+            last < n_layers + num_mtp
+                ? fmt::format("{}: multi-token prediction layers are left out: {} ({} tensors)",
+                              listed_in, layers, num_left_out)
+                : fmt::format("{}: nothing of {} is used ({} tensors): config.json has "
+                              "num_hidden_layers {}, num_nextn_predict_layers {}",
+                              listed_in, layers, num_left_out, n_layers, num_mtp));
+    }
+    if (unused.empty()) return;
+    std::ranges::sort(unused);
+    const size_t num = unused.size();
+    constexpr size_t kShown = 4;
+    unused.resize(std::min(num, kShown));
+    notes.push_back(fmt::format("{}: {} not used: {}{}", listed_in,
+                                num == 1 ? "1 tensor is" : fmt::format("{} tensors are", num),
+                                fmt::join(unused, ", "), num > kShown ? ", ..." : ""));
+}
 
 }  // namespace
 
 HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     const std::string config_path = directory_ + "/config.json";
     config_text_ = read_text_file(config_path, kMaxJsonBytes);
-    description_ = parse_hf_config(config_text_, config_path);
+    description_ = parse_hf_config(config_text_, config_path, &warnings_);
     ModelConfig& model = description_.model;
 
     Problems problems;
     FileSet file_set(directory_, files_, problems);
     problems.throw_if_any(directory_);  // a broken file would make all of its tensors missing
-    const Tensors found = file_set.take();
+    Tensors found = file_set.take();
     Mapper mapper(found, file_set.listed_in(), model.n_layers, problems);
     if (model.n_dense_layers < model.n_layers)
         model.has_gate_bias =
@@ -227,6 +283,7 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     }
     for (const TensorSpec& spec : specs_) mapper.map(spec, tensors_);
     problems.throw_if_any(directory_);
+    note_unused(found, file_set.listed_in(), description_, warnings_);
 }
 
 const StoredTensor& HfModel::stored(const std::string& name) const {

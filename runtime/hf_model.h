@@ -26,6 +26,9 @@ class HfModel : public WeightSource {
     const std::string& directory() const { return directory_; }
     const ModelDescription& description() const { return description_; }
     const std::string& config_text() const { return config_text_; }
+    // What a person should know although the model can be used, a line each: keys of config.json
+    // that look misspelt, tensors that nothing is made of.
+    const std::vector<std::string>& warnings() const { return warnings_; }
     const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
 
     // What the model needs and the MTP tensors that are there, in model order, scales apart.
@@ -38,6 +41,7 @@ class HfModel : public WeightSource {
     std::string directory_;
     std::string config_text_;
     ModelDescription description_;
+    std::vector<std::string> warnings_;
     std::vector<std::unique_ptr<SafetensorsFile>> files_;
     std::vector<TensorSpec> specs_;
     std::map<std::string, StoredTensor> tensors_;

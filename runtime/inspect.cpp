@@ -106,7 +106,7 @@ int64_t CheckpointSummary::num_bytes() const {
 CheckpointSummary summarise_checkpoint(const std::string& path) {
     const std::unique_ptr<WeightSource> weights = open_weights(path);
     CheckpointSummary summary{
-        .path = path, .format = {}, .description = {}, .files = {}, .tensors = {}};
+        .path = path, .format = {}, .description = {}, .files = {}, .tensors = {}, .warnings = {}};
     const auto add_file = [&](const InputFile& file) {
         summary.files.push_back(
             {std::filesystem::path(file.path()).filename().string(), file.size_bytes()});
@@ -123,6 +123,7 @@ CheckpointSummary summarise_checkpoint(const std::string& path) {
         summary.description = model.description();
         for (const auto& file : model.files()) add_file(file->file());
         tensors = &model.tensors();
+        summary.warnings = model.warnings();
     }
     for (const auto& [name, tensor] : *tensors)
         summary.tensors.push_back({name, tensor.info, static_cast<int64_t>(tensor.parts.size())});

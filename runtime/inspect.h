@@ -23,7 +23,8 @@ struct CheckpointSummary {
     std::string format;  // "Ferry HDF5 checkpoint", "Hugging Face safetensors"
     ModelDescription description;
     std::vector<File> files;
-    std::vector<Entry> tensors;  // by name
+    std::vector<Entry> tensors;         // by name
+    std::vector<std::string> warnings;  // of a Hugging Face folder, a line each
 
     int64_t num_bytes() const;  // of tensors
 };

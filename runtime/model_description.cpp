@@ -104,14 +104,15 @@ ModelDescription to_model_description(const Attributes& attributes, const std::s
     return description;
 }
 
-void validate(const ModelDescription& description, const std::string& where) {
+void validate(const ModelDescription& description, const std::string& where,
+              const FieldNames& names) {
     const ModelConfig& model = description.model;
     if (model.n_layers > 1000 || model.n_routed_experts > 65536 || description.num_mtp_layers < 0 ||
         description.num_mtp_layers > 100)
         throw Error(ErrorKind::checkpoint,
                     "{}: {} layers, {} experts or {} prediction layers are too many", where,
                     model.n_layers, model.n_routed_experts, description.num_mtp_layers);
-    model.validate(where);
+    model.validate(where, names);
 }
 
 std::string to_string(const Attribute& value) {

@@ -30,7 +30,8 @@ Attributes to_attributes(const ModelDescription& description);
 ModelDescription to_model_description(const Attributes& attributes, const std::string& where);
 
 // ModelConfig::validate and limits on the number of layers and experts. Throws Error(checkpoint).
-void validate(const ModelDescription& description, const std::string& where);
+void validate(const ModelDescription& description, const std::string& where,
+              const FieldNames& names = {});
 
 // The value as a person or JSON would write it: 7168, 1e-06, sigmoid.
 std::string to_string(const Attribute& value);

@@ -133,6 +133,7 @@ void open_checkpoint(const Config& config, OpenedModel& model) {
     } else if (const auto* hf = dynamic_cast<const HfModel*>(model.source.get())) {
         model.numerics.power_of_two_scales = hf->description().ue8m0_scales;
         model.identity = fmt::format("weights: {:016x}\n", identify(*hf));
+        model.warnings = hf->warnings();
     }
 }
 

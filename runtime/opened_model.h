@@ -29,6 +29,7 @@ struct OpenedModel {
     std::vector<int32_t> eos_tokens;
     // YAML lines with checksums of whatever the results depend on: weights, tokenizer, template.
     std::string identity;
+    std::vector<std::string> warnings;  // for one rank's log, a line each
 
     // Texts with the tokenizer's own special tokens; messages by the template, which writes them
     // itself. Copies what it needs.

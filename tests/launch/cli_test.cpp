@@ -21,6 +21,7 @@ namespace ferry {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using testing::ProcessOptions;
 using testing::ProcessResult;
 using testing::read_file;
@@ -245,6 +246,27 @@ TEST_F(ConvertTest, BrokenInputEndsWith3AndLeavesNothing) {
     refused(edited("\"data_offsets\":[0,", "\"data_offsets\":[4,"), "does not fit its");
     write_file(file, whole);
     EXPECT_EQ(convert().exit_code, 0);
+}
+
+TEST_F(ConvertTest, OtherModelsEndWith3AndMisspellingsAreTold) {
+    EXPECT_THAT(convert().err, Not(HasSubstr("warn")));
+    copy_demo();
+    const std::string config = read_file(hf_ + "/config.json");
+    const auto results_of_edited = [&](const std::string& from, const std::string& to) {
+        write_file(hf_ + "/config.json",
+                   std::string(config).replace(config.find(from), from.size(), to));
+        std::filesystem::remove_all(out_);
+        return std::vector{
+            convert(), ferry({"inspect", hf_}),
+            ferry({"generate", "--model", hf_, "--prompt", "x", "--set", "sampling.max_tokens=1"})};
+    };
+    for (const ProcessResult& result : results_of_edited("deepseek_v3", "deepseek_v32"))
+        expect_error(result, 3, hf_ + "/config.json: model_type \"deepseek_v32\" is not supported");
+    EXPECT_TRUE(contents(out_).empty());
+    for (const ProcessResult& result : results_of_edited("rope_scaling", "rope_scalin")) {
+        EXPECT_EQ(result.exit_code, 0) << result.err;
+        EXPECT_THAT(result.err, HasSubstr("warning] " + hf_ + "/config.json: \"rope_scalin\": no"));
+    }
 }
 
 TEST_F(ConvertTest, KilledAtAnyMomentAndRestarted) {

@@ -27,6 +27,17 @@ mpirun 3 "$ferry" convert "$source/configs/demo" "$work/resumed" --expert-shards
 grep -q "2 shards were there already" "$work/log" || fail "resumed from nothing"
 diff -r "$work/one" "$work/resumed" || fail "resumed differs"
 
+# What is left out is told by one rank.
+cp -r "$source/configs/demo" "$work/no_tokenizer"
+rm "$work/no_tokenizer/tokenizer.json"
+mpirun 3 "$ferry" convert "$work/no_tokenizer" "$work/tokens_only" || fail "no tokenizer"
+[ "$(grep -c "has no tokenizer.json" "$work/log")" -eq 1 ] || fail "warnings of several ranks"
+sed -i 's/"rope_scaling"/"rope_scalin"/' "$work/no_tokenizer/config.json"
+echo '{"prompt_tokens": [5], "max_tokens": 1}' >"$work/in.jsonl"
+mpirun 2 "$ferry" generate --model "$work/no_tokenizer" --input "$work/in.jsonl" --set output.dir="$work/results" \
+    --set engine.threads=1 || fail "generate"
+[ "$(grep -c "did you mean rope_scaling" "$work/log")" -eq 1 ] || fail "warnings of generate on several ranks"
+
 # A broken input ends all ranks with the code of a checkpoint error.
 cp -r "$source/configs/demo" "$work/hf"
 truncate -s 1000000 "$work/hf/model-00002-of-00002.safetensors"

@@ -105,6 +105,29 @@ TEST(Convert, DTypes) {
     EXPECT_FALSE(f32.description().fp8_weights);
 }
 
+TEST(Convert, WarnsOfWhatIsLeftOut) {
+    const TempDir dir;
+    TinyHfModel tiny({.dtype = DType::bf16});
+    const auto log_of_conversion = [&] {
+        ::testing::internal::CaptureStderr();
+        convert_checkpoint(dir / "hf", dir / "out", {});
+        fs::remove_all(dir / "out");
+        return ::testing::internal::GetCapturedStderr();
+    };
+    tiny.write(dir / "hf");
+    EXPECT_EQ(log_of_conversion(), "");
+    tiny.tensors["model.layers.1.self_attn.o_proj.bias"] = tiny.tensors.at("model.norm.weight");
+    tiny.write(dir / "hf");
+    fs::remove(dir / "hf/tokenizer.json");
+    const std::string log = log_of_conversion();
+    EXPECT_NE(log.find("model.safetensors.index.json: 1 tensor is not used: "
+                       "\"model.layers.1.self_attn.o_proj.bias\"\n"),
+              std::string::npos)
+        << log;
+    EXPECT_NE(log.find("hf: has no tokenizer.json: text prompts"), std::string::npos) << log;
+    EXPECT_EQ(std::ranges::count(log, '\n'), 2) << log;
+}
+
 TEST(Convert, MasterShowsWholeExperts) {
     const TempDir dir;
     TinyHfModel({.dtype = DType::bf16}).write(dir / "hf");

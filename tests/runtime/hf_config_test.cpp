@@ -153,6 +153,149 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
             "weight_block_size");
 }
 
+TEST(HfConfig, RefusesOtherModelTypes) {
+    const std::string supported = "deepseek_v2, deepseek_v3, kimi_k2";
+    for (const char* type : {"llama", "deepseek_v32", "deepseek", ""})
+        EXPECT_ERROR(parse(with("model_type", type)), ErrorKind::checkpoint,
+                     "config.json: model_type \"" + std::string(type) + "\" is not supported",
+                     supported);
+    EXPECT_ERROR(parse(without("model_type")), ErrorKind::checkpoint,
+                 "config.json: model_type is missing", supported);
+    // A model of another kind may lack everything else: its type comes first.
+    EXPECT_ERROR(parse({{"model_type", "llama"}, {"hidden_act", "gelu"}}), ErrorKind::checkpoint,
+                 "model_type");
+    EXPECT_ERROR(parse(with("index_topk", 2048)), ErrorKind::checkpoint, "index_topk",
+                 "sparse attention");
+}
+
+TEST(HfConfig, ImpossibleValuesAreNamedAsInTheFile) {
+    const auto refused = [](const char* key, Json value, const std::string& part) {
+        EXPECT_ERROR(parse(with(key, std::move(value))), ErrorKind::checkpoint,
+                     "config.json: " + part);
+    };
+    refused("hidden_size", -1, "hidden_size must be positive, is -1");
+    refused("num_hidden_layers", 0, "num_hidden_layers must be positive, is 0");
+    refused("num_attention_heads", 0, "num_attention_heads must be positive");
+    refused("max_position_embeddings", 0, "max_position_embeddings must be positive");
+    refused("intermediate_size", nullptr, "intermediate_size must be positive, is 0");
+    refused("moe_intermediate_size", 0, "moe_intermediate_size must be positive");
+    refused("first_k_dense_replace", 62, "first_k_dense_replace must be in 0..61, is 62");
+    refused("rms_norm_eps", 0, "rms_norm_eps must be positive");
+    refused("num_experts_per_tok", 0, "num_experts_per_tok must be positive");
+    refused("num_experts_per_tok", 129, "num_experts_per_tok 129 exceeds");
+    refused("n_group", 7, "n_routed_experts 256 is not a multiple of n_group 7");
+    refused("topk_group", 9, "topk_group 9 exceeds n_group 8");
+    Json json = deepseek_v3();
+    json["rope_scaling"]["original_max_position_embeddings"] = 0;
+    EXPECT_ERROR(parse(json), ErrorKind::checkpoint, "original_max_position_embeddings > 0");
+}
+
+std::vector<std::string> warnings_of(const Json& json) {
+    std::vector<std::string> warnings;
+    parse_hf_config(json.dump(), "config.json", &warnings);
+    return warnings;
+}
+
+TEST(HfConfig, KeysThatLookMisspeltAreTold) {
+    const auto renamed = [](Json json, const char* from, const char* to) {
+        json[to] = json[from];
+        json.erase(from);
+        return json;
+    };
+    using Lines = std::vector<std::string>;
+    EXPECT_EQ(warnings_of(renamed(deepseek_v3(), "rope_scaling", "rope_scalin")),
+              Lines{"config.json: \"rope_scalin\": no such key; did you mean rope_scaling?"});
+    EXPECT_EQ(
+        warnings_of(renamed(deepseek_v3(), "routed_scaling_factor", "routed_scale_factor")).size(),
+        1u);
+    Json json = deepseek_v3();
+    json["rope_scaling"] = renamed(json["rope_scaling"], "mscale_all_dim", "mscale_all_dims");
+    EXPECT_EQ(warnings_of(json), Lines{"config.json: rope_scaling: \"mscale_all_dims\": no such "
+                                       "key; did you mean mscale_all_dim?"});
+    json = deepseek_v3();
+    json["rope_scaling"] = renamed(json["rope_scaling"], "type", "typ");
+    EXPECT_EQ(warnings_of(json).size(), 1u);
+    json = deepseek_v3();
+    json["quantization_config"]["scale_fmr"] = "ue8m0";
+    EXPECT_EQ(warnings_of(json).size(), 1u);
+    json = deepseek_v3();
+    json["rope_scalin"] = 1;  // beside the right one
+    EXPECT_TRUE(warnings_of(json).empty());
+}
+
+// Keys of published files, and of files that Transformers 4 and 5 write, that Ferry has no use for.
+TEST(HfConfig, OtherKeysAreNormal) {
+    Json json = deepseek_v3();
+    for (const char* key : {"architectures",
+                            "attention_dropout",
+                            "auto_map",
+                            "aux_loss_alpha",
+                            "bos_token_id",
+                            "eos_token_id",
+                            "pad_token_id",
+                            "ep_size",
+                            "initializer_range",
+                            "num_key_value_heads",
+                            "pretraining_tp",
+                            "seq_aux",
+                            "torch_dtype",
+                            "dtype",
+                            "transformers_version",
+                            "use_cache",
+                            "_name_or_path",
+                            "chunk_size_feed_forward",
+                            "head_dim",
+                            "qk_head_dim",
+                            "id2label",
+                            "label2id",
+                            "mlp_bias",
+                            "is_encoder_decoder",
+                            "is_decoder",
+                            "output_attentions",
+                            "output_hidden_states",
+                            "output_router_logits",
+                            "problem_type",
+                            "return_dict",
+                            "tokenizer_class",
+                            "task_specific_params",
+                            "tie_encoder_decoder",
+                            "torchscript",
+                            "top_k",
+                            "top_p",
+                            "typical_p",
+                            "temperature",
+                            "max_length",
+                            "min_length",
+                            "num_beams",
+                            "length_penalty",
+                            "use_bfloat16",
+                            "sliding_window",
+                            "_attn_implementation",
+                            "router_aux_loss_coef",
+                            "partial_rotary_factor",
+                            "unsloth_version"})
+        json[key] = 1;
+    EXPECT_EQ(warnings_of(json), std::vector<std::string>{});
+    // The same where as little is there as may be, so that most that Ferry reads is absent.
+    for (const char* key :
+         {"hidden_act", "moe_layer_freq", "q_lora_rank", "n_shared_experts", "n_group",
+          "topk_group", "scoring_func", "topk_method", "norm_topk_prob", "routed_scaling_factor",
+          "num_nextn_predict_layers", "rms_norm_eps", "rope_theta", "max_position_embeddings",
+          "attention_bias", "tie_word_embeddings", "rope_scaling", "quantization_config"})
+        json.erase(key);
+    EXPECT_EQ(warnings_of(json), std::vector<std::string>{});
+    json["n_routed_experts"] = nullptr;  // a dense model, as Transformers writes it
+    json["n_shared_experts"] = nullptr;
+    EXPECT_EQ(warnings_of(json), std::vector<std::string>{});
+    json["rope_parameters"] = {{"rope_type", "default"},
+                               {"rope_theta", 10000},
+                               {"factor", 1},
+                               {"partial_rotary_factor", 1}};
+    json["quantization_config"] = {
+        {"quant_method", "fp8"}, {"dequantize", false}, {"modules_to_not_convert", {"lm_head"}}};
+    EXPECT_EQ(warnings_of(json), std::vector<std::string>{});
+}
+
 TEST(HfConfig, RefusesMissingAndSenselessFields) {
     for (const char* key : {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                             "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",

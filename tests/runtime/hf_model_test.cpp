@@ -87,6 +87,63 @@ TEST(HfModel, PredictionModuleIsKept) {
     EXPECT_FALSE(HfModel(dir.path()).find("mtp/0/head"));
 }
 
+// A model of one file without an index, so that warnings name that file.
+std::vector<std::string> warnings_of(const TinyHfModel& tiny) {
+    const TempDir dir;
+    tiny.write(dir.path());
+    std::vector<std::string> warnings = HfModel(dir.path()).warnings();
+    const std::string file = dir / "model.safetensors: ";
+    for (std::string& warning : warnings)
+        if (warning.starts_with(file)) warning.erase(0, file.size());
+    return warnings;
+}
+
+TEST(HfModel, TensorsThatAreNotUsedAreTold) {
+    using Lines = std::vector<std::string>;
+    TinyHfModel tiny({.num_files = 1});
+    const testing::HfTensor other = tiny.tensors.at("model.norm.weight");
+    tiny.tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = other;
+    EXPECT_EQ(warnings_of(tiny), Lines{});
+    tiny.tensors["model.layers.1.self_attn.q_proj.bias"] = other;
+    EXPECT_EQ(warnings_of(tiny),
+              Lines{"1 tensor is not used: \"model.layers.1.self_attn.q_proj.bias\""});
+    for (const char* name : {"wq_b", "wk", "k_norm", "weights_proj"})
+        tiny.tensors["model.layers.0.self_attn.indexer." + std::string(name)] = other;
+    EXPECT_EQ(warnings_of(tiny),
+              Lines{"5 tensors are not used: \"model.layers.0.self_attn.indexer.k_norm\", "
+                    "\"model.layers.0.self_attn.indexer.weights_proj\", "
+                    "\"model.layers.0.self_attn.indexer.wk\", "
+                    "\"model.layers.0.self_attn.indexer.wq_b\", ..."});
+}
+
+TEST(HfModel, LayersThatAreLeftOutAreTold) {
+    using Lines = std::vector<std::string>;
+    const auto replace = [](TinyHfModel& tiny, const std::string& from, const std::string& to) {
+        tiny.config_json.replace(tiny.config_json.find(from), from.size(), to);
+    };
+    TinyHfModel cut({.num_files = 1});
+    const auto num_of_layer_2 = std::ranges::count_if(
+        cut.tensors, [](const auto& t) { return t.first.starts_with("model.layers.2."); });
+    replace(cut, "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
+    EXPECT_EQ(warnings_of(cut),
+              Lines{"nothing of layer 2 is used (" + std::to_string(num_of_layer_2) +
+                    " tensors): config.json has num_hidden_layers 2, num_nextn_predict_layers 0"});
+    replace(cut, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+    replace(cut, "\"num_nextn_predict_layers\": 0", "\"num_nextn_predict_layers\": 1");
+    ASSERT_EQ(warnings_of(cut).size(), 1u);
+    EXPECT_TRUE(warnings_of(cut)[0].starts_with("nothing of layers 1 to 2 is used"));
+
+    TinyHfModel with_mtp({.mtp = true, .num_files = 1});
+    EXPECT_EQ(warnings_of(with_mtp), Lines{});  // it is read
+    with_mtp.tensors.erase("model.layers.3.eh_proj.weight");
+    ASSERT_EQ(warnings_of(with_mtp).size(), 1u);
+    EXPECT_TRUE(warnings_of(with_mtp)[0].starts_with(
+        "multi-token prediction layers are left out: layer 3 ("));
+    replace(with_mtp, "\"num_nextn_predict_layers\": 1", "\"num_nextn_predict_layers\": 0");
+    ASSERT_EQ(warnings_of(with_mtp).size(), 1u);
+    EXPECT_TRUE(warnings_of(with_mtp)[0].starts_with("nothing of layer 3 is used"));
+}
+
 TEST(HfModel, GateBiasIsTheCheckpointsOwnChoice) {
     const TempDir dir;
     TinyHfModel tiny({});
@@ -140,9 +197,11 @@ TEST(HfModel, GoldenModels) {
         HfModel model(entry.path().string());
         for (const TensorSpec& spec : model_tensors(model.config()))
             EXPECT_EQ(model.find(spec.name)->shape, spec.shape);
+        EXPECT_EQ(model.warnings(), std::vector<std::string>{});
         ++num;
     }
     EXPECT_GE(num, 1);
+    EXPECT_EQ(HfModel(FERRY_SOURCE_DIR "/configs/demo").warnings(), std::vector<std::string>{});
 }
 
 }  // namespace
