@@ -1,4 +1,4 @@
-// SIGTERM, SIGUSR1 and SIGINT as a request to stop in good order: whoever runs a loop asks between
+// SIGTERM, SIGUSR1, SIGINT and SIGHUP (unless nohup had it ignored) as a request to stop in good order: whoever runs a loop asks between
 // two steps.
 #pragma once
 

@@ -112,17 +112,24 @@ TEST_F(GenerateTest, BadLinesAreReportedAndSurvived) {
     EXPECT_THAT(reasons, ::testing::ElementsAre("length", "error", "error", "error", "length"));
 }
 
-TEST_F(GenerateTest, SigtermStopsWith75AndTheNextRunGoesOn) {
+TEST_F(GenerateTest, SignalsStopItWith75AndTheNextRunGoesOn) {
     ASSERT_EQ(ferry(arguments("undisturbed", 50)).exit_code, 0);
     auto slow = arguments("out", 50);
     slow.insert(slow.end(), {"--set", "engine.max_batch=2"});
-    for (const int signal : {SIGTERM, SIGUSR1}) {
-        const ProcessResult stopped = ferry(
-            slow, {.send_signal = signal, .signal_when_grown = dir_ / "out/part-00000.jsonl"});
+    const std::string part = dir_ / "out/part-00000.jsonl";
+    for (const int signal : {SIGTERM, SIGUSR1, SIGHUP}) {
+        const ProcessResult stopped =
+            ferry(slow, {.send_signal = signal, .signal_when_grown = part, .before_start = [] {
+                             ::signal(SIGHUP, SIG_DFL);
+                         }});
         expect_error(stopped, 75, "run again to go on");
         EXPECT_FALSE(std::filesystem::exists(dir_ / "out/completions.jsonl"));
     }
-    const ProcessResult last = ferry(slow);
+    // As nohup starts it.
+    const ProcessResult last =
+        ferry(slow, {.send_signal = SIGHUP, .signal_when_grown = part, .before_start = [] {
+                         ::signal(SIGHUP, SIG_IGN);
+                     }});
     EXPECT_EQ(last.exit_code, 0) << last.err;
     EXPECT_THAT(last.err, HasSubstr("are done already"));
     EXPECT_EQ(completions("out"), completions("undisturbed"));
