@@ -43,7 +43,7 @@ void init_log(const LogOptions& options) {
     try {
         logger().sinks() = {std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.file)};
     } catch (const spdlog::spdlog_ex& error) {
-        throw Error(ErrorKind::usage, "log.file {}: cannot be opened: {}", options.file,
+        throw Error(ErrorKind::input, "log.file {}: cannot be opened: {}", options.file,
                     error.what());
     }
     logger().set_pattern("[%Y-%m-%d %H:%M:%S.%e %l] %v");

@@ -93,8 +93,8 @@ BenchRouting make_routing(const std::string& name, const Arguments& arguments, W
                     "--routing {}: neither uniform, power or hot, nor a file that log.routing or "
                     "log.expert_load wrote",
                     name);
-    const std::string text =
-        world.broadcast(world.rank() == 0 ? read_text_file(name, kMaxBytes) : std::string(), 0);
+    const std::string text = world.broadcast(
+        world.rank() == 0 ? read_text_file(name, kMaxBytes, ErrorKind::input) : std::string(), 0);
     if (text.starts_with("{\"first_layer\"")) {
         std::vector<double> popularity;
         for (const std::vector<int64_t>& layer : parse_expert_load(text, name).rows) {

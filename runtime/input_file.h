@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <string>
 
+#include "base/error.h"
+
 namespace ferry {
 
-// An open file. Move-only; closes itself. All errors are Error(checkpoint).
+// An open file. Move-only; closes itself. Errors are of the kind that is given.
 class InputFile {
   public:
-    explicit InputFile(std::string path);
+    explicit InputFile(std::string path, ErrorKind kind = ErrorKind::checkpoint);
     ~InputFile();
     InputFile(InputFile&& other) noexcept;
     InputFile& operator=(InputFile&&) = delete;
@@ -22,11 +24,13 @@ class InputFile {
 
   private:
     std::string path_;
+    ErrorKind kind_;
     int fd_ = -1;
     int64_t size_bytes_ = 0;
 };
 
 // The whole of a small file; throws when it is larger than `max_bytes`.
-std::string read_text_file(const std::string& path, int64_t max_bytes);
+std::string read_text_file(const std::string& path, int64_t max_bytes,
+                           ErrorKind kind = ErrorKind::checkpoint);
 
 }  // namespace ferry

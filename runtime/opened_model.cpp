@@ -107,7 +107,8 @@ void open_texts(const Config& config, const std::string& folder, OpenedModel& mo
         model.identity += checksum_line("tokenizer", text);
     }
     if (!config.model.chat_template.empty()) {
-        const std::string text = read_text_file(config.model.chat_template, kMaxTextBytes);
+        const std::string text =
+            read_text_file(config.model.chat_template, kMaxTextBytes, ErrorKind::input);
         model.chat_template.emplace(text,
                                     folder.empty() ? ChatTemplate::SpecialTokens{}
                                                    : ChatTemplate::load_special_tokens(folder),

@@ -40,7 +40,8 @@ Json parse(const std::string& text, const std::string& name) try {
 
 // Rank 0 reads, so that all ranks see the same.
 std::string read_on_rank_0(const std::string& path, World& world) {
-    return world.broadcast(world.rank() == 0 ? read_text_file(path, kMaxFileBytes) : "", 0);
+    return world.broadcast(
+        world.rank() == 0 ? read_text_file(path, kMaxFileBytes, ErrorKind::input) : "", 0);
 }
 
 std::vector<Placement> balance(const ExpertLoad& load, const Config& config,

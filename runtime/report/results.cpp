@@ -17,10 +17,8 @@ namespace {
 constexpr int64_t kMaxFileBytes = int64_t{2} << 30;
 constexpr const char* kBenchmarks[] = {"exchange", "layer", "load", "scaling", "throughput"};
 
-std::string read(const std::string& path) try {
-    return read_text_file(path, kMaxFileBytes);
-} catch (const Error& error) {
-    throw Error(ErrorKind::input, error.what());
+std::string read(const std::string& path) {
+    return read_text_file(path, kMaxFileBytes, ErrorKind::input);
 }
 
 OrderedJson parse(const std::string& text, const std::string& path) try {

@@ -166,6 +166,11 @@ TEST(Cli, GenerateSaysWhatIsMissing) {
     expect_error(ferry({"generate", "--prompt", "x"}), 2, "no model");
     expect_error(ferry({"generate", "--model", kDemo}), 2, "nothing to do");
     expect_error(ferry({"generate", "--model", "/nowhere", "--prompt", "x"}), 3, "/nowhere");
+    for (const char* setting :
+         {"layout.placement=/nowhere.json", "model.chat_template=/nowhere.json",
+          "log.file=/proc/none/nowhere.json"})
+        expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x", "--set", setting}), 4,
+                     "nowhere.json");
     expect_error(ferry({"generate", "--model", kDemo, "--input", "/no.jsonl"}), 4, "/no.jsonl");
     expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x", "--input", "y"}), 2,
                  "input.prompt");
