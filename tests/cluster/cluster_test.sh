@@ -20,24 +20,28 @@ if ! why=$("$cluster" check); then
 fi
 "$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 2 2>/dev/null || exit 1
 requests 12 >"$work/input.jsonl"
-common=(--model "$work/demo" --input "$work/input.jsonl" --set output.timings=false --set log.progress=off
+requests 60 >"$work/long.jsonl"
+input=input
+common=(--model "$work/demo" --set output.timings=false --set log.progress=off
     --set engine.threads=1 --set engine.max_batch=4)
 [ -z "${FERRY_TEST_TRANSPORT:-}" ] || common+=(--set "exchange.transport=$FERRY_TEST_TRANSPORT")
-"$ferry" generate "${common[@]}" --output "$work/one" 2>"$work/log" || { cat "$work/log"; exit 1; }
+for i in input long; do
+    "$ferry" generate "${common[@]}" --input "$work/$i.jsonl" --output "$work/one-$i" 2>"$work/log" || { cat "$work/log"; exit 1; }
+done
 
 start() { # RANKS-PER-HOST RANKS SETTING...
     local per_host=$1 ranks=$2 set=() setting
     shift 2
     for setting in "$@"; do set+=(--set "$setting"); done
     timeout -k 2 100 "$cluster" mpirun "$per_host" "$ranks" "$ferry" generate "${common[@]}" "${set[@]}" \
-        --output "$work/out" >"$work/log" 2>&1
+        --input "$work/$input.jsonl" --output "$work/out" >"$work/log" 2>&1
 }
 compare() { # LABEL PER-HOST RANKS SETTING...
     local label=$1 begin=$SECONDS
     shift
     rm -rf "$work/out"
     start "$@" || fail "$label: $*: exit code $?"
-    cmp "$work/one/completions.jsonl" "$work/out/completions.jsonl" || fail "$label: $*: other bytes than one rank"
+    cmp "$work/one-$input/completions.jsonl" "$work/out/completions.jsonl" || fail "$label: $*: other bytes than one rank"
     echo "ok: $label: $* ($((SECONDS - begin)) s)"
 }
 d=layout.mode=disaggregated
@@ -80,6 +84,30 @@ for error in $errors; do
 done
 echo "ok: trace over four hosts, clocks known to $errors us"
 
+# One rank of four hosts is killed: the others say which, and the job goes on where it was.
+rm -rf "$work/out"
+input=long
+start 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 engine.micro_batches=2 &
+job=$!
+until grep -qs "exchange.transport" "$work/log" || ! kill -0 $job 2>/dev/null; do sleep 0.02; done
+victim=$(rank_process 2)
+until [ -s "$work/out/part-00000.jsonl" ] || ! kill -0 $job 2>/dev/null; do sleep 0.02; done
+kill -KILL $victim || fail "no rank 2 to kill"
+begin=$(date +%s)
+wait $job
+code=$?
+job=
+took=$(($(date +%s) - begin))
+[ $code -eq 5 ] || fail "rank killed: exit code $code"
+[ $took -le 15 ] || fail "rank killed: the job ended after $took s"
+grep -qE "rank 2 on ${CLUSTER_NAME}2 is lost|lost rank 2 on ${CLUSTER_NAME}2" "$work/log" || fail "the killed rank is not named"
+[ ! -e "$work/out/completions.jsonl" ] || fail "the run was over before the kill"
+finished=$(cat "$work/out"/part-*.jsonl | wc -l)
+start 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 || fail "resuming after a kill: exit code $?"
+cmp "$work/one-$input/completions.jsonl" "$work/out/completions.jsonl" || fail "resumed after a kill: other bytes than one rank"
+echo "ok: exit code 5 $took s after a rank was killed, resumed with $finished of 60 requests kept"
+input=input
+
 # Host 3 is cut off once some requests are finished.
 rm -rf "$work/out"
 start 1 4 $d layout.attention_ranks=2 layout.expert_ranks=2 engine.micro_batches=2 &
@@ -101,5 +129,5 @@ finished=$(cat "$work/out"/part-*.jsonl | wc -l)
 [ ! -e "$work/out/completions.jsonl" ] || fail "the run was over before the cut"
 # Without host 3, on another layout.
 start 1 3 layout.tp_size=1 || fail "resuming: exit code $?"
-cmp "$work/one/completions.jsonl" "$work/out/completions.jsonl" || fail "resumed: other bytes than one rank"
+cmp "$work/one-$input/completions.jsonl" "$work/out/completions.jsonl" || fail "resumed: other bytes than one rank"
 echo "ok: resumed on 3 hosts with $finished of 12 requests kept"

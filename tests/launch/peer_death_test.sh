@@ -10,16 +10,6 @@ for i in $(seq 1 1000); do # far more than can be done before the kill
     echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((20 + i % 40)),\"ignore_eos\":true}"
 done >"$work/input.jsonl"
 
-rank_process() { # RANK: of the job, under its keeper
-    local pid environ
-    for pid in $(cat /proc/[0-9]*/task/*/children 2>/dev/null); do
-        environ=$(tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ")
-        [[ "$environ"$'\n' == *"OMPI_COMM_WORLD_RANK=$1"$'\n'* && "$environ" == *"PEER_DEATH_TEST=$$"* ]] || continue
-        [ -z "$(cat "/proc/$pid/task/"*/children 2>/dev/null)" ] && echo "$pid"
-    done
-}
-
-export PEER_DEATH_TEST=$$
 for transports in default self,tcp; do
     [ $transports = default ] || export UCX_TLS=$transports
     rm -rf "$work/out"

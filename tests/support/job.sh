@@ -21,3 +21,13 @@ requests() {
         echo "{\"id\":\"r$i\",\"prompt\":\"Emma was number $i, and\",\"max_tokens\":$((10 + i * 7 % 31)),\"temperature\":0.8,\"seed\":$i}"
     done
 }
+
+# RANK: its process, under its keeper, of the job that writes to a folder in $work.
+rank_process() {
+    local process command environ
+    for process in /proc/[0-9]*; do
+        { command=$(tr '\0' ' ' <"$process/cmdline") && environ=$(tr '\0' '\n' <"$process/environ"); } 2>/dev/null || continue
+        [[ "$command" == *"ferry generate"*"$work/"* && $'\n'"$environ"$'\n' == *$'\n'"OMPI_COMM_WORLD_RANK=$1"$'\n'* ]] || continue
+        [ -z "$(cat "$process"/task/*/children 2>/dev/null)" ] && basename "$process"
+    done
+}
