@@ -15,7 +15,7 @@ generate() { # SETTING...
         --output "$work/out" --set engine.threads=1 --set log.progress=off "${set[@]}" >"$work/log" 2>&1
 }
 
-FERRY_TEST_RENAME_S=6 LD_PRELOAD=$slow_rename generate engine.stall_timeout_s=2 || fail "a slow merge: exit code $?"
+FERRY_TEST_RENAME_S=11 LD_PRELOAD=$slow_rename generate engine.stall_timeout_s=5 || fail "a slow merge: exit code $?"
 [ "$(wc -l <"$work/out/completions.jsonl")" -eq 4 ] || fail "a slow merge lost results"
 echo "ok: merging takes longer than the stall timeout"
 
@@ -23,7 +23,7 @@ rm -rf "$work/out"
 generate engine.stall_timeout_s=0 || fail "no stall timeout: exit code $?"
 echo "ok: no stall timeout"
 
-"$source/tests/support/mpirun.sh" 2 "$ferry" bench throughput --model "$work/demo" --layout 1:1 --arrivals fixed --rate 0.2 \
+"$source/tests/support/mpirun.sh" 2 "$ferry" bench throughput --model "$work/demo" --layout 1:1 --arrivals fixed --rate 0.1 \
     --requests 2 --warmup 1 --repetitions 1 --input 8 --output 4 --set engine.threads=1 \
-    --set engine.stall_timeout_s=2 >"$work/log" 2>&1 || fail "a gap between requests: exit code $?"
+    --set engine.stall_timeout_s=5 >"$work/log" 2>&1 || fail "a gap between requests: exit code $?"
 echo "ok: nothing to do for longer than the stall timeout"
