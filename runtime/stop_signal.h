@@ -1,5 +1,5 @@
-// SIGTERM, SIGUSR1, SIGINT and SIGHUP (unless nohup had it ignored) as a request to stop in good order: whoever runs a loop asks between
-// two steps.
+// SIGTERM, SIGUSR1, SIGINT and SIGHUP (unless nohup had it ignored) as a request to stop in good
+// order: whoever runs a loop asks between two steps.
 #pragma once
 
 namespace ferry {
