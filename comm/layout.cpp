@@ -102,6 +102,13 @@ std::string Layout::describe(std::span<const std::string> hosts,
     return text;
 }
 
+void fill_roles(int& attention_ranks, int& expert_ranks, int num_ranks) {
+    if (attention_ranks == 0)
+        attention_ranks = std::max(0, num_ranks - expert_ranks);
+    else if (expert_ranks == 0)
+        expert_ranks = std::max(0, num_ranks - attention_ranks);
+}
+
 Layout make_layout(const LayoutOptions& options, std::span<const int> node_of_rank) {
     const int num_ranks = static_cast<int>(node_of_rank.size());
     Layout layout;
@@ -111,10 +118,7 @@ Layout make_layout(const LayoutOptions& options, std::span<const int> node_of_ra
     if (options.mode == LayoutMode::disaggregated) {
         layout.num_attention_ = options.attention_ranks;
         layout.num_expert_ = options.expert_ranks;
-        if (layout.num_attention_ == 0)
-            layout.num_attention_ = std::max(0, num_ranks - layout.num_expert_);
-        else if (layout.num_expert_ == 0)
-            layout.num_expert_ = std::max(0, num_ranks - layout.num_attention_);
+        fill_roles(layout.num_attention_, layout.num_expert_, num_ranks);
         check_disaggregated(layout.num_attention_, layout.num_expert_, num_ranks);
     } else {
         for (const auto& [name, count] : {std::pair("attention_ranks", options.attention_ranks),

@@ -21,6 +21,9 @@ struct LayoutOptions {
                       // largest divisor below it
 };
 
+// Disaggregated: the role that is 0 gets the ranks that the other leaves, none at least.
+void fill_roles(int& attention_ranks, int& expert_ranks, int num_ranks);
+
 // Where a rank runs, for the table that is printed at the start.
 struct RankPlace {
     std::string gpu;    // "0", or "-"

@@ -151,9 +151,11 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
     report.add_parameter("ranks", int64_t{world.size()});
     report.add_parameter("nodes", int64_t{world.num_nodes()});
     report.add_parameter("hosts", host_names(world));
-    const BenchRouting first = make_routing(arguments.routings[0], arguments, world);
-    report.add_parameter("experts", static_cast<int64_t>(first.popularity.size()));
-    report.add_parameter("top-k", first.topk);
+    std::vector<BenchRouting> routings;
+    for (const std::string& name : arguments.routings)
+        routings.push_back(make_routing(name, arguments, world));
+    report.add_parameter("experts", static_cast<int64_t>(routings[0].popularity.size()));
+    report.add_parameter("top-k", routings[0].topk);
     report.add_parameter("combine", arguments.combine);
     report.add_parameter("warm-up", int64_t{arguments.warmup});
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
@@ -200,8 +202,8 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
     };
     for (const std::string& transport : arguments.transports)
         for (const std::string& layout : layouts)
-            for (const std::string& routing : arguments.routings) {
-                const BenchRouting choices = make_routing(routing, arguments, world);
+            for (size_t r = 0; r < routings.size(); ++r) {
+                const BenchRouting& choices = routings[r];
                 for (const std::string& dtype : arguments.dtypes)
                     for (const std::string& mode : arguments.modes)
                         for (const int64_t dim : arguments.dims)
@@ -218,8 +220,8 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
                                      .replay = choices.replay,
                                      .num_warmups = arguments.warmup,
                                      .num_repetitions = arguments.repetitions},
-                                    fmt::format("{} {} {} {} x {}", layout, routing, dtype, mode,
-                                                dim),
+                                    fmt::format("{} {} {} {} x {}", layout, arguments.routings[r],
+                                                dtype, mode, dim),
                                     tokens);
             }
     if (world.rank() == 0) {

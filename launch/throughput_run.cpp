@@ -91,8 +91,7 @@ LayoutChoice layout_choice_of(const Config& config, int num_ranks) {
                         .tp_size = static_cast<int>(config.layout.tp_size)};
     const std::string tp = choice.tp_size > 1 ? fmt::format(":{}", choice.tp_size) : "";
     if (choice.mode == Config::Layout::Mode::disaggregated) {
-        if (choice.attention_ranks == 0) choice.attention_ranks = num_ranks - choice.expert_ranks;
-        if (choice.expert_ranks == 0) choice.expert_ranks = num_ranks - choice.attention_ranks;
+        fill_roles(choice.attention_ranks, choice.expert_ranks, num_ranks);
         choice.text = fmt::format("{}:{}{}", choice.attention_ranks, choice.expert_ranks, tp);
     } else if (choice.attention_ranks > 0)
         choice.text = fmt::format("colocated:{}{}", choice.attention_ranks, tp);

@@ -298,8 +298,7 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
     if (world.rank() == 0 && options.max_context > shape.max_positions)
         log_warn(
             "engine.max_context: {} is more than the {} positions that the model knows: text "
-            "beyond "
-            "them may be worthless",
+            "beyond them may be worthless",
             options.max_context, shape.max_positions);
     const Layout layout = layout_of(config, world);
     if (layout.num_attention() > 1 && shape.n_dense_layers == shape.n_layers)
