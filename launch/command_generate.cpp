@@ -297,7 +297,7 @@ void generate_to_folder(const Config& config, OpenedModel& model, World& world,
     }
     world.wait_quietly();  // however long merging took
     if (first)
-        fmt::print(stderr, "{} requests{} in {}/completions.jsonl\n", num_lines,
+        fmt::print(stderr, "{} completions{} in {}/completions.jsonl\n", num_lines,
                    num_failed > 0 ? fmt::format(", {} of this run failed,", num_failed) : "", dir);
 }
 

@@ -305,6 +305,13 @@ LoadedEngine::LoadedEngine(const Config& config, OpenedModel& model, World& worl
         throw Error(ErrorKind::usage,
                     "layout: a model without MoE layers runs on one attention rank only");
     const FabricOptions fabric = fabric_options(config, shape, layout, world);
+    if (const ExchangeOptions& exchange = fabric.exchange;
+        world.rank() == 0 && exchange.mode == ExchangeMode::bounded &&
+        exchange.bounded_tokens > 0 && exchange.bounded_tokens < fabric.max_tokens)
+        log_warn(
+            "exchange.bounded_tokens: a message holds {} tokens, and a step may send {} to one "
+            "rank, which would end the run; 0 holds all, exchange.mode: auto sends the rest after",
+            exchange.bounded_tokens, fabric.max_tokens);
     if (world.rank() == 0 && world.size() > 1) {
         std::vector<RankPlace> places;
         for (const std::string& cores : world.cores_of_rank()) places.push_back({"-", cores});

@@ -64,7 +64,7 @@ expect 0 "load/read %" "${run[@]}" 2 "$ferry" bench load --model "$work/demo" --
     --repetitions 1 --set engine.threads=1 --set engine.cache_gib=0.05 --json "$work/l.json"
 holds "$work/l.json" '"state": "cold"'
 
-expect 0 "6 requests in" "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma --set sampling.n=6 \
+expect 0 "6 completions in" "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma --set sampling.n=6 \
     --set sampling.temperature=1 --set sampling.max_tokens=5 --set engine.threads=1 --output "$work/out"
 expect 0 "6 of 6 done, 0 running, 0 waiting" "$ferry" top --once "$work/out"
 # A Slurm job by its number: the folder in its comment, or else its working directory.

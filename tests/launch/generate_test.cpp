@@ -222,6 +222,14 @@ TEST(Generate, ACacheBeyondTheMachineIsRefused) {
                  6, "engine.cache_pages), this machine has");
 }
 
+TEST(Generate, MessagesThatMayNotHoldAStepAreToldBeforeTheyEndTheRun) {
+    const ProcessResult result =
+        ferry({"generate", "--model", kDemo, "--prompt", "The evening was", "--set",
+               "exchange.mode=bounded", "--set", "exchange.bounded_tokens=1"});
+    expect_error(result, 2, "raise exchange.bounded_tokens (1)");
+    EXPECT_THAT(result.err, HasSubstr("a message holds 1 tokens, and a step may send 512 to one"));
+}
+
 TEST(Generate, InteractiveAnswersAndLeaves) {
     const ProcessResult result =
         ferry({"generate", "--model", kDemo, "--interactive", "--set", "sampling.max_tokens=5"},
