@@ -266,34 +266,31 @@ void generate_to_folder(const Config& config, OpenedModel& model, World& world,
         return;
     }
     ResultCounts counts;
-    LoopEnd end = LoopEnd::finished;
-    int64_t num_done = 0;
-    {
-        FolderSink folder(dir, world.rank(),
-                          {.sync_interval_s = config.output.sync_interval_s,
-                           .with_timings = config.output.timings},
-                          counts);
-        world.barrier();  // nobody appends before everybody has read all parts
-        num_done = counts.done;
-        if (first && counts.done > 0)
-            log_info("{}: {} requests are done already", dir, counts.done);
-        ShowingSink showing(folder, [&](const Completion& completion) {
-            if (config.input.file.empty())
-                print_prompt_and_text(completion,
-                                      config.input.prompt[static_cast<size_t>(completion.index)]);
-        });
-        end = run(config, model, world, watchdog, input.num_requests, showing, counts);
-        num_done += world.all_sum(counts.done - num_done);
-        folder.sync();
-    }
-    const int64_t num_failed = world.all_sum(counts.failed);  // also: every journal is closed
+    std::optional<FolderSink> folder(
+        std::in_place, dir, world.rank(),
+        Journal::Options{.sync_interval_s = config.output.sync_interval_s,
+                         .with_timings = config.output.timings},
+        counts);
+    world.barrier();  // nobody appends before everybody has read all parts
+    int64_t num_done = counts.done;
+    if (first && num_done > 0) log_info("{}: {} requests are done already", dir, num_done);
+    ShowingSink showing(*folder, [&](const Completion& completion) {
+        if (config.input.file.empty())
+            print_prompt_and_text(completion,
+                                  config.input.prompt[static_cast<size_t>(completion.index)]);
+    });
+    const LoopEnd end = run(config, model, world, watchdog, input.num_requests, showing, counts);
+    num_done += world.all_sum(counts.done - num_done);
+    folder->sync();
+    if (!first) folder.reset();  // the first one's keeps other runs out until the end
+    const int64_t num_failed = world.all_sum(counts.failed);  // also: every part is on the disk
     if (end == LoopEnd::stopped) requeue(config, num_done);
     int64_t num_lines = 0;
     try {
-        if (first) num_lines = merge_output(dir);
+        if (first) num_lines = merge_output(dir, num_done);
     } catch (const Error& error) {
-        throw Error(error.kind(), "{}; {} finished requests are kept, run again to go on",
-                    error.what(), num_done);
+        throw Error(error.kind(), "{}; finished requests are kept, run again to go on",
+                    error.what());
     }
     world.wait_quietly();  // however long merging took
     if (first)

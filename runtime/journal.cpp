@@ -124,6 +124,10 @@ Journal::Journal(const std::string& dir, int rank, const Options& options)
         ::close(fd_);
         throw Error(ErrorKind::usage, "{}: another run is writing to this folder", path_);
     }
+    if (std::filesystem::exists(result_path(dir))) {  // while this run started: its parts are gone
+        ::close(fd_);
+        throw Error(ErrorKind::usage, "{}: another run has just finished in this folder", dir);
+    }
     for (const std::string& part : list_parts(dir)) {
         const int64_t whole_bytes = read_part(part, [&](const PartRecord& record) {
             done_.push_back(key_of(record.index, record.sample));
@@ -177,7 +181,7 @@ void Journal::fail(const std::string& what, int error_number) const {
                 path_, what, std::strerror(error_number));
 }
 
-int64_t merge_output(const std::string& dir) {
+int64_t merge_output(const std::string& dir, int64_t num_expected) {
     struct Place {
         uint64_t key;
         int32_t part;
@@ -196,6 +200,11 @@ int64_t merge_output(const std::string& dir) {
     places.erase(std::unique(places.begin(), places.end(),
                              [](const Place& a, const Place& b) { return a.key == b.key; }),
                  places.end());
+    if (static_cast<int64_t>(places.size()) < num_expected)
+        throw Error(ErrorKind::input,
+                    "{}: {} of {} completions are gone from the parts; was another run started in "
+                    "this folder?",
+                    dir, num_expected - static_cast<int64_t>(places.size()), num_expected);
 
     std::vector<PartFile> files;
     files.reserve(parts.size());

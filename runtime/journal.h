@@ -36,7 +36,8 @@ class Journal {
     };
 
     // Reads all parts of the folder, then opens this rank's own for appending. All ranks must have
-    // done so before the first appends, and no other process may have the part open.
+    // done so before the first appends. Until it is closed, no other run can begin in the folder:
+    // Error(usage), unless the file system has no locks.
     Journal(const std::string& dir, int rank, const Options& options);
     ~Journal();
     Journal(const Journal&) = delete;
@@ -65,8 +66,9 @@ class Journal {
     std::vector<uint64_t> done_;  // sorted keys
 };
 
-// Rank 0, when every rank has synced its last request and closed its journal: writes
-// completions.jsonl and removes the parts. Returns the number of lines.
-int64_t merge_output(const std::string& dir);
+// Rank 0, when every rank has synced its last request, with its own journal still open so that no
+// other run begins: writes completions.jsonl and removes the parts. Returns the number of lines.
+// Throws Error(input), with the parts as they were, when they hold less than `num_expected`.
+int64_t merge_output(const std::string& dir, int64_t num_expected);
 
 }  // namespace ferry

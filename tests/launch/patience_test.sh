@@ -15,9 +15,15 @@ generate() { # SETTING...
         --output "$work/out" --set engine.threads=1 --set log.progress=off "${set[@]}" >"$work/log" 2>&1
 }
 
-FERRY_TEST_RENAME_S=11 LD_PRELOAD=$slow_rename generate engine.stall_timeout_s=5 || fail "a slow merge: exit code $?"
+FERRY_TEST_RENAME_S=11 LD_PRELOAD=$slow_rename generate engine.stall_timeout_s=5 &
+first=$!
+for ((i = 0; i < 600; ++i)); do [ ! -e "$work/out/completions.jsonl.tmp" ] && kill -0 "$first" && sleep 0.1 || break; done
+"$ferry" generate --model "$work/demo" --input "$work/input.jsonl" --output "$work/out" --set engine.threads=1 \
+    --set log.progress=off 2>"$work/second"
+[ $? -eq 2 ] && grep -q "another run is writing to this folder" "$work/second" || fail "a second run while the first merges"
+wait "$first" || fail "a slow merge: exit code $?"
 [ "$(wc -l <"$work/out/completions.jsonl")" -eq 4 ] || fail "a slow merge lost results"
-echo "ok: merging takes longer than the stall timeout"
+echo "ok: merging takes longer than the stall timeout, and keeps other runs out"
 
 rm -rf "$work/out"
 generate engine.stall_timeout_s=0 || fail "no stall timeout: exit code $?"

@@ -55,7 +55,7 @@ TEST(ShowingSink, KeepsAndShowsWhatIsNewOnly) {
     EXPECT_THAT(shown, ElementsAre(1, 2));
     EXPECT_EQ(counts.done, 3);
     folder.sync();
-    EXPECT_EQ(merge_output(dir / "out"), 3);
+    EXPECT_EQ(merge_output(dir / "out", 3), 3);
 }
 
 }  // namespace

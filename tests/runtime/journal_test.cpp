@@ -52,7 +52,7 @@ TEST(Journal, MergesPartsInInputOrder) {
         for (int64_t i : {5, 0, 3}) first.append(completion_of(i));
         for (int64_t i : {4, 2, 1}) second.append(completion_of(i));
     }
-    EXPECT_EQ(merge_output(dir / "out"), 6);
+    EXPECT_EQ(merge_output(dir / "out", 6), 6);
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(6));
     EXPECT_TRUE(list_parts(dir / "out").empty());
     EXPECT_EQ(prepare_output(dir / "out", kDescription), OutputState::finished);
@@ -66,7 +66,7 @@ TEST(Journal, SamplesOfALineStayInOrder) {
         journal.append(completion_of(1, 0));
         for (int64_t sample : {2, 0, 1}) journal.append(completion_of(0, sample, 3));
     }
-    merge_output(dir / "out");
+    merge_output(dir / "out", 4);
     std::string expected;
     for (int64_t sample : {0, 1, 2}) expected += to_json(completion_of(0, sample, 3), false) + "\n";
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"),
@@ -86,7 +86,7 @@ TEST(Journal, ResumesWithAnyNumberOfRanks) {
     EXPECT_FALSE(journal.is_done(2, 1));
     EXPECT_FALSE(journal.is_done(3, 0));
     journal.append(completion_of(3));
-    merge_output(dir / "out");
+    merge_output(dir / "out", 4);
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(4));
 }
 
@@ -131,7 +131,7 @@ TEST(Journal, DamageInTheMiddleCostsOneRequest) {
         Journal journal(dir / "out", 0, kOptions);
         journal.append(completion_of(1));
     }
-    merge_output(dir / "out");
+    merge_output(dir / "out", 3);
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(3));
 }
 
@@ -177,12 +177,33 @@ TEST(Journal, TwoRunsInOneFolderAreNoticed) {
     EXPECT_ERROR(Journal(dir / "out", 0, kOptions), ErrorKind::usage, "another run is writing");
 }
 
+TEST(Journal, ARunThatFinishesWhileAnotherStartsIsNoticed) {
+    const TempDir dir;
+    prepare_output(dir / "out", kDescription);
+    { Journal(dir / "out", 0, kOptions).append(completion_of(0)); }
+    merge_output(dir / "out", 1);
+    EXPECT_ERROR(Journal(dir / "out", 0, kOptions), ErrorKind::usage, "another run has just");
+    EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(1));
+}
+
+// File systems without locks do not keep another run out.
+TEST(Journal, PartsThatAreGoneDoNotMakeAnEmptyResult) {
+    const TempDir dir;
+    prepare_output(dir / "out", kDescription);
+    for (int64_t i = 0; i < 3; ++i) Journal(dir / "out", 0, kOptions).append(completion_of(i));
+    Journal journal(dir / "out", 1, kOptions);
+    EXPECT_EQ(journal.num_done(), 3);
+    merge_output(dir / "out", 3);  // by the other
+    EXPECT_ERROR(merge_output(dir / "out", 3), ErrorKind::input, "3 of 3 completions are gone");
+    EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(3));
+}
+
 TEST(Journal, StoppedBetweenMergingAndCleaning) {
     const TempDir dir;
     prepare_output(dir / "out", kDescription);
     { Journal(dir / "out", 0, kOptions).append(completion_of(0)); }
     const std::string part = read_file(part_path(dir / "out", 0));
-    merge_output(dir / "out");
+    merge_output(dir / "out", 1);
     write_file(part_path(dir / "out", 0), part);
     EXPECT_EQ(prepare_output(dir / "out", kDescription), OutputState::finished);
     EXPECT_TRUE(list_parts(dir / "out").empty());
@@ -250,7 +271,7 @@ TEST(Journal, FullDiskIsOneClearErrorAndNothingIsLost) {
     EXPECT_THAT(read_file(dir / "message"), ::testing::HasSubstr("finished requests are kept"));
     EXPECT_GT(journal.num_done(), 2);
     for (int64_t i = journal.num_done(); i < 100; ++i) journal.append(completion_of(i));
-    merge_output(dir / "out");
+    merge_output(dir / "out", 100);
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(100));
 }
 
@@ -266,7 +287,7 @@ TEST(Journal, MergeOnAFullDiskKeepsTheParts) {
         const rlimit limit{1000, 1000};
         ::setrlimit(RLIMIT_FSIZE, &limit);
         try {
-            merge_output(dir / "out");
+            merge_output(dir / "out", 100);
         } catch (const Error& error) {
             ::_exit(exit_code(error.kind()));
         }
@@ -274,7 +295,7 @@ TEST(Journal, MergeOnAFullDiskKeepsTheParts) {
     EXPECT_EQ(WEXITSTATUS(status), exit_code(ErrorKind::input));
     EXPECT_FALSE(std::filesystem::exists(dir / "out/completions.jsonl"));
     EXPECT_FALSE(std::filesystem::exists(dir / "out/completions.jsonl.tmp"));
-    EXPECT_EQ(merge_output(dir / "out"), 100);
+    EXPECT_EQ(merge_output(dir / "out", 100), 100);
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(100));
 }
 
@@ -293,7 +314,7 @@ TEST(Journal, KilledFiftyTimesNothingIsLostOrDoubled) {
                     ::usleep(100);
                 }
         }
-        merge_output(dir / "out");
+        merge_output(dir / "out", kRequests);
     };
     for (int round = 0; round < 50; ++round) {
         const int status = in_child(run, 200 + random.next_u32() % 3000);
