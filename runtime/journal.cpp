@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <random>
 #include <sstream>
 
 #include "base/error.h"
@@ -99,10 +100,10 @@ OutputState prepare_output(const std::string& dir, const std::string& run_descri
                         "{}: has completions but no run.yaml, so nobody knows what they are of; "
                         "use another output.dir",
                         dir);
-        NewFile file(described);
+        // Of runs that start at once in one folder, one describes it.
+        NewFile file(described, fmt::format(".{:08x}.tmp", std::random_device()()));
         file.write(run_description);
-        file.commit();
-        return OutputState::unfinished;
+        if (file.commit_if_new()) return OutputState::unfinished;
     }
     const std::string before = read_description(described);
     if (before != comparable(run_description, before))

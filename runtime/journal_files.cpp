@@ -145,7 +145,8 @@ int write_all(int fd, std::string_view bytes) {
     return 0;
 }
 
-NewFile::NewFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".tmp") {
+NewFile::NewFile(std::string path, const std::string& suffix)
+    : path_(std::move(path)), temporary_(path_ + suffix) {
     fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd_ < 0) fail("cannot be made", errno);
 }
@@ -170,13 +171,38 @@ void NewFile::flush() {
     buffer_.clear();
 }
 
-void NewFile::commit() {
+void NewFile::reach_disk() {
     flush();
     if (::fsync(fd_) != 0) fail("cannot be written", errno);
+}
+
+void NewFile::take_name() {
     if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot be renamed", errno);
+}
+
+void NewFile::close() {
     ::close(fd_);
     fd_ = -1;
     sync_folder(std::filesystem::path(path_).parent_path().string());
+}
+
+void NewFile::commit() {
+    reach_disk();
+    take_name();
+    close();
+}
+
+bool NewFile::commit_if_new() {
+    reach_disk();
+    // Links do not replace what is there, as names that are changed do.
+    if (::link(temporary_.c_str(), path_.c_str()) == 0)
+        ::unlink(temporary_.c_str());
+    else if (errno == EEXIST)
+        return false;
+    else
+        take_name();  // a file system without links
+    close();
+    return true;
 }
 
 void sync_folder(const std::string& dir) {

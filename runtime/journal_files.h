@@ -48,18 +48,24 @@ int write_all(int fd, std::string_view bytes);
 // A file under a temporary name that gets its own when it is complete and on the disk.
 class NewFile {
   public:
-    // Throws Error(input), as do the others.
-    explicit NewFile(std::string path);
+    // `suffix` makes the temporary name. Throws Error(input), as do the others.
+    explicit NewFile(std::string path, const std::string& suffix = ".tmp");
     ~NewFile();  // removes it when it was not committed
     NewFile(const NewFile&) = delete;
     NewFile& operator=(const NewFile&) = delete;
 
     void write(std::string_view bytes);
     void commit();
+    // False, and nothing happens, if there is such a file already: of several processes that try
+    // at once (with suffixes of their own), one succeeds.
+    bool commit_if_new();
 
   private:
     [[noreturn]] void fail(const char* what, int error_number) const;
     void flush();
+    void reach_disk();
+    void take_name();
+    void close();
 
     std::string path_;
     std::string temporary_;

@@ -227,6 +227,42 @@ int in_child(Body&& body, int64_t kill_after_us = -1) {
     return status;
 }
 
+TEST(Journal, OfRunsThatStartAtOnceOneDescribesTheFolder) {
+    constexpr int kRuns = 4;
+    for (int round = 0; round < 20; ++round) {
+        const TempDir dir;
+        int starting_gun[2];
+        ASSERT_EQ(::pipe(starting_gun), 0);
+        std::vector<pid_t> runs;
+        for (int run = 0; run < kRuns; ++run) {
+            runs.push_back(::fork());
+            if (runs.back() != 0) continue;
+            char shot = 0;
+            ::close(starting_gun[1]);
+            [[maybe_unused]] const ssize_t got = ::read(starting_gun[0], &shot, 1);
+            try {
+                prepare_output(dir / "out", "seed: " + std::to_string(run) + "\n");
+            } catch (const Error& error) {
+                ::_exit(exit_code(error.kind()));
+            }
+            ::_exit(0);
+        }
+        ::close(starting_gun[0]);
+        ::close(starting_gun[1]);
+        int first = -1, num_refused = 0;
+        for (int run = 0; run < kRuns; ++run) {
+            int status = 0;
+            ::waitpid(runs[static_cast<size_t>(run)], &status, 0);
+            if (WEXITSTATUS(status) == 0) first = run;
+            num_refused += WEXITSTATUS(status) == exit_code(ErrorKind::usage) ? 1 : 0;
+        }
+        EXPECT_EQ(num_refused, kRuns - 1);
+        EXPECT_EQ(read_file(dir / "out/run.yaml"), "seed: " + std::to_string(first) + "\n");
+        const auto files = std::filesystem::directory_iterator(dir / "out");
+        EXPECT_EQ(std::distance(begin(files), end(files)), 1);
+    }
+}
+
 TEST(Journal, ReadOnlyFolder) {
     const TempDir dir;
     std::filesystem::permissions(dir.path(), std::filesystem::perms(0755));
