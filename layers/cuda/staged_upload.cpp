@@ -8,22 +8,21 @@
 
 namespace ferry {
 
-StagedUpload::Slot& StagedUpload::take_slot() {
+StagedUpload::TakenSlot StagedUpload::take_slot() {
     std::unique_lock lock(mutex_);
-    if (slots_.empty())
-        for (size_t i = 0; i < kNumBuffers; ++i)
-            slots_.push_back({pinned_host_memory(kBufferBytes), Event(device_)});
+    while (slots_.size() < kNumBuffers)
+        slots_.push_back({pinned_host_memory(kBufferBytes), Event(device_)});
     Slot& slot = slots_[next_];
     next_ = (next_ + 1) % kNumBuffers;
     freed_.wait(lock, [&] { return !slot.busy; });
     slot.busy = true;
-    return slot;
+    return TakenSlot(&slot, GiveBack{this});
 }
 
-void StagedUpload::give_back(Slot& slot) {
-    const std::lock_guard lock(mutex_);
-    slot.busy = false;
-    freed_.notify_all();
+void StagedUpload::GiveBack::operator()(Slot* slot) const {
+    const std::lock_guard lock(upload->mutex_);
+    slot->busy = false;
+    upload->freed_.notify_all();
 }
 
 void StagedUpload::copy(void* to, size_t to_pitch, const void* from, size_t from_pitch,
@@ -35,9 +34,9 @@ void StagedUpload::copy(void* to, size_t to_pitch, const void* from, size_t from
     const size_t rows_at_once = std::max<size_t>(1, kBufferBytes / row_bytes);
     for (size_t first = 0; first < num_rows; first += rows_at_once) {
         const size_t rows = std::min(rows_at_once, num_rows - first);
-        Slot& slot = take_slot();
-        slot.copied.synchronize();  // what was in it before
-        auto* pinned = slot.memory.as<std::byte>();
+        const TakenSlot slot = take_slot();
+        slot->copied.synchronize();  // what was in it before
+        auto* pinned = slot->memory.as<std::byte>();
         const auto* source = static_cast<const std::byte*>(from) + first * from_pitch;
         if (from_pitch == row_bytes)
             std::memcpy(pinned, source, rows * row_bytes);
@@ -48,8 +47,7 @@ void StagedUpload::copy(void* to, size_t to_pitch, const void* from, size_t from
             cudaMemcpy2DAsync(static_cast<std::byte*>(to) + first * to_pitch, to_pitch, pinned,
                               row_bytes, row_bytes, rows, cudaMemcpyHostToDevice, device_.stream()),
             "upload weights");
-        slot.copied.record(device_.stream());
-        give_back(slot);
+        slot->copied.record(device_.stream());
     }
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
     const std::lock_guard lock(mutex_);

@@ -2,6 +2,7 @@
 // the next is filled.
 #pragma once
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -31,13 +32,18 @@ class StagedUpload {
         Event copied;
         bool busy = false;
     };
-    Slot& take_slot();
-    void give_back(Slot& slot);
+    // Given back also after a failure, or other threads would wait for it without end.
+    struct GiveBack {
+        StagedUpload* upload;
+        void operator()(Slot* slot) const;
+    };
+    using TakenSlot = std::unique_ptr<Slot, GiveBack>;
+    TakenSlot take_slot();
 
     CudaDevice& device_;
     mutable std::mutex mutex_;
     std::condition_variable freed_;
-    std::vector<Slot> slots_;  // made when first needed
+    std::vector<Slot> slots_;  // kNumBuffers, made when first needed
     size_t next_ = 0;
     UploadTotals totals_;
 };
