@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <sstream>
 
 #include "base/cuda_launch.h"
 #include "base/error.h"
@@ -49,7 +50,13 @@ double gib(size_t bytes) {
 class RealCudaDevice final : public CudaDevice {
   public:
     explicit RealCudaDevice(int ordinal) : ordinal_(ordinal) {
-        make_current();
+        const CudaDeviceInfo gpu = info();
+        if (!has_kernels_for(gpu.capability, FERRY_CUDA_ARCHITECTURES))
+            throw Error(ErrorKind::usage,
+                        "GPU {} ({}) needs code for sm_90a, and this Ferry was built for {}: "
+                        "configure it with 90a-real in CMAKE_CUDA_ARCHITECTURES and without 90, or "
+                        "without that setting",
+                        ordinal, gpu.name, FERRY_CUDA_ARCHITECTURES);
         check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream");
     }
 
@@ -117,6 +124,17 @@ class RealCudaDevice final : public CudaDevice {
 };
 
 }  // namespace
+
+bool has_kernels_for(int capability, std::string_view architectures) {
+    if (capability != 90) return true;
+    std::istringstream names{std::string(architectures)};
+    bool found = false;
+    for (std::string name; names >> name;) {
+        if (name == "90" || name == "90-real") return false;
+        found = found || name.starts_with("90a");
+    }
+    return found;
+}
 
 void load_kernels_at_once() {
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);

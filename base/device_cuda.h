@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/buffer.h"
@@ -40,10 +41,15 @@ class CudaDevice : public Device {
 // (CUDA_MODULE_LOADING) stays.
 void load_kernels_at_once();
 
+// Whether code for these architectures, as CMake names them ("80-real 90a-real"), has all kernels
+// for GPUs of that capability. Some of those for 9.0 exist in code for 90a alone, and are empty in
+// other code that such a GPU takes as well.
+bool has_kernels_for(int capability, std::string_view architectures);
+
 // GPUs that this process may use; 0 without a driver, a GPU, or CUDA in the build.
 int num_cuda_devices();
 // Lives as long as the process. Its copies wait for all work that was given to stream() before.
-// Throws Error(usage) when there is no such device, and says why.
+// Throws Error(usage) when there is no such device or this build has no code for it, and says why.
 CudaDevice& cuda_device(int ordinal);
 
 // Host memory that the GPU reads and writes on its own. Throws Error(memory).

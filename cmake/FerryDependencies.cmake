@@ -59,6 +59,7 @@ if(NOT FERRY_CUDA STREQUAL "OFF")
     include(CheckLanguage)
     check_language(CUDA)
     if(CMAKE_CUDA_COMPILER)
+        # Hopper takes 90a and refuses to run without it, or beside 90 (has_kernels_for of base/device_cuda.h).
         if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
             set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
         endif()

@@ -52,6 +52,18 @@ TEST(CudaDevice, RefusesWhatIsNotThere) {
     EXPECT_NE(after.data(), nullptr);
 }
 
+TEST(CudaDevice, HopperWantsCodeOfItsOwn) {
+    EXPECT_TRUE(has_kernels_for(90, "80-real 90a-real 90-virtual"));
+    EXPECT_TRUE(has_kernels_for(90, "90a"));
+    EXPECT_FALSE(has_kernels_for(90, "90"));
+    EXPECT_FALSE(has_kernels_for(90, "90-real 90a-real"));  // CUDA might take either
+    EXPECT_FALSE(has_kernels_for(90, "80"));                // compiled on for it at run time
+    EXPECT_FALSE(has_kernels_for(90, "native"));
+    EXPECT_TRUE(has_kernels_for(80, "80-real"));
+    EXPECT_TRUE(has_kernels_for(100, "90a-real 90-virtual"));
+    EXPECT_TRUE(has_kernels_for(100, "native"));
+}
+
 TEST(CudaDevice, KernelsAreLoadedAtOnceUnlessTheUserSaysOtherwise) {
     unsetenv("CUDA_MODULE_LOADING");
     load_kernels_at_once();
