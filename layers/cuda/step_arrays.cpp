@@ -64,16 +64,19 @@ const void* StepArrays::on_device(const void* key, std::span<const std::byte> co
 void StepArrays::place(Copy& copy, size_t size_bytes) {
     const size_t half_bytes = memory_.size_bytes() / kHalves;
     // Arrays grow with their batches: room for twice as much, and pages of it.
-    const size_t capacity = std::max<size_t>(4096, round_up(2 * size_bytes));
-    FERRY_CHECK(capacity <= half_bytes, "a step array of {} bytes", size_bytes);
-    if (used_ + capacity > half_bytes) {
-        copies_.clear();
+    copy.capacity = std::max<size_t>(4096, round_up(2 * size_bytes));
+    if (copy.capacity > half_bytes / 2) {
+        copy.own = Buffer(device_, copy.capacity);
+        copy.at = copy.own.as<std::byte>();
+        return;
+    }
+    if (used_ + copy.capacity > half_bytes) {
+        outgrown_ = std::exchange(copies_, {});
         half_ = 1 - half_;
         used_ = 0;
     }
     copy.at = memory_.as<std::byte>() + static_cast<size_t>(half_) * half_bytes + used_;
-    copy.capacity = capacity;
-    used_ += capacity;
+    used_ += copy.capacity;
 }
 
 void StepArrays::upload(std::span<const std::byte> content, std::byte* to) {

@@ -47,7 +47,7 @@ class StepArrays {
         size_t capacity = 0;
         uint64_t step = 0;  // when it was last asked for
         std::vector<std::byte> content;
-        Buffer own{};  // of a copy that belongs to somebody
+        Buffer own{};  // of a copy that belongs to somebody, or is large
     };
     Copy& shared_copy(const void* key, size_t size_bytes);
     Copy& own_copy(const void* key, size_t size_bytes, size_t most_bytes);
@@ -58,7 +58,7 @@ class StepArrays {
     Buffer memory_;  // two halves: when one is full, the copies in it stay for the call in progress
     int half_ = 0;
     size_t used_ = 0;
-    std::unordered_map<const void*, Copy> copies_;
+    std::unordered_map<const void*, Copy> copies_, outgrown_;  // in this half, and in the other
     uint64_t owner_ = 0;
     std::map<std::pair<uint64_t, const void*>, Copy> own_copies_;  // by owner
     uint64_t step_ = 1;

@@ -121,5 +121,22 @@ TEST(StepArrays, AnArrayThatGrows) {
     }
 }
 
+// Pages of many long sequences that share their beginning.
+TEST(StepArrays, AnArrayThatIsLargerThanTheRoomForAll) {
+    StepArrays arrays(cuda_device(0), size_t{64} << 10);
+    std::vector<int32_t> pages(400000);
+    std::iota(pages.begin(), pages.end(), 5);
+    const int32_t* large = arrays.on_device<int32_t>(pages);
+    EXPECT_EQ(read_back(large, pages.size()), pages);
+    EXPECT_EQ(arrays.on_device<int32_t>(pages), large);
+    EXPECT_EQ(arrays.num_uploads(), 1);
+    // The call in progress has it still when room for others ran out once in between.
+    std::vector<std::vector<int32_t>> others(4, std::vector<int32_t>(1500, 7));
+    for (const std::vector<int32_t>& other : others) arrays.on_device<int32_t>(other);
+    EXPECT_EQ(read_back(large, pages.size()), pages);
+    pages[7] = 0;
+    EXPECT_EQ(read_back(arrays.on_device<int32_t>(pages), pages.size()), pages);
+}
+
 }  // namespace
 }  // namespace ferry
