@@ -136,16 +136,22 @@ void DeviceShared::wait_until(Done&& done, int channel, int slot, Activity activ
                               int layer) const {
     ProgressState& state = progress_state();
     const Activity before = state.activity;
+    state.layer = layer;
+    state.micro_batch = slot;
     state.enter(activity);
-    const auto deadline = std::chrono::steady_clock::now() +
-                          std::chrono::duration<double>(setup.options.stall_timeout_s);
+    const auto begin = std::chrono::steady_clock::now();
     while (!done()) {
-        if (state.failed) throw Error(ErrorKind::communication, "another rank has failed");
-        if (std::chrono::steady_clock::now() > deadline)
-            throw Error(ErrorKind::communication,
-                        "nothing came on channel {} for {} s in layer {}, micro-batch {} "
-                        "(engine.stall_timeout_s)",
-                        channel, setup.options.stall_timeout_s, layer, slot);
+        const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
+        if (state.failed)
+            throw Error(ErrorKind::communication, "rank {} on {} stops at {}: {}", blocks.rank(),
+                        blocks.host(blocks.rank()), state.describe(), state.failure());
+        if (waited.count() > state.longest_wait_s(setup.options.stall_timeout_s))
+            throw Error(
+                ErrorKind::communication,
+                "rank {} on {} gave up after {:.1f} s, in which nothing came on channel {}: "
+                "{} (engine.stall_timeout_s is {})",
+                blocks.rank(), blocks.host(blocks.rank()), waited.count(), channel,
+                state.describe(), setup.options.stall_timeout_s);
         sched_yield();
     }
     state.beat();

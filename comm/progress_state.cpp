@@ -57,6 +57,11 @@ std::string ProgressState::describe() const {
     return text;
 }
 
+double ProgressState::longest_wait_s(double stall_timeout_s) const {
+    constexpr double kAfterWatchdogS = 3.0;
+    return stall_timeout_s + (watched.load() ? kAfterWatchdogS : 0.0);
+}
+
 void ProgressState::fail(const std::string& why) {
     const std::scoped_lock lock(mutex_);
     if (failed) return;

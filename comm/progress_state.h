@@ -71,6 +71,7 @@ struct ProgressState {
     // A watchdog runs: it reports a stall first, on all ranks; deadlines of waits come a little
     // later.
     std::atomic<bool> watched{false};
+    double longest_wait_s(double stall_timeout_s) const;
     // Set by the watchdog (any thread): the run cannot go on. Waits turn it into Error.
     std::atomic<bool> failed{false};
     void fail(const std::string& why);  // sets `failed`; the first reason is kept

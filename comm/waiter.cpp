@@ -5,11 +5,6 @@
 #include "base/error.h"
 
 namespace ferry {
-namespace {
-
-constexpr double kAfterWatchdogS = 3.0;
-
-}  // namespace
 
 void Waiter::begin(Activity activity, int layer, int micro_batch) {
     ProgressState& state = progress_state();
@@ -35,8 +30,8 @@ void Waiter::note_missing(int world_rank) {
 
 bool Waiter::overdue() {
     const ProgressState& state = progress_state();
-    const double limit_s = stall_timeout_s_ + (state.watched.load() ? kAfterWatchdogS : 0.0);
-    return idle_.seconds() > limit_s || state.failed.load(std::memory_order_relaxed);
+    return idle_.seconds() > state.longest_wait_s(stall_timeout_s_) ||
+           state.failed.load(std::memory_order_relaxed);
 }
 
 void Waiter::fail() {

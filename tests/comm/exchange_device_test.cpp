@@ -4,13 +4,16 @@
 
 #include <gmock/gmock.h>
 
+#include <chrono>
 #include <deque>
 #include <map>
 
 #include "base/error.h"
 #include "comm/exchange_kernels.h"
 #include "comm/exchange_plan.h"
+#include "comm/progress_state.h"
 #include "tests/comm/exchange_reference.h"
+#include "tests/support/expect_error.h"
 
 namespace ferry {
 namespace {
@@ -47,7 +50,7 @@ class Hub {
     std::map<std::tuple<int, int, int>, Ends> pairs_;
 };
 
-class HubBlocks final : public BlockTransport {
+class HubBlocks : public BlockTransport {
   public:
     HubBlocks(Hub& hub, int rank, int num_ranks) : hub_(hub), rank_(rank), num_ranks_(num_ranks) {}
     std::string_view name() const override { return "hub"; }
@@ -143,7 +146,7 @@ class Ranks {
         for (int e = 0; e < setup_.layout.num_expert(); ++e)
             for (const auto& [layer, expected] : loads_[e])
                 EXPECT_THAT(exchange_of_expert(e).expert_load(layer),
-                            testing::ElementsAreArray(expected));
+                            ::testing::ElementsAreArray(expected));
     }
 
   private:
@@ -406,6 +409,45 @@ TEST(DeviceExchange, RepeatedStepsOfOneRank) {
     // Steps are counted on: the host's own next one finds the number that it awaits.
     launches();
     side.close();
+}
+
+// The watchdog reports a stall on all ranks first: waits last longer than its patience, and say
+// what it found.
+TEST(DeviceExchange, AWaitEndsAfterTheWatchdogsReport) {
+    // Nothing comes, and the watchdog sees it a little after the stall timeout.
+    class Silent final : public HubBlocks {
+      public:
+        using HubBlocks::HubBlocks;
+        bool done(int, int) override {
+            if (progress_state().watched && std::chrono::steady_clock::now() > seen_)
+                progress_state().fail("rank 0 on there makes no progress");
+            return false;
+        }
+
+      private:
+        std::chrono::steady_clock::time_point seen_ =
+            std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
+    };
+    ExchangeSetup setup{
+        .options = small(DType::bf16),
+        .layout = make_layout({.attention_ranks = 1, .expert_ranks = 1, .tp_size = 1},
+                              std::vector<int>(2, 0)),
+        .first_layer = kFirstLayer,
+        .num_layers = kNumLayers,
+        .placements = {contiguous_placement(4, 1)}};
+    setup.options.stall_timeout_s = 0.05;
+    const auto receive = [&] {
+        Hub hub;
+        Silent blocks(hub, setup.layout.world_rank_of_expert(0), 2);
+        make_device_exchange(setup, blocks)->experts()->receive();
+    };
+    progress_state().watched = true;
+    EXPECT_ERROR(receive(), ErrorKind::communication, "rank 1 on here stops at",
+                 "layer 2, micro-batch 0, waiting for tokens", "rank 0 on there makes no progress");
+    progress_state().watched = false;
+    progress_state().forget_failure();
+    EXPECT_ERROR(receive(), ErrorKind::communication, "rank 1 on here gave up after",
+                 "engine.stall_timeout_s is 0.05");
 }
 
 TEST(DeviceExchange, RefusesWhatItCannotDo) {
