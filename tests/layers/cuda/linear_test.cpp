@@ -232,6 +232,30 @@ TEST(CudaLinear, ARowOfFewHasTheSameBitsInAnyNumberOfThem) {
     }
 }
 
+// One kernel with much shared memory and then with little, as the layers of a step have it.
+TEST(CudaLinear, FewRowsOfSeveralSizesInOneGraph) {
+    const auto weight_of = [](int64_t out, int64_t in) {
+        return PlainWeight::random({.dtype = DType::fp8_e4m3, .groups = 1, .out = out, .in = in}, 1)
+            .packed(cuda_kernels());
+    };
+    ASSERT_GT(few_rows_plan(3, 32, 2048, 163 << 10).shared_bytes(2048),
+              few_rows_plan(3, 48, 512, 163 << 10).shared_bytes(512) + (32 << 10));
+    const Weight large = weight_of(32, 2048), small = weight_of(48, 512);
+    const CudaTensor x(Matrix(3, 2048, 2));
+    const CudaTensor y_large(DType::f32, {3, 32}), y_small(DType::f32, {3, 48});
+    const auto multiply = [&] {
+        cuda_kernels().gemm(x, large, y_large);
+        cuda_kernels().gemm(x.view().slice_columns(0, 512), small, y_small);
+    };
+    multiply();
+    const std::vector<float> of_large = y_large.values(), of_small = y_small.values();
+    const CudaGraph graph = CudaGraph::record(cuda_device(0), multiply);
+    for (const CudaTensor* y : {&y_large, &y_small}) cuda_kernels().fill_zero(*y);
+    graph.launch(cuda_device(0));
+    expect_same_bits(y_large.values(), of_large);
+    expect_same_bits(y_small.values(), of_small);
+}
+
 TEST(CudaLinear, PlansOfFewRows) {
     constexpr int64_t kHopper = 227 << 10, kAmpere = 163 << 10;
     EXPECT_EQ(few_rows_plan(1, 7168, 18432, kHopper).describe(),
