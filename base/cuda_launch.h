@@ -11,6 +11,10 @@ namespace ferry {
 // Throws Error with the kernel's name and what it was launched with.
 [[noreturn]] void refuse_launch(cudaError_t result, const void* kernel, const LaunchShape& shape);
 
+// Lets `kernel` have that much dynamic shared memory on the current device. What it was allowed
+// before stays allowed: graphs hold launches that need it.
+cudaError_t allow_shared_memory(const void* kernel, size_t bytes);
+
 // Whether kernels that are launched early (launch_early) begin before the ones before them are
 // done: on the GPUs that wait_for_earlier_kernels is compiled for.
 bool kernels_start_early();
@@ -20,8 +24,7 @@ void launch_as(bool early, void (*kernel)(Params...), const LaunchShape& shape, 
                Args&&... args) {
     cudaError_t result = cudaSuccess;
     if (shape.shared_bytes > kUnaskedSharedBytes)
-        result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shape.shared_bytes));
+        result = allow_shared_memory(reinterpret_cast<const void*>(kernel), shape.shared_bytes);
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(shape.grid.x, shape.grid.y, shape.grid.z);
     config.blockDim = dim3(shape.block.x, shape.block.y, shape.block.z);

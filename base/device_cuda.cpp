@@ -28,6 +28,20 @@ void refuse_launch(cudaError_t result, const void* kernel, const LaunchShape& s)
     std::abort();  // there was an error
 }
 
+cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
+    static std::mutex mutex;
+    static std::map<std::pair<int, const void*>, size_t> allowed;
+    int device = 0;
+    cudaError_t result = cudaGetDevice(&device);
+    const std::lock_guard lock(mutex);
+    size_t& most = allowed[{device, kernel}];
+    if (result != cudaSuccess || bytes <= most) return result;
+    result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes));
+    if (result == cudaSuccess) most = bytes;
+    return result;
+}
+
 bool kernels_start_early() {
     static const bool early = [] {
         int device = 0, major = 0, minor = 0;

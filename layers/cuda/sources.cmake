@@ -7,7 +7,6 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/few_rows.cpp
     layers/cuda/few_rows.cu
     layers/cuda/gate.cu
-    layers/cuda/gate.cu
     layers/cuda/gemm_plan.cpp
     layers/cuda/grouped_gemm.cpp
     layers/cuda/grouped_gemm.cu
@@ -37,8 +36,6 @@ set(FERRY_CUDA_SOURCES
 # (tests/layers/cuda/ptxas_report.sh prints what each takes.)
 set(FERRY_CUDA_REFUSE_SPILLS -Xptxas=--warn-on-spills)  # a warning, and warnings are errors
 set(FERRY_CUDA_UNSPILLED
-    layers/cuda/few_rows.cu
-    layers/cuda/gate.cu
     layers/cuda/few_rows.cu
     layers/cuda/gate.cu
     layers/cuda/grouped_gemm.cu
