@@ -62,6 +62,16 @@ std::string read_token(const OrderedJson& config, const char* key) {
     return "";
 }
 
+bool is_llama(const OrderedJson& config) {
+    const OrderedJson name = config.value("tokenizer_class", OrderedJson());
+    return name == "LlamaTokenizerFast" || name == "LlamaTokenizer";
+}
+
+bool read_flag(const OrderedJson& config, const char* key, bool fallback) {
+    const OrderedJson flag = config.value(key, OrderedJson());
+    return flag.is_boolean() ? flag.get<bool>() : fallback;
+}
+
 // A template is a string, or a list of {"name", "template"}.
 std::optional<std::string> read_template(const OrderedJson& config) {
     const OrderedJson source = config.value("chat_template", OrderedJson());
@@ -117,7 +127,12 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& fold
 
 ChatTemplate::SpecialTokens ChatTemplate::load_special_tokens(const std::filesystem::path& folder) {
     const OrderedJson config = read_config(folder);
-    return {read_token(config, "bos_token"), read_token(config, "eos_token")};
+    SpecialTokens tokens{read_token(config, "bos_token"), read_token(config, "eos_token")};
+    if (is_llama(config)) {
+        tokens.adds_bos = read_flag(config, "add_bos_token", true);
+        tokens.adds_eos = read_flag(config, "add_eos_token", false);
+    }
+    return tokens;
 }
 
 std::string ChatTemplate::render(const std::vector<ChatMessage>& messages,

@@ -40,6 +40,8 @@ class ChatTemplate {
     struct SpecialTokens {
         std::string bos_token;
         std::string eos_token;
+        // Whether they stand around a text; empty where tokenizer.json decides.
+        std::optional<bool> adds_bos = {}, adds_eos = {};
     };
 
     // `name` stands for the file in messages. Throws Error(checkpoint) that names line and
@@ -51,6 +53,8 @@ class ChatTemplate {
     // Error(checkpoint).
     static std::optional<ChatTemplate> load(const std::filesystem::path& folder);
     // The special tokens that tokenizer_config.json of a folder names, empty where it names none.
+    // Of Llama's classes, which DeepSeek's files name, Transformers has add_bos_token and
+    // add_eos_token outweigh the post-processor of tokenizer.json.
     static SpecialTokens load_special_tokens(const std::filesystem::path& folder);
 
     // The prompt; encode it with add_special_tokens = false. `add_generation_prompt` ends it where

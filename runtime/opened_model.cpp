@@ -96,6 +96,30 @@ void add_eos_ids(const Json& json, std::vector<int32_t>& tokens) {
         add(*found);
 }
 
+// The special tokens around a text as tokenizer_config.json beside the tokenizer has them; where it
+// leaves that to tokenizer.json, nothing changes. `identity` gets a line when it does.
+Tokenizer configured(const Tokenizer& tokenizer, const std::string& path, std::string& identity) {
+    const ChatTemplate::SpecialTokens tokens =
+        ChatTemplate::load_special_tokens(fs::path(path).parent_path());
+    if (!tokens.adds_bos) return tokenizer;
+    const auto ids = [&](bool is_added, const std::string& token) {
+        std::vector<int32_t> list;
+        if (!is_added || token.empty()) return list;
+        const std::optional<int32_t> id = tokenizer.token_id(token);
+        if (!id)
+            throw Error(ErrorKind::checkpoint,
+                        "{}: has no token {}, which tokenizer_config.json puts around a text", path,
+                        in_quotes(token));
+        list.push_back(*id);
+        return list;
+    };
+    const std::vector<int32_t> before = ids(*tokens.adds_bos, tokens.bos_token);
+    const std::vector<int32_t> after = ids(*tokens.adds_eos, tokens.eos_token);
+    identity +=
+        fmt::format("special_tokens: [{}] [{}]\n", fmt::join(before, " "), fmt::join(after, " "));
+    return tokenizer.with_special_tokens(before, after);
+}
+
 void open_texts(const Config& config, const std::string& folder, OpenedModel& model) {
     const std::string tokenizer_path = config.model.tokenizer.empty() && !folder.empty()
                                            ? folder + "/tokenizer.json"
@@ -103,8 +127,9 @@ void open_texts(const Config& config, const std::string& folder, OpenedModel& mo
     if (!config.model.tokenizer.empty() ||
         (!tokenizer_path.empty() && fs::exists(tokenizer_path))) {
         const std::string text = read_text_file(tokenizer_path, kMaxTextBytes);
-        model.tokenizer = Tokenizer::from_json(text, tokenizer_path);
         model.identity += checksum_line("tokenizer", text);
+        model.tokenizer =
+            configured(Tokenizer::from_json(text, tokenizer_path), tokenizer_path, model.identity);
     }
     if (!config.model.chat_template.empty()) {
         const std::string text =

@@ -140,6 +140,19 @@ void Tokenizer::Impl::encode_piece_run(std::string_view text, bool is_input_star
     for (size_t i = 0; i < pieces.spans.size(); ++i) model.encode(pieces.view(i), scratch, ids);
 }
 
+Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl)
+    : impl_(std::move(impl)),
+      before_(impl_->post_processor.prefix),
+      after_(impl_->post_processor.suffix) {}
+
+Tokenizer Tokenizer::with_special_tokens(std::vector<int32_t> before,
+                                         std::vector<int32_t> after) const {
+    Tokenizer changed = *this;
+    changed.before_ = std::move(before);
+    changed.after_ = std::move(after);
+    return changed;
+}
+
 Tokenizer Tokenizer::load(const std::filesystem::path& path) {
     return from_json(read_file(path), path.string());
 }
@@ -162,7 +175,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
     }
     std::vector<int32_t> ids;
     Bpe::Scratch scratch;
-    if (add_special_tokens) ids = impl_->post_processor.prefix;
+    if (add_special_tokens) ids = before_;
     for (const auto& section : impl_->raw_tokens.split(text)) {
         const auto [begin, end] = section.span;
         if (section.id) {
@@ -173,10 +186,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
         if (impl_->normalizer) impl_->normalizer(&normalized);
         impl_->encode_normalized(normalized, begin == 0, &scratch, &ids);
     }
-    if (add_special_tokens) {
-        const std::vector<int32_t>& suffix = impl_->post_processor.suffix;
-        ids.insert(ids.end(), suffix.begin(), suffix.end());
-    }
+    if (add_special_tokens) ids.insert(ids.end(), after_.begin(), after_.end());
     return ids;
 }
 

@@ -33,6 +33,9 @@ class Tokenizer {
     // false then. Throws Error(input) when a pattern of the file gives up on this text.
     std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
 
+    // The same tokenizer with these special tokens around a text, not those of the file.
+    Tokenizer with_special_tokens(std::vector<int32_t> before, std::vector<int32_t> after) const;
+
     // Always valid UTF-8. Ids that no token has are left out.
     std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = true) const;
 
@@ -45,8 +48,9 @@ class Tokenizer {
   private:
     friend class StreamDecoder;
     struct Impl;
-    explicit Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+    explicit Tokenizer(std::shared_ptr<const Impl> impl);
     std::shared_ptr<const Impl> impl_;
+    std::vector<int32_t> before_, after_;  // special tokens around a text
 };
 
 // Decodes ids one at a time and returns only whole characters: the parts joined, flush() included,

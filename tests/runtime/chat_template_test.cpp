@@ -121,6 +121,10 @@ TEST_F(ChatTemplateFolder, ReadsTokenizerConfig) {
     EXPECT_FALSE(ChatTemplate::load(folder_).has_value());
     EXPECT_EQ(ChatTemplate::load_special_tokens(folder_).bos_token, "<b>");
     EXPECT_EQ(ChatTemplate::load_special_tokens(folder_).eos_token, "<e>");
+    EXPECT_FALSE(ChatTemplate::load_special_tokens(folder_).adds_bos);
+    write("tokenizer_config.json", R"({"tokenizer_class": "LlamaTokenizerFast"})");
+    EXPECT_EQ(ChatTemplate::load_special_tokens(folder_).adds_bos, true);
+    EXPECT_EQ(ChatTemplate::load_special_tokens(folder_).adds_eos, false);
     write("tokenizer_config.json", R"({"bos_token": "<b>", "chat_template": "{{ bos_token }}1"})");
     EXPECT_EQ(ChatTemplate::load(folder_)->render({}), "<b>1");
     write("tokenizer_config.json", R"({"chat_template": [{"name": "tool_use", "template": "2"},

@@ -8,10 +8,13 @@
 #include "comm/node_memory.h"
 #include "comm/transport.h"
 #include "runtime/hf_model.h"
+#include "runtime/json_text.h"
 #include "runtime/opened_model.h"
 #include "runtime/placements.h"
 #include "runtime/rank_model.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/mpi_main.h"
+#include "tests/support/temp_dir.h"
 
 namespace ferry {
 namespace {
@@ -179,6 +182,39 @@ TEST(Loading, LatentsAreStoredAsTheyAreRead) {
     EXPECT_EQ(stored("v3-fp8"), DType::f32);
     EXPECT_EQ(stored("v3"), DType::f32);
     EXPECT_EQ(stored("v3", Rounding::on), DType::f32);
+}
+
+// DeepSeek's published tokenizer.json adds nothing: its tokenizer_config.json says what
+// Transformers puts around a text. Numbers from Transformers 4.57.
+TEST(Loading, TokenizerConfigSaysWhatStandsAroundAText) {
+    const testing::TempDir dir;
+    const std::string demo = std::string(FERRY_SOURCE_DIR) + "/configs/demo/";
+    Json tokenizer = Json::parse(testing::read_file(demo + "tokenizer.json"));
+    const Json with_template = tokenizer["post_processor"];
+    Json config = Json::parse(testing::read_file(demo + "tokenizer_config.json"));
+    Config settings;
+    settings.model.path = std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/v3";
+    settings.model.tokenizer = dir / "tokenizer.json";
+    const auto encode = [&](const char* of_class, const Json& adds_bos, const Json& post) {
+        config["tokenizer_class"] = of_class;
+        config["add_bos_token"] = adds_bos;
+        tokenizer["post_processor"] = post;
+        testing::write_file(dir / "tokenizer.json", tokenizer.dump());
+        testing::write_file(dir / "tokenizer_config.json", config.dump());
+        return open_model(settings).prompt_encoder().encode_text("It is");
+    };
+    using ::testing::ElementsAre;
+    const Json byte_level = {{"type", "ByteLevel"}};
+    for (const Json& post : {byte_level, with_template}) {
+        EXPECT_THAT(encode("LlamaTokenizerFast", true, post), ElementsAre(0, 1432, 369));
+        EXPECT_THAT(encode("LlamaTokenizerFast", nullptr, post), ElementsAre(0, 1432, 369));
+        EXPECT_THAT(encode("LlamaTokenizerFast", false, post), ElementsAre(1432, 369));
+    }
+    EXPECT_THAT(encode("PreTrainedTokenizerFast", true, byte_level), ElementsAre(1432, 369));
+    EXPECT_THAT(encode("PreTrainedTokenizerFast", false, with_template), ElementsAre(0, 1432, 369));
+    config["bos_token"] = "<nowhere>";
+    EXPECT_ERROR(encode("LlamaTokenizerFast", true, byte_level), ErrorKind::checkpoint,
+                 "has no token \"<nowhere>\"");
 }
 
 TEST(Loading, WeightsThatDoNotCompressAreNamed) {
