@@ -77,7 +77,13 @@ std::vector<int32_t> read_tokens(const Json& json) {
     return tokens;
 }
 
-std::vector<int32_t> read_messages(const Json& json, const PromptEncoder& encoder) {
+// In the order of the line, as Transformers passes them on: templates print mappings.
+std::string messages_of(std::string_view line) {
+    return nlohmann::ordered_json::parse(line)["messages"].dump();
+}
+
+std::vector<int32_t> read_messages(const Json& json, std::string_view line,
+                                   const PromptEncoder& encoder) {
     if (!encoder.encode_messages)
         bad("messages: this model has no chat template; set model.chat_template");
     if (!json.is_array() || json.empty()) bad("messages: must be a list of messages");
@@ -85,7 +91,7 @@ std::vector<int32_t> read_messages(const Json& json, const PromptEncoder& encode
         if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
             bad("messages: every message must be an object with a \"role\"");
     try {
-        return encoder.encode_messages(json.dump());
+        return encoder.encode_messages(messages_of(line));
     } catch (const Error& error) {
         bad(fmt::format("messages: the model's chat template cannot render them: {}",
                         error.what()));
@@ -98,7 +104,9 @@ std::vector<int32_t> read_text(const Json& json, const PromptEncoder& encoder) {
     return encoder.encode_text(json.get_ref<const std::string&>());
 }
 
-std::vector<int32_t> read_prompt(const Json& object, const PromptEncoder& encoder) {
+// `object`: what `line` holds.
+std::vector<int32_t> read_prompt(const Json& object, std::string_view line,
+                                 const PromptEncoder& encoder) {
     const char* kinds[] = {"prompt", "prompt_tokens", "messages"};
     const auto num = std::count_if(std::begin(kinds), std::end(kinds),
                                    [&](const char* kind) { return object.contains(kind); });
@@ -106,7 +114,7 @@ std::vector<int32_t> read_prompt(const Json& object, const PromptEncoder& encode
         bad(fmt::format("{} of \"prompt\", \"prompt_tokens\", \"messages\"; exactly one is needed",
                         num == 0 ? "has none" : "has several"));
     if (object.contains("prompt")) return read_text(object["prompt"], encoder);
-    if (object.contains("messages")) return read_messages(object["messages"], encoder);
+    if (object.contains("messages")) return read_messages(object["messages"], line, encoder);
     return read_tokens(object["prompt_tokens"]);
 }
 
@@ -150,7 +158,7 @@ RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
         }
         if (params_.min_tokens > params_.max_tokens) bad("min_tokens is more than max_tokens");
         request.sampling = params_;
-        request.prompt_tokens = read_prompt(object, encoder_);
+        request.prompt_tokens = read_prompt(object, text, encoder_);
         check_tokens(request.prompt_tokens, encoder_.vocab_size);
     } catch (const Error& error) {
         return fail(std::move(request), error.what(), line_number);

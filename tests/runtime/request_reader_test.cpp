@@ -85,11 +85,17 @@ TEST(RequestParser, SamplesAreRequestsOfTheirOwn) {
 }
 
 TEST(RequestParser, MessagesGoToTheTemplateAsTheyAre) {
-    const RequestLine line =
-        parse(R"({"messages": [{"role": "user", "content": "x", "extra": {"a": [1]}}]})");
+    std::string given;
+    PromptEncoder encoder = byte_encoder();
+    encoder.encode_messages = [&given](const std::string& json) {
+        given = json;
+        return std::vector<int32_t>{1};
+    };
+    RequestParser parser("in.jsonl", {}, encoder);
+    const RequestLine line = parser.parse(
+        R"({"messages": [{"role": "user", "content": "x", "extra": {"b": [1], "a": 2}}]})", 7);
     ASSERT_FALSE(line.failed) << line.failed->error;
-    const std::string json = R"([{"content":"x","extra":{"a":[1]},"role":"user"}])";
-    EXPECT_THAT(line.requests[0].prompt_tokens, ElementsAre(json.size()));
+    EXPECT_EQ(given, R"([{"role":"user","content":"x","extra":{"b":[1],"a":2}}])");
 }
 
 TEST(RequestParser, FieldsOfTheUsersOwnArePassedOver) {
