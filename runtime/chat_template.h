@@ -4,7 +4,8 @@
 // The subset of Jinja that is supported (as Transformers sets it up: trim_blocks, lstrip_blocks):
 //   statements   for (several names, `if`, else, break, continue; loop.index, index0, first, last,
 //                length, revindex, revindex0, previtem, nextitem), if/elif/else, set (also of a
-//                namespace attribute, also as a block), generation (ignored), comments
+//                namespace attribute, also as a block), macro (outside of other blocks but if;
+//                called by name), generation (ignored), comments
 //   expressions  literals, lists, tuples, mappings, x.y, x[y], slices, + - * / // % ~, comparisons,
 //                in, not in, and, or, not, a if b else c, calls of range, namespace, dict,
 //                raise_exception
@@ -15,10 +16,11 @@
 //   methods      of strings: split replace strip lstrip rstrip upper lower capitalize startswith
 //                endswith join; of mappings: items keys values get
 //   white space  {%- -%} {{- -}} {#- -#} {%+ +%}
-// Not supported, refused by name and line: macro, call, filter, include, import, extends, block,
-// with, do, raw, chains of comparisons, **, printing lists and mappings without tojson, upper case
-// beyond ASCII. strftime_now is left undefined, so that a prompt does not depend on the day.
-// These suffice for the templates of DeepSeek V2, V3 and R1, Qwen2 and 2.5, Llama 3, ChatML.
+// Not supported, refused by name and line: call, filter, include, import, extends, block, with, do,
+// raw, chains of comparisons, **, printing lists and mappings without tojson, upper case beyond
+// ASCII. strftime_now is left undefined, so that a prompt does not depend on the day.
+// These suffice for the templates of DeepSeek V2, V3, V3.1 and R1, Kimi K2 and K2 Thinking,
+// Moonlight, Qwen2 and 2.5, Llama 3, ChatML.
 #pragma once
 #include <filesystem>
 #include <memory>

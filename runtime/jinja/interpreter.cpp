@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <stdexcept>
 
 #include "base/error.h"
@@ -14,6 +16,9 @@ namespace {
 
 constexpr int64_t kMaxSteps = 4'000'000;
 constexpr size_t kMaxTextBytes = size_t{256} << 20;
+// The stack is bounded: long chains of operators make deep trees, and macros call themselves.
+constexpr int kMaxCalls = 16;
+constexpr int kMaxDepth = 1000;
 
 enum class Flow { normal, stop, next };
 
@@ -69,6 +74,9 @@ class Interpreter {
                 return execute_loop(node, out);
             case NodeKind::set:
                 execute_set(node);
+                break;
+            case NodeKind::macro:
+                macros_[node.expr->name] = &node;
                 break;
             case NodeKind::stop:
                 return Flow::stop;
@@ -162,6 +170,13 @@ class Interpreter {
 
     Value evaluate(const Expr& expr) {
         step(expr.line);
+        if (++depth_ > kMaxDepth) refuse("expressions are nested too deeply");
+        Value value = evaluate_nested(expr);
+        --depth_;
+        return value;
+    }
+
+    Value evaluate_nested(const Expr& expr) {
         const auto& args = expr.args;
         switch (expr.kind) {
             case ExprKind::literal:
@@ -243,6 +258,8 @@ class Interpreter {
     Value call(const Expr& expr) {
         const Arguments arguments = evaluate_arguments(expr);
         const std::vector<Value>& values = arguments.values;
+        if (const auto macro = macros_.find(expr.name); macro != macros_.end())
+            return call_macro(*macro->second, arguments);
         if (expr.name == "raise_exception") {
             refuse(values.empty() ? "raise_exception" : to_text(values[0]));
         }
@@ -255,6 +272,34 @@ class Interpreter {
         }
         if (expr.name == "range") return make_range(values);
         refuse(fmt::format("function '{}' is not supported", expr.name));
+    }
+
+    // Its text. It sees its arguments and the variables of the template, not those of the caller.
+    Value call_macro(const Node& macro, const Arguments& arguments) {
+        const auto& parameters = macro.expr->named_args;
+        const std::string& macro_name = macro.expr->name;
+        if (arguments.values.size() > parameters.size())
+            refuse(fmt::format("macro '{}' takes {} arguments", macro_name, parameters.size()));
+        for (const auto& [name, value] : arguments.named)
+            if (std::ranges::none_of(parameters, [&](const auto& p) { return p.first == name; }))
+                refuse(fmt::format("macro '{}' has no argument '{}'", macro_name, name));
+        if (++num_calls_ > kMaxCalls) refuse("macros call each other too deeply");
+        std::vector<Dict> callers(std::make_move_iterator(scopes_.begin() + kTemplateScopes),
+                                  std::make_move_iterator(scopes_.end()));
+        scopes_.resize(kTemplateScopes);
+        scopes_.emplace_back();
+        for (size_t i = 0; i < parameters.size(); ++i) {
+            const auto& [name, fallback] = parameters[i];
+            const Value* given = arguments.find(i, name);
+            scopes_.back().set(name, given != nullptr ? *given : evaluate_optional(fallback));
+        }
+        std::string text;
+        execute(macro.body, &text);
+        scopes_.resize(kTemplateScopes);
+        scopes_.insert(scopes_.end(), std::make_move_iterator(callers.begin()),
+                       std::make_move_iterator(callers.end()));
+        --num_calls_;
+        return text;
     }
 
     Value make_range(const std::vector<Value>& values) {
@@ -353,8 +398,12 @@ class Interpreter {
         return result;
     }
 
+    static constexpr size_t kTemplateScopes = 2;  // what it was given, and what it sets
+
     const Source& source_;
     std::vector<Dict> scopes_;
+    std::map<std::string, const Node*, std::less<>> macros_;
+    int num_calls_ = 0, depth_ = 0;
     int64_t num_steps_ = 0;
     int line_ = 0;
 };

@@ -28,6 +28,13 @@ class Parser {
         Parser* parser_;
     };
 
+    // Blocks whose variables are their own: a macro sees those of the template alone.
+    struct ScopeGuard {
+        explicit ScopeGuard(Parser* parser) : parser_(parser) { ++parser->num_scopes_; }
+        ~ScopeGuard() { --parser_->num_scopes_; }
+        Parser* parser_;
+    };
+
     const Token& peek(size_t ahead = 0) const {
         return tokens_[std::min(pos_ + ahead, tokens_.size() - 1)];
     }
@@ -99,6 +106,8 @@ class Parser {
             nodes->push_back(parse_loop(line));
         } else if (name == "set") {
             nodes->push_back(parse_set(line));
+        } else if (name == "macro") {
+            nodes->push_back(parse_macro(line));
         } else if (name == "break" || name == "continue") {
             const NodeKind kind = name == "break" ? NodeKind::stop : NodeKind::next;
             nodes->push_back({kind, line, "", {}, {}, {}, {}, {}});
@@ -142,6 +151,7 @@ class Parser {
         if (accept_word("if")) node.condition = parse_expr();
         if (is_word("recursive")) fail("a recursive 'for' is not supported");
         expect(TokenKind::block_end);
+        const ScopeGuard scope(this);
         node.body = parse_nodes({"else", "endfor"});
         if (take_block_end() == "else") {
             node.orelse = parse_nodes({"endfor"});
@@ -161,9 +171,27 @@ class Parser {
         } else {
             if (is_op("|")) fail("'set' with a filter is not supported");
             expect(TokenKind::block_end);
+            const ScopeGuard scope(this);
             node.body = parse_nodes({"endset"});
             take_block_end();
         }
+        return node;
+    }
+
+    Node parse_macro(int line) {
+        if (num_scopes_ > 0) source_.fail(line, "a macro within another block is not supported");
+        ExprPtr head = make(ExprKind::call, line, expect_name());
+        expect_op("(");
+        while (!accept_op(")")) {
+            head->named_args.emplace_back(expect_name(), nullptr);
+            if (accept_op("=")) head->named_args.back().second = parse_expr();
+            if (!is_op(")")) expect_op(",");
+        }
+        expect(TokenKind::block_end);
+        const ScopeGuard scope(this);
+        Node node{NodeKind::macro, line, "", {}, std::move(head), {}, {}, {}};
+        node.body = parse_nodes({"endmacro"});
+        take_block_end();
         return node;
     }
 
@@ -451,6 +479,7 @@ class Parser {
     const std::vector<Token> tokens_;
     size_t pos_ = 0;
     int depth_ = 0;
+    int num_scopes_ = 0;
 };
 
 }  // namespace

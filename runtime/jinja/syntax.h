@@ -48,6 +48,7 @@ enum class NodeKind {
     branch,  // if expr body else orelse
     loop,    // for targets in expr (if condition) body else orelse
     set,     // targets[0] (or targets[0].targets[1]) = expr, or the text of body
+    macro,   // expr is name(named_args): the parameters, with defaults or null; body
     stop,    // break
     next,    // continue
 };

@@ -68,9 +68,46 @@ TEST(ChatTemplate, TakesJsonMessagesAndVariables) {
     EXPECT_THAT(render(deep.c_str()), HasSubstr("nested too deeply"));
 }
 
+// Texts from jinja2.
+TEST(ChatTemplate, CallsMacros) {
+    const auto render = [](std::string_view source) {
+        return make(source).render({{"user", "hi"}});
+    };
+    EXPECT_EQ(render("{% macro f(a, b=2, c=a) %}{{ a }}-{{ b }}-{{ c }};{% endmacro %}"
+                     "{{ f(1) }}{{ f(1, 3) }}{{ f(b=1, a=0) }}{{ f()|length }}"),
+              "1-2-1;1-3-1;0-1-0;4");
+    EXPECT_EQ(render("{% macro f(x) -%}\n  a{{ x }}\n{%- endmacro %}\n{{ f(1) ~ f('b') }}\n"),
+              "a1ab");
+    EXPECT_EQ(
+        render(
+            "{% macro f(x) %}{{ x }}{% if x %}{{ f(x - 1) }}{% endif %}{% endmacro %}"
+            "{% macro g() %}{{ f(2) }}{{ q }}{% set q = 9 %}{{ q }}{% endmacro %}"
+            "{% set q = 1 %}{% for i in [7] %}{{ g() }}{{ i }}{{ loop.index }}{% endfor %}{{ q }}"),
+        "21019711");
+    EXPECT_EQ(render("{% macro f() %}{{ i is defined }}{{ loop is defined }}{% endmacro %}"
+                     "{% for i in [1] %}{{ f() }}{% endfor %}"),
+              "FalseFalse");
+    EXPECT_EQ(
+        render("{% set n = namespace(c=0) %}{% macro f() %}{% set n.c = n.c + 1 %}{% endmacro %}"
+               "{{ f() }}{{ f() }}{{ n.c }}"),
+        "2");
+    const std::string f = "{% macro f(x) %}{{ f(x) }}{% endmacro %}";
+    EXPECT_THAT(render_error(f + "{{ f(1) }}"), HasSubstr("macros call each other too deeply"));
+    EXPECT_THAT(render_error(f + "{{ f(1, 2) }}"), HasSubstr("macro 'f' takes 1 arguments"));
+    EXPECT_THAT(render_error(f + "{{ f(y=1) }}"), HasSubstr("macro 'f' has no argument 'y'"));
+    EXPECT_THAT(render_error("{{ f(1) }}" + f), HasSubstr("function 'f' is not supported"));
+    std::string sum = "0";
+    for (int i = 0; i < 2000; ++i) sum += "+1";
+    EXPECT_THAT(
+        render_error("{% macro f(x) %}{{ f(x)" + sum.substr(1) + " }}{% endmacro %}{{ f(1) }}"),
+        HasSubstr("nested too deeply"));
+}
+
 TEST(ChatTemplate, NamesWhatIsNotSupportedAndTheLine) {
-    EXPECT_THAT(parse_error("a\n{% macro f() %}{% endmacro %}"),
-                HasSubstr("t.jinja:2: statement 'macro' is not supported"));
+    EXPECT_THAT(parse_error("a\n{% call f() %}{% endcall %}"),
+                HasSubstr("t.jinja:2: statement 'call' is not supported"));
+    EXPECT_THAT(parse_error("{% for i in x %}\n{% macro f() %}{% endmacro %}{% endfor %}"),
+                HasSubstr("t.jinja:2: a macro within another block is not supported"));
     EXPECT_THAT(parse_error("\n\n{{ x | sort }}"), HasSubstr("t.jinja:3: filter 'sort'"));
     EXPECT_THAT(parse_error("{{ x is callable }}"), HasSubstr("t.jinja:1: test 'callable'"));
     EXPECT_THAT(parse_error("{% if x %}\n\n"), HasSubstr("t.jinja:1: block has no 'endif'"));
