@@ -140,7 +140,12 @@ void open_texts(const Config& config, const std::string& folder, OpenedModel& mo
                                     config.model.chat_template);
         model.identity += checksum_line("chat_template", text);
     } else if (!folder.empty()) {
-        model.chat_template = ChatTemplate::load(folder);
+        try {
+            model.chat_template = ChatTemplate::load(folder);
+        } catch (const Error& error) {
+            throw Error(error.kind(), "{}; model.chat_template: FILE takes another template",
+                        error.what());
+        }
         model.identity +=
             checksum_line("chat_template", read_if_there(folder + "/chat_template.jinja") +
                                                read_if_there(folder + "/tokenizer_config.json"));

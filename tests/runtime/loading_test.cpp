@@ -217,6 +217,23 @@ TEST(Loading, TokenizerConfigSaysWhatStandsAroundAText) {
                  "has no token \"<nowhere>\"");
 }
 
+// Whoever has no use for messages can go on too.
+TEST(Loading, ATemplateThatIsNotSupportedCanBeReplaced) {
+    const testing::TempDir dir;
+    const std::string demo = std::string(FERRY_SOURCE_DIR) + "/configs/demo/";
+    for (const auto& entry : std::filesystem::directory_iterator(demo))
+        std::filesystem::create_symlink(entry.path(), dir / entry.path().filename().string());
+    testing::write_file(dir / "chat_template.jinja", "{% include 'x' %}");
+    Config config;
+    config.model.path = dir.path();
+    EXPECT_ERROR(open_model(config), ErrorKind::checkpoint,
+                 "chat_template.jinja:1: statement 'include' is not supported",
+                 "model.chat_template: FILE takes another template");
+    config.model.chat_template = dir / "other.jinja";
+    testing::write_file(config.model.chat_template, "{{ messages }}");
+    EXPECT_TRUE(open_model(config).chat_template);
+}
+
 TEST(Loading, WeightsThatDoNotCompressAreNamed) {
     HfModel model(std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/v3-bf16");
     const auto kernels = make_cpu_kernels(2, {.compress_weights = true});
