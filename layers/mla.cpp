@@ -6,6 +6,9 @@
 namespace ferry {
 namespace {
 
+// Of q_norm and kv_norm, whatever rms_norm_eps is: the published code leaves it to its default.
+constexpr float kLatentNormEps = 1e-6f;
+
 // Two-dimensional view of heads [begin, begin + num) of x [rows, heads, head_dim].
 Tensor slice_heads(const Tensor& x, int64_t begin, int64_t num) {
     const int64_t head_dim = x.dim(2);
@@ -161,7 +164,7 @@ void Mla::write_latents(Kernels& kernels, Workspace& workspace, const LinearInpu
     const Tensor latent = workspace.take(DType::f32, {batch.num_tokens(), config_.latent_dim()});
     wkv_a_.forward(kernels, x, latent);
     const Tensor c = latent.slice_columns(0, config_.kv_lora_rank);
-    kernels.rms_norm(c, kv_norm_, static_cast<float>(config_.norm_eps), c);
+    kernels.rms_norm(c, kv_norm_, kLatentNormEps, c);
     kernels.rope_write_cache(latent, batch.positions, rope_table, config_.rope_interleave,
                              batch.slots, cache.latents);
     for (const SequenceRows& rows : batch.prompt)
@@ -195,10 +198,10 @@ void Mla::project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
     if (config_.q_lora_rank > 0) {
         const Tensor q_a = workspace.take(DType::f32, {tokens, config_.q_lora_rank});
         wq_a_.forward(kernels, x, q_a);
-        wq_b_.forward(kernels,
-                      LinearInput::rms_norm(kernels, workspace, q_a, q_norm_,
-                                            static_cast<float>(config_.norm_eps), wq_b_.dtype()),
-                      q_flat);
+        wq_b_.forward(
+            kernels,
+            LinearInput::rms_norm(kernels, workspace, q_a, q_norm_, kLatentNormEps, wq_b_.dtype()),
+            q_flat);
     } else {
         wq_.forward(kernels, x, q_flat);
     }

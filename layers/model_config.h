@@ -43,7 +43,7 @@ struct ModelConfig {
     double rope_theta = 10000;
     bool rope_interleave = true;  // pairs (2i, 2i+1); false: (i, i + r/2)
     std::optional<YarnConfig> yarn;
-    double norm_eps = 1e-6;
+    double norm_eps = 1e-6;  // of blocks and the last norm (layers/mla.cpp: of latents)
 
     // MoE
     int64_t n_routed_experts = 0;

@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
+#include <set>
 
+#include "layers/cpu/cpu_kernels.h"
 #include "runtime/hf_model.h"
 #include "tests/support/golden_models.h"
 #include "tests/support/one_rank_model.h"
@@ -60,6 +63,58 @@ double relative_error(OneRankModel& model, const Golden& golden, const GoldenPro
             largest_difference(logits[static_cast<size_t>(prompt.positions[j])],
                                golden.rows.row(prompt.first_row + static_cast<int64_t>(j))));
     return largest / prompt.max_abs_logit;
+}
+
+// A model with another rms_norm_eps.
+class OtherEps final : public WeightSource {
+  public:
+    OtherEps(WeightSource& source, double norm_eps) : source_(source), config_(source.config()) {
+        config_.norm_eps = norm_eps;
+    }
+    const ModelConfig& config() const override { return config_; }
+    std::optional<TensorInfo> find(const std::string& name) const override {
+        return source_.find(name);
+    }
+    void read(const std::string& name, std::span<const Range> ranges, void* dst) override {
+        source_.read(name, ranges, dst);
+    }
+
+  private:
+    WeightSource& source_;
+    ModelConfig config_;
+};
+
+// Notes with which eps norms of which width are computed.
+class NotedEps final : public CpuKernels {
+  public:
+    explicit NotedEps(std::map<int64_t, std::set<float>>& eps_of)
+        : CpuKernels(1), eps_of_(eps_of) {}
+    void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override {
+        eps_of_[x.dim(1)].insert(eps);
+        CpuKernels::rms_norm(x, weight, eps, y);
+    }
+    void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
+                      const Tensor& y) override {
+        eps_of_[x.dim(1)].insert(eps);
+        CpuKernels::add_rms_norm(x, h, weight, eps, y);
+    }
+
+  private:
+    std::map<int64_t, std::set<float>>& eps_of_;
+};
+
+// Transformers gives rms_norm_eps to the norms of blocks and to the last one, not to those of
+// latents (Moonlight has 1e-5).
+TEST(GoldenNorms, OfLatentsHaveAnEpsOfTheirOwn) {
+    HfModel published(model_folder("v3"));
+    OtherEps source(published, 1e-5);
+    std::map<int64_t, std::set<float>> eps_of;
+    OneRankModel model(source, std::make_unique<NotedEps>(eps_of));
+    model.greedy({1, 2, 3}, 2);
+    const ModelConfig& c = source.config();
+    const std::map<int64_t, std::set<float>> expected{
+        {c.dim, {1e-5f}}, {c.q_lora_rank, {1e-6f}}, {c.kv_lora_rank, {1e-6f}}};
+    EXPECT_EQ(eps_of, expected);
 }
 
 class GoldenLogits : public ::testing::TestWithParam<std::string> {};
