@@ -84,6 +84,7 @@ std::string messages_of(std::string_view line) {
 
 std::vector<int32_t> read_messages(const Json& json, std::string_view line,
                                    const PromptEncoder& encoder) {
+    if (!encoder.encode_text) bad("messages: this model has no tokenizer; use prompt_tokens");
     if (!encoder.encode_messages)
         bad("messages: this model has no chat template; set model.chat_template");
     if (!json.is_array() || json.empty()) bad("messages: must be a list of messages");

@@ -159,7 +159,11 @@ TEST(RequestParser, ABadLineKeepsItsIdWhenItHasOne) {
 TEST(RequestParser, WithoutTokenizerOrTemplate) {
     RequestParser parser("in", {}, {});
     EXPECT_THAT(parser.parse(R"({"prompt": "a"})", 1).failed->error, HasSubstr("no tokenizer"));
-    EXPECT_THAT(parser.parse(R"({"messages": [{"role": "user"}]})", 2).failed->error,
+    const char* messages = R"({"messages": [{"role": "user"}]})";
+    EXPECT_THAT(parser.parse(messages, 2).failed->error,
+                HasSubstr("messages: this model has no tokenizer; use prompt_tokens"));
+    const PromptEncoder of_text{.encode_text = byte_encoder().encode_text, .encode_messages = {}};
+    EXPECT_THAT(RequestParser("in", {}, of_text).parse(messages, 1).failed->error,
                 HasSubstr("model.chat_template"));
     EXPECT_EQ(parser.parse(R"({"prompt_tokens": [5000000]})", 3).requests.size(), 1u);
 }
