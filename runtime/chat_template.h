@@ -10,7 +10,8 @@
 //                in, not in, and, or, not, a if b else c, calls of range, namespace, dict,
 //                raise_exception
 //   filters      trim upper lower capitalize string safe int length count list items first last
-//                default d tojson replace map(attribute=) select reject selectattr rejectattr join
+//                default d tojson replace map(attribute=, default=) select reject selectattr
+//                rejectattr join
 //   tests        defined undefined none string mapping iterable sequence number integer float
 //                boolean true false odd even divisibleby in equalto eq ne
 //   methods      of strings: split replace strip lstrip rstrip upper lower capitalize startswith

@@ -208,8 +208,12 @@ Value select(const Arguments& a, bool keeps, bool by_attribute) {
 Value map_attribute(const Arguments& a) {
     const Value* name = a.find(1, "attribute");
     if (name == nullptr || a.values.size() > 1) refuse("map without attribute= is not supported");
+    const Value* fallback = a.find(2, "default");
     List result;
-    for (const Value& item : iterate(a.values[0])) result.push_back(index(item, *name));
+    for (const Value& item : iterate(a.values[0])) {
+        const Value value = index(item, *name);
+        result.push_back(value.is_undefined() && fallback != nullptr ? *fallback : value);
+    }
     return result;
 }
 

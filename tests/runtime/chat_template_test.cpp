@@ -103,6 +103,12 @@ TEST(ChatTemplate, CallsMacros) {
         HasSubstr("nested too deeply"));
 }
 
+TEST(ChatTemplate, MapsWhatIsMissingToADefault) {
+    EXPECT_EQ(
+        make("{{ messages | map(attribute='name', default='?') | join }}").render({{"user", "hi"}}),
+        "?");
+}
+
 TEST(ChatTemplate, NamesWhatIsNotSupportedAndTheLine) {
     EXPECT_THAT(parse_error("a\n{% call f() %}{% endcall %}"),
                 HasSubstr("t.jinja:2: statement 'call' is not supported"));
