@@ -234,9 +234,11 @@ PromptEncoder OpenedModel::prompt_encoder() const {
         return text_tokenizer.encode(text);
     };
     if (chat_template)
-        encoder.encode_messages = [text_tokenizer = *tokenizer,
-                                   messages_template = *chat_template](const std::string& json) {
-            return text_tokenizer.encode(messages_template.render_json(json), false);
+        encoder.encode_messages = [text_tokenizer = *tokenizer, messages_template = *chat_template](
+                                      const std::string& messages, const std::string& variables) {
+            return text_tokenizer.encode(
+                messages_template.render_json(messages, /*add_generation_prompt=*/true, variables),
+                false);
         };
     return encoder;
 }

@@ -77,22 +77,38 @@ std::vector<int32_t> read_tokens(const Json& json) {
     return tokens;
 }
 
-// In the order of the line, as Transformers passes them on: templates print mappings.
-std::string messages_of(std::string_view line) {
-    return nlohmann::ordered_json::parse(line)["messages"].dump();
+// What a chat template sees beside the messages.
+constexpr const char* kTools = "tools";
+constexpr const char* kTemplateVariables = "chat_template_kwargs";
+
+// Mappings keep the order of the line, as in Transformers: templates print them.
+std::vector<int32_t> render_messages(std::string_view line, const PromptEncoder& encoder) {
+    using OrderedJson = nlohmann::ordered_json;
+    const OrderedJson object = OrderedJson::parse(line);
+    OrderedJson variables = object.value(kTemplateVariables, OrderedJson::object());
+    if (object.contains(kTools)) variables[kTools] = object[kTools];
+    return encoder.encode_messages(object["messages"].dump(), variables.dump());
 }
 
-std::vector<int32_t> read_messages(const Json& json, std::string_view line,
+std::vector<int32_t> read_messages(const Json& object, std::string_view line,
                                    const PromptEncoder& encoder) {
     if (!encoder.encode_text) bad("messages: this model has no tokenizer; use prompt_tokens");
     if (!encoder.encode_messages)
         bad("messages: this model has no chat template; set model.chat_template");
-    if (!json.is_array() || json.empty()) bad("messages: must be a list of messages");
-    for (const Json& message : json)
+    const Json& messages = object["messages"];
+    if (!messages.is_array() || messages.empty()) bad("messages: must be a list of messages");
+    for (const Json& message : messages)
         if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
             bad("messages: every message must be an object with a \"role\"");
+    const Json tools = object.value(kTools, Json()),
+               variables = object.value(kTemplateVariables, Json::object());
+    if (!tools.is_null() && !tools.is_array()) bad("tools: must be a list of tools");
+    if (!variables.is_object()) bad("chat_template_kwargs: must be an object");
+    for (const char* own : {"messages", kTools, "add_generation_prompt"})
+        if (variables.contains(own))
+            bad(fmt::format("chat_template_kwargs: {} is no variable to set", own));
     try {
-        return encoder.encode_messages(messages_of(line));
+        return render_messages(line, encoder);
     } catch (const Error& error) {
         bad(fmt::format("messages: the model's chat template cannot render them: {}",
                         error.what()));
@@ -114,8 +130,10 @@ std::vector<int32_t> read_prompt(const Json& object, std::string_view line,
     if (num != 1)
         bad(fmt::format("{} of \"prompt\", \"prompt_tokens\", \"messages\"; exactly one is needed",
                         num == 0 ? "has none" : "has several"));
+    if (object.contains("messages")) return read_messages(object, line, encoder);
+    for (const char* of_chats : {kTools, kTemplateVariables})
+        if (object.contains(of_chats)) bad(fmt::format("{}: goes with messages only", of_chats));
     if (object.contains("prompt")) return read_text(object["prompt"], encoder);
-    if (object.contains("messages")) return read_messages(object["messages"], line, encoder);
     return read_tokens(object["prompt_tokens"]);
 }
 
@@ -134,7 +152,7 @@ RequestParser::RequestParser(std::string name, SamplingParams defaults, PromptEn
       defaults_(std::move(defaults)),
       encoder_(std::move(encoder)),
       params_fields_(sampling_fields(params_)),
-      known_keys_{"id", "prompt", "prompt_tokens", "messages"} {
+      known_keys_{"id", "prompt", "prompt_tokens", "messages", kTools, kTemplateVariables} {
     for (const Field& field : params_fields_) known_keys_.push_back(field.key);
 }
 

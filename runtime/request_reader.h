@@ -28,7 +28,9 @@ namespace ferry {
 // Text to tokens. A function that is missing refuses its kind of prompt.
 struct PromptEncoder {
     std::function<std::vector<int32_t>(std::string_view text)> encode_text;
-    std::function<std::vector<int32_t>(const std::string& messages_json)> encode_messages;
+    // A JSON list, and a JSON object of further variables of the chat template.
+    std::function<std::vector<int32_t>(const std::string& messages, const std::string& variables)>
+        encode_messages;
     int64_t vocab_size = 0;  // of the model: higher ids are refused; 0: not checked
 };
 

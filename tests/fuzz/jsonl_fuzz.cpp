@@ -20,8 +20,8 @@ PromptEncoder byte_encoder() {
     encoder.encode_text = [](std::string_view text) {
         return std::vector<int32_t>(text.size(), 7);
     };
-    encoder.encode_messages = [](const std::string& messages) {
-        return std::vector<int32_t>(messages.size(), 8);
+    encoder.encode_messages = [](const std::string& messages, const std::string& variables) {
+        return std::vector<int32_t>(messages.size() + variables.size(), 8);
     };
     return encoder;
 }

@@ -22,7 +22,7 @@ PromptEncoder byte_encoder() {
         if (text == "poison") throw Error(ErrorKind::input, "the pattern gives up");
         return std::vector<int32_t>(text.begin(), text.end());
     };
-    encoder.encode_messages = [](const std::string& json) {
+    encoder.encode_messages = [](const std::string& json, const std::string&) {
         return std::vector<int32_t>{static_cast<int32_t>(json.size())};
     };
     encoder.vocab_size = 1000;
@@ -85,17 +85,33 @@ TEST(RequestParser, SamplesAreRequestsOfTheirOwn) {
 }
 
 TEST(RequestParser, MessagesGoToTheTemplateAsTheyAre) {
-    std::string given;
+    std::vector<std::string> given;
     PromptEncoder encoder = byte_encoder();
-    encoder.encode_messages = [&given](const std::string& json) {
-        given = json;
+    encoder.encode_messages = [&given](const std::string& messages, const std::string& variables) {
+        given = {messages, variables};
         return std::vector<int32_t>{1};
     };
     RequestParser parser("in.jsonl", {}, encoder);
-    const RequestLine line = parser.parse(
-        R"({"messages": [{"role": "user", "content": "x", "extra": {"b": [1], "a": 2}}]})", 7);
-    ASSERT_FALSE(line.failed) << line.failed->error;
-    EXPECT_EQ(given, R"([{"role":"user","content":"x","extra":{"b":[1],"a":2}}])");
+    const auto parse_line = [&](const std::string& more) {
+        return parser.parse(
+            R"({"messages": [{"role": "user", "content": "x", "extra": {"b": [1], "a": 2}}])" +
+                more + "}",
+            7);
+    };
+    const char* const messages = R"([{"role":"user","content":"x","extra":{"b":[1],"a":2}}])";
+    ASSERT_FALSE(parse_line("").failed);
+    EXPECT_THAT(given, ElementsAre(messages, "{}"));
+    ASSERT_FALSE(
+        parse_line(R"(, "chat_template_kwargs": {"thinking": true, "a": 1}, "tools": [{"b": 1}])")
+            .failed);
+    EXPECT_THAT(given, ElementsAre(messages, R"({"thinking":true,"a":1,"tools":[{"b":1}]})"));
+    EXPECT_THAT(parse_line(R"(, "tools": {})").failed->error, HasSubstr("tools: must be a list"));
+    EXPECT_THAT(parse_line(R"(, "chat_template_kwargs": [])").failed->error,
+                HasSubstr("chat_template_kwargs: must be an object"));
+    EXPECT_THAT(parse_line(R"(, "chat_template_kwargs": {"messages": []})").failed->error,
+                HasSubstr("messages is no variable to set"));
+    EXPECT_THAT(parse(R"({"prompt": "a", "tools": []})").failed->error,
+                HasSubstr("tools: goes with messages only"));
 }
 
 TEST(RequestParser, FieldsOfTheUsersOwnArePassedOver) {
@@ -191,7 +207,7 @@ TEST(RequestReader, MissingFileIsAnInputError) {
 
 TEST(RequestParser, WhatATemplateCannotRenderIsTheRequests) {
     PromptEncoder encoder = byte_encoder();
-    encoder.encode_messages = [](const std::string&) -> std::vector<int32_t> {
+    encoder.encode_messages = [](const std::string&, const std::string&) -> std::vector<int32_t> {
         throw Error(ErrorKind::checkpoint, "template:1: string + none");
     };
     RequestParser parser("in", {}, encoder);
