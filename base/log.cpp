@@ -4,6 +4,8 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <cstdio>
+
 #include "base/error.h"
 
 namespace ferry {
@@ -56,6 +58,10 @@ void set_log_rank(int rank, const std::string& host) {
 
 void log_line(LogLevel level, const std::string& message) {
     logger().log(to_spdlog(level), "{}{}", rank_prefix, message);
+}
+
+void tell_text(const std::string& text) {
+    std::fputs(text.c_str(), stderr);
 }
 
 }  // namespace ferry

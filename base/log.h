@@ -20,6 +20,13 @@ void set_log_rank(int rank, const std::string& host);
 
 void log_line(LogLevel level, const std::string& message);
 
+// Text on standard error that is no line of the log. That nobody can read it ends nothing.
+void tell_text(const std::string& text);
+template <typename... Args>
+void tell(fmt::format_string<Args...> format, Args&&... args) {
+    tell_text(fmt::format(format, std::forward<Args>(args)...));
+}
+
 template <typename... Args>
 void log_debug(fmt::format_string<Args...> format, Args&&... args) {
     log_line(LogLevel::debug, fmt::format(format, std::forward<Args>(args)...));

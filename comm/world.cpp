@@ -20,6 +20,7 @@
 #include "base/check.h"
 #include "base/cores.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "comm/idle.h"
 #include "comm/launcher.h"
 #include "comm/progress_state.h"
@@ -139,10 +140,10 @@ class EndDeadline {
               std::unique_lock lock(mutex_);
               const std::chrono::duration<double> patience(world.deadline_s());
               if (done_.wait_for(lock, patience, [this] { return is_over_; })) return;
-              fmt::print(stderr,
-                         "ferry: communication: rank {} on {} waited {:.0f} s in MPI_Finalize for "
-                         "all ranks: some rank is lost or cut off\n",
-                         world.rank(), world.host(), patience.count());
+              tell(
+                  "ferry: communication: rank {} on {} waited {:.0f} s in MPI_Finalize for "
+                  "all ranks: some rank is lost or cut off\n",
+                  world.rank(), world.host(), patience.count());
               std::_Exit(exit_code(ErrorKind::communication));
           }) {}
     ~EndDeadline() {

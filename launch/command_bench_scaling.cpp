@@ -9,6 +9,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/log.h"
 #include "comm/launcher.h"
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
@@ -232,7 +233,7 @@ class LaunchedScaling {
 
     void measure(const Point& point, const std::string& trace) {
         const std::vector<std::string> words = launcher_words(launcher_, point.num_ranks);
-        fmt::print(stderr, "{}: {}\n", point.name(), fmt::join(words, " "));
+        tell("{}: {}\n", point.name(), fmt::join(words, " "));
         const int code =
             run_launched_job(words, throughput_arguments(arguments_, point, trace, result_path_));
         refuse_mistakes(code);

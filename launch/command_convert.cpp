@@ -50,8 +50,7 @@ class ProgressLine {
         if (is_terminal_) {
             constexpr int kBarWidth = 30;
             const int filled = static_cast<int>(percent / 100 * kBarWidth);
-            fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {}\x1b[K", "", filled, "", kBarWidth - filled,
-                       text);
+            tell("\r[{:#<{}}{:.<{}}] {}\x1b[K", "", filled, "", kBarWidth - filled, text);
             std::fflush(stderr);
         } else if (is_done || p.seconds - printed_ >= 10) {
             printed_ = p.seconds;
@@ -59,7 +58,7 @@ class ProgressLine {
         }
     }
     void end() const {
-        if (is_terminal_) fmt::print(stderr, "\n");
+        if (is_terminal_) tell("\n");
     }
 
   private:

@@ -261,8 +261,7 @@ void generate_to_folder(const Config& config, OpenedModel& model, World& world,
                     : "unfinished";
     }
     if (world.broadcast(state, 0) == "finished") {
-        if (first)
-            fmt::print(stderr, "{}/completions.jsonl is finished already, nothing to do\n", dir);
+        if (first) tell("{}/completions.jsonl is finished already, nothing to do\n", dir);
         return;
     }
     ResultCounts counts;
@@ -294,8 +293,8 @@ void generate_to_folder(const Config& config, OpenedModel& model, World& world,
     }
     world.wait_quietly();  // however long merging took
     if (first)
-        fmt::print(stderr, "{} completions{} in {}/completions.jsonl\n", num_lines,
-                   num_failed > 0 ? fmt::format(", {} of this run failed,", num_failed) : "", dir);
+        tell("{} completions{} in {}/completions.jsonl\n", num_lines,
+             num_failed > 0 ? fmt::format(", {} of this run failed,", num_failed) : "", dir);
 }
 
 void generate_to_stdout(const Config& config, OpenedModel& model, World& world) {

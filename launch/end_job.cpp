@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "base/log.h"
 #include "runtime/stop_signal.h"
 
 namespace ferry {
@@ -27,14 +28,14 @@ bool is_ended_by_rank_0() {
 
 void end_job(World& world, const Error& error) {
     if (world.rank() != 0 && is_ended_by_rank_0()) std::_Exit(exit_code(error.kind()));
-    fmt::print(stderr, "ferry: rank {} on {}: {}: {}\n", world.rank(), world.host(),
-               to_string(error.kind()), error.what());
+    tell("ferry: rank {} on {}: {}: {}\n", world.rank(), world.host(), to_string(error.kind()),
+         error.what());
     world.abort(exit_code(error.kind()));
 }
 
 void tell_stop(const World& world, const Error& error) {
     if (world.rank() != 0) return;
-    fmt::print(stderr, "ferry: {}: {}\n", to_string(error.kind()), error.what());
+    tell("ferry: {}: {}\n", to_string(error.kind()), error.what());
     std::fflush(nullptr);
 }
 

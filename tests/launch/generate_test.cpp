@@ -135,6 +135,19 @@ TEST_F(GenerateTest, SignalsStopItWith75AndTheNextRunGoesOn) {
     EXPECT_EQ(completions("out"), completions("undisturbed"));
 }
 
+// What nobody can read is no failure; what was asked for is kept.
+TEST_F(GenerateTest, AFullStandardErrorEndsNothing) {
+    const ProcessOptions full{.before_start = [] {
+        if (::dup2(::open("/dev/full", O_WRONLY), STDERR_FILENO) < 0) ::_exit(126);
+    }};
+    const ProcessOptions closed{.before_start = [] { ::close(STDERR_FILENO); }};
+    EXPECT_EQ(ferry(arguments("full"), full).exit_code, 0);
+    EXPECT_NE(completions("full"), "");
+    EXPECT_EQ(ferry(arguments("full"), full).exit_code, 0);  // is finished already
+    EXPECT_EQ(ferry(arguments("closed"), closed).exit_code, 0);
+    EXPECT_EQ(completions("closed"), completions("full"));
+}
+
 TEST(Generate, PromptsGiveReadableText) {
     const ProcessResult result = ferry({"generate", "--model", kDemo, "--prompt", "It is a truth",
                                         "--prompt", "Elizabeth", "--set", "sampling.max_tokens=8"});
