@@ -1,3 +1,6 @@
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -11,8 +14,17 @@
 #include "launch/text_output.h"
 #include "launch/versions.h"
 
+// A number that a shell has closed (<&-) would go to the next file that is opened: a pipe of MPI's
+// would be waited for as if it were the input. Reading and writing these fails, as on closed ones.
+static void keep_standard_numbers() {
+    for (const int file : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        if (::fcntl(file, F_GETFD) < 0)
+            ::open("/dev/null", file == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 // The only place that catches: every failure becomes one line and an exit code.
 int main(int argc, char** argv) {
+    keep_standard_numbers();
     if (ferry::launcher_tasks(ferry::own_environment) > 1) ferry::load_kernels_at_once();
     ferry::CommandLine command_line("ferry",
                                     "Ferry: distributed inference for mixture-of-experts models");

@@ -148,6 +148,12 @@ TEST_F(GenerateTest, AFullStandardErrorEndsNothing) {
     EXPECT_EQ(completions("closed"), completions("full"));
 }
 
+TEST(Generate, AClosedStandardInputCannotBeRead) {
+    const ProcessOptions closed{.before_start = [] { ::close(STDIN_FILENO); }};
+    expect_error(ferry({"generate", "--model", kDemo, "--input", "-"}, closed), 4,
+                 "standard input: cannot be read: Bad file descriptor");
+}
+
 TEST(Generate, PromptsGiveReadableText) {
     const ProcessResult result = ferry({"generate", "--model", kDemo, "--prompt", "It is a truth",
                                         "--prompt", "Elizabeth", "--set", "sampling.max_tokens=8"});
