@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/memory_limit.h"
 
 namespace ferry {
 namespace {
@@ -47,31 +48,6 @@ int64_t proc_bytes(const std::string& path, const std::string& name) {
         if (line.starts_with(name + ":"))
             return std::atoll(line.c_str() + name.size() + 1) * int64_t{1024};
     return 0;
-}
-
-// The least memory limit of this process's cgroup and those above it, of either version.
-std::optional<int64_t> cgroup_limit() {
-    std::optional<int64_t> least;
-    std::ifstream file("/proc/self/cgroup");
-    for (std::string line; std::getline(file, line);) {
-        const size_t first = line.find(':'), second = line.find(':', first + 1);
-        if (first == line.npos || second == line.npos) continue;
-        const std::string controllers = line.substr(first + 1, second - first - 1);
-        const bool version1 = controllers.find("memory") != controllers.npos;
-        if (!version1 && !controllers.empty()) continue;
-        const fs::path root = version1 ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup";
-        const char* name = version1 ? "memory.limit_in_bytes" : "memory.max";
-        for (fs::path group = line.substr(second + 1); !group.empty();
-             group = group.parent_path()) {
-            const std::string text = first_line(root / group.relative_path() / name);
-            if (!text.empty() && text != "max") {
-                const int64_t bytes = std::atoll(text.c_str());
-                if (bytes > 0 && (!least || bytes < *least)) least = bytes;
-            }
-            if (group == group.root_path()) break;
-        }
-    }
-    return least;
 }
 
 uint64_t soft_limit(int resource) {
@@ -204,7 +180,7 @@ MemoryFacts memory_facts() {
     MemoryFacts facts;
     facts.total = proc_bytes("/proc/meminfo", "MemTotal");
     facts.available = proc_bytes("/proc/meminfo", "MemAvailable");
-    facts.cgroup_limit = cgroup_limit();
+    facts.cgroup_limit = cgroup_memory_limit();
     struct statvfs shared {};
     if (::statvfs("/dev/shm", &shared) == 0) {
         facts.shared = static_cast<int64_t>(shared.f_blocks * shared.f_frsize);

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
 #include "base/device_cuda.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/memory_limit.h"
 #include "comm/launcher.h"
 #include "comm/progress_state.h"
 #include "runtime/checkpoint.h"
@@ -218,6 +220,17 @@ int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const Mo
     return static_cast<int64_t>(bytes);
 }
 
+// Of all hosts, so that all ranks end with the same words. Collective.
+void require_host_memory(World& world, const HostShare& own) {
+    std::vector<HostShare> by_rank;
+    for (const std::string& bytes :
+         world.all_gather(std::string(reinterpret_cast<const char*>(&own), sizeof own)))
+        std::memcpy(&by_rank.emplace_back(), bytes.data(), sizeof own);
+    const std::string warning =
+        require_room_on_hosts(by_rank, world.node_of_rank(), world.host_of_node());
+    if (world.rank() == 0 && !warning.empty()) log_warn("{}", warning);
+}
+
 const char* name_of(Config::Exchange::Transport transport) {
     switch (transport) {
         case Config::Exchange::Transport::automatic:
@@ -381,8 +394,17 @@ void LoadedEngine::load(const Config& config, OpenedModel& model, const EngineOp
         shares.shared_experts =
             experts_shared_on_node(layout, fabric.placements, world.node_of_rank(), world.rank());
     }
-    const int64_t total_bytes = world.all_sum(bytes_to_load(
-        *model.source, layout, model_part(fabric, shape, world.rank()), world.rank(), shares));
+    const int64_t own_bytes = bytes_to_load(
+        *model.source, layout, model_part(fabric, shape, world.rank()), world.rank(), shares);
+    const int64_t total_bytes = world.all_sum(own_bytes);
+    if (on_cpu)
+        require_host_memory(
+            world,
+            {.weights = cpu.compress_weights ? own_bytes / 4 * 3 : own_bytes,  // at least
+             .cache = layout.attention_rank(world.rank()) < 0
+                          ? 0
+                          : limits.num_pages * LatentCache::page_bytes(shape, model.numerics),
+             .limit = memory_limit()});
     try {
         rank_ = std::make_unique<RankModel>(
             *model.source, *kernels_, model.numerics, fabric, *transport_,

@@ -244,4 +244,34 @@ void require_room(const MemoryPlan& plan, const std::string& device, size_t free
                 device, gib(static_cast<int64_t>(free_bytes)), plan.describe());
 }
 
+std::string require_room_on_hosts(std::span<const HostShare> by_rank,
+                                  std::span<const int> node_of_rank,
+                                  std::span<const std::string> host_of_node) {
+    std::vector<HostShare> hosts(host_of_node.size());
+    for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+        HostShare& host = hosts[static_cast<size_t>(node_of_rank[rank])];
+        host.weights += by_rank[rank].weights;
+        host.cache += by_rank[rank].cache;
+        host.limit =
+            host.limit == 0 ? by_rank[rank].limit : std::min(host.limit, by_rank[rank].limit);
+    }
+    std::string warning;
+    for (size_t node = 0; node < hosts.size(); ++node) {
+        const HostShare& host = hosts[node];
+        const std::string found =
+            fmt::format("{} has {} for this job, its ranks' weights take at least {}",
+                        host_of_node[node], gib(host.limit), gib(host.weights));
+        if (host.weights > host.limit)
+            throw Error(ErrorKind::memory,
+                        "{}; use more hosts, or ask the batch system for more (Slurm: --mem=0)",
+                        found);
+        if (host.weights + host.cache > host.limit && warning.empty())
+            warning = fmt::format(
+                "{} and full caches {} more, so that it may be killed; a smaller engine.cache_gib, "
+                "more hosts, or more of their memory (Slurm: --mem=0)",
+                found, gib(host.cache));
+    }
+    return warning;
+}
+
 }  // namespace ferry

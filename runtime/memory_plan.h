@@ -1,5 +1,6 @@
 // What a rank is about to allocate on its device, before it does.
 #pragma once
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,5 +32,17 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
 // Throws Error(memory) with the plan when the free memory of `device` ("GPU 0, NVIDIA H100") cannot
 // hold it.
 void require_room(const MemoryPlan& plan, const std::string& device, size_t free_bytes);
+
+// What a rank takes of its host's memory, and what that host's ranks may take together. Bytes.
+struct HostShare {
+    int64_t weights = 0, cache = 0, limit = 0;
+};
+
+// Throws Error(memory) when the weights of a host's ranks alone are more than these may take.
+// Caches are filled by requests only: returns a warning when they may not fit beside the weights,
+// or "".
+std::string require_room_on_hosts(std::span<const HostShare> by_rank,
+                                  std::span<const int> node_of_rank,
+                                  std::span<const std::string> host_of_node);
 
 }  // namespace ferry

@@ -241,6 +241,16 @@ TEST(Generate, ACacheBeyondTheMachineIsRefused) {
                  6, "engine.cache_pages), this machine has");
 }
 
+TEST(Generate, WeightsBeyondTheMachineAreRefusedBeforeTheyAreLoaded) {
+    constexpr int64_t kWeightsBytes = int64_t{400} << 30;
+    if (::sysconf(_SC_PHYS_PAGES) * ::sysconf(_SC_PAGESIZE) >= kWeightsBytes)
+        GTEST_SKIP() << "this machine could hold DeepSeek-V3";
+    const std::string shape = std::string(FERRY_SOURCE_DIR) + "/configs/models/deepseek-v3.yaml";
+    expect_error(ferry({"generate", "--set", "model.dummy=" + shape, "--set",
+                        "model.tokenizer=" + kDemo + "/tokenizer.json", "--prompt", "x"}),
+                 6, "for this job, its ranks' weights take at least");
+}
+
 TEST(Generate, MessagesThatMayNotHoldAStepAreToldBeforeTheyEndTheRun) {
     const ProcessResult result =
         ferry({"generate", "--model", kDemo, "--prompt", "The evening was", "--set",

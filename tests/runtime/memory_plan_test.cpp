@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "runtime/device_binding.h"
 #include "runtime/hf_model.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/golden_models.h"
 
 namespace ferry {
@@ -172,6 +173,23 @@ TEST(DeviceBinding, NcclWantsAGpuForEachRank) {
         EXPECT_EQ(error.kind(), ErrorKind::usage);
         EXPECT_THAT(error.what(), ::testing::HasSubstr("ranks 2 and 3 on node2 share GPU 0, H100"));
     }
+}
+
+// Two ranks on a, one on b: what counts is what a host's ranks take together.
+TEST(MemoryPlan, WeightsMustFitTheirHosts) {
+    const std::vector<int> nodes{0, 0, 1};
+    const std::vector<std::string> hosts{"a", "b"};
+    const auto room = [&](int64_t weights, int64_t cache) {
+        const HostShare share{.weights = weights << 30, .cache = cache << 30, .limit = 8LL << 30};
+        return require_room_on_hosts(std::vector(3, share), nodes, hosts);
+    };
+    EXPECT_EQ(room(3, 1), "");
+    EXPECT_THAT(room(3, 2),
+                ::testing::StartsWith("a has 8.00 GiB for this job, its ranks' weights "
+                                      "take at least 6.00 GiB and full caches 4.00 GiB more"));
+    EXPECT_ERROR(
+        room(5, 0), ErrorKind::memory,
+        "a has 8.00 GiB for this job, its ranks' weights take at least 10.00 GiB; use more hosts");
 }
 
 }  // namespace
