@@ -147,6 +147,13 @@ started() { cat "$1"/part-*.jsonl 2>/dev/null | grep -q . || ! in_state "PENDING
 interrupted() { # DIR: and not yet finished
     [ -s "$1/part-00000.jsonl" ] && [ ! -e "$1/completions.jsonl" ] || fail "$1: nothing to interrupt"
 }
+process_of_rank() { # RANK of the job: below its keeper
+    local process
+    for process in $(pgrep -x ferry); do
+        [ "$(tr '\0' '\n' <"/proc/$process/environ" | grep -cxE "SLURM_JOB_ID=$job|SLURM_PROCID=$1")" = 2 ] || continue
+        [ -n "$(cat "/proc/$process"/task/*/children)" ] || echo "$process"
+    done 2>/dev/null
+}
 # Cancelled: stays so, keeps its results.
 submit "$source/slurm/generate.sbatch" "${long[@]}" --set output.dir=cancelled
 wait_for 150 started cancelled
@@ -162,6 +169,20 @@ wait_for 30 in_state PENDING
 interrupted limited
 says "ferry-het-$job.out" "they are kept, run again to go on"
 ok "cancelled; requeued after USR1"
+
+# A rank is killed: srun ends at once with its exit code, and the job goes back to the queue by itself.
+submit --nodes=3 "$source/slurm/generate.sbatch" "${long[@]}" --set output.dir=killed
+wait_for 150 started killed
+kill -KILL "$(process_of_rank 1)" || fail "no rank 1 to kill"
+wait_for 60 eval '[ "$(field Restarts)" = 1 ]'
+interrupted killed
+grep -qE "rank 1 on ${CLUSTER_NAME}[0-3] \(process [0-9]+\) was ended by signal 9" "ferry-$job.out" || fail "the killed rank is not named"
+says "ferry-$job.out" "goes back to the queue: a rank was lost (exit code 5), restart 1"
+ended COMPLETED 0
+same killed one-long
+[ "$(field Restarts)" = 1 ] || fail "not one restart: $(field Restarts)"
+says "ferry-$job.out" "requests are done already"
+ok "resumed after a rank was killed"
 
 # A host loses power.
 job=$limited
