@@ -99,7 +99,8 @@ run_ranks() {
         code=75
     elif [ $code -eq 5 ] || [ $code -ge 128 ]; then
         num_lost=$(($(cat "$lost" 2>/dev/null || echo 0) + 1))
-        echo $num_lost >"$lost"
+        # Where nobody can count, every restart counts: no job goes back for ever.
+        echo $num_lost >"$lost" || num_lost=$((${SLURM_RESTART_COUNT:-0} + 1))
         [ $num_lost -gt "${FERRY_RESTARTS:-3}" ] || requeue "a rank was lost (exit code $code), restart $num_lost"
     fi
     rm -f "$lost"

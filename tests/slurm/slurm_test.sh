@@ -93,6 +93,16 @@ says no-ferry.out "FERRY=/nowhere/ferry is no executable"
 says order.out "the nodes of the components, ${hosts[2]},${CLUSTER_NAME}[0,3], are not in order"
 ok "refusals"
 
+# A job that loses a rank each time fails in the end, also where it can write no count of them.
+cat >dying <<SH
+#!/bin/sh
+[ "\$1" != generate ] || { mkdir -p .ferry-lost-\$SLURM_JOB_ID; exit 5; }
+exec $FERRY "\$@"
+SH
+chmod +x dying
+FERRY=$work/dying FERRY_RESTARTS=1 submit --output=dying.out "$source/slurm/generate.sbatch" run.yaml --set output.dir=dying
+dying=$job
+
 # Side by side: a plain job, a heterogeneous one, a conversion, tasks that no MPI joins.
 submit "$source/slurm/generate.sbatch" run.yaml --set output.dir=plain; plain=$job
 submit -w "${hosts[0]}" --ntasks-per-node=2 : -w "${hosts[1]},${hosts[2]}" --ntasks-per-node=1 "$source/slurm/generate-het.sbatch" run.yaml \
@@ -121,6 +131,8 @@ says doctor.out "3 ranks on 3 hosts"
 grep -qE "^shared +ok +all 3 " doctor.out && grep -q "^0 failed" doctor.out || fail "doctor: $(cat doctor.out)"
 job=$mpirun; ended COMPLETED 0
 same mpirun
+job=$dying; ended FAILED 5
+says dying.out "a rank was lost (exit code 5), restart 1"
 ok "plain, heterogeneous, convert, doctor, mpirun, tasks without PMIx"
 
 submit "$source/slurm/generate.sbatch" run.yaml --set output.dir=plain; ended COMPLETED 0
