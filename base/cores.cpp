@@ -5,17 +5,31 @@
 
 #include <algorithm>
 #include <charconv>
+#include <memory>
+
+#include "base/cgroup.h"
 
 namespace ferry {
 
 std::vector<int> allowed_cores() {
     std::vector<int> cores;
-    cpu_set_t mask;
-    if (sched_getaffinity(0, sizeof mask, &mask) == 0)
-        for (int core = 0; core < CPU_SETSIZE; ++core)
-            if (CPU_ISSET(core, &mask)) cores.push_back(core);
+    // The kernel refuses masks that are shorter than its own.
+    for (int size = CPU_SETSIZE; cores.empty() && size <= 1 << 20; size *= 2) {
+        const std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> mask(
+            CPU_ALLOC(size), [](cpu_set_t* given) { CPU_FREE(given); });
+        const size_t bytes = CPU_ALLOC_SIZE(size);
+        if (mask == nullptr || sched_getaffinity(0, bytes, mask.get()) != 0) continue;
+        for (int core = 0; core < size; ++core)
+            if (CPU_ISSET_S(core, bytes, mask.get())) cores.push_back(core);
+    }
     if (cores.empty()) cores.push_back(0);
     return cores;
+}
+
+int usable_cores(int num_cores, int num_processes) {
+    const std::optional<double> quota = cgroup_cpu_quota();
+    if (!quota) return num_cores;
+    return std::clamp(static_cast<int>(*quota / num_processes), 1, num_cores);
 }
 
 std::string core_ranges(std::span<const int> cores) {

@@ -10,6 +10,10 @@ namespace ferry {
 // Numbers of the cores that this process may run on (its affinity mask), ascending, never empty.
 std::vector<int> allowed_cores();
 
+// How many threads keep these cores busy: as many as they are, or fewer where the CPU quota of the
+// cgroup (containers have one), shared by `num_processes`, is less. At least 1.
+int usable_cores(int num_cores, int num_processes = 1);
+
 // "0-3,8", and back. `parse_core_ranges` takes what `core_ranges` wrote.
 std::string core_ranges(std::span<const int> cores);
 std::vector<int> parse_core_ranges(std::string_view text);

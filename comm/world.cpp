@@ -65,6 +65,9 @@ World::World(int* argc, char*** argv, const std::function<void()>& mpi_started)
     : impl_(std::make_unique<Impl>()), deadline_s_(start_timeout_s(own_environment)) {
     // Open MPI would abort with twenty lines on every rank.
     if (lacks_process_manager(own_environment, mpi_version())) refuse_lone_tasks(own_environment);
+    // A process without a launcher needs no daemon beside it, which Open MPI would look for in
+    // PATH.
+    setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
     int provided = 0;
     mpi_check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
@@ -432,7 +435,7 @@ void World::discover_cores() {
     std::vector<std::vector<int>> of_node;
     for (int r = 0; r < size_; ++r)
         if (node_of_rank_[r] == node()) of_node.push_back(parse_core_ranges(cores_of_rank_[r]));
-    own_cores_ = share_of_cores(own, of_node);
+    own_cores_ = usable_cores(share_of_cores(own, of_node), static_cast<int>(of_node.size()));
 }
 
 std::string oversubscription_warning(World& world, int threads_per_rank) {

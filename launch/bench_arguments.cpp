@@ -166,14 +166,19 @@ void describe_numerics(const Config& config, const OpenedModel& model, BenchRepo
                                                                        : "yes"));
 }
 
+void describe_machine(BenchReport& report) {
+    const MachineInfo machine = machine_info();
+    report.add_section("time", Json(time_text()).dump());
+    report.add_parameter("machine", fmt::format("{} with {} cores of {}, {}", machine.host,
+                                                machine.cores, machine.cpu, machine.kernel));
+}
+
 void describe_bench(const BenchArguments& arguments, BenchJob& job, const WorkloadOptions& options,
                     size_t num_requests, BenchReport& report) {
     report.add_section("format", "1");
-    report.add_section("time", Json(time_text()).dump());
     report.add_section("versions", versions_json());
     report.add_section("hosts", hosts_json(job.world));
     report.add_section("config", config_json(job.config));
-    const MachineInfo machine = machine_info();
     report.add_parameter("model", job.model.name);
     report.add_parameter("layers", job.model.source->config().n_layers);
     report.add_parameter("weights MB", static_cast<double>(job.model.weight_bytes) * 1e-6);
@@ -181,8 +186,7 @@ void describe_bench(const BenchArguments& arguments, BenchJob& job, const Worklo
     report.add_parameter("repetitions", int64_t{arguments.repetitions});
     describe_numerics(job.config, job.model, report);
     report.add_parameter("ferry", list_versions()[0].second);
-    report.add_parameter("machine", fmt::format("{} with {} cores of {}, {}", job.world.host(),
-                                                machine.cores, machine.cpu, machine.kernel));
+    describe_machine(report);
     if (num_requests == 0) return;
     const bool from_file = !options.lengths.empty();
     const std::string input = from_file ? arguments.lengths_file : to_string(options.input),

@@ -53,6 +53,9 @@ void run_bench_job(const std::function<void(World& world)>& body);
 // How the latent cache and CPU kernels hold and round what they compute with.
 void describe_numerics(const Config& config, const OpenedModel& model, BenchReport& report);
 
+// When, on what machine.
+void describe_machine(BenchReport& report);
+
 // Sections and parameters that say what was measured, with what, where. Collective.
 void describe_bench(const BenchArguments& arguments, BenchJob& job, const WorkloadOptions& options,
                     size_t num_requests, BenchReport& report);

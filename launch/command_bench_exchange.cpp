@@ -16,6 +16,7 @@
 #include "launch/command_bench.h"
 #include "launch/command_line.h"
 #include "launch/text_output.h"
+#include "launch/throughput_run.h"
 #include "launch/versions.h"
 #include "runtime/input_file.h"
 #include "runtime/placements.h"
@@ -151,6 +152,8 @@ void bench_exchange_on(World& world, const Arguments& arguments) {
     report.add_parameter("ranks", int64_t{world.size()});
     report.add_parameter("nodes", int64_t{world.num_nodes()});
     report.add_parameter("hosts", host_names(world));
+    report.add_section("hosts", hosts_json(world));
+    describe_machine(report);
     std::vector<BenchRouting> routings;
     for (const std::string& name : arguments.routings)
         routings.push_back(make_routing(name, arguments, world));

@@ -15,6 +15,7 @@
 #include "launch/bench_report.h"
 #include "launch/command_bench.h"
 #include "launch/command_line.h"
+#include "launch/throughput_run.h"
 #include "launch/versions.h"
 #include "runtime/config.h"
 #include "runtime/expert_share_bench.h"
@@ -163,7 +164,7 @@ void bench_layer(const Arguments& arguments) {
     OpenedModel model = open_model(config);
     for (const std::string& warning : model.warnings) log_warn("{}", warning);
     check_against(model.source->config(), arguments, workloads);
-    const int threads = threads_of(config, static_cast<int>(allowed_cores().size()));
+    const int threads = threads_of(config, usable_cores(static_cast<int>(allowed_cores().size())));
     const bool gpu = config.engine.device == Config::Engine::Device::cuda;
     std::atomic<bool> incompressible = false;  // as LoadedEngine has it
     if (config.engine.compress_weights == Config::Switch::automatic)
@@ -207,6 +208,8 @@ void bench_layer(const Arguments& arguments) {
     bench.reset();  // the memory of the whole model
     if (arguments.expert_ranks > 0)
         same_bits &= add_expert_ranks(arguments, model, make_kernels(), all, report);
+    describe_machine(report);
+    report.add_section("config", config_json(config));
     std::string versions = describe_versions();
     std::replace(versions.begin(), versions.end(), '\n', ';');
     report.add_parameter("versions", versions);

@@ -75,8 +75,8 @@ void convert_on(const Arguments& arguments, World* world) {
         world->set_deadline(24 * 3600, "while shards are written");
     }
     ConvertOptions options{.dtype = {}, .expert_shards = arguments.expert_shards};
-    const int cores =
-        world != nullptr ? world->own_cores() : static_cast<int>(allowed_cores().size());
+    const int cores = world != nullptr ? world->own_cores()
+                                       : usable_cores(static_cast<int>(allowed_cores().size()));
     options.threads = arguments.threads > 0 ? arguments.threads : cores;
     if (arguments.dtype != "keep")
         options.dtype = parse_dtype(arguments.dtype == "fp8" ? "fp8_e4m3" : arguments.dtype);

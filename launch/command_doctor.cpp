@@ -9,6 +9,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/cgroup.h"
 #include "base/cores.h"
 #include "base/error.h"
 #include "comm/ucx_transports.h"
@@ -98,8 +99,9 @@ std::vector<Finding> examine(const Arguments& arguments, World* world) {
     const bool in_step = own_environment("SLURM_STEP_ID") != nullptr;
     const int allowed = static_cast<int>(allowed_cores().size());
     findings.push_back(
-        core_finding({.own = world == nullptr ? allowed : world->own_cores(),
+        core_finding({.own = world == nullptr ? usable_cores(allowed) : world->own_cores(),
                       .allowed = allowed,
+                      .quota = cgroup_cpu_quota(),
                       .of_host = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN)),
                       .ranks_on_host = ranks_on_host,
                       .cpus_per_task = cpus == nullptr || !in_step ? 0 : std::atoi(cpus)}));

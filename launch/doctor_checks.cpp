@@ -11,8 +11,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "base/cgroup.h"
 #include "base/error.h"
-#include "base/memory_limit.h"
 
 namespace ferry {
 namespace {
@@ -102,10 +102,12 @@ Finding launcher_finding(const GetEnv& get, int num_ranks) {
 Finding core_finding(const CoreFacts& facts) {
     const bool is_bound = facts.allowed < facts.of_host;
     Finding finding{.check = "cores",
-                    .found = fmt::format("{} for each rank, {} of the host's {} allowed, {} rank{} "
-                                         "on it",
-                                         facts.own, facts.allowed, facts.of_host,
-                                         facts.ranks_on_host, facts.ranks_on_host == 1 ? "" : "s"),
+                    .found = fmt::format(
+                        "{} for each rank, {} of the host's {} allowed{}, {} rank{} "
+                        "on it",
+                        facts.own, facts.allowed, facts.of_host,
+                        facts.quota ? fmt::format(", a CPU quota of {:.4g}", *facts.quota) : "",
+                        facts.ranks_on_host, facts.ranks_on_host == 1 ? "" : "s"),
                     .fix = {}};
     if (facts.cpus_per_task > facts.own) {
         finding.verdict = Verdict::warn;

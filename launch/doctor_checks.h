@@ -17,9 +17,10 @@ namespace ferry {
 Finding launcher_finding(const GetEnv& get, int num_ranks);
 
 struct CoreFacts {
-    int own = 1;      // of this rank (World::own_cores)
-    int allowed = 1;  // that it may run on
-    int of_host = 1;  // that the machine has
+    int own = 1;                       // of this rank (World::own_cores)
+    int allowed = 1;                   // that it may run on
+    std::optional<double> quota = {};  // of CPU time, in cores (cgroup_cpu_quota)
+    int of_host = 1;                   // that the machine has
     int ranks_on_host = 1;
     int cpus_per_task = 0;  // that Slurm was asked for, 0: not said
 };

@@ -96,7 +96,7 @@ std::vector<Field> config_fields(Config& config) {
         {"exchange.combine", choice(c.exchange.combine, {"exact", "reduced"}), {}, kResults, "one row per (token, expert) comes back, or one sum per rank (fewer bytes, bits depend on the layout; not with copies of experts)"},
 
         {"engine.device", choice(c.engine.device, {"cpu", "cuda"}), {}, kResults, "what computes"},
-        {"engine.threads", &c.engine.threads, {0, 4096}, kNothing, "of each rank; 0: the cores that it may run on, shared with the node's other ranks"},
+        {"engine.threads", &c.engine.threads, {0, 4096}, kNothing, "of each rank; 0: the cores that it may run on, or what a CPU quota is worth, shared with the node's other ranks"},
         {"engine.compress_weights", switch_of(c.engine.compress_weights), {}, kNothing, "hold bf16 weights in 12.25 bits a value, without loss: less memory, faster decode, slower loading; CPU only; auto: with AVX512_BF16, if inputs are rounded to bf16"},
         {"engine.max_batch", &c.engine.max_batch, {1, 65536}, kNothing, "requests that run at once on a rank"},
         {"engine.max_batch_tokens", &c.engine.max_batch_tokens, {1, 1 << 20}, kNothing, "tokens of a step, prompt chunks included; at least max_batch"},

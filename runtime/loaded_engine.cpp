@@ -9,10 +9,10 @@
 #include <limits>
 #include <numeric>
 
+#include "base/cgroup.h"
 #include "base/device_cuda.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "base/memory_limit.h"
 #include "comm/launcher.h"
 #include "comm/progress_state.h"
 #include "runtime/checkpoint.h"

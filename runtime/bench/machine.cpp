@@ -1,7 +1,6 @@
 #include "runtime/bench/machine.h"
 
 #include <fmt/format.h>
-#include <sched.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include <map>
 #include <sstream>
 
+#include "base/cores.h"
 #include "layers/cpu/fma_peak.h"
 
 namespace ferry {
@@ -86,9 +86,11 @@ MachineInfo machine_info() {
     info.cpu = find_line("/proc/cpuinfo", "model name");
     if (info.cpu.empty()) info.cpu = "unknown";
     utsname name{};
-    if (uname(&name) == 0) info.kernel = fmt::format("{} {}", name.sysname, name.release);
-    cpu_set_t cores;
-    if (sched_getaffinity(0, sizeof cores, &cores) == 0) info.cores = CPU_COUNT(&cores);
+    if (uname(&name) == 0) {
+        info.host = name.nodename;
+        info.kernel = fmt::format("{} {}", name.sysname, name.release);
+    }
+    info.cores = static_cast<int64_t>(allowed_cores().size());
     info.memory_bytes = kibibytes("/proc/meminfo", "MemTotal");
     return info;
 }

@@ -7,6 +7,7 @@
 namespace ferry {
 
 struct MachineInfo {
+    std::string host;
     std::string cpu;     // model name
     std::string kernel;  // "Linux 6.1.0"
     int64_t cores = 0;   // that this process may use

@@ -109,6 +109,10 @@ TEST(DoctorCores, FindsWrongBindings) {
     EXPECT_EQ(core_finding(good).verdict, Verdict::ok);
     EXPECT_EQ(core_finding(good).found,
               "8 for each rank, 32 of the host's 32 allowed, 4 ranks on it");
+    const CoreFacts container{
+        .own = 1, .allowed = 32, .quota = 4.5, .of_host = 32, .ranks_on_host = 4};
+    EXPECT_EQ(core_finding(container).found,
+              "1 for each rank, 32 of the host's 32 allowed, a CPU quota of 4.5, 4 ranks on it");
     const CoreFacts one_core{.own = 1, .allowed = 1, .of_host = 32, .ranks_on_host = 4};
     EXPECT_THAT(core_finding(one_core).fix, HasSubstr("--bind-to none"));
     const CoreFacts too_many{.own = 1, .allowed = 2, .of_host = 2, .ranks_on_host = 4};

@@ -324,7 +324,7 @@ TEST_F(Durability, FolderWithoutPermission) {
     ProcessResult result = run(out, as_nobody);
     if (result.exit_code == 126) GTEST_SKIP() << "root may not become nobody here";
     EXPECT_EQ(result.exit_code, 4) << result.err;
-    EXPECT_THAT(result.err, HasSubstr("run.yaml.tmp: cannot be made: Permission denied"));
+    EXPECT_THAT(result.err, HasSubstr(".tmp: cannot be made: Permission denied"));
     std::filesystem::permissions(out, perms(0777));
     EXPECT_EQ(run(out, as_nobody).exit_code, 0);
     expect_as_undisturbed(out);

@@ -22,6 +22,7 @@ using ::testing::Not;
 using testing::ProcessOptions;
 using testing::ProcessResult;
 using testing::read_file;
+using testing::run_process;
 using ::testing::StartsWith;
 using testing::TempDir;
 using testing::write_file;
@@ -177,6 +178,13 @@ TEST(Generate, MinTokensHoldStopStringsBack) {
 }
 
 // What a pipe says is answered before it says more, and a signal ends the wait.
+TEST(Generate, OneRankNeedsNoEnvironment) {
+    const ProcessResult result =
+        run_process({"/usr/bin/env", "-i", FERRY_BINARY, "generate", "--model", kDemo, "--prompt",
+                     "It is a truth", "--set", "sampling.max_tokens=8"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+}
+
 TEST(Generate, ASilentPipeKeepsNothingWaiting) {
     const TempDir dir;
     const std::string pipe = dir / "requests";
