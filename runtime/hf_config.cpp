@@ -173,7 +173,7 @@ void read_moe(const Fields& f, ModelConfig& c) {
     c.n_activated_experts = f.integer("num_experts_per_tok");
     c.moe_inter_dim = f.integer("moe_intermediate_size");
     c.norm_topk_prob = f.boolean("norm_topk_prob", v3);
-    c.routed_scaling_factor = f.number("routed_scaling_factor", 1);
+    c.routed_scaling_factor = f.number("routed_scaling_factor", v3 ? 2.5 : 1);
 
     const std::string score = f.text("scoring_func", v3 ? "sigmoid" : "softmax");
     if (score != "sigmoid" && score != "softmax")
@@ -186,8 +186,8 @@ void read_moe(const Fields& f, ModelConfig& c) {
                                   " is not supported, only greedy, group_limited_greedy, noaux_tc");
     c.has_gate_bias = method == "noaux_tc";
     if (method != "greedy") {  // greedy chooses among all experts, whatever the groups say
-        c.n_expert_groups = f.integer("n_group", 1);
-        c.n_limited_groups = f.integer("topk_group", 1);
+        c.n_expert_groups = f.integer("n_group", v3 ? 8 : 1);
+        c.n_limited_groups = f.integer("topk_group", v3 ? 4 : 1);
     }
 }
 

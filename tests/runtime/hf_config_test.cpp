@@ -102,6 +102,17 @@ TEST(HfConfig, WhatTransformersFillsIn) {
     EXPECT_EQ(parse(v3).model.n_expert_groups, 1);  // greedy knows no groups
     v3["topk_method"] = "group_limited_greedy";
     EXPECT_EQ(parse(v3).model.n_expert_groups, 8);
+
+    Json few = deepseek_v3();
+    for (const char* key : {"n_group", "topk_group", "routed_scaling_factor"}) few.erase(key);
+    const auto values = [&few] {
+        const ModelConfig c = parse(few).model;
+        return std::tuple(c.n_expert_groups, c.n_limited_groups, c.routed_scaling_factor);
+    };
+    EXPECT_EQ(values(), std::tuple(8, 4, 2.5));
+    few["model_type"] = "deepseek_v2";
+    few["topk_method"] = "group_limited_greedy";
+    EXPECT_EQ(values(), std::tuple(1, 1, 1.0));
 }
 
 TEST(HfConfig, OptionalParts) {
