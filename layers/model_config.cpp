@@ -79,6 +79,8 @@ void ModelConfig::validate(const std::string& where, const FieldNames& names) co
     if (!(rope_theta > 0)) fail("rope_theta must be positive");
     if (yarn && !(yarn->factor >= 1 && yarn->original_max_positions > 0))
         fail(fmt::format("YaRN needs factor >= 1 and {} > 0", named("original_max_positions")));
+    if (yarn && !(yarn->beta_fast > 0 && yarn->beta_slow > 0))
+        fail("YaRN needs beta_fast > 0 and beta_slow > 0");
     if (n_dense_layers == n_layers) return;
     positive(moe_inter_dim, "moe_inter_dim");
     positive(n_routed_experts, "n_routed_experts");

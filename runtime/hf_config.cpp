@@ -40,11 +40,10 @@ class Fields {
         const Json* value = find(key);
         return value == nullptr ? fallback : as_integer(key, *value);
     }
+    double number(const char* key) const { return as_number(key, need(key)); }
     double number(const char* key, double fallback) const {
         const Json* value = find(key);
-        if (value == nullptr) return fallback;
-        if (!value->is_number()) fail(key, "is not a number");
-        return value->get<double>();
+        return value == nullptr ? fallback : as_number(key, *value);
     }
     bool boolean(const char* key, bool fallback) const {
         const Json* value = find(key);
@@ -102,6 +101,11 @@ class Fields {
         return value.get<int64_t>();
     }
 
+    double as_number(const char* key, const Json& value) const {
+        if (!value.is_number()) fail(key, "is not a number");
+        return value.get<double>();
+    }
+
     const Json& object_;
     std::string where_;
     mutable std::set<std::string> asked_;
@@ -131,7 +135,7 @@ void read_rope_scaling(const Fields& scaling, ModelConfig& c) {
         scaling.fail("attention_factor", "is not supported, only mscale and mscale_all_dim");
     scaling.only("truncate", true);
     YarnConfig yarn;
-    yarn.factor = scaling.number("factor", 1);
+    yarn.factor = scaling.number("factor");
     yarn.original_max_positions =
         scaling.integer("original_max_position_embeddings", c.max_positions);
     yarn.beta_fast = scaling.number("beta_fast", yarn.beta_fast);

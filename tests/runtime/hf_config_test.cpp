@@ -199,6 +199,11 @@ TEST(HfConfig, ImpossibleValuesAreNamedAsInTheFile) {
     Json json = deepseek_v3();
     json["rope_scaling"]["original_max_position_embeddings"] = 0;
     EXPECT_ERROR(parse(json), ErrorKind::checkpoint, "original_max_position_embeddings > 0");
+    for (const char* beta : {"beta_fast", "beta_slow"}) {
+        json = deepseek_v3();
+        json["rope_scaling"][beta] = 0;
+        EXPECT_ERROR(parse(json), ErrorKind::checkpoint, std::string(beta) + " > 0");
+    }
 }
 
 std::vector<std::string> warnings_of(const Json& json) {
@@ -312,6 +317,9 @@ TEST(HfConfig, RefusesMissingAndSenselessFields) {
                             "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
                             "first_k_dense_replace", "num_experts_per_tok"})
         EXPECT_ERROR(parse(without(key)), ErrorKind::checkpoint, "config.json", key, "is missing");
+    Json no_factor = deepseek_v3();
+    no_factor["rope_scaling"].erase("factor");
+    EXPECT_ERROR(parse(no_factor), ErrorKind::checkpoint, "rope_scaling: factor is missing");
     EXPECT_ERROR(parse(with("hidden_size", "big")), ErrorKind::checkpoint, "hidden_size",
                  "not an integer");
     EXPECT_ERROR(parse(with("hidden_size", 1e30)), ErrorKind::checkpoint, "hidden_size");
