@@ -221,6 +221,7 @@ ModelDescription parse_hf_config(std::string_view json_text, const std::string& 
     std::vector<std::string> notes;
     check_model_type(f);
     f.only("hidden_act", "silu");
+    f.only("mlp_bias", false);
     c.vocab_size = f.integer("vocab_size");
     c.dim = f.integer("hidden_size");
     c.inter_dim = f.integer("intermediate_size", 0);

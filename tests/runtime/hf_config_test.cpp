@@ -155,6 +155,7 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
     };
     refused(with("hidden_act", "gelu"), "hidden_act");
     refused(with("attention_bias", true), "attention_bias");
+    refused(with("mlp_bias", true), "mlp_bias");
     refused(with("moe_layer_freq", 2), "moe_layer_freq");
     refused(with("scoring_func", "tanh"), "scoring_func \"tanh\" is not supported");
     refused(with("topk_method", "best"), "topk_method");
@@ -264,7 +265,6 @@ TEST(HfConfig, OtherKeysAreNormal) {
                             "qk_head_dim",
                             "id2label",
                             "label2id",
-                            "mlp_bias",
                             "is_encoder_decoder",
                             "is_decoder",
                             "output_attentions",
