@@ -155,8 +155,8 @@ void read_attention(const Fields& f, ModelConfig& c, std::vector<std::string>& n
     c.v_head_dim = f.integer("v_head_dim");
     c.rope_theta = f.number("rope_theta", c.rope_theta);
     c.rope_interleave = f.boolean("rope_interleave", true);
-    for (const char* key : {"rope_parameters", "rope_scaling"}) {
-        if (!f.has(key)) continue;
+    for (const char* key : {"rope_scaling", "rope_parameters"}) {  // of two, Transformers' choice
+        if (!f.has(key) || f.need(key).empty()) continue;
         const Fields scaling = f.object(key);
         read_rope_scaling(scaling, c);
         scaling.note_misspellings(notes);

@@ -147,6 +147,14 @@ TEST(HfConfig, RopeInItsNewerForms) {
     json["rope_parameters"]["rope_type"] = "default";
     EXPECT_FALSE(parse(json).model.yarn);
     EXPECT_EQ(parse(json).model.rope_theta, 50000);
+
+    // YaRN that a user has added to a newer file.
+    json["rope_scaling"] = deepseek_v3()["rope_scaling"];
+    EXPECT_EQ(parse(json).model.yarn->factor, 40);
+    EXPECT_EQ(parse(json).model.rope_theta, 10000);  // that of rope_parameters goes with it
+    json["rope_scaling"] = Json::object();
+    EXPECT_FALSE(parse(json).model.yarn);
+    EXPECT_EQ(parse(json).model.rope_theta, 50000);
 }
 
 TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
