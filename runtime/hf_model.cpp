@@ -271,9 +271,9 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     problems.throw_if_any(directory_);  // a broken file would make all of its tensors missing
     Tensors found = file_set.take();
     Mapper mapper(found, file_set.listed_in(), model.n_layers, problems);
-    if (model.n_dense_layers < model.n_layers)
-        model.has_gate_bias =
-            mapper.has(fmt::format("layers/{}/ffn/gate/bias", model.n_dense_layers));
+    model.has_gate_bias = false;
+    for (int64_t layer = model.n_dense_layers; layer < model.n_layers; ++layer)
+        model.has_gate_bias |= mapper.has(fmt::format("layers/{}/ffn/gate/bias", layer));
 
     specs_ = model_tensors(model);
     for (int64_t idx = 0; idx < description_.num_mtp_layers; ++idx) {

@@ -156,6 +156,18 @@ TEST(HfModel, GateBiasIsTheCheckpointsOwnChoice) {
     EXPECT_TRUE(HfModel(dir.path()).config().has_gate_bias);
 }
 
+TEST(HfModel, GateBiasOfOneLayerOnlyIsMissing) {
+    for (const char* layer : {"1", "2"}) {
+        const TempDir dir;
+        TinyHfModel tiny({});
+        const std::string name =
+            fmt::format("model.layers.{}.mlp.gate.e_score_correction_bias", layer);
+        ASSERT_EQ(tiny.tensors.erase(name), 1u);
+        tiny.write(dir.path());
+        EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint, "tensor " + name + " is missing");
+    }
+}
+
 TEST(HfModel, AllProblemsAtOnce) {
     const TempDir dir;
     TinyHfModel tiny({.dtype = DType::fp8_e4m3});
