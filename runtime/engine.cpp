@@ -112,8 +112,8 @@ std::string Engine::refusal(const Request& request) const {
 }
 
 void Engine::submit(Request request) {
-    if (std::string reason = refusal(request); !reason.empty()) {
-        finished_.push_back(failed_completion(request, std::move(reason)));
+    if (const std::string reason = refusal(request); !reason.empty()) {
+        finished_.push_back(failed_completion(request, reason));
         return;
     }
     auto active = std::make_unique<Active>();
@@ -279,7 +279,7 @@ bool Engine::append_token(Active& active, int32_t token) {
     return stops || found;
 }
 
-void Engine::finish(Active& active, FinishReason reason, std::string error) {
+void Engine::finish(Active& active, FinishReason reason, const std::string& error) {
     scheduler_.finish(active);
     Completion completion;
     completion.index = active.request.index;
@@ -297,7 +297,7 @@ void Engine::finish(Active& active, FinishReason reason, std::string error) {
             std::span(completion.tokens).first(completion.tokens.size() - (stopped ? 1 : 0)));
     }
     completion.finish_reason = reason;
-    completion.error = std::move(error);
+    if (reason == FinishReason::error) completion.error = located(active.request, error);
     completion.logprobs = std::move(active.logprobs);
     completion.num_top_logprobs = active.request.sampling.logprobs.value_or(0);
     completion.top_logprobs = std::move(active.top_logprobs);

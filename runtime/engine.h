@@ -103,7 +103,7 @@ class Engine {
     SampleInput sample_input(const Active& active) const;
     void take_token(Active& active, const SampledToken& sampled);
     bool append_token(Active& active, int32_t token);
-    void finish(Active& active, FinishReason reason, std::string error = {});
+    void finish(Active& active, FinishReason reason, const std::string& error = {});
 
     const Transformer& model_;
     RankFabric& fabric_;

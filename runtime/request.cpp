@@ -58,7 +58,12 @@ std::string_view to_string(FinishReason reason) {
     return "?";
 }
 
-Completion failed_completion(const Request& request, std::string error) {
+std::string located(const Request& request, const std::string& error) {
+    const std::string start = request.where.empty() ? std::string() : request.where + ": ";
+    return error.starts_with(start) ? error : start + error;
+}
+
+Completion failed_completion(const Request& request, const std::string& error) {
     Completion completion;
     completion.index = request.index;
     completion.sample = request.sample;
@@ -66,7 +71,7 @@ Completion failed_completion(const Request& request, std::string error) {
     completion.id = request.id;
     completion.num_prompt_tokens = static_cast<int64_t>(request.prompt_tokens.size());
     completion.finish_reason = FinishReason::error;
-    completion.error = std::move(error);
+    completion.error = located(request, error);
     return completion;
 }
 

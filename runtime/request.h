@@ -42,6 +42,7 @@ struct Request {
     RequestId id;
     std::vector<int32_t> prompt_tokens;  // at least one
     SamplingParams sampling;
+    std::string where = {};  // for messages: "prompts.jsonl:7"; empty: nowhere
 };
 
 enum class FinishReason { stop, length, error };
@@ -77,8 +78,10 @@ struct Completion {
     RequestTimings timings;
 };
 
+// What is wrong with a request, and where it is.
+std::string located(const Request& request, const std::string& error);
 // A request that was refused.
-Completion failed_completion(const Request& request, std::string error);
+Completion failed_completion(const Request& request, const std::string& error);
 
 // One line of the output file, without the newline. Keys in fixed order; floats in the shortest
 // form that reads back to the same bits:

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "base/log.h"
 #include "base/trace.h"
 #include "comm/progress_state.h"
 #include "runtime/request_reader.h"
@@ -48,7 +49,10 @@ void take_line(Engine& engine, RequestLine& line, ResultSink& sink) {
 template <typename Engine>
 void give_out(Engine& engine, ResultSink& sink, const LoopHooks& hooks) {
     ScopedZone zone(Zone::output);
-    for (Completion& completion : engine.take_finished()) sink.accept(std::move(completion));
+    for (Completion& completion : engine.take_finished()) {
+        if (completion.finish_reason == FinishReason::error) log_error("{}", completion.error);
+        sink.accept(std::move(completion));
+    }
     sink.tick();
     hooks.after_step();
     progress_state().publish(trace());

@@ -157,10 +157,8 @@ RequestParser::RequestParser(std::string name, SamplingParams defaults, PromptEn
 }
 
 RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
-    Request request;
-    request.index = line_number - 1;
-    request.id = {std::to_string(line_number), true};
-    const std::string where = fmt::format("{}:{}", name_, line_number);
+    Request request = request_of(line_number);
+    const std::string& where = request.where;
     try {
         const Json object = parse_json(text, where);
         if (!object.is_object()) bad(where + ": must be a JSON object");
@@ -180,41 +178,42 @@ RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
         request.prompt_tokens = read_prompt(object, text, encoder_);
         check_tokens(request.prompt_tokens, encoder_.vocab_size);
     } catch (const Error& error) {
-        return fail(std::move(request), error.what(), line_number);
+        return fail(std::move(request), error.what());
     }
     return finish(std::move(request), line_number);
 }
 
 RequestLine RequestParser::from_prompt(std::string_view prompt, int64_t line_number) {
-    Request request;
-    request.index = line_number - 1;
-    request.id = {std::to_string(line_number), true};
+    Request request = request_of(line_number);
     request.sampling = defaults_;
     try {
         if (!tok::is_valid_utf8(prompt)) bad("prompt: is not UTF-8");
         request.prompt_tokens = read_text(Json(std::string(prompt)), encoder_);
         check_tokens(request.prompt_tokens, encoder_.vocab_size);
     } catch (const Error& error) {
-        return fail(std::move(request), error.what(), line_number);
+        return fail(std::move(request), error.what());
     }
     return finish(std::move(request), line_number);
 }
 
 RequestLine RequestParser::too_long(int64_t line_number) {
+    return fail(request_of(line_number), "the line is too long");
+}
+
+Request RequestParser::request_of(int64_t line_number) const {
     Request request;
     request.index = line_number - 1;
     request.id = {std::to_string(line_number), true};
-    return fail(std::move(request), "the line is too long", line_number);
+    request.where = fmt::format("{}:{}", name_, line_number);
+    return request;
 }
 
-RequestLine RequestParser::fail(Request request, const std::string& what, int64_t line_number) {
-    const std::string where = fmt::format("{}:{}: ", name_, line_number);
-    const std::string message = what.starts_with(where) ? what : where + what;
-    log_error("{}", message);
+RequestLine RequestParser::fail(Request request, const std::string& what) {
     request.sampling.n = 1;
     RequestLine line;
     line.index = request.index;
-    line.failed = failed_completion(request, message);
+    line.failed = failed_completion(request, what);
+    log_error("{}", line.failed->error);
     return line;
 }
 

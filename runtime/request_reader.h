@@ -56,7 +56,8 @@ class RequestParser {
     RequestLine too_long(int64_t line_number);
 
   private:
-    RequestLine fail(Request request, const std::string& what, int64_t line_number);
+    Request request_of(int64_t line_number) const;  // before the line is read
+    static RequestLine fail(Request request, const std::string& what);
     RequestLine finish(Request request, int64_t line_number);
     void note_unknown(const std::string& key, int64_t line_number);
     void note_duplicate(const RequestId& id, int64_t line_number);

@@ -106,10 +106,15 @@ TEST_F(GenerateTest, BadLinesAreReportedAndSurvived) {
     const ProcessResult result = ferry(arguments("out"));
     EXPECT_EQ(result.exit_code, 0) << result.err;
     EXPECT_THAT(result.err, HasSubstr("in.jsonl:2: not valid JSON"));
+    const std::string too_long = "in.jsonl:5: 2 prompt tokens and max_tokens 100000000 exceed";
+    EXPECT_THAT(result.err, HasSubstr(too_long));
     std::istringstream lines(completions("out"));
     std::vector<std::string> reasons;
-    for (std::string line; std::getline(lines, line);)
-        reasons.push_back(nlohmann::json::parse(line)["finish_reason"]);
+    for (std::string line; std::getline(lines, line);) {
+        const auto json = nlohmann::json::parse(line);
+        reasons.push_back(json["finish_reason"]);
+        if (json["id"] == 5) EXPECT_THAT(json["error"], HasSubstr(too_long));
+    }
     EXPECT_THAT(reasons, ::testing::ElementsAre("length", "error", "error", "error", "length"));
 }
 

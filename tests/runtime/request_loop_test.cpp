@@ -33,6 +33,7 @@ class FakeEngine {
             Completion completion;
             completion.index = request.index;
             completion.sample = request.sample;
+            completion.finish_reason = FinishReason::length;
             finished_.push_back(std::move(completion));
             return true;
         });

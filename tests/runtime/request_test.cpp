@@ -62,6 +62,9 @@ TEST(Completion, RefusedRequestSaysWhy) {
     EXPECT_EQ(line,
               "{\"id\": \"q\", \"text\": \"\", \"tokens\": [], \"finish_reason\": \"error\", "
               "\"error\": \"too long\", \"num_prompt_tokens\": 2}");
+    request.where = "in.jsonl:3";
+    EXPECT_EQ(failed_completion(request, "too long").error, "in.jsonl:3: too long");
+    EXPECT_EQ(failed_completion(request, "in.jsonl:3: too long").error, "in.jsonl:3: too long");
 }
 
 TEST(JsonString, ReplacesBytesThatAreNoUtf8) {
