@@ -121,12 +121,13 @@ Totals totals_of(const Watchdog* watchdog) {
 }
 
 JobDescription describe_job(const Config& config, const OpenedModel& model, World& world,
-                            int64_t num_requests) {
+                            int64_t num_requests, int64_t num_done_before) {
     const Layout layout = layout_of(config, world);
     return {.command = "generate",
             .model = model.name,
             .layout = layout_text(layout),
             .num_requests = num_requests,
+            .num_done_before = num_done_before,
             .ranks = describe_ranks(layout, world)};
 }
 
@@ -174,14 +175,14 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
             int64_t num_requests, ResultSink& sink, ResultCounts& counts) {
     const bool shows = world.rank() == 0 && shows_progress(config);
     const Totals total = totals_of(watchdog);
+    const int64_t done_before = counts.done;
     std::optional<JobSnapshot> last;  // heartbeats are a little behind
     StatusFile status(world.rank() == 0 ? config.output.dir : "",
-                      describe_job(config, model, world, num_requests),
+                      describe_job(config, model, world, num_requests, done_before),
                       [&] { return last ? *last : take_snapshot(world.size(), watchdog); });
     LoadProgress load_progress(shows, total);
     LoadedEngine loaded(config, model, world, load_progress.callback());
     load_progress.finish(world, loaded);
-    const int64_t done_before = counts.done;
     Progress progress({.enabled = shows,
                        .terminal = ::isatty(STDERR_FILENO) != 0,
                        .total = num_requests,

@@ -146,6 +146,9 @@ std::string status_json(const JobDescription& job, JobState state, const JobSnap
                         const JobRates& rates, double elapsed_s) {
     // Unfinished requests are running or waiting.
     const int64_t waiting = now.sum(Tally::waiting);
+    const int64_t done = job.num_done_before + now.sum(Tally::done);
+    // Lines of the input may ask for more samples than the configuration, from which the total is.
+    const int64_t total = job.num_requests > 0 ? std::max(job.num_requests, done) : 0;
     Json json{{"format", 1},
               {"state", to_string(state)},
               {"command", job.command},
@@ -154,8 +157,8 @@ std::string status_json(const JobDescription& job, JobState state, const JobSnap
               {"ranks", job.ranks.size()},
               {"updated_unix_s", unix_time_s()},
               {"elapsed_s", elapsed_s}};
-    json["requests"] = {{"total", job.num_requests},
-                        {"done", now.sum(Tally::done)},
+    json["requests"] = {{"total", total},
+                        {"done", done},
                         {"failed", now.sum(Tally::failed)},
                         {"running", now.sum(Tally::running) - waiting},
                         {"waiting", waiting}};

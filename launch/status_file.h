@@ -22,8 +22,9 @@ constexpr const char* kStatusFileName = "status.json";
 struct JobDescription {
     std::string command;  // "generate"
     std::string model;
-    std::string layout;        // "1 attention + 2 expert ranks"
-    int64_t num_requests = 0;  // 0: not known
+    std::string layout;           // "1 attention + 2 expert ranks"
+    int64_t num_requests = 0;     // 0: not known
+    int64_t num_done_before = 0;  // of them, by earlier runs
     struct Rank {
         std::string host, role;
     };

@@ -61,6 +61,16 @@ TEST(StatusFile, RatesAreOfTheTimeBetween) {
     EXPECT_EQ(none.slowest_rank, -1);
 }
 
+TEST(StatusFile, EarlierRunsAndFurtherSamplesCount) {
+    JobDescription job = job_of(2);
+    job.num_done_before = 14;
+    EXPECT_THAT(status_text(status_json(job, JobState::running, kNow, {}, 1), "x", 1),
+                HasSubstr("] 20 of 20 done"));
+    job.num_done_before = 15;
+    EXPECT_THAT(status_text(status_json(job, JobState::running, kNow, {}, 1), "x", 1),
+                HasSubstr("] 21 of 21 done"));
+}
+
 TEST(StatusFile, TextSaysWhatTheFileHolds) {
     const std::string json =
         status_json(job_of(2), JobState::running, kNow, rates_between(kBefore, kNow), 65);
