@@ -97,9 +97,11 @@ std::string Engine::refusal(const Request& request) const {
     const int64_t longest = prompt + request.sampling.max_tokens;
     if (longest > options_.max_context)
         return fmt::format(
-            "{} prompt tokens and max_tokens {} exceed the longest context of {} "
-            "(engine.max_context)",
-            prompt, request.sampling.max_tokens, options_.max_context);
+            "{} prompt tokens and max_tokens {} exceed the longest context of {} ({})", prompt,
+            request.sampling.max_tokens, options_.max_context,
+            options_.max_context == options_.num_pages * kPageTokens
+                ? "all that the cache holds: engine.cache_gib"
+                : "engine.max_context");
     if (Scheduler::pages_needed(longest) > options_.num_pages)
         return fmt::format(
             "{} prompt tokens and max_tokens {} need {} cache pages of 64 tokens, there are {} "

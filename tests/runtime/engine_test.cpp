@@ -207,6 +207,17 @@ TEST_F(EngineTest, RequestsThatCannotRunSayWhy) {
     EXPECT_EQ(engine.pages().num_held(), 0);
 }
 
+TEST_F(EngineTest, AContextThatTheCacheLimitsNamesTheCache) {
+    Engine engine = make_engine({.scheduler = {.max_batch = 2, .max_batch_tokens = 64},
+                                 .num_pages = 2,
+                                 .max_context = 2 * kPageTokens});
+    const auto done = run(engine, {request(0, 100, 29), request(1, 100, 28)});
+    EXPECT_NE(done.at(0).error.find("exceed the longest context of 128 (all that the cache holds"),
+              std::string::npos)
+        << done.at(0).error;
+    EXPECT_EQ(done.at(1).finish_reason, FinishReason::length);
+}
+
 TEST_F(EngineTest, StopTokensEndATextAndMinTokensHoldThemBack) {
     Engine engine = make_engine({});
     const std::vector<int32_t> tokens = run(engine, {request(2, 20, 12)}).at(2).tokens;
