@@ -390,6 +390,11 @@ void check_world(const Config& config, World& world) {
 }
 
 void generate_on(const Arguments& arguments, World& world) {
+    if (arguments.interactive &&
+        !(arguments.prompts.empty() && arguments.input.empty() && arguments.output.empty()))
+        throw Error(ErrorKind::usage,
+                    "--interactive: reads and writes here; leave --prompt, --input and --output "
+                    "out");
     const Config config = with_launcher_layout(make_config(arguments));
     start_log(config);
     if (world.size() > 1) set_log_rank(world.rank(), world.host());

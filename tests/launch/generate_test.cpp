@@ -279,6 +279,9 @@ TEST(Generate, InteractiveAnswersAndLeaves) {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     EXPECT_THAT(result.out, HasSubstr("/exit"));
     EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '>'), 3);
+    for (const char* option : {"--prompt", "--input", "--output"})
+        expect_error(ferry({"generate", "--model", kDemo, "--interactive", option, "x"}), 2,
+                     "leave --prompt, --input and --output out");
 }
 
 }  // namespace
