@@ -18,6 +18,10 @@ struct Arguments {
 
 void inspect(const Arguments& arguments) {
     const CheckpointSummary summary = summarise_checkpoint(arguments.path);
+    if (arguments.verify && !summary.has_checksums)
+        throw Error(ErrorKind::usage,
+                    "--verify: a {} folder has no checksums; ferry convert writes them",
+                    summary.format);
     for (const std::string& warning : summary.warnings) log_warn("{}", warning);
     if (arguments.json)
         print_text(to_json(summary) + "\n");

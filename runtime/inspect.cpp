@@ -105,8 +105,13 @@ int64_t CheckpointSummary::num_bytes() const {
 
 CheckpointSummary summarise_checkpoint(const std::string& path) {
     const std::unique_ptr<WeightSource> weights = open_weights(path);
-    CheckpointSummary summary{
-        .path = path, .format = {}, .description = {}, .files = {}, .tensors = {}, .warnings = {}};
+    CheckpointSummary summary{.path = path,
+                              .format = {},
+                              .has_checksums = false,
+                              .description = {},
+                              .files = {},
+                              .tensors = {},
+                              .warnings = {}};
     const auto add_file = [&](const InputFile& file) {
         summary.files.push_back(
             {std::filesystem::path(file.path()).filename().string(), file.size_bytes()});
@@ -114,6 +119,7 @@ CheckpointSummary summarise_checkpoint(const std::string& path) {
     const std::map<std::string, StoredTensor>* tensors = nullptr;
     if (const auto* checkpoint = dynamic_cast<const Checkpoint*>(weights.get())) {
         summary.format = "Ferry HDF5 checkpoint";
+        summary.has_checksums = true;
         summary.description = checkpoint->description();
         for (const auto& shard : checkpoint->shards()) add_file(*shard);
         tensors = &checkpoint->tensors();

@@ -21,6 +21,7 @@ struct CheckpointSummary {
 
     std::string path;
     std::string format;  // "Ferry HDF5 checkpoint", "Hugging Face safetensors"
+    bool has_checksums = false;
     ModelDescription description;
     std::vector<File> files;
     std::vector<Entry> tensors;         // by name

@@ -70,6 +70,8 @@ TEST(Cli, InspectListsAndVerifies) {
     EXPECT_THAT(ferry({"inspect", folder}).out, HasSubstr("layers/N/ffn/shared/w3"));
     EXPECT_THAT(ferry({"inspect", folder, "--all"}).out, HasSubstr("layers/4/ffn/shared/w3"));
     EXPECT_THAT(ferry({"inspect", folder, "--verify"}).out, HasSubstr("all checksums are right"));
+    expect_error(ferry({"inspect", kDemo, "--verify"}), 2,
+                 "Hugging Face safetensors folder has no");
     const std::string shard = folder + "/experts-00000-of-00001.h5";
     std::fstream(shard, std::ios::in | std::ios::out | std::ios::binary)
         .seekp(100000)  // in the first of its tensors
