@@ -121,6 +121,17 @@ class TreeBuilder : public YAML::EventHandler {
     int num_documents_ = 0;
 };
 
+// `line`: from 0.
+bool is_indented_by_tab(std::string_view text, int line) {
+    for (; line > 0; --line) {
+        const size_t end = text.find('\n');
+        if (end == std::string_view::npos) return false;
+        text.remove_prefix(end + 1);
+    }
+    const size_t first = text.find_first_not_of(' ');
+    return first != std::string_view::npos && text[first] == '\t';
+}
+
 }  // namespace
 
 YamlValue parse_yaml(std::string_view text, const std::string& name, ErrorKind kind) {
@@ -133,7 +144,9 @@ YamlValue parse_yaml(std::string_view text, const std::string& name, ErrorKind k
         YAML::Parser parser(stream);
         while (parser.HandleNextDocument(builder)) continue;
     } catch (const YAML::Exception& error) {
-        builder.fail(error.mark, error.msg);
+        builder.fail(error.mark, is_indented_by_tab(text, error.mark.line)
+                                     ? "a tab indents this line; YAML takes spaces"
+                                     : error.msg);
     }
     return builder.take_root();
 }

@@ -55,7 +55,9 @@ TEST(Yaml, RefusesWithThePlace) {
         {"~: 1\n", "f.yaml:1:", "a key must be"},
         {"a: [1, 2\nb: 3\n", "f.yaml:", ""},
         {"a: b: c\n", "f.yaml:1:", ""},
-        {"\ta: 1\n", "f.yaml:1:", ""},
+        {"\ta: 1\n", "f.yaml:1:", "a tab indents this line"},
+        {"a:\n\tb: 1\n", "f.yaml:2:", "a tab indents this line"},
+        {"a:\n  b: 1\n \tc: 1\n", "f.yaml:3:", "a tab indents this line"},
     };
     for (const Refusal& refusal : refusals) {
         EXPECT_ERROR(parse_yaml(refusal.text, "f.yaml"), ErrorKind::usage, refusal.place,
