@@ -1,5 +1,6 @@
 #include "runtime/config.h"
 
+#include <filesystem>
 #include <fstream>
 #include <limits>
 
@@ -14,6 +15,11 @@ constexpr Changes kResults = Changes::results;
 constexpr Changes kNothing = Changes::nothing;
 
 std::string read_file(const std::string& path) {
+    if (std::error_code ignored; std::filesystem::is_directory(path, ignored))
+        throw Error(
+            ErrorKind::usage,
+            "{}: is a folder, and a run is a YAML file; a checkpoint's folder goes with --model",
+            path);
     std::ifstream stream(path, std::ios::binary);
     if (!stream) throw Error(ErrorKind::usage, "{}: this configuration cannot be opened", path);
     std::string text(kMaxYamlBytes + 1, '\0');

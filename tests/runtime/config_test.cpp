@@ -207,7 +207,7 @@ TEST(Config, LoadsAFileAndSaysWhenThereIsNone) {
     testing::write_file(dir / "a.yaml", "engine:\n  threads: 2\n");
     EXPECT_EQ(load_config(dir / "a.yaml", {}).engine.threads, 2);
     EXPECT_ERROR(load_config(dir / "b.yaml", {}), kUsage, "b.yaml: ", "cannot be opened");
-    EXPECT_ERROR(load_config(dir.path(), {}), kUsage, dir.path());
+    EXPECT_ERROR(load_config(dir.path(), {}), kUsage, dir.path(), "is a folder", "--model");
     EXPECT_EQ(load_config("", std::vector<std::string>{"engine.threads=5"}).engine.threads, 5);
 }
 
