@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "runtime/checksum.h"
@@ -52,6 +53,13 @@ size_t read_some(int fd, bool may_wait, const std::string& name, char* data, siz
     }
 }
 
+void refuse_compressed(const std::string& name, std::string_view first_bytes) {
+    constexpr std::string_view kGzip = "\x1f\x8b", kZstd = "\x28\xb5\x2f\xfd";
+    if (!first_bytes.starts_with(kGzip) && !first_bytes.starts_with(kZstd)) return;
+    throw Error(ErrorKind::input, "{}: is compressed, and lines of text are needed; decompress it",
+                name);
+}
+
 }  // namespace
 
 LineReader::LineReader(const std::string& path, size_t max_line_bytes)
@@ -85,6 +93,7 @@ bool LineReader::fill() {
     if (end_ == buffer_.size()) buffer_.resize(2 * buffer_.size());
     const size_t got =
         read_some(fd_, may_wait_, name_, buffer_.data() + end_, buffer_.size() - end_);
+    if (end_ == 0 && offset_bytes_ == 0) refuse_compressed(name_, {buffer_.data(), got});
     end_ += got;
     at_end_ = got == 0;
     return got > 0;
@@ -137,9 +146,10 @@ TextSummary summarize_text(const std::string& path) {
     TextSummary summary;
     Checksum checksum;
     std::string block(kBlockBytes, '\0');
-    bool blank = true;
+    bool blank = true, first = true;
     try {
         while (const size_t got = read_some(fd, false, path, block.data(), block.size())) {
+            if (std::exchange(first, false)) refuse_compressed(path, {block.data(), got});
             checksum.add(block.data(), got);
             for (size_t i = 0; i < got; ++i) {
                 const char c = block[i];

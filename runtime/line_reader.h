@@ -26,7 +26,7 @@ class LineReader {
     LineReader(const LineReader&) = delete;
     LineReader& operator=(const LineReader&) = delete;
 
-    // False at the end of the file. Throws Error(input) when it cannot be read.
+    // False at the end of the file. Throws Error(input) when it cannot be read, or is compressed.
     bool next(TextLine& line);
     // Whether next() would find something to read, or the end.
     bool ready() const;

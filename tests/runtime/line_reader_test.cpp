@@ -74,6 +74,13 @@ TEST_F(LineReaderTest, SaysWhatCannotBeRead) {
     EXPECT_ERROR(LineReader(dir_.path()), ErrorKind::input, "is a folder");
 }
 
+TEST_F(LineReaderTest, CompressedFilesAreRefused) {
+    for (const char* magic : {"\x1f\x8b\x08", "\x28\xb5\x2f\xfd"}) {
+        EXPECT_ERROR(read(std::string(magic) + "\nmore"), ErrorKind::input, "/t: is compressed");
+        EXPECT_ERROR(summarize_text(dir_ / "t"), ErrorKind::input, "/t: is compressed");
+    }
+}
+
 TEST_F(LineReaderTest, SummaryCountsLinesThatAreNotBlank) {
     const std::string text = "a\n \t\r\n\nb\nc";
     testing::write_file(dir_ / "t", text);
