@@ -57,6 +57,14 @@ YamlValue to_yaml_value(const Json& json) {
     return value;
 }
 
+// A field that is null is as left out; only logprobs: null says something.
+template <typename AnyJson>
+void drop_nulls(AnyJson& object) {
+    for (auto entry = object.begin(); entry != object.end();)
+        entry =
+            entry->is_null() && entry.key() != "logprobs" ? object.erase(entry) : std::next(entry);
+}
+
 RequestId read_id(const Json& json) {
     if (json.is_string()) return {json.get<std::string>(), false};
     if (json.is_number_integer()) return {json.dump(), true};
@@ -84,7 +92,8 @@ constexpr const char* kTemplateVariables = "chat_template_kwargs";
 // Mappings keep the order of the line, as in Transformers: templates print them.
 std::vector<int32_t> render_messages(std::string_view line, const PromptEncoder& encoder) {
     using OrderedJson = nlohmann::ordered_json;
-    const OrderedJson object = OrderedJson::parse(line);
+    OrderedJson object = OrderedJson::parse(line);
+    drop_nulls(object);
     OrderedJson variables = object.value(kTemplateVariables, OrderedJson::object());
     if (object.contains(kTools)) variables[kTools] = object[kTools];
     return encoder.encode_messages(object["messages"].dump(), variables.dump());
@@ -160,8 +169,9 @@ RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
     Request request = request_of(line_number);
     const std::string& where = request.where;
     try {
-        const Json object = parse_json(text, where);
+        Json object = parse_json(text, where);
         if (!object.is_object()) bad(where + ": must be a JSON object");
+        drop_nulls(object);
         if (object.contains("id")) request.id = read_id(object["id"]);
         params_ = defaults_;
         for (const auto& entry : object.items()) {

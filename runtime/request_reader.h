@@ -7,7 +7,8 @@
 // of `ferry config --help` (temperature, top_k, top_p, min_p, repetition_penalty, seed, n,
 // max_tokens, min_tokens, stop, stop_token_ids, ignore_eos, logprobs), which replace the
 // configuration's. Other fields are passed over with one warning each, unless they look like a
-// misspelling: then the line is bad. Blank lines are passed over.
+// misspelling: then the line is bad. A field that is null is as left out (logprobs: none). Blank
+// lines are passed over.
 #pragma once
 #include <cstdint>
 #include <functional>

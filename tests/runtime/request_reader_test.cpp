@@ -75,6 +75,19 @@ TEST(RequestParser, NullLogprobsTurnsThemOff) {
                      .sampling.logprobs);
 }
 
+TEST(RequestParser, NullIsAsLeftOut) {
+    const RequestLine line = parse(
+        R"({"id": null, "messages": null, "prompt": "a", "tools": null, "stop": null, "seed": null})",
+        {.stop = {"END"}});
+    ASSERT_FALSE(line.failed) << line.failed->error;
+    EXPECT_EQ(line.requests[0].id, (RequestId{"7", true}));
+    EXPECT_THAT(line.requests[0].sampling.stop, ElementsAre("END"));
+    EXPECT_FALSE(parse(R"({"messages": [{"role": "user", "content": "x"}],
+                           "tools": null, "chat_template_kwargs": null})")
+                     .failed);
+    EXPECT_THAT(parse(R"({"prompt": null})").failed->error, HasSubstr("has none of"));
+}
+
 TEST(RequestParser, SamplesAreRequestsOfTheirOwn) {
     const RequestLine line = parse(R"({"prompt": "a", "n": 3})");
     ASSERT_EQ(line.requests.size(), 3u);
