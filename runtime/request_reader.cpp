@@ -169,6 +169,9 @@ RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
     Request request = request_of(line_number);
     const std::string& where = request.where;
     try {
+        if (text.substr(std::min(text.find_first_not_of(" \t"), text.size())).starts_with('['))
+            bad("must be a JSON object, one in each line, and is a list; jq -c '.[]' takes a list "
+                "apart");
         Json object = parse_json(text, where);
         if (!object.is_object()) bad(where + ": must be a JSON object");
         drop_nulls(object);

@@ -142,7 +142,8 @@ TEST(RequestParser, BadLinesSayWhat) {
     const BadLine all[] = {
         {"{\"prompt\": \"a\"", "in.jsonl:7: not valid JSON"},
         {"", "not valid JSON"},
-        {"[1]", "must be a JSON object"},
+        {"1", "must be a JSON object"},
+        {" [", "must be a JSON object, one in each line, and is a list"},
         {"{\"prompt\": \"\xff\"}", "not valid JSON"},
         {R"({"prompt": "a", "prompt": "b"})", "twice"},
         {R"({"id": "a"})", "has none of"},
