@@ -171,7 +171,7 @@ void add_bench_load(Command& bench) {
         "in the same run. cold: the files' pages are dropped from the page cache first, with "
         "root's rights of the whole node where files alone did not do; cached: pages stayed all "
         "the same (cached %), which is no cold start; warm: they have just been read. Seconds are "
-        "medians of the slowest rank");
+        "medians of the slowest rank. checkpoint.verify is off unless --set says full");
     const auto arguments = std::make_shared<Arguments>();
     add_model_options(command, *arguments);
     command
