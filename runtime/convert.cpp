@@ -221,6 +221,15 @@ class Team {
     std::optional<NodeMemory> memory_;
 };
 
+// A checkpoint of ours has a config.json too.
+void check_input_folder(const std::string& hf_directory) {
+    const auto has = [&](const char* file) { return fs::exists(hf_directory + "/" + file); };
+    if (has(kMasterFile) && !has("model.safetensors") && !has("model.safetensors.index.json"))
+        throw Error(ErrorKind::usage,
+                    "{}: is a converted checkpoint already; the Hugging Face folder is needed",
+                    hf_directory);
+}
+
 void make_output_folder(const std::string& hf_directory, const std::string& out_directory) {
     std::error_code error;
     fs::create_directories(out_directory, error);
@@ -374,6 +383,7 @@ ConvertProgress convert_checkpoint(const std::string& hf_directory,
                                    const std::string& out_directory, const ConvertOptions& options,
                                    const ConvertProgressFn& progress, World* world) {
     Team team(world);
+    check_input_folder(hf_directory);
     const HfModel model(hf_directory);
     const ConversionPlan plan = plan_conversion(model, options);
     std::optional<FolderLock> lock;

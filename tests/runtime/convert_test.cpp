@@ -191,6 +191,8 @@ TEST(Convert, RefusesAFolderThatHoldsSomethingElse) {
     refused({}, ".h5");
     EXPECT_ERROR(convert_checkpoint(dir / "hf", dir / "hf", {}), ErrorKind::usage,
                  "is the input folder");
+    EXPECT_ERROR(convert_checkpoint(dir / "out", dir / "again", {}), ErrorKind::usage,
+                 "/out: is a converted checkpoint");
     fs::create_directory(dir / "other");
     TinyHfModel({.dtype = DType::bf16}).write(dir / "other");
     EXPECT_ERROR(convert_checkpoint(dir / "hf", dir / "other", {}), ErrorKind::checkpoint,
