@@ -23,6 +23,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr double kReachS = 3;  // at start, for a connection and for the answer
+
 double seconds_since(Clock::time_point begin) {
     return std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -58,8 +60,9 @@ struct Watchdog::Impl {
     // Rank 0 tells where it listens; everybody connects and says hello.
     void connect(World& world) {
         std::string place;
+        std::optional<TcpListener> listener;
         if (rank == 0) {
-            listener = std::make_unique<TcpListener>();
+            listener.emplace();
             place = fmt::format("{} {}", listener->port(), std::random_device{}());
             for (const std::string& address : own_addresses()) place += " " + address;
         }
@@ -69,24 +72,56 @@ struct Watchdog::Impl {
         std::vector<std::string> addresses;
         for (std::string address; words >> address;) addresses.push_back(address);
         if (rank == 0) {
-            // Accepting is left to the thread: it starts after this, connections wait till then.
-            world.all_sum(0);
+            // All come at once, and the system lets few of them wait (net.core.somaxconn).
+            world.barrier([&] {
+                while (std::optional<TcpLink> link = listener->accept())
+                    peers.emplace_back().link = std::move(*link);
+                for (Peer& peer : peers) read(peer);
+                return false;
+            });
+            met = true;
             return;
         }
         if (world.node_of_rank()[0] == world.node())
             addresses.insert(addresses.begin(), "127.0.0.1");
         Peer peer;
-        peer.link = connect_to(addresses, port, 3.0);
+        peer.link = reach_rank_0(addresses, port);
         peer.rank = 0;
-        const bool reached = peer.link.open() && peer.link.send(news(NewsKind::hello, rank, ""));
-        if (!reached)
-            log_warn(
-                "watchdog: cannot reach rank 0 on {} over TCP ({}); a rank that is lost will "
-                "be noticed by the stall timeout only",
-                hosts[0], std::strerror(errno));
-        else
+        if (peer.link.open())
             peers.push_back(std::move(peer));
-        world.all_sum(reached ? 1 : 0);
+        else
+            log_warn(
+                "watchdog: cannot reach rank 0 on {} over TCP; a rank that is lost will be noticed "
+                "by the stall timeout only",
+                hosts[0]);
+        world.barrier();
+        met = true;
+    }
+
+    // A connection counts when rank 0 has answered: another program may listen at one of its
+    // addresses here, and one that found rank 0's queue full may look made and be none.
+    TcpLink reach_rank_0(const std::vector<std::string>& addresses, int port) const {
+        const Clock::time_point begin = Clock::now();
+        bool any = true;
+        while (any && seconds_since(begin) < 3 * kReachS) {
+            any = false;
+            for (const std::string& address : addresses) {
+                TcpLink link = connect_to({address}, port, kReachS);
+                any |= link.open();
+                if (link.send(news(NewsKind::hello, rank, "")) && is_answered(link)) return link;
+            }
+        }
+        return {};
+    }
+    bool is_answered(TcpLink& link) const {
+        const Clock::time_point begin = Clock::now();
+        for (bool gone = false; !gone && seconds_since(begin) < kReachS;) {
+            pollfd socket{.fd = link.socket(), .events = POLLIN, .revents = 0};
+            poll(&socket, 1, static_cast<int>(kReachS * 1000));
+            const std::optional<News> message = link.receive(gone);
+            if (message) return message->magic == News{}.magic && message->key == key;
+        }
+        return false;
     }
 
     News news(NewsKind kind, int about, const std::string& why) const {
@@ -97,9 +132,9 @@ struct Watchdog::Impl {
     }
 
     void run() {
+        for (Peer& peer : peers) peer.heard = Clock::now();
         while (!stop.load()) {
             wait_for_news();
-            accept_peers();
             for (Peer& peer : peers) read(peer);
             if (seconds_since(last_beat) >= options.heartbeat_s) {
                 last_beat = Clock::now();
@@ -112,22 +147,11 @@ struct Watchdog::Impl {
             check_stall();
             check_grace();
         }
-        accept_peers();  // of a run that ends as it begins
         for (Peer& peer : peers) peer.link.send(news(NewsKind::farewell, rank, ""));
-    }
-
-    void accept_peers() {
-        if (!listener) return;
-        while (std::optional<TcpLink> link = listener->accept()) {
-            Peer peer;
-            peer.link = std::move(*link);
-            peers.push_back(std::move(peer));
-        }
     }
 
     void wait_for_news() {
         std::vector<pollfd> sockets{{.fd = wake[0], .events = POLLIN, .revents = 0}};
-        if (listener) sockets.push_back({.fd = listener->socket(), .events = POLLIN, .revents = 0});
         for (const Peer& peer : peers)
             if (peer.link.open())
                 sockets.push_back({.fd = peer.link.socket(), .events = POLLIN, .revents = 0});
@@ -144,7 +168,7 @@ struct Watchdog::Impl {
             peer.heard = Clock::now();
             switch (message->kind) {
                 case NewsKind::hello:
-                    if (message->rank >= 0 && message->rank < size) peer.rank = message->rank;
+                    if (message->rank >= 0 && message->rank < size) greet(peer, message->rank);
                     break;
                 case NewsKind::heartbeat:
                     if (rank == 0 && peer.rank > 0) {
@@ -162,10 +186,18 @@ struct Watchdog::Impl {
             }
         }
         if (!gone) return;
-        if (!peer.left && peer.rank >= 0)
+        if (met && !peer.left && peer.rank >= 0)
             lost(peer, "connection closed");
         else
             peer.link.close();
+    }
+
+    // Who comes again had no answer in time.
+    void greet(Peer& peer, int from) {
+        for (Peer& before : peers)
+            if (before.rank == from) before = Peer();
+        peer.rank = from;
+        peer.link.send(news(NewsKind::hello, rank, ""));
     }
 
     void lost(Peer& peer, const std::string& why) {
@@ -210,9 +242,8 @@ struct Watchdog::Impl {
     uint32_t key = 0;
     std::vector<std::string> hosts;
     mutable std::mutex statuses_mutex;
-    std::vector<RankStatus> statuses;       // rank 0: of the others, by rank
-    std::unique_ptr<TcpListener> listener;  // rank 0
-    std::vector<Peer> peers;                // rank 0: all others; others: rank 0
+    std::vector<RankStatus> statuses;  // rank 0: of the others, by rank
+    std::vector<Peer> peers;           // rank 0: all others; others: rank 0
     int wake[2] = {-1, -1};
     std::thread thread;
     std::atomic<bool> stop{false};
@@ -222,6 +253,7 @@ struct Watchdog::Impl {
     Clock::time_point last_progress = Clock::now();
     Clock::time_point failed_at{};
     uint64_t last_beats = 0;
+    bool met = false;  // until then a rank may come again
     bool gave_up = false;
 };
 
