@@ -160,8 +160,9 @@ std::vector<Finding> limit_findings(const LimitFacts& facts) {
         .fix = {}};
     if (facts.open_files < wanted) {
         files.verdict = Verdict::warn;
-        files.fix =
-            fmt::format("{} ranks need about {}: ulimit -n {}", facts.num_ranks, wanted, wanted);
+        files.fix = fmt::format(
+            "{} ranks need about {}: ulimit -Hn {} (nofile in limits.conf, LimitNOFILE of slurmd)",
+            facts.num_ranks, wanted, wanted);
     }
     findings.push_back(files);
 

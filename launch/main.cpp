@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -22,9 +23,18 @@ static void keep_standard_numbers() {
             ::open("/dev/null", file == STDIN_FILENO ? O_WRONLY : O_RDONLY);
 }
 
+// Rank 0 has a connection to every rank, others may have. What shells are given is 1024 as a rule.
+static void allow_as_many_files_as_permitted() {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 // The only place that catches: every failure becomes one line and an exit code.
 int main(int argc, char** argv) {
     keep_standard_numbers();
+    allow_as_many_files_as_permitted();
     if (ferry::launcher_tasks(ferry::own_environment) > 1) ferry::load_kernels_at_once();
     ferry::CommandLine command_line("ferry",
                                     "Ferry: distributed inference for mixture-of-experts models");

@@ -136,7 +136,7 @@ TEST(DoctorLimits, MemlockCountsWhereThereIsRdma) {
     facts.memlock = RLIM_INFINITY;
     EXPECT_EQ(limit_findings(facts)[0].verdict, Verdict::ok);
     facts.num_ranks = 1000;
-    EXPECT_THAT(limit_findings(facts)[1].fix, HasSubstr("ulimit -n 4256"));
+    EXPECT_THAT(limit_findings(facts)[1].fix, HasSubstr("ulimit -Hn 4256"));
 }
 
 TEST(DoctorMemory, CountsTheJobsLimitAndSharedMemory) {

@@ -31,6 +31,9 @@ expect 2 "configuration differs between ranks: rank 0 on" \
     "${run[@]}" 1 "${job[@]}" : -n 1 "${job[@]}" --set engine.max_batch=7
 expect 0 "cores for 40 threads of its ranks (20 each): expect low speed" \
     "${run[@]}" 2 "${job[@]}" --set engine.threads=20
+# Shells permit few open files unless asked for more.
+rm -rf "$work/out"
+expect 0 "" "${run[@]}" 4 bash -c 'ulimit -Sn 20 && exec "$@"' - "${job[@]}"
 # The same program of another build: only its id is another one.
 if command -v objcopy >/dev/null && objcopy -O binary --only-section=.note.gnu.build-id "$ferry" "$work/id" 2>/dev/null; then
     printf '\377\376\375' | dd of="$work/id" bs=1 seek=20 conv=notrunc 2>/dev/null
