@@ -12,7 +12,9 @@
 namespace ferry {
 namespace {
 
-constexpr size_t kWindowBytes = size_t{64} << 20;  // few windows, little waste at the end
+// Few windows for large models; small ones fit the 64 MiB that a container has by default.
+constexpr size_t kFirstWindowBytes = size_t{2} << 20;
+constexpr size_t kDoublings = 5;
 constexpr size_t kAlignment = 64;
 
 }  // namespace
@@ -38,7 +40,8 @@ NodeMemory::NodeMemory(World& world, int group) : impl_(new Impl{world, MPI_COMM
 }
 
 void NodeMemory::grow(size_t size_bytes) {
-    const size_t window_bytes = std::max(size_bytes + kAlignment, kWindowBytes);
+    const size_t next_bytes = kFirstWindowBytes << std::min(impl_->windows.size(), kDoublings);
+    const size_t window_bytes = std::max(size_bytes + kAlignment, next_bytes);
     MPI_Win window = MPI_WIN_NULL;
     void* own = nullptr;
     meet(impl_->world, impl_->members, "MPI_Win_allocate_shared");

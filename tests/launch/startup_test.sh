@@ -34,6 +34,12 @@ expect 0 "cores for 40 threads of its ranks (20 each): expect low speed" \
 # Shells permit few open files unless asked for more.
 rm -rf "$work/out"
 expect 0 "" "${run[@]}" 4 bash -c 'ulimit -Sn 20 && exec "$@"' - "${job[@]}"
+# Nor have containers much shared memory.
+if unshare --mount true 2>/dev/null; then
+    rm -rf "$work/out"
+    expect 0 "" unshare --mount sh -c 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"' - \
+        "${run[@]}" 2 "${job[@]}"
+fi
 # The same program of another build: only its id is another one.
 if command -v objcopy >/dev/null && objcopy -O binary --only-section=.note.gnu.build-id "$ferry" "$work/id" 2>/dev/null; then
     printf '\377\376\375' | dd of="$work/id" bs=1 seek=20 conv=notrunc 2>/dev/null
