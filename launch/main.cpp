@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -23,18 +24,21 @@ static void keep_standard_numbers() {
             ::open("/dev/null", file == STDIN_FILENO ? O_WRONLY : O_RDONLY);
 }
 
-// Rank 0 has a connection to every rank, others may have. What shells are given is 1024 as a rule.
-static void allow_as_many_files_as_permitted() {
+// Rank 0 has a connection to every rank, others may have. What shells are given is 1024 as a rule;
+// what containers permit may be a billion, which launchers that Ferry starts would close one by
+// one.
+static void allow_many_files() {
+    constexpr rlim_t kEnough = 65536;
     rlimit limit{};
-    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-    limit.rlim_cur = limit.rlim_max;
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= kEnough) return;
+    limit.rlim_cur = std::min(limit.rlim_max, kEnough);
     ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 // The only place that catches: every failure becomes one line and an exit code.
 int main(int argc, char** argv) {
     keep_standard_numbers();
-    allow_as_many_files_as_permitted();
+    allow_many_files();
     if (ferry::launcher_tasks(ferry::own_environment) > 1) ferry::load_kernels_at_once();
     ferry::CommandLine command_line("ferry",
                                     "Ferry: distributed inference for mixture-of-experts models");
