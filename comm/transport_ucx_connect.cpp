@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <iterator>
+#include <utility>
 
 #include "base/error.h"
 #include "comm/progress_state.h"
@@ -191,10 +193,7 @@ void UcxTransport::place_send_slots(const std::vector<Introduction>& introductio
         Peer& peer = peers_[lane.spec.peer];
         lane.path = peer.path;
         const Introduction& there = introductions[lane.spec.peer];
-        const auto slot =
-            std::find_if(there.slots.begin(), there.slots.end(), [&](const SlotAddress& each) {
-                return each.peer == rank() && each.channel == lane.spec.channel;
-            });
+        const auto slot = std::ranges::find(there.slots, lane.spec.channel, &SlotAddress::channel);
         FERRY_CHECK(slot != there.slots.end() && slot->capacity_bytes == lane.spec.capacity_bytes,
                     "rank {} has no slot for channel {} of rank {}", lane.spec.peer,
                     lane.spec.channel, rank());
@@ -222,10 +221,27 @@ void UcxTransport::place_send_slots(const std::vector<Introduction>& introductio
     }
 }
 
-void UcxTransport::connect() {
+// Peers hear of their own slots only: all of them would be too much for each of a thousand ranks.
+std::vector<Introduction> UcxTransport::exchange_introductions() {
+    Introduction introduction = introduce();
+    const std::vector<SlotAddress> slots = std::exchange(introduction.slots, {});
+    std::vector<std::string> texts(peers_.size());
+    for (const Lane& lane : lanes_) {
+        std::string& text = texts[lane.spec.peer];
+        if (lane.self >= 0 || !text.empty()) continue;
+        introduction.slots.clear();
+        std::ranges::copy_if(slots, std::back_inserter(introduction.slots),
+                             [&](const SlotAddress& slot) { return slot.peer == lane.spec.peer; });
+        text = introduction.pack();
+    }
     std::vector<Introduction> introductions;
-    for (const std::string& text : world_.all_gather(introduce().pack()))
-        introductions.emplace_back(text);
+    for (const std::string& text : world_.all_to_all(texts))
+        introductions.push_back(text.empty() ? Introduction() : Introduction(text));
+    return introductions;
+}
+
+void UcxTransport::connect() {
+    const std::vector<Introduction> introductions = exchange_introductions();
     for (const Lane& lane : lanes_)
         if (lane.self < 0 && peers_[lane.spec.peer].endpoint == nullptr)
             meet(peers_[lane.spec.peer], introductions[lane.spec.peer]);

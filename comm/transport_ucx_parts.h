@@ -121,6 +121,7 @@ class UcxTransport final : public Transport {
     void set_handler(unsigned id, ucp_am_recv_callback_t callback);
 
     Introduction introduce();
+    std::vector<Introduction> exchange_introductions();  // of peers, by rank
     void meet(Peer& peer, const Introduction& introduction);
     static std::byte* mapped(const Peer& peer, uint64_t address);
     static bool share_memory(const Peer& peer) {

@@ -1,4 +1,4 @@
-// Slots and boards in registered memory: how slots' flags read, and what a rank tells all others at
+// Slots and boards in registered memory: how slots' flags read, and what a rank tells its peers at
 // start-up so that they can reach them.
 #pragma once
 #include <atomic>

@@ -282,26 +282,66 @@ std::string World::broadcast(const std::string& text, int root) {
     return result;
 }
 
+namespace {
+
+// Texts by rank that lie one after the other; counts and offsets are ints.
+struct Joined {
+    std::vector<int> sizes, offsets;
+    std::string text;
+
+    explicit Joined(const std::vector<int64_t>& all_sizes) : offsets(all_sizes.size() + 1, 0) {
+        const int64_t total = std::accumulate(all_sizes.begin(), all_sizes.end(), int64_t{0});
+        FERRY_CHECK(total <= std::numeric_limits<int>::max(), "{} bytes are too many to gather",
+                    total);
+        sizes.assign(all_sizes.begin(), all_sizes.end());
+        std::partial_sum(sizes.begin(), sizes.end(), offsets.begin() + 1);
+        text.resize(static_cast<size_t>(total));
+    }
+    std::vector<std::string> split() const {
+        std::vector<std::string> texts;
+        for (size_t r = 0; r < sizes.size(); ++r)
+            texts.push_back(text.substr(offsets[r], sizes[r]));
+        return texts;
+    }
+};
+
+}  // namespace
+
 std::vector<std::string> World::all_gather(const std::string& text) {
     const int64_t size = std::ssize(text);
-    std::vector<int64_t> all_sizes(size_);
+    std::vector<int64_t> sizes(size_);
     MPI_Request request = MPI_REQUEST_NULL;
-    mpi_check(MPI_Iallgather(&size, 1, MPI_INT64_T, all_sizes.data(), 1, MPI_INT64_T, impl_->world,
-                             &request),
-              "MPI_Iallgather");
+    mpi_check(
+        MPI_Iallgather(&size, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, impl_->world, &request),
+        "MPI_Iallgather");
     wait_for_all(*this, request, "a gather of sizes");
-    const int64_t total = std::accumulate(all_sizes.begin(), all_sizes.end(), int64_t{0});
-    FERRY_CHECK(total <= std::numeric_limits<int>::max(), "{} bytes are too many to gather", total);
-    std::vector<int> sizes(all_sizes.begin(), all_sizes.end()), offsets(size_ + 1, 0);
-    std::partial_sum(sizes.begin(), sizes.end(), offsets.begin() + 1);
-    std::string all(offsets[size_], '\0');
-    mpi_check(MPI_Iallgatherv(text.data(), sizes[rank_], MPI_CHAR, all.data(), sizes.data(),
-                              offsets.data(), MPI_CHAR, impl_->world, &request),
-              "MPI_Iallgatherv");
+    Joined all(sizes);
+    mpi_check(
+        MPI_Iallgatherv(text.data(), all.sizes[rank_], MPI_CHAR, all.text.data(), all.sizes.data(),
+                        all.offsets.data(), MPI_CHAR, impl_->world, &request),
+        "MPI_Iallgatherv");
     wait_for_all(*this, request, "a gather");
-    std::vector<std::string> texts;
-    for (int r = 0; r < size_; ++r) texts.push_back(all.substr(offsets[r], sizes[r]));
-    return texts;
+    return all.split();
+}
+
+std::vector<std::string> World::all_to_all(const std::vector<std::string>& texts) {
+    FERRY_CHECK(std::ssize(texts) == size_);
+    std::vector<int64_t> own_sizes, sizes(size_);
+    for (const std::string& text : texts) own_sizes.push_back(std::ssize(text));
+    MPI_Request request = MPI_REQUEST_NULL;
+    mpi_check(MPI_Ialltoall(own_sizes.data(), 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T,
+                            impl_->world, &request),
+              "MPI_Ialltoall");
+    wait_for_all(*this, request, "an exchange of sizes");
+    Joined own(own_sizes), all(sizes);
+    for (int r = 0; r < size_; ++r)
+        texts[r].copy(own.text.data() + own.offsets[r], texts[r].size());
+    mpi_check(MPI_Ialltoallv(own.text.data(), own.sizes.data(), own.offsets.data(), MPI_CHAR,
+                             all.text.data(), all.sizes.data(), all.offsets.data(), MPI_CHAR,
+                             impl_->world, &request),
+              "MPI_Ialltoallv");
+    wait_for_all(*this, request, "an exchange");
+    return all.split();
 }
 
 namespace {
@@ -378,6 +418,9 @@ std::string World::broadcast(const std::string& text, int) {
 }
 std::vector<std::string> World::all_gather(const std::string& text) {
     return {text};
+}
+std::vector<std::string> World::all_to_all(const std::vector<std::string>& texts) {
+    return texts;
 }
 int64_t World::all_sum(int64_t value) {
     return value;

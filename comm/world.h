@@ -74,6 +74,8 @@ class World {
     void broadcast(void* data, size_t size_bytes, int root);
     std::string broadcast(const std::string& text, int root);
     std::vector<std::string> all_gather(const std::string& text);  // by rank
+    // texts[r] goes to rank r; from every rank what it has for this one.
+    std::vector<std::string> all_to_all(const std::vector<std::string>& texts);
     int64_t all_sum(int64_t value);
     int64_t all_max(int64_t value);
 

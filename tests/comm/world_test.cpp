@@ -29,6 +29,12 @@ TEST(World, GathersAndBroadcasts) {
     World& world = test_world();
     const auto all = world.all_gather(std::string(world.rank(), 'x'));
     for (int r = 0; r < world.size(); ++r) EXPECT_EQ(all[r], std::string(r, 'x'));
+    std::vector<std::string> texts;  // "" to rank 0, "a" or "b" ... to rank 1
+    for (int r = 0; r < world.size(); ++r)
+        texts.emplace_back(r, static_cast<char>('a' + world.rank()));
+    const auto own = world.all_to_all(texts);
+    for (int r = 0; r < world.size(); ++r)
+        EXPECT_EQ(own[r], std::string(world.rank(), static_cast<char>('a' + r)));
     const int root = world.size() - 1;
     EXPECT_EQ(world.broadcast(world.rank() == root ? "hello" : "", root), "hello");
     EXPECT_EQ(world.all_max(world.rank()), world.size() - 1);
