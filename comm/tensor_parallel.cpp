@@ -77,6 +77,7 @@ class TensorParallelImpl final : public TensorParallel {
                 nodes_.push_back({node, p});
                 ++peers_[p].num_nodes;
             }
+        node_rows_.resize(nodes_.size());
     }
 
     int size() const override { return static_cast<int>(members_.size()); }
@@ -181,6 +182,7 @@ class TensorParallelImpl final : public TensorParallel {
     std::vector<Peer> peers_;
     std::vector<OwnedNode> nodes_;  // the parts of the tree that travel, by owner
     std::vector<int> node_at_;
+    std::vector<const float*> node_rows_;  // in a sum: by node
     std::vector<int64_t> offsets_;
     Buffer gathered_;
     Buffer own_nodes_;  // [own nodes, own rows, dim]
@@ -356,12 +358,10 @@ void TensorParallelImpl::reduce_scatter(const Tensor& parts, const Tensor& out) 
     peers_[rank_].received = own_nodes_.as<std::byte>();
 
     // Where a node's rows are: nodes_ lists each owner's nodes in the order in which they travel.
-    std::array<const float*, 256> base{};
-    FERRY_CHECK(nodes_.size() <= base.size());
     int index = 0;
     for (size_t i = 0; i < nodes_.size(); ++i) {
         index = i > 0 && nodes_[i].owner == nodes_[i - 1].owner ? index + 1 : 0;
-        base[i] =
+        node_rows_[i] =
             reinterpret_cast<const float*>(peers_[nodes_[i].owner].received) + index * rows * dim;
     }
     parallel(rows, [&](int64_t row) {
@@ -369,7 +369,7 @@ void TensorParallelImpl::reduce_scatter(const Tensor& parts, const Tensor& out) 
             sum_tree(0, options_.num_slices, std::min(kColumns, dim - column),
                      out.row<float>(row) + column, [&](int lo, int hi) -> const float* {
                          const int node = node_index(lo, hi);
-                         return node < 0 ? nullptr : base[node] + row * dim + column;
+                         return node < 0 ? nullptr : node_rows_[node] + row * dim + column;
                      });
     });
     zone.bytes = static_cast<int64_t>(nodes_.size()) * rows * dim * 4;
