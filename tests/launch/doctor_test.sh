@@ -22,7 +22,7 @@ expect 0 "^launcher +ok .*mpirun, 3 tasks" "${run[@]}" 3 "${doctor[@]}"
 [ "$(grep -c "^launcher" log)" = 1 ] || { echo "FAILED: more than one table"; cat log; failed=1; }
 # Ranks with other limits are told apart.
 expect 0 "^open files +warn .* 300$" "${run[@]}" 2 "${doctor[@]}" : -n 1 sh -c "ulimit -n 300; exec '$ferry' doctor --size 4"
-grep -q "fix: 3 ranks need about 1024: ulimit -n 1024" log || { echo "FAILED: no fix"; cat log; failed=1; }
+grep -q "fix: 3 ranks need about 1024: ulimit -Hn 1024" log || { echo "FAILED: no fix"; cat log; failed=1; }
 # A GPU's driver, found while running.
 expect 0 "^gpu +warn .* 2 x Stand-in GPU, 80 GiB" env LD_LIBRARY_PATH="$nvml" "${doctor[@]}"
 grep -q "fix: more than a tenth of a GPU's memory is taken" log || { echo "FAILED: GPU in use"; cat log; failed=1; }
