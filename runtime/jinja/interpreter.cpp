@@ -281,7 +281,8 @@ class Interpreter {
         if (arguments.values.size() > parameters.size())
             refuse(fmt::format("macro '{}' takes {} arguments", macro_name, parameters.size()));
         for (const auto& [name, value] : arguments.named)
-            if (std::ranges::none_of(parameters, [&](const auto& p) { return p.first == name; }))
+            if (std::ranges::find(parameters, name, &std::pair<std::string, ExprPtr>::first) ==
+                parameters.end())
                 refuse(fmt::format("macro '{}' has no argument '{}'", macro_name, name));
         if (++num_calls_ > kMaxCalls) refuse("macros call each other too deeply");
         std::vector<Dict> callers(std::make_move_iterator(scopes_.begin() + kTemplateScopes),
