@@ -53,14 +53,14 @@ size_t read_some(int fd, bool may_wait, const std::string& name, char* data, siz
     }
 }
 
+}  // namespace
+
 void refuse_compressed(const std::string& name, std::string_view first_bytes) {
     constexpr std::string_view kGzip = "\x1f\x8b", kZstd = "\x28\xb5\x2f\xfd";
     if (!first_bytes.starts_with(kGzip) && !first_bytes.starts_with(kZstd)) return;
     throw Error(ErrorKind::input, "{}: is compressed, and lines of text are needed; decompress it",
                 name);
 }
-
-}  // namespace
 
 LineReader::LineReader(const std::string& path, size_t max_line_bytes)
     : name_(path == "-" ? "standard input" : path),
@@ -93,7 +93,6 @@ bool LineReader::fill() {
     if (end_ == buffer_.size()) buffer_.resize(2 * buffer_.size());
     const size_t got =
         read_some(fd_, may_wait_, name_, buffer_.data() + end_, buffer_.size() - end_);
-    if (end_ == 0 && offset_bytes_ == 0) refuse_compressed(name_, {buffer_.data(), got});
     end_ += got;
     at_end_ = got == 0;
     return got > 0;

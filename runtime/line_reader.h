@@ -26,7 +26,7 @@ class LineReader {
     LineReader(const LineReader&) = delete;
     LineReader& operator=(const LineReader&) = delete;
 
-    // False at the end of the file. Throws Error(input) when it cannot be read, or is compressed.
+    // False at the end of the file. Throws Error(input) when it cannot be read.
     bool next(TextLine& line);
     // Whether next() would find something to read, or the end.
     bool ready() const;
@@ -51,11 +51,15 @@ class LineReader {
 // Standard input, a pipe, a device: what is read once is gone.
 bool can_be_read_once(const std::string& path);
 
+// Throws Error(input) that names the file when it begins like one of gzip or zstd.
+void refuse_compressed(const std::string& name, std::string_view first_bytes);
+
 // What a whole file holds: one pass over it.
 struct TextSummary {
     int64_t num_lines = 0;  // that are not blank
     uint64_t checksum = 0;  // XXH3 of its bytes
 };
+// Throws Error(input), also for a compressed file.
 TextSummary summarize_text(const std::string& path);
 
 // Only spaces, tabs, carriage returns.

@@ -286,6 +286,7 @@ class JsonlReader : public RequestReader {
     bool next_text(TextLine& text) {
         do {
             if (!lines_.next(text)) return false;
+            if (text.number == 1) refuse_compressed(lines_.name(), text.text);
             if (text.number == 1 && text.text.starts_with(kByteOrderMark))
                 text.text.remove_prefix(kByteOrderMark.size());
         } while (is_blank(text.text));

@@ -128,6 +128,7 @@ std::vector<RequestLengths> read_lengths(const std::string& path) {
     std::vector<RequestLengths> lengths;
     LineReader reader(path);
     for (TextLine line; reader.next(line);) {
+        if (line.number == 1) refuse_compressed(path, line.text);
         if (is_blank(line.text)) continue;
         const std::string where = fmt::format("{}:{}", path, line.number);
         const Json json = Json::parse(line.text, nullptr, false);

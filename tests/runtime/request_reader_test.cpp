@@ -231,6 +231,14 @@ TEST(RequestParser, WhatATemplateCannotRenderIsTheRequests) {
     EXPECT_THAT(parser.from_prompt("caf\xe9", 1).failed->error, HasSubstr("is not UTF-8"));
 }
 
+TEST(RequestReader, CompressedInputIsNoText) {
+    const testing::TempDir dir;
+    testing::write_file(dir / "in.jsonl.gz", "\x1f\x8b\x08\nmore");
+    RequestLine line;
+    EXPECT_ERROR(read_jsonl(dir / "in.jsonl.gz", {}, byte_encoder())->next(line), ErrorKind::input,
+                 "in.jsonl.gz: is compressed");
+}
+
 TEST(RequestReader, PromptsAreNumberedFromOne) {
     const auto reader = read_prompts({"ab", "", "c"}, {.max_tokens = 3}, byte_encoder());
     RequestLine line;
