@@ -11,7 +11,8 @@
 
 namespace ferry {
 
-enum class DType : uint8_t { f32, bf16, fp8_e4m3, i32, u8 };
+// int4x2: bytes of two values each, of columns 2i (low half) and 2i + 1; see int4_value().
+enum class DType : uint8_t { f32, bf16, fp8_e4m3, int4x2, i32, u8 };
 
 constexpr int64_t size_bytes(DType dtype) {
     switch (dtype) {
@@ -21,6 +22,7 @@ constexpr int64_t size_bytes(DType dtype) {
         case DType::bf16:
             return 2;
         case DType::fp8_e4m3:
+        case DType::int4x2:
         case DType::u8:
             return 1;
     }
@@ -35,6 +37,8 @@ constexpr std::string_view to_string(DType dtype) {
             return "bf16";
         case DType::fp8_e4m3:
             return "fp8_e4m3";
+        case DType::int4x2:
+            return "int4x2";
         case DType::i32:
             return "i32";
         case DType::u8:
@@ -44,7 +48,8 @@ constexpr std::string_view to_string(DType dtype) {
 }
 
 constexpr std::optional<DType> parse_dtype(std::string_view name) {
-    for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3, DType::i32, DType::u8})
+    for (DType dtype :
+         {DType::f32, DType::bf16, DType::fp8_e4m3, DType::int4x2, DType::i32, DType::u8})
         if (to_string(dtype) == name) return dtype;
     return std::nullopt;
 }
@@ -88,6 +93,11 @@ constexpr uint8_t f32_to_fp8_e4m3(float value) {
     }
     const uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
     return static_cast<uint8_t>(sign | ((rounded >> 20) - (120u << 3)));
+}
+
+// The value of one half (0: low) of an int4x2 byte: -8 to 7, stored as 0 to 15.
+constexpr int int4_value(uint8_t byte, int64_t half) {
+    return (byte >> (half * 4) & 15) - 8;
 }
 
 }  // namespace ferry

@@ -79,7 +79,9 @@ void convert_on(const Arguments& arguments, World* world) {
                                        : usable_cores(static_cast<int>(allowed_cores().size()));
     options.threads = arguments.threads > 0 ? arguments.threads : cores;
     if (arguments.dtype != "keep")
-        options.dtype = parse_dtype(arguments.dtype == "fp8" ? "fp8_e4m3" : arguments.dtype);
+        options.dtype = arguments.dtype == "fp8"    ? DType::fp8_e4m3
+                        : arguments.dtype == "int4" ? DType::int4x2
+                                                    : parse_dtype(arguments.dtype);
     ProgressLine line(world == nullptr ? 1 : world->num_nodes());
     const ConvertProgress done = convert_checkpoint(
         arguments.hf_directory, arguments.out_directory, options,
@@ -125,8 +127,8 @@ void add_convert(Command& app) {
         .option("--expert-shards", arguments->expert_shards,
                 "Files for the routed experts; 0: of at most 8 GiB each")
         .non_negative();
-    command.option("--dtype", arguments->dtype, "Type of the weights")
-        .one_of({"keep", "bf16", "f32", "fp8"})
+    command.option("--dtype", arguments->dtype, "Type of the weights; int4: of the routed experts")
+        .one_of({"keep", "bf16", "f32", "fp8", "int4"})
         .show_default();
     command
         .option("--threads", arguments->threads,

@@ -22,6 +22,7 @@
 #include "comm/wire_rows.h"
 #include "layers/model_config.h"
 #include "layers/sampling.h"
+#include "layers/stored_weights.h"
 
 namespace ferry {
 
@@ -29,8 +30,10 @@ namespace ferry {
 // ----------------------------------------------------------------------------------------------------------
 
 struct WeightSpec {
-    DType dtype = DType::f32;  // f32, bf16 or fp8_e4m3 (with one f32 scale per block of 128 x 128)
-    int64_t groups = 1;        // experts or heads; 1 for an ordinary linear layer
+    // f32, bf16, fp8_e4m3 (with one f32 scale per block of 128 x 128) or, on the CPU, int4x2 (with
+    // one bf16 scale per kInt4Group values of a row, which `in` is a multiple of)
+    DType dtype = DType::f32;
+    int64_t groups = 1;  // experts or heads; 1 for an ordinary linear layer
     int64_t out = 0;
     int64_t in = 0;
 };
@@ -65,7 +68,6 @@ struct Weight {
     }
 };
 
-constexpr int64_t kScaleBlock = 128;  // fp8 scale blocks, DeepSeek-V3 "weight_block_size"
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }

@@ -59,7 +59,7 @@ class Linear {
                          const Tensor& y) const;
 
     const Weight& weight() const { return weight_; }
-    DType dtype() const { return weight_.spec.dtype; }
+    DType dtype() const { return rows_as(weight_.spec.dtype); }  // that its rows are made for
     int64_t in() const { return weight_.spec.in; }
     int64_t out() const { return weight_.spec.out; }
 

@@ -85,8 +85,21 @@ Buffer view_of(const Buffer& buffer) {
     return Buffer::adopt(buffer.data(), buffer.size_bytes(), [] {});
 }
 
-Range scale_range(Range range) {
-    return {range.begin / kScaleBlock, ceil_div(range.num, kScaleBlock)};
+Range scale_range(Range range, int64_t block) {
+    return {range.begin / block, ceil_div(range.num, block)};
+}
+
+// Rows of int4x2 as bf16.
+void dequantise_int4(const Tensor& codes, const Tensor& scales, uint16_t* to) {
+    for (int64_t row = 0; row < codes.rows(); ++row) {
+        const uint16_t* const row_scales = scales.row<uint16_t>(row);
+        for (int64_t i = 0; i < codes.dim(1); ++i) {
+            const uint8_t byte = codes.row<uint8_t>(row)[i];
+            const float scale = bf16_to_f32(row_scales[2 * i / kInt4Group]);
+            for (int64_t half = 0; half < 2; ++half)
+                *to++ = f32_to_bf16(static_cast<float>(int4_value(byte, half)) * scale);
+        }
+    }
 }
 
 }  // namespace
@@ -259,6 +272,7 @@ Weight WeightLoader::linear(const std::string& name) {
 
 Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
     const TensorInfo tensor = info(name);
+    FERRY_CHECK(tensor.dtype != DType::int4x2, "{} is no expert", name);
     Weight weight = make_weight({.dtype = tensor.dtype, .groups = 1, .out = out.num, .in = in.num});
     const int64_t rows_per_piece = rows_at_once(in.num * size_bytes(tensor.dtype));
     std::vector<Piece> pieces;
@@ -269,9 +283,9 @@ Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
                           rows.num,
                           is_mine(first / rows_per_piece),
                           {rows, in},
-                          {scale_range(rows), scale_range(in)}});
+                          {scale_range(rows, kScaleBlock), scale_range(in, kScaleBlock)}});
     }
-    fill_later(name, weight, std::move(pieces));
+    fill_later(name, tensor.dtype, weight, std::move(pieces));
     return weight;
 }
 
@@ -305,13 +319,17 @@ Weight WeightLoader::make_expert_weight(const WeightSpec& spec, std::span<const 
 Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> experts,
                              std::span<const SharedExpert> shared) {
     const TensorInfo tensor = info(name);
-    const int64_t out = tensor.shape[1], in = tensor.shape[2];
-    Weight weight = make_expert_weight({.dtype = tensor.dtype,
+    const DType stored = tensor.dtype;
+    const int64_t out = tensor.shape[1], columns = tensor.shape[2];
+    const int64_t in = num_values(stored, columns);
+    const bool widens = stored == DType::int4x2 && kernels_.device().type() != DeviceType::cpu;
+    Weight weight = make_expert_weight({.dtype = widens ? DType::bf16 : stored,
                                         .groups = static_cast<int64_t>(experts.size()),
                                         .out = out,
                                         .in = in},
                                        experts, shared);
-    const int64_t rows_per_piece = rows_at_once(in * size_bytes(tensor.dtype));
+    const ScaleForm form = scale_form(stored).value_or(ScaleForm{DType::f32, 1, 1});
+    const int64_t rows_per_piece = rows_at_once(columns * size_bytes(stored));
     std::vector<Piece> pieces;
     for (size_t group = 0; group < experts.size(); ++group) {
         const auto copies = std::ranges::find(shared, experts[group], &SharedExpert::expert);
@@ -326,26 +344,33 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
                               first,
                               rows.num,
                               mine,
-                              {{experts[group], 1}, rows, {0, in}},
-                              {{experts[group], 1}, scale_range(rows), scale_range({0, in})}});
+                              {{experts[group], 1}, rows, {0, columns}},
+                              {{experts[group], 1},
+                               scale_range(rows, form.rows),
+                               scale_range({0, in}, form.columns)}});
         }
     }
-    fill_later(name, weight, std::move(pieces));
+    fill_later(name, stored, weight, std::move(pieces));
     return weight;
 }
 
 // Pieces of one group whose rows follow each other: their scales are a single read.
-void WeightLoader::fill(const std::string& name, Weight& weight, std::span<const Piece> pieces) {
-    thread_local std::vector<float> scales;
-    const int64_t in = weight.spec.in, blocks = ceil_div(in, kScaleBlock);
-    const bool has_scales = weight.spec.dtype == DType::fp8_e4m3;
+void WeightLoader::fill(const std::string& name, DType stored, Weight& weight,
+                        std::span<const Piece> pieces) {
+    thread_local std::vector<std::byte> scales;
+    thread_local std::vector<uint16_t> wide;
+    const std::optional<ScaleForm> form = scale_form(stored);
+    const int64_t in = weight.spec.in, blocks = form ? ceil_div(in, form->columns) : 0;
+    const auto num_scale_rows = [&](const Piece& piece) {
+        return form ? ceil_div(piece.num_out, form->rows) : 0;
+    };
     int64_t scale_rows = 0;
-    if (has_scales) {
-        for (const Piece& piece : pieces) scale_rows += ceil_div(piece.num_out, kScaleBlock);
+    if (form) {
+        for (const Piece& piece : pieces) scale_rows += num_scale_rows(piece);
         std::vector<Range> box = pieces[0].scale_box;
         box[box.size() - 2].num = scale_rows;
-        scales.resize(static_cast<size_t>(scale_rows * blocks));
-        read(name + "_scale", box, std::as_writable_bytes(std::span(scales)));
+        scales.resize(static_cast<size_t>(scale_rows * blocks * size_bytes(form->dtype)));
+        read(name + "_scale", box, scales);
     }
     if (kernels_.device().type() == DeviceType::cpu) {
         // The kernel clears a huge page when it is first touched: before a piece is in the caches.
@@ -353,17 +378,24 @@ void WeightLoader::fill(const std::string& name, Weight& weight, std::span<const
         *static_cast<volatile std::byte*>(weight.group_data(pieces[0].group) +
                                           group_bytes * pieces[0].first_out / weight.spec.out) = {};
     }
-    const Tensor all_scales(scales.data(), DType::f32, {scale_rows, blocks});
+    const Tensor all_scales(scales.data(), form ? form->dtype : DType::f32, {scale_rows, blocks});
     int64_t scale_row = 0;
     for (const Piece& piece : pieces) {
         const std::span<std::byte> staging =
-            staging_memory(count_elements(piece.box) * size_bytes(weight.spec.dtype));
+            staging_memory(count_elements(piece.box) * size_bytes(stored));
         read(name, piece.box, staging);
-        const Tensor w(staging.data(), weight.spec.dtype, {piece.num_out, in});
-        const int64_t num = has_scales ? ceil_div(piece.num_out, kScaleBlock) : 0;
+        const Tensor w(staging.data(), stored, {piece.num_out, stored_columns(stored, in)});
+        const int64_t num = num_scale_rows(piece);
         const Tensor piece_scales = all_scales.slice_rows(scale_row, num);
-        pack(name, weight, piece.group, piece.first_out, w, has_scales ? &piece_scales : nullptr);
         scale_row += num;
+        if (stored == weight.spec.dtype) {
+            pack(name, weight, piece.group, piece.first_out, w, form ? &piece_scales : nullptr);
+            continue;
+        }
+        wide.resize(static_cast<size_t>(piece.num_out * in));
+        dequantise_int4(w, piece_scales, wide.data());
+        pack(name, weight, piece.group, piece.first_out,
+             Tensor(wide.data(), DType::bf16, {piece.num_out, in}), nullptr);
     }
 }
 
@@ -377,18 +409,19 @@ void WeightLoader::pack(const std::string& name, Weight& weight, int64_t group, 
     }
 }
 
-void WeightLoader::fill_later(const std::string& name, const Weight& weight,
+void WeightLoader::fill_later(const std::string& name, DType stored, const Weight& weight,
                               std::vector<Piece> pieces) {
     if (pieces.empty()) return;
     struct Filling {
         std::string name;
+        DType stored;
         Weight weight;
         std::vector<Piece> pieces;
     };
-    const int64_t piece_bytes = count_elements(pieces[0].box) * size_bytes(weight.spec.dtype);
+    const int64_t piece_bytes = count_elements(pieces[0].box) * size_bytes(stored);
     const auto at_once = static_cast<size_t>(std::max<int64_t>(1, kTaskBytes / piece_bytes));
     const auto filling =
-        std::make_shared<Filling>(Filling{name, view_of(weight), std::move(pieces)});
+        std::make_shared<Filling>(Filling{name, stored, view_of(weight), std::move(pieces)});
     for (size_t begin = 0; begin < filling->pieces.size(); begin += at_once) {
         const size_t end = std::min(begin + at_once, filling->pieces.size());
         later(static_cast<int64_t>(end - begin) * piece_bytes, [this, filling, begin, end] {
@@ -397,7 +430,8 @@ void WeightLoader::fill_later(const std::string& name, const Weight& weight,
                 size_t last = first;
                 while (last < end && all[last].mine && all[last].group == all[first].group) ++last;
                 if (last > first)
-                    fill(filling->name, filling->weight, all.subspan(first, last - first));
+                    fill(filling->name, filling->stored, filling->weight,
+                         all.subspan(first, last - first));
                 first = std::max(first + 1, last);
             }
         });
@@ -424,7 +458,7 @@ OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight
     FERRY_CHECK(out.begin % kScaleBlock == 0, "rows {}+{} of {}", out.begin, out.num, name);
     const int64_t blocks = ceil_div(in, kScaleBlock);
     std::vector<float> scales(static_cast<size_t>(ceil_div(out.num, kScaleBlock) * blocks));
-    read(name + "_scale", std::vector<Range>{scale_range(out), {0, blocks}},
+    read(name + "_scale", std::vector<Range>{scale_range(out, kScaleBlock), {0, blocks}},
          std::as_writable_bytes(std::span(scales)));
     const Tensor scale_rows(scales.data(), DType::f32, {ceil_div(out.num, kScaleBlock), blocks});
     if (packed != nullptr) pack(name, *packed, 0, 0, values, &scale_rows);

@@ -92,7 +92,8 @@ class WeightLoader {
     Weight linear(const std::string& name);
     Weight linear(const std::string& name, Range out, Range in);
     // The named experts of [experts, out, in], one group each. Collective over the node's expert
-    // ranks when some are `shared` there.
+    // ranks when some are `shared` there. int4 stays so on the CPU and becomes bf16 (value * scale,
+    // rounded) elsewhere.
     Weight experts(const std::string& name, std::span<const int32_t> experts,
                    std::span<const SharedExpert> shared = {});
     // Rows `out` of a matrix (fp8: from a multiple of 128) as plain f32 [out, in], scales applied.
@@ -114,8 +115,9 @@ class WeightLoader {
     // Kernels::pack; what it throws tells the tensor's name.
     void pack(const std::string& name, Weight& weight, int64_t group, int64_t first_out,
               const Tensor& w, const Tensor* scales);
-    void fill(const std::string& name, Weight& weight, std::span<const Piece> pieces);
-    void fill_later(const std::string& name, const Weight& weight, std::vector<Piece> pieces);
+    void fill(const std::string& name, DType stored, Weight& weight, std::span<const Piece> pieces);
+    void fill_later(const std::string& name, DType stored, const Weight& weight,
+                    std::vector<Piece> pieces);
     void read(const std::string& name, std::span<const Range> box, std::span<std::byte> to);
     void tell_progress() const;
     Buffer take(size_t size_bytes);

@@ -76,6 +76,15 @@ std::vector<TensorSpec> model_tensors(const ModelConfig& config) {
     return TensorList(config).build();
 }
 
+std::optional<std::vector<int64_t>> stored_shape(const TensorSpec& spec, DType stored) {
+    if (stored == DType::fp8_e4m3 && !spec.is_linear) return std::nullopt;
+    if (stored == DType::int4x2 && (!spec.is_expert || spec.shape.back() % kInt4Group != 0))
+        return std::nullopt;
+    std::vector<int64_t> shape = spec.shape;
+    shape.back() = stored_columns(stored, shape.back());
+    return shape;
+}
+
 std::string describe_shape(std::span<const int64_t> shape) {
     return fmt::format("[{}]", fmt::join(shape, ", "));
 }

@@ -10,6 +10,7 @@
 
 #include "base/tensor.h"
 #include "layers/model_config.h"
+#include "layers/stored_weights.h"
 
 namespace ferry {
 
@@ -21,7 +22,8 @@ namespace ferry {
 //   layers/N/ffn/gate/{weight, bias}                       MoE layers; bias when has_gate_bias
 //   layers/N/ffn/shared/{w1, w2, w3}, layers/N/ffn/experts/{w1, w2, w3}
 // An fp8 tensor NAME has its scales in NAME_scale: f32 [ceil(out/128), ceil(in/128)], experts first
-// when it has them.
+// when it has them. Routed experts may be int4x2: [experts, out, in / 2] bytes of two values, with
+// scales bf16 [experts, out, in / 32].
 struct TensorSpec {
     std::string name;
     std::vector<int64_t> shape;
@@ -37,8 +39,11 @@ std::string describe_shape(std::span<const int64_t> shape);
 
 struct TensorInfo {
     DType dtype = DType::f32;
-    std::vector<int64_t> shape;
+    std::vector<int64_t> shape;  // int4x2: of bytes, so the last extent is half as large
 };
+
+// The tensor's shape in that type; nothing when it cannot be stored so.
+std::optional<std::vector<int64_t>> stored_shape(const TensorSpec& spec, DType stored);
 
 struct Range {
     int64_t begin = 0;

@@ -118,24 +118,28 @@ void check_tensor(const std::map<std::string, StoredTensor>& tensors, const Tens
         return;
     }
     const TensorInfo& info = it->second.info;
-    if (info.shape != spec.shape) {
+    const auto shape = stored_shape(spec, info.dtype);
+    if (!shape) {
+        problems.add("tensor {} has dtype {}, expected f32 or bf16", spec.name,
+                     to_string(info.dtype));
+        return;
+    }
+    if (info.shape != *shape) {
         problems.add("tensor {} has shape {}, expected {}", spec.name, describe_shape(info.shape),
-                     describe_shape(spec.shape));
+                     describe_shape(*shape));
         return;
     }
-    if (info.dtype != DType::fp8_e4m3) return;
-    if (!spec.is_linear) {
-        problems.add("tensor {} has dtype fp8_e4m3, expected f32 or bf16", spec.name);
-        return;
-    }
+    if (!scale_form(info.dtype)) return;
     const auto scales = tensors.find(spec.name + "_scale");
     const TensorInfo expected = scale_info(info);
     if (scales == tensors.end())
         problems.add("tensor {}_scale is missing", spec.name);
-    else if (scales->second.info.shape != expected.shape || scales->second.info.dtype != DType::f32)
-        problems.add("tensor {}_scale is {} {}, expected f32 {}", spec.name,
+    else if (scales->second.info.shape != expected.shape ||
+             scales->second.info.dtype != expected.dtype)
+        problems.add("tensor {}_scale is {} {}, expected {} {}", spec.name,
                      to_string(scales->second.info.dtype),
-                     describe_shape(scales->second.info.shape), describe_shape(expected.shape));
+                     describe_shape(scales->second.info.shape), to_string(expected.dtype),
+                     describe_shape(expected.shape));
 }
 
 }  // namespace

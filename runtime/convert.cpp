@@ -102,7 +102,7 @@ std::map<std::string, int64_t> create_structure(const PlannedShard& shard,
     };
     for (const PlannedTensor& tensor : shard.tensors) {
         add(tensor.name, tensor.info, tensor.first_row);
-        if (tensor.info.dtype == DType::fp8_e4m3)
+        if (scale_form(tensor.info.dtype))
             add(scale_name(tensor.name), scale_info(tensor.info), tensor.first_row);
     }
     file.set_attribute("", kVersionAttribute, kVersion);
@@ -259,7 +259,7 @@ void link_tensors(Hdf5File& master, const ConversionPlan& plan) {
     for (const PlannedTensor& tensor : plan.tensors) {
         const auto& files = sources.at(tensor.name);
         link(tensor.name, tensor.info, files);
-        if (tensor.info.dtype == DType::fp8_e4m3)
+        if (scale_form(tensor.info.dtype))
             link(scale_name(tensor.name), scale_info(tensor.info), files);
     }
 }
@@ -304,15 +304,15 @@ void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shar
         OutputFile file(partial.path());
         parallel_tasks(pool, static_cast<int64_t>(shard.tensors.size()), [&](int64_t task) {
             const PlannedTensor& tensor = shard.tensors[static_cast<size_t>(task)];
-            const bool is_fp8 = tensor.info.dtype == DType::fp8_e4m3;
-            const bool was_fp8 = model.stored(tensor.name).info.dtype == DType::fp8_e4m3;
+            const bool has_scales = scale_form(tensor.info.dtype).has_value();
+            const bool had_scales = scale_form(model.stored(tensor.name).info.dtype).has_value();
             DatasetWriter weight(file, tensor.info, offsets.at(tensor.name), written);
-            DatasetWriter scales(file, is_fp8 ? scale_info(tensor.info) : tensor.info,
-                                 is_fp8 ? offsets.at(scale_name(tensor.name)) : 0, written);
+            DatasetWriter scales(file, has_scales ? scale_info(tensor.info) : tensor.info,
+                                 has_scales ? offsets.at(scale_name(tensor.name)) : 0, written);
             naming_tensor(tensor.name, [&] {
                 requantise(
                     model.stored(tensor.name),
-                    was_fp8 ? &model.stored(scale_name(tensor.name)) : nullptr, tensor.first_row,
+                    had_scales ? &model.stored(scale_name(tensor.name)) : nullptr, tensor.first_row,
                     tensor.info.shape[0], tensor.info.dtype,
                     {.weight = [&](const void* data, size_t num) { weight.add(data, num); },
                      .scales = [&](const void* data, size_t num) { scales.add(data, num); }});
@@ -323,7 +323,7 @@ void convert_shard(const HfModel& model, const ConversionPlan& plan, size_t shar
                 block_sums[name] = written_one.take_block_sums();
             };
             keep(tensor.name, weight);
-            if (is_fp8) keep(scale_name(tensor.name), scales);
+            if (has_scales) keep(scale_name(tensor.name), scales);
         });
     }
     Hdf5File file = Hdf5File::open_writable(partial.path());
@@ -341,9 +341,11 @@ void finish_conversion(const HfModel& model, const ConversionPlan& plan,
             copy_durably(model.directory() + "/" + name, out_directory + "/" + name);
 
     ModelDescription description = model.description();
-    description.fp8_weights = false;
-    for (const PlannedTensor& tensor : plan.tensors)
+    description.fp8_weights = description.int4_experts = false;
+    for (const PlannedTensor& tensor : plan.tensors) {
         description.fp8_weights |= tensor.info.dtype == DType::fp8_e4m3;
+        description.int4_experts |= tensor.info.dtype == DType::int4x2;
+    }
     std::string shards;
     for (const PlannedShard& shard : plan.shards)
         shards +=

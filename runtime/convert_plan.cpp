@@ -15,7 +15,7 @@ namespace {
 constexpr int kFormat = 1;  // changes with anything that shards hold
 
 int64_t stored_bytes(const TensorInfo& info) {
-    return size_bytes(info) + (info.dtype == DType::fp8_e4m3 ? size_bytes(scale_info(info)) : 0);
+    return size_bytes(info) + (scale_form(info.dtype) ? size_bytes(scale_info(info)) : 0);
 }
 
 int64_t stored_bytes(std::span<const PlannedTensor> tensors) {
@@ -81,9 +81,12 @@ std::string fingerprint(const HfModel& model, const ConversionPlan& plan) {
 }  // namespace
 
 TensorInfo scale_info(const TensorInfo& weight) {
-    TensorInfo scales{.dtype = DType::f32, .shape = weight.shape};
-    for (size_t i = scales.shape.size() - 2; i < scales.shape.size(); ++i)
-        scales.shape[i] = (scales.shape[i] + 127) / 128;
+    const std::optional<ScaleForm> form = scale_form(weight.dtype);
+    FERRY_CHECK(form, "scales of {}", to_string(weight.dtype));
+    TensorInfo scales{.dtype = form->dtype, .shape = weight.shape};
+    int64_t &out = scales.shape.end()[-2], &in = scales.shape.end()[-1];
+    out = (out + form->rows - 1) / form->rows;
+    in = (num_values(weight.dtype, in) + form->columns - 1) / form->columns;
     return scales;
 }
 
@@ -93,6 +96,7 @@ DType planned_dtype(const TensorSpec& spec, DType stored, std::optional<DType> a
     };
     const bool is_weight = spec.is_linear || ends_with_any({"embed", "head"});
     if (!asked || !is_weight) return stored;
+    if (*asked == DType::int4x2 && !spec.is_expert) return stored;
     if (*asked == DType::fp8_e4m3 && ends_with_any({"embed", "head", "eh_proj"})) return stored;
     return *asked;
 }
@@ -110,8 +114,12 @@ ConversionPlan plan_conversion(const HfModel& model, const ConvertOptions& optio
     std::vector<PlannedTensor> dense, routed;
     for (const TensorSpec& spec : model.specs()) {
         const DType stored = model.stored(spec.name).info.dtype;
-        const TensorInfo info{planned_dtype(spec, stored, options.dtype), spec.shape};
-        plan.tensors.push_back({spec.name, info, 0});
+        const DType dtype = planned_dtype(spec, stored, options.dtype);
+        const auto shape = stored_shape(spec, dtype);
+        if (!shape)
+            throw Error(ErrorKind::usage, "{} {} cannot be {}: its rows are no multiple of {}",
+                        spec.name, describe_shape(spec.shape), to_string(dtype), kInt4Group);
+        plan.tensors.push_back({spec.name, {dtype, *shape}, 0});
         (spec.is_expert ? routed : dense).push_back(plan.tensors.back());
     }
     plan.shards = dense_shards(dense, options.max_shard_bytes);

@@ -18,7 +18,7 @@ struct ConvertOptions {
     int threads = 2;
 };
 
-// Rows of one tensor that a shard holds. An fp8 tensor has its scales beside it.
+// Rows of one tensor that a shard holds. An fp8 or int4 tensor has its scales beside it.
 struct PlannedTensor {
     std::string name;
     TensorInfo info;        // in the shard
@@ -40,12 +40,13 @@ struct ConversionPlan {
     int64_t size_bytes() const;
 };
 
-// Scales of an fp8 weight [.., out, in]: f32 [.., ceil(out/128), ceil(in/128)].
+// Scales of a weight whose type has them (stored_weights.h): f32 [.., ceil(out/128), ceil(in/128)]
+// of fp8, bf16 [.., out, in / 32] of int4.
 TensorInfo scale_info(const TensorInfo& weight);
 
 // The type in which a tensor is stored. Asked-for types apply to weights of linear layers,
-// embedding and head; norms, gates and biases stay exact, and fp8 leaves embedding, head and
-// eh_proj as they are, as published fp8 models do.
+// embedding and head; norms, gates and biases stay exact. fp8 leaves embedding, head and eh_proj as
+// they are, int4 all but the routed experts, as published models do.
 DType planned_dtype(const TensorSpec& spec, DType stored, std::optional<DType> asked);
 
 // Throws Error(usage) for options that do not fit the model.

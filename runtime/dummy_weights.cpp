@@ -17,6 +17,7 @@ namespace {
 // Mean square of magnitudes uniform in [1, 2), and of 1, 1.125, ..., 1.875 (fp8's mantissas).
 constexpr double kMeanSquare = 7.0 / 3;
 constexpr double kFp8MeanSquare = 2.1484375;
+constexpr double kInt4MeanSquare = 21.5;  // of -8 to 7
 
 // The element's bits in every lane of a word.
 constexpr uint64_t in_all_lanes(uint32_t bits, DType dtype) {
@@ -69,8 +70,8 @@ void fill(uint64_t key, uint64_t mask, uint64_t pattern, int64_t first, int64_t 
 DummyWeights::DummyWeights(ModelConfig config, const DummyOptions& options)
     : config_(std::move(config)), seed_(options.seed) {
     if (options.dtype != DType::f32 && options.dtype != DType::bf16 &&
-        options.dtype != DType::fp8_e4m3)
-        throw Error(ErrorKind::usage, "dummy weights are f32, bf16 or fp8, not {}",
+        options.dtype != DType::fp8_e4m3 && options.dtype != DType::int4x2)
+        throw Error(ErrorKind::usage, "dummy weights are f32, bf16, fp8 or int4, not {}",
                     to_string(options.dtype));
     if (options.n_layers < 0 || options.n_layers > config_.n_layers)
         throw Error(ErrorKind::usage, "{} layers of dummy weights, but the model has {}",
@@ -88,7 +89,7 @@ DummyWeights::DummyWeights(ModelConfig config, const DummyOptions& options)
         else if (spec.name.ends_with("norm"))
             add(spec.name, {plain, spec.shape}, 0, in_all_lanes(bits_of(1, plain), plain));
         else
-            add_random(spec.name, {planned_dtype(spec, plain, options.dtype), spec.shape});
+            add_random(spec, planned_dtype(spec, plain, options.dtype));
     }
 }
 
@@ -97,9 +98,20 @@ void DummyWeights::add(const std::string& name, TensorInfo info, uint64_t mask, 
     tensors_.emplace(name, Tensor{std::move(info), key, mask, pattern});
 }
 
-void DummyWeights::add_random(const std::string& name, TensorInfo info) {
-    const DType dtype = info.dtype;
-    const auto in = static_cast<double>(info.shape.back());
+void DummyWeights::add_random(const TensorSpec& spec, DType dtype) {
+    const std::string& name = spec.name;
+    const auto in = static_cast<double>(spec.shape.back());
+    const auto shape = stored_shape(spec, dtype);
+    if (!shape)
+        throw Error(ErrorKind::usage, "dummy weights: {} {} cannot be {}", name,
+                    describe_shape(spec.shape), to_string(dtype));
+    TensorInfo info{dtype, *shape};
+    if (dtype == DType::int4x2) {
+        const uint16_t scale = f32_to_bf16(static_cast<float>(1 / std::sqrt(in * kInt4MeanSquare)));
+        add(name + "_scale", scale_info(info), 0, in_all_lanes(scale, DType::bf16));
+        add(name, std::move(info), ~uint64_t{0}, 0);
+        return;
+    }
     double smallest = 1;  // magnitude: the pattern's exponent with mantissa 0
     if (dtype == DType::fp8_e4m3) {
         const auto scale = static_cast<float>(1 / std::sqrt(in * kFp8MeanSquare));

@@ -9,14 +9,15 @@ namespace ferry {
 
 struct DummyOptions {
     uint64_t seed = 1;
-    DType dtype =
-        DType::bf16;       // of linear weights: f32, bf16 or fp8_e4m3 (embedding and head bf16)
+    // Of linear weights: f32, bf16, fp8_e4m3 (embedding and head bf16) or int4x2 (routed experts;
+    // all else bf16).
+    DType dtype = DType::bf16;
     int64_t n_layers = 0;  // fewer layers than the shape has; 0: all
 };
 
 // The value of an element depends on seed, tensor name and position only. Weights have random signs
 // and magnitudes within a factor of two, their root mean square is 1/sqrt(in) (for f32 and bf16 up
-// to a factor of sqrt(2)); norms are 1, gate biases 0.
+// to a factor of sqrt(2)); norms are 1, gate biases 0. int4 codes are uniform.
 class DummyWeights : public WeightSource {
   public:
     // Throws Error(usage) for a dtype or number of layers that does not fit.
@@ -33,7 +34,7 @@ class DummyWeights : public WeightSource {
         uint64_t key, mask, pattern;
     };
     void add(const std::string& name, TensorInfo info, uint64_t mask, uint64_t pattern);
-    void add_random(const std::string& name, TensorInfo info);
+    void add_random(const TensorSpec& spec, DType dtype);
 
     ModelConfig config_;
     uint64_t seed_;

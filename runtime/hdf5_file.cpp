@@ -132,6 +132,7 @@ Id type_of(DType dtype, const Call& call) {
         case DType::bf16:
             return bf16_type(call);
         case DType::fp8_e4m3:
+        case DType::int4x2:
             return call.id(H5Tcopy(H5T_STD_U8LE));
         default:
             call.fail(fmt::format("{} is not stored in checkpoints", to_string(dtype)));
@@ -171,10 +172,10 @@ DType dtype_of(hid_t dataset, hid_t bf16, const Attributes& attributes, const Ca
     if (call.ok(H5Tequal(stored, H5T_IEEE_F32LE)) > 0) return DType::f32;
     if (call.ok(H5Tequal(stored, bf16)) > 0) return DType::bf16;
     const auto name = attributes.find("dtype");
-    const bool is_fp8 = name != attributes.end() &&
-                        name->second == Attribute(std::string(to_string(DType::fp8_e4m3)));
-    if (is_fp8 && call.ok(H5Tequal(stored, H5T_STD_U8LE)) > 0) return DType::fp8_e4m3;
-    call.fail("has an unknown element type, neither f32, bf16 nor fp8_e4m3");
+    if (name != attributes.end() && call.ok(H5Tequal(stored, H5T_STD_U8LE)) > 0)
+        for (const DType dtype : {DType::fp8_e4m3, DType::int4x2})
+            if (name->second == Attribute(std::string(to_string(dtype)))) return dtype;
+    call.fail("has an unknown element type, neither f32, bf16, fp8_e4m3 nor int4x2");
 }
 
 std::optional<Attribute> read_attribute(hid_t attribute, const Call& call) {

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "layers/stored_weights.h"
 #include "runtime/json_text.h"
 #include "runtime/spelling.h"
 
@@ -58,6 +59,11 @@ class Fields {
         return value->get<std::string>();
     }
     Fields object(const char* key) const { return {need(key), where_ + ": " + key}; }
+    std::vector<std::string> keys() const {
+        std::vector<std::string> keys;
+        for (const auto& [key, value] : object_.items()) keys.push_back(key);
+        return keys;
+    }
     const Json& need(const char* key) const {
         const Json* value = find(key);
         if (value == nullptr) fail(key, "is missing");
@@ -195,10 +201,39 @@ void read_moe(const Fields& f, ModelConfig& c) {
     }
 }
 
+// What compressed-tensors calls "pack-quantized", as Kimi-K2-Thinking has its routed experts.
+void read_packed_int4(const Fields& q) {
+    q.only("format", "pack-quantized");
+    if (q.has("kv_cache_scheme")) q.fail("kv_cache_scheme", "is not supported");
+    const Fields groups = q.object("config_groups");
+    for (const std::string& name : groups.keys()) {
+        const Fields group = groups.object(name.c_str());
+        group.only("format", "pack-quantized");
+        for (const char* key : {"input_activations", "output_activations"})
+            if (group.has(key)) group.fail(key, "are not supported; only weights are quantised");
+        const Fields weights = group.object("weights");
+        weights.only("num_bits", 4);
+        weights.only("type", "int");
+        weights.only("symmetric", true);
+        weights.only("strategy", "group");
+        weights.only("group_size", kInt4Group);
+        weights.only("dynamic", false);
+        if (weights.has("actorder")) weights.fail("actorder", "is not supported, only null");
+    }
+}
+
 void read_quantization(const Fields& f, ModelDescription& config, std::vector<std::string>& notes) {
     if (!f.has("quantization_config")) return;
     const Fields q = f.object("quantization_config");
-    q.only("quant_method", "fp8");
+    const std::string method = q.text("quant_method", "fp8");
+    if (method == "compressed-tensors") {
+        read_packed_int4(q);
+        config.int4_experts = true;
+        return;
+    }
+    if (method != "fp8")
+        q.fail("quant_method",
+               in_quotes(method) + " is not supported, only fp8 and compressed-tensors");
     q.only("fmt", "e4m3");
     q.only("weight_block_size", std::vector<int>{128, 128});
     q.only("activation_scheme", "dynamic");

@@ -89,18 +89,31 @@ class FileSet {
 // Finds Ferry's tensors among the files' tensors.
 class Mapper {
   public:
-    // `listed_in`: the file that names every tensor.
-    Mapper(Tensors& tensors, const std::string& listed_in, int64_t n_layers, Problems& problems)
-        : tensors_(tensors), listed_in_(listed_in), n_layers_(n_layers), problems_(problems) {}
+    // `listed_in`: the file that names every tensor. `int4_experts`: packed ones are expected.
+    Mapper(Tensors& tensors, const std::string& listed_in, int64_t n_layers, bool int4_experts,
+           Problems& problems)
+        : tensors_(tensors),
+          listed_in_(listed_in),
+          n_layers_(n_layers),
+          int4_experts_(int4_experts),
+          problems_(problems) {}
 
     bool has(const std::string& name) const {
         const HfPlace place = hf_place(name, n_layers_);
         return tensors_.contains(place.of_expert(0)) || tensors_.contains(place.fused_name);
     }
 
-    // The weight and, when it is fp8, its scales.
+    // The weight and, when its type has them, its scales.
     void map(const TensorSpec& spec, std::map<std::string, StoredTensor>& result) {
         const HfPlace place = hf_place(spec.name, n_layers_);
+        const HfPackedPlaces packed = hf_packed_places(place);
+        if (const std::string name = packed.codes.of_expert(0);
+            int4_experts_ && tensors_.contains(name)) {
+            if (spec.is_expert) return map_packed(spec, packed, result);
+            problems_.add("{}: tensor {} is int4, which only routed experts may be", path_of(name),
+                          name);
+            return;
+        }
         std::optional<StoredTensor> weight = gather(spec, place);
         if (!weight) return;
         if (weight->info.dtype == DType::fp8_e4m3) {
@@ -130,6 +143,56 @@ class Mapper {
     }
 
   private:
+    // Eight codes in an I32, of k in order from its low bits on: as bytes, int4x2.
+    void map_packed(const TensorSpec& spec, const HfPackedPlaces& packed,
+                    std::map<std::string, StoredTensor>& result) {
+        const int64_t num = spec.shape[0], out = spec.shape[1], in = spec.shape[2];
+        const auto shape = stored_shape(spec, DType::int4x2);
+        if (!shape) {
+            problems_.add("{}: tensor {} of int4: rows of {} are no multiple of {}", listed_in_,
+                          packed.codes.of_expert(0), in, kInt4Group);
+            return;
+        }
+        StoredTensor codes{.info = {DType::int4x2, *shape}, .parts = {}};
+        StoredTensor scales{.info = {DType::bf16, {num, out, in / kInt4Group}}, .parts = {}};
+        const auto add = [&](StoredTensor& to, const std::string& name, std::string_view dtype,
+                             const std::vector<int64_t>& one, int64_t expert) {
+            const Found* found = find(name);
+            if (found == nullptr) return false;
+            const SafeTensor& tensor = *found->tensor;
+            if (tensor.stored_dtype != dtype || tensor.shape != one) {
+                problems_.add("{}: tensor {} is {} {}, expected {} {}", found->file->path(), name,
+                              tensor.stored_dtype, describe_shape(tensor.shape), dtype,
+                              describe_shape(one));
+                return false;
+            }
+            to.parts.push_back({expert, 1, found->file, tensor.offset_bytes});
+            return true;
+        };
+        for (int64_t expert = 0; expert < num; ++expert) {
+            const bool added =
+                add(codes, packed.codes.of_expert(expert), "I32", {out, in / 8}, expert) &&
+                add(scales, packed.scales.of_expert(expert), "BF16", {out, in / kInt4Group},
+                    expert);
+            if (!added) return;
+            // Says [out, in] again.
+            if (const auto it = tensors_.find(packed.shape.of_expert(expert)); it != tensors_.end())
+                it->second.is_used = true;
+        }
+        result.emplace(spec.name + "_scale", std::move(scales));
+        result.emplace(spec.name, std::move(codes));
+    }
+
+    const Found* find(const std::string& name) {
+        const auto it = tensors_.find(name);
+        if (it == tensors_.end()) {
+            problems_.add("{}: tensor {} is missing", listed_in_, name);
+            return nullptr;
+        }
+        it->second.is_used = true;
+        return &it->second;
+    }
+
     std::optional<StoredTensor> gather(const TensorSpec& spec, const HfPlace& place) {
         StoredTensor stored{.info = {.dtype = DType::f32, .shape = spec.shape}, .parts = {}};
         if (!spec.is_expert) {
@@ -167,14 +230,10 @@ class Mapper {
     // first one of an expert weight sets `dtype`, the others must have it too.
     const Found* check(const std::string& name, const TensorSpec& spec,
                        const std::vector<int64_t>& shape, DType& dtype, bool is_first) {
-        const auto it = tensors_.find(name);
-        if (it == tensors_.end()) {
-            problems_.add("{}: tensor {} is missing", listed_in_, name);
-            return nullptr;
-        }
-        it->second.is_used = true;
-        const SafeTensor& tensor = *it->second.tensor;
-        const std::string& path = it->second.file->path();
+        const Found* found = find(name);
+        if (found == nullptr) return nullptr;
+        const SafeTensor& tensor = *found->tensor;
+        const std::string& path = found->file->path();
         if (tensor.shape != shape) {
             problems_.add("{}: tensor {} has shape {}, expected {}", path, name,
                           describe_shape(tensor.shape), describe_shape(shape));
@@ -193,7 +252,7 @@ class Mapper {
             return nullptr;
         }
         dtype = *tensor.dtype;
-        return &it->second;
+        return found;
     }
 
     const std::string& path_of(const std::string& name) const {
@@ -203,6 +262,7 @@ class Mapper {
     Tensors& tensors_;
     const std::string& listed_in_;
     int64_t n_layers_;
+    bool int4_experts_;
     Problems& problems_;
 };
 
@@ -270,7 +330,7 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     FileSet file_set(directory_, files_, problems);
     problems.throw_if_any(directory_);  // a broken file would make all of its tensors missing
     Tensors found = file_set.take();
-    Mapper mapper(found, file_set.listed_in(), model.n_layers, problems);
+    Mapper mapper(found, file_set.listed_in(), model.n_layers, description_.int4_experts, problems);
     model.has_gate_bias = false;
     for (int64_t layer = model.n_dense_layers; layer < model.n_layers; ++layer)
         model.has_gate_bias |= mapper.has(fmt::format("layers/{}/ffn/gate/bias", layer));

@@ -95,6 +95,11 @@ HfPlace hf_scale_place(const HfPlace& weight) {
     return place;
 }
 
+HfPackedPlaces hf_packed_places(const HfPlace& weight) {
+    const auto place = [&](const char* end) { return HfPlace{weight.name + end, "", 0, 1}; };
+    return {place("_packed"), place("_scale"), place("_shape")};
+}
+
 bool is_shared_with_model(const TensorSpec& mtp_tensor) {
     return mtp_tensor.name.ends_with("/embed") || mtp_tensor.name.ends_with("/head");
 }

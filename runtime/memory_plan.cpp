@@ -15,8 +15,9 @@ std::string gib(int64_t size_bytes) {
     return fmt::format("{:.2f} GiB", static_cast<double>(size_bytes) / (1 << 30));
 }
 
-// All values of a tensor; of routed experts those that the rank holds in one layer.
-int64_t weight_bytes(const WeightSource& source, const ModelPart& part) {
+// All values of a tensor; of routed experts those that the rank holds in one layer. A GPU holds
+// int4 as bf16.
+int64_t weight_bytes(const WeightSource& source, const ModelPart& part, bool on_gpu) {
     const ModelConfig& c = source.config();
     int64_t bytes = 0;
     for (const TensorSpec& spec : model_tensors(c)) {
@@ -36,6 +37,8 @@ int64_t weight_bytes(const WeightSource& source, const ModelPart& part) {
         }
         if (info->dtype == DType::fp8_e4m3)
             size *= 1 + 4.0 / static_cast<double>(kScaleBlock * kScaleBlock);
+        if (info->dtype == DType::int4x2)
+            size *= on_gpu ? 4 : 1 + 4.0 / static_cast<double>(kInt4Group);
         bytes += static_cast<int64_t>(size);
         if (spec.name == "embed" && c.tie_word_embeddings) bytes += static_cast<int64_t>(size);
         // wkv_b a second time, folded into query and output.
@@ -176,7 +179,7 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
                        const FabricOptions& options, int world_rank, const WorkerLimits& limits) {
     const ModelConfig& c = source.config();
     const ModelPart part = model_part(options, c, world_rank);
-    MemoryPlan plan{{{"weights", weight_bytes(source, part)}}};
+    MemoryPlan plan{{{"weights", weight_bytes(source, part, options.blocks != nullptr)}}};
     if (part.attention) {
         plan.parts.push_back({fmt::format("latent cache ({} pages)", limits.num_pages),
                               limits.num_pages * LatentCache::page_bytes(c, numerics)});

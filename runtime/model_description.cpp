@@ -12,6 +12,7 @@ void visit_fields(Description& d, Visit&& visit) {
     visit_model_fields(d.model, visit);
     visit("num_mtp_layers", d.num_mtp_layers);
     visit("fp8_weights", d.fp8_weights);
+    visit("int4_experts", d.int4_experts);
     visit("ue8m0_scales", d.ue8m0_scales);
 }
 

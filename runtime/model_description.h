@@ -16,6 +16,7 @@ struct ModelDescription {
     ModelConfig model;
     int64_t num_mtp_layers = 0;  // multi-token-prediction modules after the last layer
     bool fp8_weights = false;    // e4m3 in 128x128 blocks
+    bool int4_experts = false;   // routed experts in 4 bits, a scale for 32 values
     bool ue8m0_scales = false;   // activation scales are powers of two (V3.1)
 };
 

@@ -9,11 +9,11 @@
 namespace ferry {
 namespace {
 
-enum class Weights { f32, bf16, fp8 };
+enum class Weights { f32, bf16, fp8, int4 };
 
 constexpr DType to_dtype(Weights weights) {
-    return weights == Weights::f32 ? DType::f32
-                                   : (weights == Weights::bf16 ? DType::bf16 : DType::fp8_e4m3);
+    constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::fp8_e4m3, DType::int4x2};
+    return kTypes[static_cast<size_t>(weights)];
 }
 
 // Adds a model's fields to a table.
@@ -42,7 +42,7 @@ class FieldAdder {
 std::vector<Field> shape_fields(ModelShape& shape, Weights& weights, YarnConfig& yarn) {
     std::vector<Field> fields = {
         {"name", &shape.name, {}, Changes::results, ""},
-        {"weights", choice(weights, {"f32", "bf16", "fp8"}), {}, Changes::results, ""}};
+        {"weights", choice(weights, {"f32", "bf16", "fp8", "int4"}), {}, Changes::results, ""}};
     visit_model_fields(shape.config, FieldAdder(fields, ""));
     visit_yarn_fields(yarn, FieldAdder(fields, "yarn."));
     return fields;

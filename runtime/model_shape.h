@@ -13,7 +13,7 @@ namespace ferry {
 
 struct ModelShape {
     std::string name;
-    DType weights = DType::bf16;  // of linear weights as published: f32, bf16 or fp8_e4m3
+    DType weights = DType::bf16;  // of linear weights as published: f32, bf16, fp8_e4m3 or int4x2
     ModelConfig config;
 };
 

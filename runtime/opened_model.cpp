@@ -178,6 +178,8 @@ DType dummy_dtype(Config::Model::Weights dtype, DType published) {
             return DType::bf16;
         case Config::Model::Weights::fp8:
             return DType::fp8_e4m3;
+        case Config::Model::Weights::int4:
+            return DType::int4x2;
     }
     return published;
 }

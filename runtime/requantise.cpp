@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/error.h"
 
 namespace ferry {
 namespace {
@@ -22,13 +23,14 @@ const std::array<float, 256>& fp8_table() {
     return table;
 }
 
-// A tensor as groups (experts; one when it has none) of matrices; a vector is one row.
+// A tensor as groups (experts; one when it has none) of matrices of values; a vector is one row.
 struct Matrices {
     int64_t rows, columns;
 
-    static Matrices of(const std::vector<int64_t>& shape) {
-        const int64_t columns = shape.back();
-        return {shape.size() == 1 ? 1 : shape[shape.size() - 2], columns};
+    static Matrices of(const TensorInfo& info) {
+        const std::vector<int64_t>& shape = info.shape;
+        return {shape.size() == 1 ? 1 : shape[shape.size() - 2],
+                num_values(info.dtype, shape.back())};
     }
     // As many rows as fit into a chunk, whole blocks of them.
     int64_t chunk_rows() const {
@@ -44,6 +46,10 @@ void widen(const void* data, DType dtype, int64_t count, float* out) {
     } else if (dtype == DType::bf16) {
         const auto* in = static_cast<const uint16_t*>(data);
         for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(in[i]);
+    } else if (dtype == DType::int4x2) {
+        const auto* in = static_cast<const uint8_t*>(data);
+        for (int64_t i = 0; i < count; ++i)
+            out[i] = static_cast<float>(int4_value(in[i / 2], i % 2));
     } else {
         const auto* in = static_cast<const uint8_t*>(data);
         const std::array<float, 256>& table = fp8_table();
@@ -53,11 +59,12 @@ void widen(const void* data, DType dtype, int64_t count, float* out) {
 
 // Rows that begin at a block, times the scales of their blocks.
 void apply_scales(float* values, int64_t rows, int64_t columns, const float* scales,
-                  int64_t blocks_per_row) {
+                  const ScaleForm& form) {
+    const int64_t blocks_per_row = (columns + form.columns - 1) / form.columns;
     for (int64_t r = 0; r < rows; ++r) {
-        const float* row_scales = scales + r / kBlock * blocks_per_row;
+        const float* row_scales = scales + r / form.rows * blocks_per_row;
         float* row = values + r * columns;
-        for (int64_t c = 0; c < columns; ++c) row[c] *= row_scales[c / kBlock];
+        for (int64_t c = 0; c < columns; ++c) row[c] *= row_scales[c / form.columns];
     }
 }
 
@@ -75,6 +82,25 @@ float quantise_block(const float* values, int64_t rows, int64_t block_columns, i
     return scale;
 }
 
+// kInt4Group values as codes; gives their scale. Its sign makes the value of largest magnitude -8.
+uint16_t quantise_group(const float* values, uint8_t* out) {
+    float extreme = 0;
+    for (int64_t i = 0; i < kInt4Group; ++i) {
+        if (!std::isfinite(values[i]))
+            throw Error(ErrorKind::checkpoint, "a weight is not a finite number; int4 has none");
+        if (std::fabs(values[i]) > std::fabs(extreme)) extreme = values[i];
+    }
+    const uint16_t bits = f32_to_bf16(extreme / -8);
+    const float scale = bf16_to_f32(bits);
+    const auto code = [&](float value) {
+        const float steps = scale == 0 ? 0 : std::nearbyint(value / scale);
+        return static_cast<unsigned>(std::clamp(steps, -8.0f, 7.0f) + 8);
+    };
+    for (int64_t i = 0; i < kInt4Group; i += 2)
+        out[i / 2] = static_cast<uint8_t>(code(values[i]) | code(values[i + 1]) << 4);
+    return bits;
+}
+
 class Requantiser {
   public:
     Requantiser(const StoredTensor& tensor, const StoredTensor* scales, DType dtype,
@@ -83,8 +109,7 @@ class Requantiser {
           scales_(scales),
           dtype_(dtype),
           sink_(sink),
-          matrix_(Matrices::of(tensor.info.shape)),
-          blocks_per_row_((matrix_.columns + kBlock - 1) / kBlock) {}
+          matrix_(Matrices::of(tensor.info)) {}
 
     // Matrix `group` of a tensor of experts, or the one matrix or vector.
     void run(int64_t group) {
@@ -103,7 +128,7 @@ class Requantiser {
     void run_chunk(int64_t group, int64_t row, int64_t rows) {
         const DType stored = tensor_.info.dtype;
         const int64_t count = rows * matrix_.columns;
-        raw_.resize(static_cast<size_t>(count * size_bytes(stored)));
+        raw_.resize(static_cast<size_t>(stored_columns(stored, count) * size_bytes(stored)));
         read_box(tensor_, box(tensor_.info, group, row, rows), raw_.data());
         if (stored == dtype_) {
             sink_.weight(raw_.data(), raw_.size());
@@ -111,15 +136,21 @@ class Requantiser {
         }
         values_.resize(static_cast<size_t>(count));
         widen(raw_.data(), stored, count, values_.data());
-        if (stored == DType::fp8_e4m3) {
-            const int64_t blocks = (rows + kBlock - 1) / kBlock;
-            block_scales_.resize(static_cast<size_t>(blocks * blocks_per_row_));
-            read_box(*scales_, box(scales_->info, group, row / kBlock, blocks),
-                     block_scales_.data());
-            apply_scales(values_.data(), rows, matrix_.columns, block_scales_.data(),
-                         blocks_per_row_);
+        if (const std::optional<ScaleForm> form = scale_form(stored)) {
+            read_scales(*form, group, row, rows);
+            apply_scales(values_.data(), rows, matrix_.columns, block_scales_.data(), *form);
         }
         narrow(rows);
+    }
+
+    // Of rows of the stored tensor, as f32.
+    void read_scales(const ScaleForm& form, int64_t group, int64_t row, int64_t rows) {
+        const int64_t blocks = (rows + form.rows - 1) / form.rows;
+        const int64_t count = blocks * scales_->info.shape.back();
+        scale_bytes_.resize(static_cast<size_t>(count * size_bytes(form.dtype)));
+        read_box(*scales_, box(scales_->info, group, row / form.rows, blocks), scale_bytes_.data());
+        block_scales_.resize(static_cast<size_t>(count));
+        widen(scale_bytes_.data(), form.dtype, count, block_scales_.data());
     }
 
     void narrow(int64_t rows) {
@@ -131,9 +162,21 @@ class Requantiser {
             auto* out = reinterpret_cast<uint16_t*>(raw_.data());
             for (int64_t i = 0; i < count; ++i) out[i] = f32_to_bf16(values_[i]);
             sink_.weight(raw_.data(), raw_.size());
+        } else if (dtype_ == DType::int4x2) {
+            quantise_int4(count);
         } else {
             quantise(rows);
         }
+    }
+
+    void quantise_int4(int64_t count) {
+        raw_.resize(static_cast<size_t>(count / 2));
+        auto* out = reinterpret_cast<uint8_t*>(raw_.data());
+        std::vector<uint16_t> scales;
+        for (int64_t i = 0; i < count; i += kInt4Group)
+            scales.push_back(quantise_group(values_.data() + i, out + i / 2));
+        sink_.weight(raw_.data(), raw_.size());
+        sink_.scales(scales.data(), scales.size() * sizeof(uint16_t));
     }
 
     void quantise(int64_t rows) {
@@ -155,8 +198,7 @@ class Requantiser {
     DType dtype_;
     const RequantiseSink& sink_;
     Matrices matrix_;
-    int64_t blocks_per_row_;
-    std::vector<std::byte> raw_;
+    std::vector<std::byte> raw_, scale_bytes_;
     std::vector<float> values_;
     std::vector<float> block_scales_;
 };
@@ -165,8 +207,9 @@ class Requantiser {
 
 void requantise(const StoredTensor& tensor, const StoredTensor* scales, int64_t first_row,
                 int64_t num_rows, DType dtype, const RequantiseSink& sink) {
-    const bool is_fp8 = tensor.info.dtype == DType::fp8_e4m3;
-    FERRY_CHECK(!is_fp8 || dtype == DType::fp8_e4m3 || scales != nullptr, "fp8 without scales");
+    const bool has_scales = scale_form(tensor.info.dtype).has_value();
+    FERRY_CHECK(!has_scales || scales != nullptr, "{} without scales",
+                to_string(tensor.info.dtype));
     Requantiser requantiser(tensor, scales, dtype, sink);
     if (tensor.info.shape.size() < 3) {
         requantiser.run(0);
@@ -174,14 +217,14 @@ void requantise(const StoredTensor& tensor, const StoredTensor* scales, int64_t 
         for (int64_t group = first_row; group < first_row + num_rows; ++group)
             requantiser.run(group);
     }
-    if (is_fp8 && dtype == DType::fp8_e4m3) {
+    if (has_scales && tensor.info.dtype == dtype) {
         std::vector<Range> box = whole_box(scales->info.shape);
         if (box.size() == 3) box[0] = {first_row, num_rows};
         int64_t count = 1;
         for (const Range& range : box) count *= range.num;
-        std::vector<float> values(static_cast<size_t>(count));
+        std::vector<std::byte> values(static_cast<size_t>(count * size_bytes(scales->info.dtype)));
         read_box(*scales, box, values.data());
-        sink.scales(values.data(), values.size() * sizeof(float));
+        sink.scales(values.data(), values.size());
     }
 }
 

@@ -52,8 +52,8 @@ std::vector<Hdf5Dataset> parse_shard_index(const std::string& text, const std::s
         const bool has_fields = !fields.fail();
         for (int64_t extent; fields >> extent;) dataset.info.shape.push_back(extent);
         const std::optional<DType> known = parse_dtype(dtype);
-        const bool is_stored =
-            known == DType::f32 || known == DType::bf16 || known == DType::fp8_e4m3;
+        const bool is_stored = known == DType::f32 || known == DType::bf16 ||
+                               known == DType::fp8_e4m3 || known == DType::int4x2;
         const size_t rank = dataset.info.shape.size();
         if (!has_fields || !fields.eof() || !is_stored || rank < 1 || rank > Tensor::kMaxRank ||
             !checked_count(dataset.info.shape))

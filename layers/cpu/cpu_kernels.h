@@ -25,8 +25,9 @@ class CpuKernels : public Kernels {
               const Tensor* scales) override;
     void unpack(const Weight& weight, int64_t group, const Tensor& w_f32) override;
     DType row_dtype(DType weights, int64_t in) const override {
-        return options_.bf16_activations && weights == DType::bf16 && in % 2 == 0 ? DType::bf16
-                                                                                  : DType::f32;
+        return options_.bf16_activations && rows_as(weights) == DType::bf16 && in % 2 == 0
+                   ? DType::bf16
+                   : DType::f32;
     }
     void round_rows(const Tensor& x, const Tensor& y, const int64_t* num_rows) override;
     void gemm(const Tensor& x, const Weight& w, const Tensor& y, const Tensor* x_scales) override;

@@ -50,7 +50,8 @@ namespace HWY_NAMESPACE {
 // Rows of a tile that reads panels as they are stored.
 template <class Panels>
 constexpr int direct_rows() {
-    return kIsFp8<Panels> ? std::min(4, kTileRows) : kTileRows;
+    const bool few = kIsFp8<Panels> || (IsInt4<Panels> && kLanes == 8);
+    return few ? std::min(4, kTileRows) : kTileRows;
 }
 
 // More rows than this go by blocks of k. Fewer decompress panels for every tile of rows, which FMAs
@@ -58,7 +59,7 @@ constexpr int direct_rows() {
 template <class Panels>
 constexpr int few_rows() {
     if (kIsFp8<Panels>) return 2 * kTileRows;
-    if (!IsCompressed<Panels>) return 6 * kTileRows;
+    if (!IsCompressed<Panels> && !IsInt4<Panels>) return 6 * kTileRows;
     return (kLanes < 16 || kUsesDots<Panels> ? 3 : 6) * kTileRows;
 }
 
@@ -140,6 +141,7 @@ Tile block_of(const Tile& all, int64_t num_rows, int64_t first, int64_t most, fl
     block.panels += first / Panels::kSteps * Panels::kStepBytes;
     if (block.w_scales != nullptr) block.w_scales += first / kScaleBlock;
     if (block.x_scales != nullptr) block.x_scales += first / kScaleBlock;
+    if (block.int4_scales != nullptr) block.int4_scales += first / kInt4Group * kPanelColumns;
     if (kUsesDots<Panels> && all.rounded != nullptr) {  // where they lie
         block.x = reinterpret_cast<const float*>(all.rounded + first);
         block.x_stride = all.x_stride / 2;
@@ -195,6 +197,7 @@ HWY_NOINLINE void widen(const std::byte* HWY_RESTRICT panel, int64_t num_k,
 // Compressed panels as they are stored: whole units only.
 template <class Panels>
 bool enters_registers(const Tile& t) {
+    if (IsInt4<Panels>) return HWY_TARGET != HWY_SCALAR;
     return !IsCompressed<Panels> ||
            (!kSumsAsAmx<Panels> && HWY_TARGET != HWY_SCALAR && t.num_k % kUnitSteps == 0);
 }
@@ -212,6 +215,10 @@ template <IsCompressed Panels>
 struct WidePanels<Panels> {
     using type = typename Panels::AsPlain;
 };
+template <class Plain>
+struct WidePanels<Int4<Plain>> {
+    using type = WideInt4<Plain>;
+};
 
 template <class Panels, bool kScaled>
 void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
@@ -222,7 +229,7 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
     constexpr int64_t kChunk = panels_at_once<TilePanels>(kTileRows);
     constexpr int kMany = few_rows<Panels>() + 1;
     constexpr int kFewest =  // rows of a tile
-        IsCompressed<Panels> ? 1 : kMany / ((kMany + kTileRows - 1) / kTileRows);
+        IsCompressed<Panels> || IsInt4<Panels> ? 1 : kMany / ((kMany + kTileRows - 1) / kTileRows);
     float* const wide = scratch;
     float* const x = scratch + kWideFloats;
     constexpr int64_t kAtOnce = kUsesDots<Panels> ? kBlockDots : kBlockK;
@@ -242,9 +249,15 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
         for (int64_t panel = 0; panel < num_panels; panel += kChunk) {
             Tile chunk = block.from_panel(panel), first = chunk;
             const int64_t chunk_panels = std::min(kChunk, num_panels - panel);
-            if constexpr (IsCompressed<Panels>) {
-                // Past a power of two, for the sake of the caches.
-                constexpr int64_t kWideValues = (kAtOnce + kUnitSteps) * kPanelColumns;
+            // Past a power of two, for the sake of the caches.
+            constexpr int64_t kWideValues = (kAtOnce + kUnitSteps) * kPanelColumns;
+            if constexpr (IsInt4<Panels>) {
+                for (int64_t p = 0; p < chunk_panels; ++p)
+                    widen_int4(chunk.panels + p * all.panel_stride, block.num_k,
+                               reinterpret_cast<uint16_t*>(wide) + p * kWideValues);
+                chunk.panels = reinterpret_cast<const std::byte*>(wide);
+                chunk.panel_stride = 2 * kWideValues;
+            } else if constexpr (IsCompressed<Panels>) {
                 first.wide = reinterpret_cast<uint16_t*>(wide);
                 first.wide_values = kWideValues;
                 if (!by_first_tile)
@@ -266,7 +279,8 @@ void multiply_many_rows(const Tile& all, int64_t num_rows, int64_t num_panels, f
             for_row_tiles<kTileRows>(num_rows, [&](int64_t row, int64_t rows) HWY_ATTR {
                 const int64_t begin = row * block_bytes / num_rows / 64 * 64;
                 const int64_t end = (row + rows) * block_bytes / num_rows;
-                if (kUsesDots<Panels> && !(IsCompressed<Panels> && row == 0 && by_first_tile)) {
+                if (kUsesDots<Panels> && !IsInt4<Panels> &&
+                    !(IsCompressed<Panels> && row == 0 && by_first_tile)) {
                     chunk.next = next + begin;
                     chunk.next_stride = all.panel_stride;
                     chunk.next_bytes = end - begin;
@@ -441,6 +455,12 @@ void multiply_compressed_rounded(const Tile& all, int64_t num_rows, int64_t num_
                                  float* scratch) {
     multiply_bf16_rounded_in<Compressed>(all, num_rows, num_panels, scratch);
 }
+void multiply_int4(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply<Int4<Bf16Panels>, false>(all, num_rows, num_panels, scratch);
+}
+void multiply_int4_rounded(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
+    multiply_bf16_rounded_in<Int4>(all, num_rows, num_panels, scratch);
+}
 void multiply_fp8(const Tile& all, int64_t num_rows, int64_t num_panels, float* scratch) {
     multiply<Fp8Panels, true>(all, num_rows, num_panels, scratch);
 }
@@ -457,6 +477,8 @@ HWY_EXPORT(multiply_bf16);
 HWY_EXPORT(multiply_bf16_rounded);
 HWY_EXPORT(multiply_compressed);
 HWY_EXPORT(multiply_compressed_rounded);
+HWY_EXPORT(multiply_int4);
+HWY_EXPORT(multiply_int4_rounded);
 HWY_EXPORT(multiply_fp8);
 HWY_EXPORT(multiply_bf16_amx);
 HWY_EXPORT(multiply_compressed_amx);
@@ -474,12 +496,14 @@ bool uses_amx() {
 void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& strides,
                  int64_t first_panel, int64_t num_panels, std::byte* scratch) {
     const WeightSpec& spec = weight.spec;
-    const int64_t stride =
-        strides.compressed ? compressed_panel_bytes(spec.in) : panel_bytes(spec.dtype, spec.in);
+    const bool is_int4 = spec.dtype == DType::int4x2;
+    const int64_t stride = is_int4              ? int4_panel_bytes(spec.in)
+                           : strides.compressed ? compressed_panel_bytes(spec.in)
+                                                : panel_bytes(spec.dtype, spec.in);
     const int64_t k_blocks = ceil_div(spec.in, kScaleBlock);
     const std::byte* const panels = weight.group_data(rows.group) + first_panel * stride;
     const Tile tile{
-        .panels = panels,
+        .panels = is_int4 ? int4_units(panels, spec.in) : panels,
         .panel_stride = stride,
         .x = rows.x,
         .rounded = rows.rounded,
@@ -503,6 +527,8 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
         .w_scales_stride = k_blocks,
         .x_scales = rows.x_scales,
         .x_scales_stride = strides.x_scales,
+        .int4_scales = is_int4 ? int4_scales(panels) : nullptr,
+        .int4_scales_stride = is_int4 ? stride / 2 : 0,
     };
     float* const floats = reinterpret_cast<float*>(scratch);
     switch (spec.dtype) {
@@ -527,6 +553,11 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
                 return HWY_DYNAMIC_DISPATCH(multiply_compressed)(tile, rows.num_rows, num_panels,
                                                                  floats);
             return HWY_DYNAMIC_DISPATCH(multiply_bf16)(tile, rows.num_rows, num_panels, floats);
+        case DType::int4x2:
+            if (strides.rounds_rows)
+                return HWY_DYNAMIC_DISPATCH(multiply_int4_rounded)(tile, rows.num_rows, num_panels,
+                                                                   floats);
+            return HWY_DYNAMIC_DISPATCH(multiply_int4)(tile, rows.num_rows, num_panels, floats);
         default:
             return HWY_DYNAMIC_DISPATCH(multiply_fp8)(tile, rows.num_rows, num_panels, floats);
     }

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "layers/cpu/amx.h"
-#include "layers/cpu/compressed_panel-inl.h"
 #include "layers/cpu/gemm_tile.h"
+#include "layers/cpu/int4_panel-inl.h"
 #include "layers/cpu/panel-inl.h"
 
 #if defined(FERRY_LAYERS_CPU_GEMM_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -24,6 +24,7 @@ namespace HWY_NAMESPACE {
 // Sums that fit the registers beside the weights: 12 of AVX2's 16, 24 of the 32 elsewhere.
 constexpr int kMaxSums = kLanes == 8 ? 12 : 24;
 constexpr int kMaxSumsFp8 = kMaxSums * 2 / 3;  // widening takes some
+constexpr int kMaxSumsInt4 = kLanes == 8 ? 4 : 16;
 constexpr int kMaxPanels = 4;
 constexpr int kTileRows = kLanes == 1 ? 2 : 6;
 constexpr int64_t kPrefetchBytes = 2048;  // ahead of the panels of a tile, all together
@@ -44,6 +45,27 @@ concept IsCompressed = requires {
     typename Panels::AsPlain;
 };
 
+// Panels of int4 codes; what they are read as. Scaled group by group.
+template <class Plain>
+struct Int4 : Plain {
+    static constexpr int kSteps = static_cast<int>(kUnitSteps);
+    static constexpr int64_t kStepBytes = kInt4UnitBytes;
+    using OfInt4 = Plain;
+};
+// The same, widened to plain panels.
+template <class Plain>
+struct WideInt4 : Plain {
+    using OfInt4 = Plain;
+};
+template <class Panels>
+concept IsInt4 = requires {
+    typename Panels::OfInt4;
+};
+template <class Panels>
+constexpr bool kIsWideInt4 = false;
+template <class Plain>
+constexpr bool kIsWideInt4<WideInt4<Plain>> = true;
+
 template <class Panels>
 constexpr bool kIsFp8 = std::is_same_v<Panels, Fp8Panels>;
 #if FERRY_BF16_DOTS
@@ -61,8 +83,10 @@ constexpr bool kSumsAsAmx = std::is_base_of_v<Bf16AmxPanels, Panels>;
 template <class Panels>
 constexpr int panels_at_once(int64_t rows) {
     if (kSumsAsAmx<Panels>) return 1;
-    const unsigned most = static_cast<unsigned>((kIsFp8<Panels> ? kMaxSumsFp8 : kMaxSums) /
-                                                (static_cast<int>(rows) * kPanelVectors));
+    const int sums = kIsFp8<Panels>                           ? kMaxSumsFp8
+                     : IsInt4<Panels> && !kIsWideInt4<Panels> ? kMaxSumsInt4
+                                                              : kMaxSums;
+    const unsigned most = static_cast<unsigned>(sums / (static_cast<int>(rows) * kPanelVectors));
     return std::clamp(static_cast<int>(std::bit_floor(std::max(most, 1u))), 1, kMaxPanels);
 }
 
@@ -304,6 +328,98 @@ HWY_INLINE void accumulate_compressed(const Tile& t, int64_t panel, const float*
 }
 #endif
 
+#if HWY_TARGET != HWY_SCALAR
+// The same of one group of int4 codes.
+template <class Plain, int kRows, int kPanels>
+HWY_INLINE void accumulate_int4(const std::byte* HWY_RESTRICT unit, int64_t panel_stride,
+                                const float* HWY_RESTRICT x, int64_t x_stride,
+                                FloatVector (&sums)[kRows][kPanels * kPanelVectors]) {
+    constexpr int64_t kAhead = kPrefetchBytes / kPanels;
+    constexpr int kPairFloats = kUsesDots<Plain> ? 1 : 2;  // of a row, for a pair of k
+    const Int4Tables tables;
+    for (int64_t i = 0; i < kInt4UnitsOfGroup; ++i) {
+        unrolled<kPanels>([&](auto p) FERRY_INLINE_BODY {
+            const std::byte* const from = unit + p * panel_stride;
+            __builtin_prefetch(from + kAhead);
+            const float* row = x;
+            // Read again for each panel: kept in registers, values push sums out.
+            if constexpr (!kUsesDots<Plain>) asm volatile("" : "+r"(row));
+            unrolled<2>([&](auto half) FERRY_INLINE_BODY {
+                PairVector pairs[2][kPanelVectors];
+                load_int4_pairs<decltype(half)::value>(from, tables, pairs);
+                add_pair<Plain, kRows, decltype(p)::value>(pairs[0], row, x_stride, sums);
+                row += kPairFloats;
+                add_pair<Plain, kRows, decltype(p)::value>(pairs[1], row, x_stride, sums);
+                row += kPairFloats;
+            });
+        });
+        unit += kInt4UnitBytes;
+        x += kUnitSteps / 2 * kPairFloats;
+    }
+}
+#endif
+
+// y += one group of 32 k, scaled. A function of its own: among other loops the compiler keeps some
+// of the sums in memory.
+template <class Panels, int kRows, int kPanels>
+HWY_NOINLINE void add_int4_group(const std::byte* HWY_RESTRICT panels, int64_t panel_stride,
+                                 const uint16_t* HWY_RESTRICT scales, int64_t scales_stride,
+                                 const float* HWY_RESTRICT x, int64_t x_stride,
+                                 float* HWY_RESTRICT y, int64_t y_stride) {
+    using Plain = typename Panels::OfInt4;
+    constexpr int kVectors = kPanels * kPanelVectors;
+    const Floats d;
+    const hn::RebindToUnsigned<Floats> d32;
+    const hn::Rebind<uint16_t, Floats> d16;
+    FloatVector sums[kRows][kVectors];
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::Zero(d);
+    if constexpr (!kIsWideInt4<Panels>) {
+#if HWY_TARGET != HWY_SCALAR
+        accumulate_int4<Plain, kRows, kPanels>(panels, panel_stride, x, x_stride, sums);
+#endif
+    } else if constexpr (kUsesDots<Plain>) {
+#if FERRY_BF16_DOTS
+        accumulate_dots<kRows, kPanels>(panels, panel_stride, x, x_stride, kInt4Group, panels, 0, 0,
+                                        sums);
+#endif
+    } else {
+        accumulate<Plain, kRows, kPanels>(panels, panel_stride, x, x_stride, kInt4Group, sums);
+    }
+    for (int v = 0; v < kVectors; ++v) {
+        const uint16_t* const of_vector =
+            scales + v / kPanelVectors * scales_stride + v % kPanelVectors * kLanes;
+        const FloatVector scale =
+            hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, of_vector))));
+        for (int r = 0; r < kRows; ++r) {
+            float* to = y + r * y_stride + v * kLanes;
+            hn::StoreU(fused_multiply_add(sums[r][v], scale, hn::LoadU(d, to)), d, to);
+        }
+    }
+}
+
+// int4, plain or widened: per group of 32 k, y = fma(sum of the group, scale, y).
+template <class Panels, int kRows, int kPanels>
+HWY_INLINE void scaled_int4_tile(const Tile& t, int64_t row, int64_t panel, float* HWY_RESTRICT y,
+                                 int64_t y_stride) {
+    using Plain = typename Panels::OfInt4;
+    constexpr int64_t kGroupFloats = kUsesDots<Plain> ? kInt4Group / 2 : kInt4Group;  // of a row
+    constexpr int64_t kGroupBytes = kInt4Group / Panels::kSteps * Panels::kStepBytes;
+    const std::byte* panels = t.panels + panel * t.panel_stride;
+    const uint16_t* scales = t.int4_scales + panel * t.int4_scales_stride;
+    const float* x = t.x + row * t.x_stride;
+    if (!t.resume)
+        for (int r = 0; r < kRows; ++r)
+            std::fill_n(y + r * y_stride, kPanels * kPanelColumns, 0.0f);
+    for (int64_t k = 0; k < t.num_k; k += kInt4Group) {
+        add_int4_group<Panels, kRows, kPanels>(panels, t.panel_stride, scales, t.int4_scales_stride,
+                                               x, t.x_stride, y, y_stride);
+        panels += kGroupBytes;
+        scales += kPanelColumns;
+        x += kGroupFloats;
+    }
+}
+
 // Whole columns only, from that row and panel of t on. kScaled: per block of 128 k, y = fma(sum of
 // the block, scale, y).
 template <class Panels, bool kScaled, int kRows, int kPanels>
@@ -314,7 +430,9 @@ HWY_INLINE void whole_tile(const Tile& t, int64_t row, int64_t panel, float* HWY
     const Floats d;
     constexpr int kVectors = kPanels * kPanelVectors;
     FloatVector sums[kRows][kVectors];
-    if constexpr (!kScaled) {
+    if constexpr (IsInt4<Panels>) {
+        scaled_int4_tile<Panels, kRows, kPanels>(t, row, panel, y, y_stride);
+    } else if constexpr (!kScaled) {
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
                 sums[r][v] = t.resume ? hn::LoadU(d, y + r * y_stride + v * kLanes) : hn::Zero(d);

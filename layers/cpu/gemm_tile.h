@@ -33,6 +33,9 @@ struct Tile {
     int64_t w_scales_stride;
     const float* x_scales;  // at the tile's first row and block, or null
     int64_t x_scales_stride;
+    // int4 only: of the first panel, at the tile's first group of k.
+    const uint16_t* int4_scales;
+    int64_t int4_scales_stride;  // from panel to panel
 
     float w_scale(int64_t panel, int64_t block) const {
         constexpr int64_t kPanelsPerBlock = kScaleBlock / kPanelColumns;
@@ -45,6 +48,7 @@ struct Tile {
         Tile tile = *this;
         tile.panels += panel * panel_stride;
         tile.first_panel += panel;
+        tile.int4_scales += panel * int4_scales_stride;
         tile.y += panel * kPanelColumns;
         tile.num_columns -= panel * kPanelColumns;
         return tile;

@@ -18,6 +18,7 @@
 #include <hwy/highway.h>
 
 #include "layers/cpu/exponent_codes.h"
+#include "layers/cpu/int4_panel.h"
 #include "layers/cpu/panel_rows.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -291,6 +292,37 @@ bool pack_compressed_panel(const PanelRows& rows, int64_t in, std::byte* panel) 
     return rare.fits;
 }
 
+// Rows of int4 codes, two in a byte, and of their scales, of in / 32 each.
+void pack_int4_panel(const PanelRows& rows, const uint16_t* scales, int64_t scales_stride,
+                     int64_t in, std::byte* panel) {
+    auto* to_scales = reinterpret_cast<uint16_t*>(panel);
+    for (int64_t group = 0; group < in / kInt4Group; ++group, to_scales += kPanelColumns)
+        for (int64_t row = 0; row < kPanelColumns; ++row)
+            to_scales[row] = row < rows.num_rows ? scales[row * scales_stride + group] : 0;
+    // Missing rows: scaled by zero, and never stored in y.
+    uint32_t codes[kPanelColumns] = {}, first[kPanelColumns], second[kPanelColumns];
+    std::byte* unit = panel + int4_scales_bytes(in);
+    for (int64_t offset = 0; offset < rows.row_bytes; offset += 4, unit += kInt4UnitBytes) {
+        for (int64_t row = 0; row < rows.num_rows; ++row)
+            std::memcpy(&codes[row], rows.data + row * rows.stride_bytes + offset, 4);
+        for (int64_t row = 0; row < kPanelColumns; ++row) {
+            // Codes of k 0, 2, 4, 6 and of k 1, 3, 5, 7; then bytes of (0, 4), (2, 6) and of
+            // (1, 5), (3, 7); then (0, 4), (1, 5) and (2, 6), (3, 7).
+            const uint32_t even = codes[row] & 0x0f0f0f0fu, odd = codes[row] >> 4 & 0x0f0f0f0fu;
+            const uint32_t evens = even | even >> 12, odds = odd | odd >> 12;
+            first[row] = (evens & 0xffu) | (odds & 0xffu) << 8;
+            second[row] = (evens >> 8 & 0xffu) | (odds & 0xff00u);
+        }
+        for (int64_t row = 0; row < kPanelColumns; row += 2) {
+            const uint32_t pair = first[row] | first[row + 1] << 16;
+            const uint32_t next = second[row] | second[row + 1] << 16;
+            std::byte* to = unit + row / 4 * 16 + row % 4 * 2;
+            std::memcpy(to, &pair, 4);
+            std::memcpy(to + 8, &next, 4);
+        }
+    }
+}
+
 // `packed_row_bytes` * 16 bytes of a panel. False if a value is not one that panels can hold.
 template <DType kType>
 HWY_INLINE bool pack_lines(const PanelRows& rows, int64_t packed_row_bytes, std::byte* packed) {
@@ -336,6 +368,7 @@ namespace {
 
 HWY_EXPORT(pack_panel);
 HWY_EXPORT(pack_compressed_panel);
+HWY_EXPORT(pack_int4_panel);
 
 [[noreturn]] void refuse_nan(const Tensor& w, int64_t first_out) {
     for (int64_t row = 0; row < w.rows(); ++row)
@@ -346,6 +379,16 @@ HWY_EXPORT(pack_compressed_panel);
                             "or was quantised badly",
                             first_out + row, k);
     check_failed(__FILE__, __LINE__, "a NaN in w", "none was found again");
+}
+
+void check_int4_scales(const Tensor& scales, int64_t first_out) {
+    for (int64_t row = 0; row < scales.rows(); ++row)
+        for (int64_t group = 0; group < scales.dim(1); ++group)
+            if ((scales.row<uint16_t>(row)[group] & 0x7f80u) == 0x7f80u)
+                throw Error(ErrorKind::checkpoint,
+                            "the scale of int4 weights is not a finite number at [{}, {}]; the "
+                            "checkpoint is damaged or was quantised badly",
+                            first_out + row, group);
 }
 
 [[noreturn]] void refuse_to_compress(int64_t first_out) {
@@ -372,6 +415,16 @@ uint16_t compressed_value(const std::byte* panel, int64_t in, int64_t column, in
     return value;
 }
 
+// The value of an int4 panel at (column, k).
+float int4_panel_value(const std::byte* panel, int64_t in, int64_t column, int64_t k) {
+    const int64_t i = k % kUnitSteps / 2 * 32 + column * 2 + k % 2;
+    const std::byte* unit = int4_units(panel, in) + k / kUnitSteps * kInt4UnitBytes;
+    const uint16_t scale = int4_scales(panel)[k / kInt4Group * kPanelColumns + column];
+    return static_cast<float>(
+               int4_value(static_cast<uint8_t>(unit[byte_of_value(i)]), i / kInt4UnitBytes)) *
+           bf16_to_f32(scale);
+}
+
 // The value of a packed panel at (column, k).
 float unpack_value(DType dtype, const std::byte* panel, int64_t column, int64_t k) {
     const int64_t word = column % 8, half = column / 8;
@@ -390,6 +443,7 @@ float unpack_value(DType dtype, const std::byte* panel, int64_t column, int64_t 
 }  // namespace
 
 int64_t CpuKernels::bytes_of_panel(const WeightSpec& spec) const {
+    if (spec.dtype == DType::int4x2) return int4_panel_bytes(spec.in);
     return compresses(spec) ? compressed_panel_bytes(spec.in) : panel_bytes(spec.dtype, spec.in);
 }
 
@@ -424,7 +478,14 @@ Weight CpuKernels::make_weight(const WeightSpec& spec) {
 void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
                       const Tensor* scales) {
     const WeightSpec& spec = weight.spec;
-    check_shape(w, "w", spec.dtype, {w.rows(), spec.in});
+    const bool is_int4 = spec.dtype == DType::int4x2;
+    check_shape(w, "w", spec.dtype, {w.rows(), is_int4 ? spec.in / 2 : spec.in});
+    if (is_int4) {
+        FERRY_CHECK(spec.in % kInt4Group == 0 && scales != nullptr, "int4 weights of {} inputs",
+                    spec.in);
+        check_shape(*scales, "scales", DType::bf16, {w.rows(), spec.in / kInt4Group});
+        check_int4_scales(*scales, first_out);
+    }
     FERRY_CHECK(group >= 0 && group < spec.groups && first_out % kScaleBlock == 0 &&
                     first_out + w.rows() <= spec.out &&
                     (w.rows() % kScaleBlock == 0 || first_out + w.rows() == spec.out),
@@ -436,9 +497,12 @@ void CpuKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Te
     for (int64_t row = 0; row < w.rows(); row += kPanelColumns, panel += bytes) {
         const PanelRows rows{.data = w.row<const std::byte>(row),
                              .stride_bytes = w.row_stride() * element,
-                             .row_bytes = spec.in * element,
+                             .row_bytes = w.dim(1) * element,
                              .num_rows = std::min(kPanelColumns, w.rows() - row)};
-        if (compresses(spec)) {
+        if (is_int4) {
+            HWY_DYNAMIC_DISPATCH(pack_int4_panel)
+            (rows, scales->row<uint16_t>(row), scales->row_stride(), spec.in, panel);
+        } else if (compresses(spec)) {
             if (HWY_DYNAMIC_DISPATCH(pack_compressed_panel)(rows, spec.in, panel)) continue;
             if (options_.incompressible == nullptr) refuse_to_compress(first_out + row);
             options_.incompressible->store(true, std::memory_order_relaxed);
@@ -469,6 +533,10 @@ void CpuKernels::unpack(const Weight& weight, int64_t group, const Tensor& w_f32
         const float* scales = weight.group_scales(group) + out / kScaleBlock * blocks;
         for (int64_t k = 0; k < spec.in; ++k) {
             const int64_t column = out % kPanelColumns;
+            if (spec.dtype == DType::int4x2) {
+                w_f32.row<float>(out)[k] = int4_panel_value(panel, spec.in, column, k);
+                continue;
+            }
             const float value = compresses(spec)
                                     ? bf16_to_f32(compressed_value(panel, spec.in, column, k))
                                     : unpack_value(spec.dtype, panel, column, k);

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 
 import reference
 
@@ -36,6 +37,16 @@ class Family:
         self.routed_gain = routed_gain  # of the routed experts' output
         self.branch_gain = branch_gain  # of what every attention and MLP adds to the residual stream
         self.config = {**BASE, **config, "torch_dtype": "float32" if dtype == "f32" else "bfloat16"}
+        if dtype == "int4":  # as Kimi-K2-Thinking has it
+            weights = dict(actorder=None, block_structure=None, dynamic=False, group_size=32, num_bits=4,
+                           observer="minmax", observer_kwargs={}, strategy="group", symmetric=True, type="int")
+            self.config["quantization_config"] = dict(
+                config_groups=dict(group_0=dict(input_activations=None, output_activations=None,
+                                                targets=["Linear"], weights=weights)),
+                format="pack-quantized", kv_cache_scheme=None, quant_method="compressed-tensors",
+                quantization_status="compressed",
+                ignore=["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+                        "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"])
         if dtype == "fp8":
             self.config["quantization_config"] = dict(
                 activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[128, 128])
@@ -64,6 +75,10 @@ FAMILIES = {
         **V3, "hidden_size": 160, "intermediate_size": 208, "moe_intermediate_size": 24, "n_routed_experts": 8,
         "num_experts_per_tok": 3, "kv_lora_rank": 144, "qk_nope_head_dim": 32, "v_head_dim": 24,
         "q_lora_rank": 48, "num_nextn_predict_layers": 0}),
+    "k2-int4": Family("int4", 9, shards=2, **{
+        **V3, "model_type": "kimi_k2", "n_group": 1, "topk_group": 1, "n_routed_experts": 10, "num_experts_per_tok": 3,
+        "hidden_size": 96, "moe_intermediate_size": 32, "rope_theta": 50000, "rope_scaling": YARN_K2,
+        "max_position_embeddings": 1024, "routed_scaling_factor": 2.827, "num_nextn_predict_layers": 0}),
 }
 
 
@@ -141,6 +156,17 @@ def is_fp8_linear(name):
         or name.endswith("kv_a_proj_with_mqa.weight")
 
 
+def pack_int4(w):
+    """[out, in] -> (what compressed-tensors saves of it, the weights that this stands for)."""
+    groups = w.unflatten(1, (-1, 32))
+    scale = (groups.abs().amax(-1) / 7).bfloat16()
+    codes = (groups / scale.float()[..., None]).round().clamp(-8, 7)
+    effective = (codes * scale.float()[..., None]).flatten(1)
+    packed = pack_to_int32(codes.flatten(1).to(torch.int8), 4)
+    assert torch.equal(unpack_from_int32(packed, 4, w.shape), codes.flatten(1).to(torch.int8))
+    return dict(packed=packed, scale=scale, shape=torch.tensor(w.shape)), effective
+
+
 def stored_tensors(family, weights):
     """What goes into the files, and the weights that the file's content stands for.
 
@@ -152,6 +178,9 @@ def stored_tensors(family, weights):
             fp8[name] = (codes, scales)
             stored[name], stored[name + "_scale_inv"] = codes, scales
             effective[name] = reference.dequantise_weight(codes, scales)
+        elif family.dtype == "int4" and ".mlp.experts." in name:
+            parts, effective[name] = pack_int4(w)
+            stored.update({f"{name}_{part}": tensor for part, tensor in parts.items()})
         else:
             narrow = family.dtype != "f32" and not name.endswith("e_score_correction_bias")
             stored[name] = w.bfloat16() if narrow else w

@@ -240,7 +240,7 @@ def make(name):
         family.config = newer_config(family.config)
     stored, effective, fp8 = stored_tensors(family, draw_weights(family))
     write_checkpoint(folder, family.config, stored, family.shards)
-    if fp8:
+    if "quantization_config" in family.config:
         with tempfile.TemporaryDirectory() as widened:
             plain = {k: v for k, v in family.config.items() if k != "quantization_config"}
             write_checkpoint(pathlib.Path(widened), plain, effective, 1)

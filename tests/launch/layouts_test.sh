@@ -101,7 +101,7 @@ cat >"$work/tokens.jsonl" <<'JSONL'
 {"id":"b","prompt_tokens":[12],"max_tokens":21,"temperature":1,"seed":4,"ignore_eos":true,"logprobs":1}
 JSONL
 common[1]=$work/tokens.jsonl
-for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 tied fused; do
+for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 k2-int4 tied fused; do
     model=$source/tests/golden/data/models/$family
     check 4 default $(layout 3 1 1 2) engine.max_prefill_chunk=5
     check 3 default $(layout 1 2 1 1) exchange.mode=sized
@@ -119,6 +119,9 @@ model=$source/tests/golden/data/models/v3-fp8
 check 4 exchange.dtype=fp8 $(layout 2 2 1 2) exchange.mode=bounded
 check 3 numerics.fp8_activations=true engine.micro_batches=2
 check 4 numerics.bf16_activations=false $(layout 2 2 1 2)
+model=$source/tests/golden/data/models/k2-int4
+check 4 numerics.bf16_activations=false $(layout 2 2 1 2) engine.max_prefill_chunk=5
+check 3 "numerics.bf16_activations=amx exchange.dtype=fp8" engine.micro_batches=2
 
 # Exponents of 2 to 2^-120 in an expert: nobody asked for such weights to be compressed, so they are loaded as they are.
 cp -r "$source/tests/golden/data/models/v3-bf16" "$work/wide"

@@ -83,6 +83,7 @@ INSTANTIATE_TEST_SUITE_P(
     Convert, RoundTrip,
     ::testing::Values(Case{"f32", {.dtype = DType::f32}}, Case{"bf16", {.dtype = DType::bf16}},
                       Case{"fp8", {.dtype = DType::fp8_e4m3, .mtp = true}},
+                      Case{"int4", {.dtype = DType::int4x2, .mtp = true}},
                       Case{"fused", {.dtype = DType::bf16, .fused_experts = true}},
                       Case{"tied", {.dtype = DType::bf16, .tied = true, .num_files = 1}}),
     [](const auto& param) { return param.param.name; });
@@ -103,6 +104,44 @@ TEST(Convert, DTypes) {
     EXPECT_EQ(fp8.find("embed")->dtype, DType::bf16);
     EXPECT_TRUE(fp8.description().fp8_weights);
     EXPECT_FALSE(f32.description().fp8_weights);
+}
+
+// Of the routed experts, whose rows must be multiples of 32.
+TEST(Convert, Int4) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::int4x2}).write(dir / "hf");
+    EXPECT_EQ(HfModel(dir / "hf").warnings(), std::vector<std::string>());
+    convert_checkpoint(dir / "hf", dir / "f32", {.dtype = DType::f32});
+    const Checkpoint f32(dir / "f32");
+    EXPECT_EQ(f32.find("layers/1/ffn/experts/w2")->dtype, DType::f32);
+    EXPECT_EQ(f32.find("layers/1/ffn/experts/w2")->shape, (std::vector<int64_t>{6, 160, 64}));
+    EXPECT_FALSE(f32.find("layers/1/ffn/experts/w2_scale"));
+    EXPECT_FALSE(f32.description().int4_experts);
+    // bf16 experts of the same shape, and back.
+    convert_checkpoint(dir / "hf", dir / "kept", {.dtype = DType::int4x2});
+    const Checkpoint kept(dir / "kept");
+    EXPECT_EQ(kept.find("layers/1/ffn/experts/w2")->dtype, DType::int4x2);
+    EXPECT_EQ(kept.find("layers/1/ffn/experts/w2")->shape, (std::vector<int64_t>{6, 160, 32}));
+    EXPECT_EQ(kept.find("layers/1/ffn/experts/w2_scale")->dtype, DType::bf16);
+    EXPECT_EQ(kept.find("layers/1/ffn/experts/w2_scale")->shape, (std::vector<int64_t>{6, 160, 2}));
+    EXPECT_EQ(kept.find("layers/1/attn/wo")->dtype, DType::bf16);
+    EXPECT_TRUE(kept.description().int4_experts);
+
+    TinyHfModel({.dtype = DType::bf16, .moe_inter = 96}).write(dir / "bf16");
+    convert_checkpoint(dir / "bf16", dir / "int4", {.dtype = DType::int4x2});
+    Checkpoint int4(dir / "int4");
+    EXPECT_EQ(int4.find("layers/2/ffn/experts/w2")->dtype, DType::int4x2);
+    EXPECT_EQ(int4.find("layers/2/ffn/experts/w1")->shape, (std::vector<int64_t>{6, 96, 80}));
+    EXPECT_EQ(int4.find("layers/2/ffn/shared/w1")->dtype, DType::bf16);
+    EXPECT_EQ(int4.find("embed")->dtype, DType::bf16);
+    ThreadPool pool(2, 64);
+    int4.verify(pool);
+
+    TinyHfModel({.dtype = DType::bf16}).write(dir / "odd");
+    const ConvertOptions options{.dtype = DType::int4x2};
+    EXPECT_ERROR(convert_checkpoint(dir / "odd", dir / "out", options), ErrorKind::usage,
+                 "layers/1/ffn/experts/w2 [6, 160, 40] cannot be int4x2: its rows are no multiple "
+                 "of 32");
 }
 
 TEST(Convert, WarnsOfWhatIsLeftOut) {

@@ -73,6 +73,31 @@ TEST(DummyWeights, EveryTensorOfTheModelIsThere) {
     }
 }
 
+TEST(DummyWeights, Int4IsOfTheRoutedExperts) {
+    ModelConfig config = small_config();
+    EXPECT_ERROR((DummyWeights(config, {.dtype = DType::int4x2})), ErrorKind::usage,
+                 "layers/1/ffn/experts/w2 [5, 192, 70] cannot be int4x2");
+    config.moe_inter_dim = 96;
+    DummyWeights weights(config, {.dtype = DType::int4x2});
+    EXPECT_EQ(weights.find("layers/0/ffn/w1")->dtype, DType::bf16);
+    EXPECT_EQ(weights.find("layers/1/ffn/experts/w2")->dtype, DType::int4x2);
+    EXPECT_EQ(weights.find("layers/1/ffn/experts/w2")->shape, (std::vector<int64_t>{5, 192, 48}));
+    EXPECT_EQ(weights.find("layers/1/ffn/experts/w2_scale")->dtype, DType::bf16);
+    EXPECT_EQ(weights.find("layers/1/ffn/experts/w2_scale")->shape,
+              (std::vector<int64_t>{5, 192, 3}));
+    uint16_t scale;
+    const std::string scales = read(weights, "layers/1/ffn/experts/w2_scale");
+    std::memcpy(&scale, scales.data(), 2);
+    double squares = 0;
+    const std::string codes = read(weights, "layers/1/ffn/experts/w2");
+    for (const char code : codes)
+        for (const int half : {0, 1})
+            squares += std::pow(int4_value(static_cast<uint8_t>(code), half) *
+                                    static_cast<double>(bf16_to_f32(scale)),
+                                2);
+    EXPECT_NEAR(std::sqrt(squares / static_cast<double>(2 * codes.size()) * 96), 1, 0.02);
+}
+
 TEST(DummyWeights, ABoxIsThatPartOfTheWhole) {
     for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
         DummyWeights weights(small_config(), {.dtype = dtype});

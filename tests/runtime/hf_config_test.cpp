@@ -169,6 +169,31 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
     refused(with("topk_method", "best"), "topk_method");
     refused(with("rope_scaling", {{"type", "linear"}, {"factor", 2}}), "\"linear\"");
     refused(with("quantization_config", {{"quant_method", "awq"}}), "quant_method");
+    Json int4 = {{"quant_method", "compressed-tensors"},
+                 {"format", "pack-quantized"},
+                 {"config_groups",
+                  {{"group_0",
+                    {{"input_activations", nullptr},
+                     {"weights",
+                      {{"num_bits", 4},
+                       {"type", "int"},
+                       {"symmetric", true},
+                       {"strategy", "group"},
+                       {"group_size", 32}}}}}}}};
+    EXPECT_TRUE(parse(with("quantization_config", int4)).int4_experts);
+    EXPECT_FALSE(parse(with("quantization_config", int4)).fp8_weights);
+    const auto refused_int4 = [&](const char* key, const Json& value) {
+        Json other = int4;
+        other["config_groups"]["group_0"]["weights"][key] = value;
+        refused(with("quantization_config", other), key);
+    };
+    refused_int4("num_bits", 8);
+    refused_int4("group_size", 128);
+    refused_int4("symmetric", false);
+    refused_int4("strategy", "channel");
+    refused_int4("actorder", "group");
+    int4["config_groups"]["group_0"]["input_activations"] = {{"num_bits", 8}};
+    refused(with("quantization_config", int4), "input_activations");
     refused(with("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}}),
             "weight_block_size");
 }

@@ -48,6 +48,48 @@ TEST(HfModel, Fp8WeightsHaveScales) {
     EXPECT_FALSE(model.find("embed_scale"));
 }
 
+// What compressed-tensors packs is int4x2 as it lies in the file.
+TEST(HfModel, PackedExpertsAreInt4) {
+    const TempDir dir;
+    TinyHfModel tiny({.dtype = DType::int4x2});
+    tiny.write(dir.path());
+    HfModel model(dir.path());
+    EXPECT_TRUE(model.description().int4_experts);
+    EXPECT_EQ(model.find("layers/1/ffn/experts/w1")->dtype, DType::int4x2);
+    EXPECT_EQ(model.find("layers/1/ffn/experts/w1")->shape, (std::vector<int64_t>{6, 64, 80}));
+    EXPECT_EQ(model.find("layers/1/ffn/experts/w1_scale")->shape, (std::vector<int64_t>{6, 64, 5}));
+    EXPECT_EQ(model.find("layers/1/ffn/shared/w1")->dtype, DType::bf16);
+    std::string codes, scales;
+    for (int expert = 0; expert < 6; ++expert) {
+        const std::string name =
+            "model.layers.1.mlp.experts." + std::to_string(expert) + ".down_proj.weight";
+        codes += tiny.tensors.at(name + "_packed").bytes;
+        scales += tiny.tensors.at(name + "_scale").bytes;
+    }
+    EXPECT_EQ(read_whole(model, "layers/1/ffn/experts/w2"), codes);
+    EXPECT_EQ(read_whole(model, "layers/1/ffn/experts/w2_scale"), scales);
+}
+
+TEST(HfModel, BrokenPackedExpertsAreNamed) {
+    const TempDir dir;
+    TinyHfModel tiny({.dtype = DType::int4x2});
+    const std::string experts = "model.layers.1.mlp.experts.";
+    tiny.tensors.at(experts + "3.gate_proj.weight_packed").shape = {20, 64};
+    tiny.tensors.erase(experts + "2.up_proj.weight_scale");
+    tiny.tensors.at(experts + "5.down_proj.weight_scale").dtype = "F16";
+    const std::string wo = "model.layers.0.self_attn.o_proj.weight";
+    tiny.tensors[wo + "_packed"] = tiny.tensors.at(experts + "0.down_proj.weight_packed");
+    tiny.tensors.erase(wo);
+    tiny.write(dir.path());
+    EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint, dir.path() + ": 4 problems: ",
+                 "tensor " + experts +
+                     "3.gate_proj.weight_packed is I32 [20, 64], expected I32 "
+                     "[64, 20]",
+                 "tensor " + experts + "2.up_proj.weight_scale is missing",
+                 "tensor " + experts + "5.down_proj.weight_scale is F16 [160, 2], expected BF16",
+                 "tensor " + wo + "_packed is int4, which only routed experts may be");
+}
+
 TEST(HfModel, FusedExpertsAreCutApart) {
     const TempDir dir;
     const TinyHfModel tiny({.dtype = DType::bf16, .fused_experts = true});
@@ -208,7 +250,8 @@ TEST(HfModel, GoldenModels) {
         SCOPED_TRACE(entry.path().string());
         HfModel model(entry.path().string());
         for (const TensorSpec& spec : model_tensors(model.config()))
-            EXPECT_EQ(model.find(spec.name)->shape, spec.shape);
+            EXPECT_EQ(model.find(spec.name)->shape,
+                      stored_shape(spec, model.find(spec.name)->dtype));
         EXPECT_EQ(model.warnings(), std::vector<std::string>{});
         ++num;
     }

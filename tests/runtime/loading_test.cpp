@@ -100,7 +100,7 @@ void expect_each_byte_read_once(const std::string& family, const LayoutOptions& 
 
 TEST(Loading, ANodeReadsEveryByteOnce) {
     const int ranks = test_world().size();
-    for (const char* family : {"v2-lite", "v3-bf16", "v3-fp8", "tied"}) {
+    for (const char* family : {"v2-lite", "v3-bf16", "v3-fp8", "k2-int4", "tied"}) {
         expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 1});
         expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = ranks});
         expect_each_byte_read_once(family, {.mode = LayoutMode::colocated, .tp_size = 1}, 3);

@@ -43,13 +43,14 @@ ModelDescription small_model() {
                .tie_word_embeddings = true};
     d.num_mtp_layers = 1;
     d.fp8_weights = true;
+    d.int4_experts = true;
     d.ue8m0_scales = true;
     return d;
 }
 
 TEST(ModelDescription, AttributesCarryEveryField) {
     const Attributes attributes = to_attributes(small_model());
-    EXPECT_EQ(attributes.size(), 35u);  // a new field must be listed in visit_fields
+    EXPECT_EQ(attributes.size(), 36u);  // a new field must be listed in visit_fields
     EXPECT_EQ(attributes.at("dim"), Attribute(int64_t{8}));
     EXPECT_EQ(attributes.at("rope_interleave"), Attribute(int64_t{0}));
     EXPECT_EQ(attributes.at("score_func"), Attribute(std::string("sigmoid")));

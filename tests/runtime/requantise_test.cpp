@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/random.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
 
 namespace ferry {
@@ -112,6 +113,75 @@ TEST(Requantise, ThereAndBackIsWithinHalfAStep) {
     const auto back = values_of<float>(run(codes.tensor, &scales.tensor, DType::f32).weight);
     for (size_t i = 0; i < values.size(); ++i)  // 3 bits of mantissa; the scale is about 4/448
         ASSERT_NEAR(back[i], values[i], std::fabs(values[i]) / 16 + 1e-5) << i;
+}
+
+// Codes of (k 0, k 1), (k 2, k 3), ...; of a row of 64, two scales.
+TEST(Requantise, Int4IsWidenedWithItsGroupsScales) {
+    std::string codes(2 * 32, '\x88');  // zeros
+    codes[0] = '\xf0';                  // -8, 7
+    codes[16] = '\x09';                 // k 32: 1, k 33: -8
+    codes[63] = '\x68';                 // row 1, k 62: 0, k 63: -2
+    const FileTensor t(DType::int4x2, {1, 2, 32}, codes);
+    const FileTensor scales(DType::bf16, {1, 2, 2},
+                            bytes_of<uint16_t>({0x3f00, 0xc000, 0x3f80, 0x4040}));
+    std::vector<float> expected(128, 0.0f);
+    expected[0] = -4;
+    expected[1] = 3.5f;
+    for (size_t k = 32; k < 64; ++k) expected[k] = 0;
+    expected[32] = -2;
+    expected[33] = 16;
+    expected[127] = -6;
+    EXPECT_EQ(values_of<float>(run(t.tensor, &scales.tensor, DType::f32).weight), expected);
+    const Result same = run(t.tensor, &scales.tensor, DType::int4x2);
+    EXPECT_EQ(same.weight, codes);
+    EXPECT_EQ(same.scales, bytes_of<uint16_t>({0x3f00, 0xc000, 0x3f80, 0x4040}));
+}
+
+TEST(Requantise, ToInt4TheLargestValueIsMinusEightSteps) {
+    std::vector<float> values(64, 0.0f);
+    values[3] = 4;       // largest: scale -0.5
+    values[4] = -3.6f;   // 7.2 steps: 7
+    values[5] = 0.75f;   // -1.5: to even, -2
+    values[31] = -0.7f;  // 1.4: 1
+    const FileTensor t(DType::f32, {1, 64}, bytes_of(values));
+    const Result result = run(t.tensor, nullptr, DType::int4x2);
+    EXPECT_EQ(values_of<uint16_t>(result.scales), (std::vector<uint16_t>{0xbf00, 0x8000}));
+    std::string codes(32, '\x88');
+    codes[1] = '\x08';   // k 2: 0, k 3: -8
+    codes[2] = '\x6f';   // k 4: 7, k 5: -2
+    codes[15] = '\x98';  // k 30: 0, k 31: 1
+    EXPECT_EQ(result.weight, codes);
+}
+
+TEST(Requantise, ToInt4IsWithinAStep) {
+    Random random(9);
+    std::vector<float> values(5 * 700 * 64);
+    for (float& value : values) value = random.next_normal();
+    const FileTensor t(DType::f32, {5, 700, 64}, bytes_of(values));
+    const Result int4 = run(t.tensor, nullptr, DType::int4x2, 1, 3);
+    ASSERT_EQ(int4.weight.size(), 3 * 700 * 32u);
+    const FileTensor codes(DType::int4x2, {3, 700, 32}, int4.weight);
+    const FileTensor scales(DType::bf16, {3, 700, 2}, int4.scales);
+    const auto back = values_of<float>(run(codes.tensor, &scales.tensor, DType::f32).weight);
+    const auto steps = values_of<uint16_t>(int4.scales);
+    double error = 0;
+    for (size_t i = 0; i < back.size(); ++i) {
+        const float value = values[700 * 64 + i], step = bf16_to_f32(steps[i / 32]);
+        // The scale is rounded, and what lies beyond 7 steps is cut off.
+        ASSERT_NEAR(back[i], value, std::fabs(step) * 1.05f) << i;
+        error += std::pow(back[i] - value, 2);
+    }
+    EXPECT_LT(std::sqrt(error / static_cast<double>(back.size())), 0.1);  // of a deviation of 1
+}
+
+TEST(Requantise, Int4OfWhatIsNoNumberIsRefused) {
+    for (const float bad : {std::nanf(""), HUGE_VALF}) {
+        std::vector<float> values(32, 1.0f);
+        values[7] = bad;
+        const FileTensor t(DType::f32, {1, 32}, bytes_of(values));
+        EXPECT_ERROR(run(t.tensor, nullptr, DType::int4x2), ErrorKind::checkpoint,
+                     "not a finite number");
+    }
 }
 
 TEST(Requantise, ExpertsAreCutOutAndLargeMatricesAreChunked) {

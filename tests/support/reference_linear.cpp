@@ -17,12 +17,23 @@ float add_rounded(float sum, float x, float weight) {
     return std::fma(bf16_to_f32(f32_to_bf16(x)), weight, sum);
 }
 
+// sum_group(first k) of each group of int4 weights, scaled.
+template <typename SumGroup>
+float int4_dot(const PlainWeight& w, int64_t index, int64_t out, const SumGroup& sum_group) {
+    const Tensor scales = w.group_scales(index);
+    float sum = 0;
+    for (int64_t k = 0; k < w.spec.in; k += kInt4Group)
+        sum = std::fma(sum_group(k), bf16_to_f32(scales.row<uint16_t>(out)[k / kInt4Group]), sum);
+    return sum;
+}
+
 }  // namespace
 
 PlainWeight PlainWeight::random(const WeightSpec& spec, uint64_t seed) {
     Random numbers(seed);
     PlainWeight w{.spec = spec, .data = {}, .scales = {}};
-    const int64_t count = spec.groups * spec.out * spec.in;
+    const bool is_int4 = spec.dtype == DType::int4x2;
+    const int64_t count = spec.groups * spec.out * (is_int4 ? spec.in / 2 : spec.in);
     w.data.resize(static_cast<size_t>(count * size_bytes(spec.dtype)));
     for (int64_t i = 0; i < count; ++i) {
         const float value = numbers.next_normal();
@@ -32,6 +43,9 @@ PlainWeight PlainWeight::random(const WeightSpec& spec, uint64_t seed) {
                 break;
             case DType::bf16:
                 element<uint16_t>(w.data, i) = f32_to_bf16(value);
+                break;
+            case DType::int4x2:
+                element<uint8_t>(w.data, i) = static_cast<uint8_t>(numbers.next_u32());
                 break;
             default:  // every code but the NaNs, subnormals as often as others
                 element<uint8_t>(w.data, i) =
@@ -43,15 +57,27 @@ PlainWeight PlainWeight::random(const WeightSpec& spec, uint64_t seed) {
                                             ceil_div(spec.in, kScaleBlock)));
         for (float& scale : w.scales) scale = 0.01f * numbers.next_normal();
     }
+    if (is_int4) {
+        w.group_of_32_scales.resize(
+            static_cast<size_t>(spec.groups * spec.out * spec.in / kInt4Group));
+        for (uint16_t& scale : w.group_of_32_scales)
+            scale = f32_to_bf16(0.1f * numbers.next_normal());
+    }
     return w;
 }
 
 Tensor PlainWeight::group(int64_t index) const {
-    return Tensor(data.data() + index * spec.out * spec.in * size_bytes(spec.dtype), spec.dtype,
-                  {spec.out, spec.in});
+    const int64_t columns = spec.dtype == DType::int4x2 ? spec.in / 2 : spec.in;
+    return Tensor(data.data() + index * spec.out * columns * size_bytes(spec.dtype), spec.dtype,
+                  {spec.out, columns});
 }
 
 Tensor PlainWeight::group_scales(int64_t index) const {
+    if (spec.dtype == DType::int4x2) {
+        const int64_t groups = spec.in / kInt4Group;
+        return Tensor(group_of_32_scales.data() + index * spec.out * groups, DType::bf16,
+                      {spec.out, groups});
+    }
     const int64_t rows = ceil_div(spec.out, kScaleBlock), blocks = ceil_div(spec.in, kScaleBlock);
     return Tensor(scales.data() + index * rows * blocks, DType::f32, {rows, blocks});
 }
@@ -63,6 +89,8 @@ float PlainWeight::value(int64_t index, int64_t out, int64_t k) const {
             return w.row<float>(out)[k];
         case DType::bf16:
             return bf16_to_f32(w.row<uint16_t>(out)[k]);
+        case DType::int4x2:
+            return static_cast<float>(int4_value(w.row<uint8_t>(out)[k / 2], k % 2));
         default:
             return fp8_e4m3_to_f32(w.row<uint8_t>(out)[k]);
     }
@@ -77,12 +105,13 @@ Weight PlainWeight::packed(Kernels& kernels, int64_t rows_at_once) const {
     for (int64_t index = 0; index < spec.groups; ++index)
         for (int64_t first = 0; first < spec.out; first += rows_at_once) {
             const int64_t rows = std::min(rows_at_once, spec.out - first);
-            if (spec.dtype != DType::fp8_e4m3) {
+            if (spec.dtype != DType::fp8_e4m3 && spec.dtype != DType::int4x2) {
                 kernels.pack(weight, index, first, group(index).slice_rows(first, rows), nullptr);
                 continue;
             }
+            const int64_t of_rows = spec.dtype == DType::int4x2 ? 1 : kScaleBlock;
             const Tensor part =
-                group_scales(index).slice_rows(first / kScaleBlock, ceil_div(rows, kScaleBlock));
+                group_scales(index).slice_rows(first / of_rows, ceil_div(rows, of_rows));
             kernels.pack(weight, index, first, group(index).slice_rows(first, rows), &part);
         }
     return weight;
@@ -90,6 +119,13 @@ Weight PlainWeight::packed(Kernels& kernels, int64_t rows_at_once) const {
 
 float reference_dot(const float* x, const float* x_scales, const PlainWeight& w, int64_t group,
                     int64_t out) {
+    if (w.spec.dtype == DType::int4x2)
+        return int4_dot(w, group, out, [&](int64_t first) {
+            float sum = 0;
+            for (int64_t k = first; k < first + kInt4Group; ++k)
+                sum = std::fma(x[k], w.value(group, out, k), sum);
+            return sum;
+        });
     float acc = 0;
     if (w.spec.dtype != DType::fp8_e4m3) {
         for (int64_t k = 0; k < w.spec.in; ++k) acc = std::fma(x[k], w.value(group, out, k), acc);
@@ -109,12 +145,17 @@ float reference_dot(const float* x, const float* x_scales, const PlainWeight& w,
 float reference_rounded_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
                             int64_t out) {
     FERRY_CHECK(w.spec.in % 2 == 0);
-    float sum = 0;
-    for (int64_t k = 0; k < w.spec.in; k += 2) {
-        sum = add_rounded(sum, x[k + 1], w.value(group, out, k + 1));
-        sum = add_rounded(sum, x[k], w.value(group, out, k));
-    }
-    return sum;
+    const auto sum_pairs = [&](int64_t first, int64_t end) {
+        float sum = 0;
+        for (int64_t k = first; k < end; k += 2) {
+            sum = add_rounded(sum, x[k + 1], w.value(group, out, k + 1));
+            sum = add_rounded(sum, x[k], w.value(group, out, k));
+        }
+        return sum;
+    };
+    if (w.spec.dtype != DType::int4x2) return sum_pairs(0, w.spec.in);
+    return int4_dot(w, group, out,
+                    [&](int64_t first) { return sum_pairs(first, first + kInt4Group); });
 }
 
 float reference_amx_dot(const float* x, const float*, const PlainWeight& w, int64_t group,

@@ -39,13 +39,30 @@ HfTensor random_tensor(const std::string& name, DType dtype, const std::vector<i
     return tensor;
 }
 
+// [out, in] of int4: NAME_packed, NAME_scale and NAME_shape.
+void add_packed(std::map<std::string, HfTensor>& tensors, const std::string& name, int64_t out,
+                int64_t in) {
+    HfTensor codes{"I32", {out, in / 8}, std::string(static_cast<size_t>(out * in / 2), '\0')};
+    Random random(std::hash<std::string>()(name));
+    for (char& byte : codes.bytes) byte = static_cast<char>(random.next_u32());
+    tensors[name + "_packed"] = std::move(codes);
+    tensors[name + "_scale"] = random_tensor(name + "_scale", DType::bf16, {out, in / kInt4Group});
+    HfTensor shape{"I64", {2}, std::string(16, '\0')};
+    const int64_t extents[] = {out, in};
+    std::memcpy(shape.bytes.data(), extents, 16);
+    tensors[name + "_shape"] = std::move(shape);
+}
+
 Json config_of(const TinyHfOptions& options) {
+    const bool is_int4 = options.dtype == DType::int4x2;
     Json c = {{"architectures", {"DeepseekV3ForCausalLM"}},
               {"model_type", "deepseek_v3"},
               {"vocab_size", 48},
               {"hidden_size", 160},
               {"intermediate_size", 136},
-              {"moe_intermediate_size", 40},
+              {"moe_intermediate_size", options.moe_inter > 0 ? options.moe_inter
+                                        : is_int4             ? 64
+                                                              : 40},
               {"num_hidden_layers", 3},
               {"first_k_dense_replace", 1},
               {"num_attention_heads", 2},
@@ -73,6 +90,29 @@ Json config_of(const TinyHfOptions& options) {
                                     {"fmt", "e4m3"},
                                     {"activation_scheme", "dynamic"},
                                     {"weight_block_size", {128, 128}}};
+    if (is_int4)  // as Kimi-K2-Thinking has it
+        c["quantization_config"] = {
+            {"quant_method", "compressed-tensors"},
+            {"format", "pack-quantized"},
+            {"quantization_status", "compressed"},
+            {"kv_cache_scheme", nullptr},
+            {"ignore", {"lm_head", "re:.*self_attn.*", "re:.*shared_experts.*"}},
+            {"config_groups",
+             {{"group_0",
+               {{"input_activations", nullptr},
+                {"output_activations", nullptr},
+                {"targets", {"Linear"}},
+                {"weights",
+                 {{"actorder", nullptr},
+                  {"block_structure", nullptr},
+                  {"dynamic", false},
+                  {"group_size", 32},
+                  {"num_bits", 4},
+                  {"observer", "minmax"},
+                  {"observer_kwargs", Json::object()},
+                  {"strategy", "group"},
+                  {"symmetric", true},
+                  {"type", "int"}}}}}}}};
     return c;
 }
 
@@ -110,9 +150,11 @@ TinyHfModel::TinyHfModel(const TinyHfOptions& options)
         const bool is_block_linear =
             spec.is_linear && !spec.name.ends_with("head") && !spec.name.ends_with("eh_proj");
         const DType dtype = spec.name.ends_with("gate/bias") ? DType::f32
-                            : is_block_linear                ? options.dtype
-                                                             : plain;
+                            : is_block_linear && (options.dtype != DType::int4x2 || spec.is_expert)
+                                ? options.dtype
+                                : plain;
         const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
+            if (dtype == DType::int4x2) return add_packed(tensors, name, shape[0], shape[1]);
             tensors[name] = random_tensor(name, dtype, shape);
             if (dtype != DType::fp8_e4m3) return;
             std::vector<int64_t> blocks = shape;

@@ -25,11 +25,14 @@ std::string safetensors_bytes(const std::string& header, const std::string& data
 std::string read_whole(WeightSource& source, const std::string& name);
 
 struct TinyHfOptions {
-    DType dtype = DType::f32;  // of the linear weights; norms and embedding are bf16 then (or f32)
+    // Of the linear weights (int4x2: of the routed experts, as compressed-tensors packs them; of
+    // the others bf16); norms and embedding are bf16 then (or f32).
+    DType dtype = DType::f32;
     bool fused_experts = false;
     bool mtp = false;  // adds a multi-token-prediction module
     bool tied = false;
     int64_t experts = 6;
+    int64_t moe_inter = 0;  // 0: 40, of int4x2 64
     int num_files = 2;
 };
 
