@@ -68,15 +68,17 @@ LoopEnd run_requests(Engine& engine, RequestReader& reader, ResultSink& sink,
     while (more_lines || engine.num_unfinished() > 0) {
         ScopedZone step(Zone::step);
         if (hooks.stop_requested()) return LoopEnd::stopped;
+        bool took_lines = false;  // of which all may be refused, to be given out
         while (more_lines && engine.room_left() > 0 && reader.ready()) {
             ScopedZone zone(Zone::schedule);
             line = {};
             more_lines = reader.next(line);
             if (!more_lines) break;
+            took_lines = true;
             take_line(engine, line, sink);
             if (hooks.stop_requested()) return LoopEnd::stopped;
         }
-        if (more_lines && engine.num_unfinished() == 0 && !reader.ready()) {
+        if (more_lines && !took_lines && engine.num_unfinished() == 0 && !reader.ready()) {
             hooks.wait_for_arrival();
             continue;
         }

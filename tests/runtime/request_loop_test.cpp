@@ -15,11 +15,12 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
 // Runs two requests at a time, or as many as it is told, each for as many steps as it has prompt
-// tokens.
+// tokens; refuses those that have none.
 class FakeEngine {
   public:
     explicit FakeEngine(int64_t max_running = 2) : max_running_(max_running) {}
     void submit(Request request) {
+        if (request.prompt_tokens.empty()) return finish(request, FinishReason::error);
         running_.push_back(std::move(request));
         most_running_ = std::max(most_running_, running_.size());
     }
@@ -30,11 +31,7 @@ class FakeEngine {
         std::erase_if(running_, [&](Request& request) {
             request.prompt_tokens.pop_back();
             if (!request.prompt_tokens.empty()) return false;
-            Completion completion;
-            completion.index = request.index;
-            completion.sample = request.sample;
-            completion.finish_reason = FinishReason::length;
-            finished_.push_back(std::move(completion));
+            finish(request, FinishReason::length);
             return true;
         });
         return more_coming || !running_.empty();
@@ -50,6 +47,14 @@ class FakeEngine {
     bool stop_announced_ = false;
 
   private:
+    void finish(const Request& request, FinishReason reason) {
+        Completion completion;
+        completion.index = request.index;
+        completion.sample = request.sample;
+        completion.finish_reason = reason;
+        finished_.push_back(std::move(completion));
+    }
+
     int64_t max_running_;
     std::vector<Request> running_;
     std::vector<Completion> finished_;
@@ -69,10 +74,12 @@ class ListReader : public RequestReader {
         ++num_skipped_;
         return true;
     }
+    bool ready() override { return num_read_ < num_ready_; }
     bool all_ready() override { return all_ready_; }
 
     size_t num_read_ = 0;
     size_t num_skipped_ = 0;
+    size_t num_ready_ = SIZE_MAX;
     bool all_ready_ = true;
 
   private:
@@ -146,6 +153,21 @@ TEST(RunRequests, NoLinesNoWork) {
     EXPECT_EQ(run_requests(engine, reader, sink, {}), LoopEnd::finished);
     EXPECT_THAT(sink.accepted_, IsEmpty());
     EXPECT_LE(engine.num_steps_, 1);
+}
+
+// Who writes into a pipe may wait for an answer before asking again.
+TEST(RunRequests, ARefusalIsGivenOutBeforeTheNextLineArrives) {
+    FakeEngine engine;
+    ListReader reader({line_of(0, 0), line_of(1, 1)});
+    reader.num_ready_ = 1;
+    ListSink sink;
+    std::vector<int64_t> answered;
+    run_requests(engine, reader, sink, {.wait_for_arrival = [&] {
+                     answered = sink.accepted_;
+                     reader.num_ready_ = SIZE_MAX;
+                 }});
+    EXPECT_THAT(answered, ElementsAre(0));
+    EXPECT_THAT(sink.accepted_, ElementsAre(0, 1));
 }
 
 TEST(RunRequests, AStopKeepsWhatFinishedAndReadsNoMore) {
