@@ -301,7 +301,8 @@ void Engine::finish(Active& active, FinishReason reason, const std::string& erro
     completion.finish_reason = reason;
     if (reason == FinishReason::error) completion.error = located(active.request, error);
     completion.logprobs = std::move(active.logprobs);
-    completion.num_top_logprobs = active.request.sampling.logprobs.value_or(0);
+    completion.num_top_logprobs =
+        std::min(active.request.sampling.logprobs.value_or(0), model_.config().vocab_size);
     completion.top_logprobs = std::move(active.top_logprobs);
     completion.timings = active.timings;
     completion.timings.total_s = seconds_since(active.submitted);

@@ -233,6 +233,16 @@ TEST_F(EngineTest, StopTokensEndATextAndMinTokensHoldThemBack) {
     EXPECT_EQ(std::count(held.tokens.begin(), held.tokens.end(), tokens[4]), 0);
 }
 
+TEST_F(EngineTest, MoreLogprobsThanTokensAreAllOfThem) {
+    Engine engine = make_engine({});
+    Request all = request(0, 20, 3);
+    all.sampling.logprobs = 1000;
+    const Completion done = run(engine, {all}).at(0);
+    EXPECT_EQ(done.num_top_logprobs, source_.config().vocab_size);
+    EXPECT_EQ(std::ssize(done.top_logprobs), 3 * source_.config().vocab_size);
+    EXPECT_NE(to_json(done, false).find("\"logprobs\": [{"), std::string::npos);
+}
+
 TEST_F(EngineTest, StepsDoNotAllocate) {
     Engine engine = make_engine({.scheduler = {.max_batch = 8, .max_batch_tokens = 64}});
     for (int64_t i = 0; i < 8; ++i) engine.submit(request(i, 100, 150));
