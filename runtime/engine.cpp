@@ -318,6 +318,7 @@ std::vector<Completion> Engine::take_finished() {
 void Engine::forget_prefixes() {
     FERRY_CHECK(active_.empty(), "{} requests are unfinished", active_.size());
     pages_ = PageAllocator(options_.num_pages, options_.share_prefixes);
+    scheduler_.forget_prefixes();
 }
 
 void Engine::cancel_all() {

@@ -91,6 +91,10 @@ void PromptRoom::release(ExpandedPrompt& prompt) {
     prompt = {};
 }
 
+void PromptRoom::forget() {
+    while (evict()) continue;
+}
+
 bool PromptRoom::has_in_use(const FoundPrefix& prefix) const {
     return std::ranges::any_of(places_, [&](const Place& place) {
         return place.released == 0 && place.prefix.node == prefix.node;

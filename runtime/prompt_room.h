@@ -26,6 +26,8 @@ class PromptRoom {
     // What is left holds nothing. Its place stays as it is for prompts with the same prefix, until
     // others need it (the one released first goes first), if the prefix was expanded in it.
     void release(ExpandedPrompt& prompt);
+    // What stays for prompts with the same prefix goes.
+    void forget();
     // A prompt that has room began with this prefix.
     bool has_in_use(const FoundPrefix& prefix) const;
 

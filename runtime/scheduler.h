@@ -86,6 +86,8 @@ class Scheduler {
     void complete(Sequence& sequence);
     // Takes a sequence out and gives its pages back, wherever it stands.
     void finish(Sequence& sequence);
+    // The pages know no prefix any more; no sequence may be unfinished.
+    void forget_prefixes() { room_.forget(); }
 
     int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
     int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }

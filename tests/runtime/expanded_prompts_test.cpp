@@ -288,6 +288,26 @@ TEST_F(SharedPrefixes, OnePromptAfterTheOther) {
     }
 }
 
+// Nor does what was expanded stay for another prefix in the same pages, once they are forgotten.
+TEST_F(SharedPrefixes, WhatIsForgottenIsExpandedAnew) {
+    const auto of = [this](int64_t index, int64_t prefix) {
+        Request made = request(index, kPrefix + 20, 3);
+        std::ranges::copy(request(prefix, kPrefix, 3).prompt_tokens, made.prompt_tokens.begin());
+        return made;
+    };
+    Engine engine = make_engine({.scheduler = {.max_batch = 1, .max_batch_tokens = kMaxTokens},
+                                 .max_context = 320,
+                                 .expanded_bytes = bytes_of(256)});
+    for (const int64_t prefix : {50, 51}) {
+        const std::vector<Request> requests{of(0, prefix), of(1, prefix), of(2, prefix)};
+        const int64_t before = kernels_.num_expanded;
+        std::vector<Completion> got = run(engine, requests);
+        EXPECT_EQ(kernels_.num_expanded - before, (2 * kPrefix + 3 * 20) * num_layers());
+        expect_same(got, alone(requests));
+        engine.forget_prefixes();
+    }
+}
+
 // The same in one step: where one has room, the others share what they expand anew.
 TEST_F(SharedPrefixes, SeveralPromptsOfAStep) {
     std::vector<Request> requests{request(0, kPrefix + 5, 3)};
