@@ -129,6 +129,11 @@ void Engine::submit(Request request) {
     if (!sampling.ignore_eos)
         active->stop_tokens.insert(active->stop_tokens.end(), eos_tokens_.begin(),
                                    eos_tokens_.end());
+    // Texts leave special tokens out: one that is to stop is found by its id.
+    for (const std::string& stop : sampling.stop)
+        if (const std::optional<int32_t> id = tokenizer_->token_id(stop);
+            id && tokenizer_->is_special(*id))
+            active->stop_tokens.push_back(*id);
     if (!sampling.stop.empty()) active->stop_strings.emplace(sampling.stop);
     if (tokenizer_ && (active->stop_strings || on_token_)) active->decoder.emplace(*tokenizer_);
     if (sampling.logprobs) {

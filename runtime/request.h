@@ -19,7 +19,7 @@ struct SamplingParams {
     int64_t n = 1;  // samples of one prompt; each is a request of its own to the engine
     int64_t max_tokens = 128;
     int64_t min_tokens = 0;              // before these, no token that would stop may be chosen
-    std::vector<std::string> stop = {};  // the text ends before the first of these
+    std::vector<std::string> stop = {};  // the text ends before the first; may be special tokens
     std::vector<int32_t> stop_token_ids = {};  // beside the model's end-of-sentence token
     bool ignore_eos = false;                   // end-of-sentence does not stop (stop_token_ids do)
     std::optional<int64_t> logprobs = {};  // of chosen tokens, and of this many most likely ones

@@ -33,9 +33,10 @@ class EngineTest : public testing::Test {
           rank_(source_, *kernels_, numerics, single_rank_fabric(source_.config(), kMaxTokens, 2),
                 *transport_) {}
 
-    Engine make_engine(const EngineOptions& options) {
+    Engine make_engine(const EngineOptions& options,
+                       std::optional<Tokenizer> tokenizer = std::nullopt) {
         return Engine(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), options, {},
-                      std::nullopt);
+                      std::move(tokenizer));
     }
     Request request(int64_t index, int64_t prompt_length, int64_t max_tokens) const {
         Random random(static_cast<uint64_t>(index));
@@ -231,6 +232,24 @@ TEST_F(EngineTest, StopTokensEndATextAndMinTokensHoldThemBack) {
     const Completion held = run(engine, {stops}).at(2);
     EXPECT_EQ(held.tokens.size(), 12u);
     EXPECT_EQ(std::count(held.tokens.begin(), held.tokens.end(), tokens[4]), 0);
+}
+
+TEST_F(EngineTest, ASpecialTokenMayBeAStopString) {
+    Engine plain = make_engine({});
+    const std::vector<int32_t> tokens = run(plain, {request(2, 20, 12)}).at(2).tokens;
+    const std::string json = fmt::format(
+        R"({{"model": {{"type": "BPE", "vocab": {{"a": 0}}, "merges": []}},
+             "decoder": {{"type": "ByteLevel"}},
+             "added_tokens": [{{"id": {}, "content": "<|end|>", "special": true}}]}})",
+        tokens[4]);
+    Engine engine = make_engine({}, Tokenizer::from_json(json, "t.json"));
+    Request stops = request(2, 20, 12);
+    stops.sampling.stop = {"a b", "<|end|>"};
+    const Completion stopped = run(engine, {stops}).at(2);
+    const auto first = std::find(tokens.begin(), tokens.end(), tokens[4]);
+    EXPECT_EQ(stopped.finish_reason, FinishReason::stop);
+    EXPECT_EQ(stopped.tokens, std::vector<int32_t>(tokens.begin(), first + 1));
+    EXPECT_EQ(stopped.text.find("<|end|>"), std::string::npos);
 }
 
 TEST_F(EngineTest, MoreLogprobsThanTokensAreAllOfThem) {
