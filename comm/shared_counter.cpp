@@ -29,7 +29,8 @@ SharedCounter::SharedCounter(Transport& transport, std::vector<int> members, int
 
 Claim SharedCounter::take(int64_t count) {
     const int64_t left = limit_ - next_;
-    const int64_t share = left / (2 * (std::ssize(peers_) + 1)) + 1;
+    const int64_t expected = std::clamp<int64_t>(expected_ - next_, 0, left);
+    const int64_t share = expected / (2 * (std::ssize(peers_) + 1)) + 1;
     const Claim claim{next_, std::min({std::max<int64_t>(count, 0), share, left})};
     next_ += claim.count;
     return claim;

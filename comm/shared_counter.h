@@ -26,6 +26,8 @@ class SharedCounter {
     SharedCounter(const SharedCounter&) = delete;
     SharedCounter& operator=(const SharedCounter&) = delete;
 
+    // About how many items there are, fewer than the limit, where the owner learns of it later.
+    void expect(int64_t num_items) { expected_ = num_items; }
     // Asks for up to `count` items; one claim at a time. The answer is less towards the end, at
     // least one: half of what would be this member's share of what is left (guided
     // self-scheduling), so that all members end together.
@@ -49,6 +51,7 @@ class SharedCounter {
     Transport& transport_;
     bool owner_;
     int64_t limit_;
+    int64_t expected_ = limit_;
     int64_t next_ = 0;
     std::vector<Peer> peers_;  // owner: of each other member; others: of the owner
     bool requested_ = false;

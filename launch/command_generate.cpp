@@ -191,6 +191,8 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     if (!config.log.routing.empty()) routing_recorder().start();
     std::optional<RunTrace> run_trace;
     if (traced) run_trace.emplace(world, true, &loaded.device());
+    if (loaded.claims() != nullptr && num_requests > 0)
+        loaded.claims()->expect(num_requests / config.sampling.n);  // rank 0 knows, and owns it
     if (watchdog != nullptr) watchdog->arm(true);
     LoopEnd end = LoopEnd::finished;
     if (loaded.engine() == nullptr) {

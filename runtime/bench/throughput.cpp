@@ -160,10 +160,12 @@ class Measurement {
                                       engine.step_idly();
                                       last_step_s = log.now_s();
                                   }};
-        if (loaded_.claims() == nullptr)
+        if (loaded_.claims() == nullptr) {
             run_requests(engine, reader, sink, hooks);
-        else
+        } else {
+            loaded_.claims()->expect(std::ssize(workload));
             run_claimed_requests(engine, reader, sink, *loaded_.claims(), hooks);
+        }
         engine.cancel_all();
         engine.set_token_hook({});
         report.num_prefix_hits = engine.num_prefix_hits();

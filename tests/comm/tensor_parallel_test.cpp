@@ -1,6 +1,7 @@
 #include "comm/tensor_parallel.h"
 
 #include <gmock/gmock.h>
+#include <limits>
 #include <numeric>
 
 #include "base/random.h"
@@ -192,7 +193,29 @@ TEST(SharedCounter, EveryItemIsClaimedOnce) {
     EXPECT_EQ(world.all_sum(sum), 1000 * 999 / 2);
 }
 
-// Who asks for everything gets half of its share of what is left.
+// Who asks for everything gets half of its share of what is left; of what was expected only a guess
+// is made, and more may come.
+TEST(SharedCounter, ClaimsFollowWhatIsExpected) {
+    World& world = test_world();
+    const auto transport = make_transport("auto", world, nullptr);
+    std::vector<int> members(static_cast<size_t>(world.size()));
+    std::iota(members.begin(), members.end(), 0);
+    SharedCounter counter(*transport, members, std::numeric_limits<int64_t>::max());
+    transport->connect();
+    if (world.rank() == 0) {
+        counter.expect(1000);
+        for (int64_t next = 0; next < 1100;) {
+            counter.request(1000);
+            const Claim claim = counter.poll().value();
+            EXPECT_EQ(claim.begin, next);
+            EXPECT_EQ(claim.count, std::max<int64_t>(0, 1000 - next) / (2 * world.size()) + 1);
+            next += claim.count;
+        }
+    }
+    world.barrier();
+}
+
+// The same, up to the limit.
 TEST(SharedCounter, ClaimsShrinkTowardsTheEnd) {
     World& world = test_world();
     const auto transport = make_transport("auto", world, nullptr);

@@ -105,6 +105,16 @@ TEST(Throughput, OtherSettingsDoNotChangeOutputs) {
     EXPECT_EQ(micro.about.micro_batches, 2);
 }
 
+// Though one of them had room for all.
+TEST(Throughput, AttentionRanksShareFewRequests) {
+    Bench bench({"engine.max_batch=16"});
+    const ThroughputOutcome outcome = bench.run("colocated");
+    if (test_world().rank() != 0) return;
+    for (const Repetition& repetition : outcome.repetitions)
+        for (const RankReport& rank : repetition.ranks)
+            EXPECT_GE(rank.num_finished, 1) << "rank " << rank.rank;
+}
+
 TEST(Throughput, LayoutsThatNeedMoreRanksAreSkipped) {
     Bench bench;
     const ThroughputOutcome outcome = bench.run("5:4");
