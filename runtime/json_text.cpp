@@ -8,7 +8,7 @@
 namespace ferry {
 namespace {
 
-constexpr int kMaxDepth = 16;
+constexpr int kMaxDepth = 64;  // as in a chat template: schemas of tools are deep
 constexpr size_t kMaxQuotedBytes = 100;
 
 }  // namespace

@@ -118,6 +118,9 @@ TEST(RequestParser, MessagesGoToTheTemplateAsTheyAre) {
         parse_line(R"(, "chat_template_kwargs": {"thinking": true, "a": 1}, "tools": [{"b": 1}])")
             .failed);
     EXPECT_THAT(given, ElementsAre(messages, R"({"thinking":true,"a":1,"tools":[{"b":1}]})"));
+    std::string deep = "1";
+    for (int i = 0; i < 20; ++i) deep = R"({"properties":)" + deep + "}";
+    ASSERT_FALSE(parse_line(R"(, "tools": [)" + deep + "]").failed);
     EXPECT_THAT(parse_line(R"(, "tools": {})").failed->error, HasSubstr("tools: must be a list"));
     EXPECT_THAT(parse_line(R"(, "chat_template_kwargs": [])").failed->error,
                 HasSubstr("chat_template_kwargs: must be an object"));
