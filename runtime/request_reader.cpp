@@ -16,6 +16,7 @@ constexpr size_t kMaxNotes = 20;            // different ignored fields that are
 constexpr int64_t kMaxDuplicateNotes = 5;   // repeated ids that are told
 constexpr size_t kMaxTrackedIds = 1 << 20;  // later ids are not looked at
 constexpr size_t kShortestMisspelling = 5;  // shorter unknown fields are the user's own
+constexpr size_t kLettersPerMistake = 4;    // and those further from any of ours
 
 // Names of the same things elsewhere; passing over them would surprise.
 struct Foreign {
@@ -146,6 +147,15 @@ std::vector<int32_t> read_prompt(const Json& object, std::string_view line,
     return read_tokens(object["prompt_tokens"]);
 }
 
+// The field that an unknown one looks like and that the line lacks; empty: it is the user's own.
+std::string meant_by(const std::string& key, const Json& object,
+                     std::span<const std::string> known_keys) {
+    if (key.size() < kShortestMisspelling) return {};
+    const std::string nearest = nearest_spelling(key, known_keys);
+    const bool is_near = edit_distance(key, nearest) <= key.size() / kLettersPerMistake;
+    return is_near && !object.contains(nearest) ? nearest : std::string();
+}
+
 void check_tokens(const std::vector<int32_t>& tokens, int64_t vocab_size) {
     if (tokens.empty()) bad("the prompt has no tokens");
     if (vocab_size == 0) return;
@@ -184,7 +194,7 @@ RequestLine RequestParser::parse(std::string_view text, int64_t line_number) {
             if (field != params_fields_.end())
                 assign(*field, to_yaml_value(entry.value()), where, ErrorKind::input);
             else if (std::find(known_keys_.begin(), known_keys_.end(), key) == known_keys_.end())
-                note_unknown(key, line_number);
+                note_unknown(key, meant_by(key, object, known_keys_), line_number);
         }
         if (params_.min_tokens > params_.max_tokens) bad("min_tokens is more than max_tokens");
         request.sampling = params_;
@@ -240,13 +250,12 @@ RequestLine RequestParser::finish(Request request, int64_t line_number) {
     return line;
 }
 
-void RequestParser::note_unknown(const std::string& key, int64_t line_number) {
+void RequestParser::note_unknown(const std::string& key, const std::string& meant,
+                                 int64_t line_number) {
     for (const Foreign& foreign : kForeign)
         if (key == foreign.key) bad(fmt::format("{}: no such field; use {}", key, foreign.instead));
-    const std::string nearest =
-        key.size() < kShortestMisspelling ? std::string() : nearest_spelling(key, known_keys_);
-    if (!nearest.empty())
-        bad(fmt::format("{}: no such field; did you mean {}?", in_quotes(key), nearest));
+    if (!meant.empty())
+        bad(fmt::format("{}: no such field; did you mean {}?", in_quotes(key), meant));
     if (noted_.size() >= kMaxNotes || !noted_.insert(key).second) return;
     log_warn("{}:{}: field {} is passed over, here and in other lines", name_, line_number,
              in_quotes(key));

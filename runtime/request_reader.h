@@ -60,7 +60,7 @@ class RequestParser {
     Request request_of(int64_t line_number) const;  // before the line is read
     static RequestLine fail(Request request, const std::string& what);
     RequestLine finish(Request request, int64_t line_number);
-    void note_unknown(const std::string& key, int64_t line_number);
+    void note_unknown(const std::string& key, const std::string& meant, int64_t line_number);
     void note_duplicate(const RequestId& id, int64_t line_number);
 
     std::string name_;

@@ -134,6 +134,8 @@ TEST(RequestParser, FieldsOfTheUsersOwnArePassedOver) {
     const RequestLine line =
         parse(R"({"prompt": "a", "idx": 4, "category": "science", "answer": {"deep": []}})");
     EXPECT_FALSE(line.failed);
+    for (const char* field : {"prompt_id", "prompts", "message_id", "topic", "store", "num_tokens"})
+        EXPECT_FALSE(parse(fmt::format(R"({{"prompt": "a", "{}": 1}})", field)).failed) << field;
 }
 
 struct BadLine {
@@ -171,6 +173,8 @@ TEST(RequestParser, BadLinesSayWhat) {
         {R"({"prompt": "a", "max_tokens": 0})", "max_tokens: must be"},
         {R"({"prompt": "a", "min_tokens": 129})", "min_tokens is more than max_tokens"},
         {R"({"prompt": "a", "temprature": 1})", "did you mean temperature?"},
+        {R"({"prompts": "a"})", "did you mean prompt?"},
+        {R"({"prompt": "a", "max_token": 1})", "did you mean max_tokens?"},
         {R"({"prompt": "a", "max_new_tokens": 1})", "no such field; use max_tokens"},
     };
     for (const BadLine& bad : all) {
