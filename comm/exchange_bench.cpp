@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/median.h"
 #include "base/random.h"
 #include "base/trace.h"
 
@@ -45,7 +46,7 @@ Spread spread_of(std::vector<double> us) {
     const auto at = [&](double q) {
         return us[static_cast<size_t>(std::ceil(q * static_cast<double>(us.size()))) - 1];
     };
-    return {us.front(), at(0.5), at(0.99)};
+    return {us.front(), median(us), at(0.99)};
 }
 
 class Bench {

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <memory>
 
+#include "base/median.h"
 #include "comm/progress_state.h"
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
@@ -47,11 +48,6 @@ double seconds(Body&& body) {
 // Of every rank's seconds, the longest.
 double slowest(World& world, double own_s) {
     return static_cast<double>(world.all_max(static_cast<int64_t>(own_s * 1e9))) * 1e-9;
-}
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
 }
 
 class LoadBench {

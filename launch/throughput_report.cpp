@@ -7,6 +7,8 @@
 #include <numeric>
 #include <set>
 
+#include "base/median.h"
+
 namespace ferry {
 namespace {
 
@@ -64,13 +66,6 @@ std::vector<BenchColumn> columns_for(bool with_gpus) {
     if (!with_gpus)
         std::erase_if(columns, [](const auto& column) { return column.key.ends_with("_per_gpu"); });
     return columns;
-}
-
-double median(std::vector<double> values) {
-    if (values.empty()) return 0;
-    std::sort(values.begin(), values.end());
-    const size_t half = values.size() / 2;
-    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
 double per_s(int64_t count, int64_t ns) {

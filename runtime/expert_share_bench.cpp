@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/median.h"
 #include "base/random.h"
 #include "comm/placement.h"
 #include "comm/staging.h"
@@ -91,9 +92,8 @@ ExpertShare time_share(Kernels& kernels, const Numerics& numerics, const ModelCo
         if (expected.empty()) expected.assign(bytes, bytes + y.size_bytes());
         share.same_bits &= std::memcmp(bytes, expected.data(), expected.size()) == 0;
     }
-    std::sort(seconds.begin(), seconds.end());
-    share.best_s = seconds.front();
-    share.median_s = seconds[seconds.size() / 2];
+    share.best_s = std::ranges::min(seconds);
+    share.median_s = median(seconds);
     return share;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 
+#include "base/median.h"
 #include "base/random.h"
 #include "base/trace.h"
 #include "base/zones_cuda.h"
@@ -234,13 +235,12 @@ StepTimes StepBench::run(const StepWorkload& workload, int num_warmups, int num_
         seconds[kStages.size() + 1].push_back(step_s);
     }
     for (size_t i = 0; i < seconds.size(); ++i) {
-        std::sort(seconds[i].begin(), seconds[i].end());
         times.stages.push_back({.name = i < kStages.size()    ? kStages[i].name
                                         : i == kStages.size() ? "other"
                                                               : "step",
                                 .num_layers = 1,
-                                .best_s = seconds[i].front(),
-                                .median_s = seconds[i][seconds[i].size() / 2]});
+                                .best_s = std::ranges::min(seconds[i]),
+                                .median_s = median(seconds[i])});
     }
     count_work(times, touched);
     if (on_gpu()) return times;  // the library's sums may depend on the number of rows

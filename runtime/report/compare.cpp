@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/check.h"
+#include "base/median.h"
 #include "runtime/report/text.h"
 
 namespace ferry::report {
@@ -57,14 +58,14 @@ std::string identity(const Row& row, const Benchmark& benchmark) {
     return text;
 }
 
-double row_spread(const Row& row, const Metric& metric, double median) {
+double row_spread(const Row& row, const Metric& metric, double middle) {
     std::vector<double> repetitions;
     for (const Row& repetition : row.list("repetitions"))
         if (const auto value = repetition.find_number(metric.key)) repetitions.push_back(*value);
     if (repetitions.size() > 1) return spread_of(repetitions);
-    if (metric.best_key != nullptr && median > 0)
+    if (metric.best_key != nullptr && middle > 0)
         if (const auto best = row.find_number(metric.best_key))
-            return std::abs(median - *best) / median;
+            return std::abs(middle - *best) / middle;
     return row.find_number("spread").value_or(0);
 }
 
@@ -100,12 +101,9 @@ const char* const kNoiseRule =
 
 double spread_of(const std::vector<double>& repetitions) {
     if (repetitions.size() < 2) return 0;
-    std::vector<double> sorted = repetitions;
-    std::ranges::sort(sorted);
-    const size_t middle = sorted.size() / 2;
-    const double median =
-        sorted.size() % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-    return median > 0 ? (sorted.back() - sorted.front()) / 2 / median : 0;
+    const auto [least, most] = std::ranges::minmax(repetitions);
+    const double middle = median(repetitions);
+    return middle > 0 ? (most - least) / 2 / middle : 0;
 }
 
 Verdict judge(double change, double noise, bool higher_is_better) {
