@@ -171,6 +171,7 @@ ThroughputOutcome ThroughputRunner::run_on(World& part, ThroughputCase about, co
                                            const std::vector<WorkloadRequest>& workload,
                                            ThroughputOptions options) {
     const ModelConfig& shape = model_.source->config();
+    reset_peak_memory();
     LoadedEngine loaded(config, model_, part, {});
     about.num_nodes = part.num_nodes();
     about.num_gpus = loaded.num_gpus();

@@ -21,6 +21,9 @@ struct MemoryUse {
     int64_t peak_bytes = 0;
 };
 MemoryUse memory_use();
+// From here on the peak begins anew; where the kernel does not know how, it stays that of the whole
+// process.
+void reset_peak_memory();
 
 // Counters of a node and of this process; differences of two samples are of the time between.
 // Plain bytes: ranks send it to each other.

@@ -1,6 +1,10 @@
 #include "runtime/bench/machine.h"
 
 #include <gmock/gmock.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
 
 namespace ferry {
 namespace {
@@ -46,6 +50,20 @@ TEST(ClockDoubts, EachHasItsReason) {
     MachineSpan drift = quiet();
     drift.after.realtime_s += 0.05;
     EXPECT_THAT(clock_doubts({drift}, 4), ElementsAre(HasSubstr("drifted by 50.0 ms")));
+}
+
+// A benchmark of several layouts: each has a peak of its own.
+TEST(Machine, PeakMemoryBeginsAnew) {
+    constexpr size_t kBytes = 64 << 20;
+    void* memory =
+        ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(memory, MAP_FAILED);
+    std::memset(memory, 1, kBytes);
+    const int64_t before = memory_use().peak_bytes;
+    ::munmap(memory, kBytes);
+    if (::access("/proc/self/clear_refs", W_OK) != 0) GTEST_SKIP() << "not known here";
+    reset_peak_memory();
+    EXPECT_LT(memory_use().peak_bytes, before - (32 << 20));
 }
 
 TEST(Machine, KnowsItself) {
