@@ -1,7 +1,8 @@
 // What `ferry bench throughput` reports of its measurements, for people and machines.
 //
 // JSON: {"benchmark": "throughput", "format": 1, "time", "command", "versions": {name: version},
-// "hosts": [{node, host, cpu, kernel, cores, memory_bytes, gpus, ranks: []}],
+// "hosts": [{node, host, cpu, kernel, cores, memory_bytes, gpus, usable_cores, ranks: []}],
+//          cores: of the machine; usable_cores: that its ranks may run on
 // "config": {"section.key": value as text}, "workload": {requests, input, output, arrivals, rate,
 // prefix_share, seed, warmup_requests, repetitions, slo_ttft_ms, slo_tpot_ms},
 // "parameters": {}, "rows": []}. A row is one case:

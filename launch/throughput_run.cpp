@@ -7,7 +7,9 @@
 #include <charconv>
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "base/cores.h"
 #include "launch/gpu_facts.h"
 #include "launch/status_file.h"
 #include "launch/versions.h"
@@ -229,15 +231,20 @@ std::string hosts_json(World& world) {
                    {"memory_bytes", machine.memory_bytes},
                    {"gpus", gpu_facts().gpus.size()}};
     const std::vector<std::string> all = world.all_gather(own.dump());
+    const std::vector<std::string> cores = world.all_gather(core_ranges(allowed_cores()));
     Json hosts = Json::array();
     for (int node = 0; node < world.num_nodes(); ++node) {
         Json host{{"node", node}, {"host", world.host_of_node()[static_cast<size_t>(node)]}};
         Json ranks = Json::array();
+        std::set<int> usable;
         for (int rank = 0; rank < world.size(); ++rank) {
             if (world.node_of_rank()[static_cast<size_t>(rank)] != node) continue;
             if (ranks.empty()) host.update(Json::parse(all[static_cast<size_t>(rank)]));
             ranks.push_back(rank);
+            for (const int core : parse_core_ranges(cores[static_cast<size_t>(rank)]))
+                usable.insert(core);
         }
+        host["usable_cores"] = usable.size();
         host["ranks"] = std::move(ranks);
         hosts.push_back(std::move(host));
     }

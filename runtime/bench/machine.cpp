@@ -13,7 +13,6 @@
 #include <map>
 #include <sstream>
 
-#include "base/cores.h"
 #include "layers/cpu/fma_peak.h"
 
 namespace ferry {
@@ -90,7 +89,7 @@ MachineInfo machine_info() {
         info.host = name.nodename;
         info.kernel = fmt::format("{} {}", name.sysname, name.release);
     }
-    info.cores = static_cast<int64_t>(allowed_cores().size());
+    info.cores = ::sysconf(_SC_NPROCESSORS_ONLN);
     info.memory_bytes = kibibytes("/proc/meminfo", "MemTotal");
     return info;
 }

@@ -10,7 +10,7 @@ struct MachineInfo {
     std::string host;
     std::string cpu;     // model name
     std::string kernel;  // "Linux 6.1.0"
-    int64_t cores = 0;   // that this process may use
+    int64_t cores = 0;   // of the machine, whether or not this process may use them
     int64_t memory_bytes = 0;
 };
 MachineInfo machine_info();

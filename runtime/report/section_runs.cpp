@@ -82,6 +82,13 @@ std::string validity(const BenchResult& bench) {
     return fmt::format("valid: all {} cases", checked);
 }
 
+// "2 of 64" where the ranks were bound to some of them.
+std::string cores_of(const Row& host) {
+    const std::string all = host.words("cores");
+    if (!host.has("usable_cores") || host.words("usable_cores") == all) return all;
+    return host.words("usable_cores") + " of " + all;
+}
+
 Table hosts_table(const std::vector<const BenchResult*>& benches) {
     Table table{.caption = "Hosts",
                 .columns = {{.name = "Result"},
@@ -99,7 +106,7 @@ Table hosts_table(const std::vector<const BenchResult*>& benches) {
                 {{.text = bench->name},
                  {.text = host.words("host")},
                  {.text = host.words("cpu")},
-                 {.text = host.words("cores")},
+                 {.text = cores_of(host)},
                  {.text = memory ? format_quantity(*memory, "B") : "\xE2\x80\x93", .value = memory},
                  {.text = host.words("gpus")},
                  {.text = host.words("kernel")},

@@ -1,10 +1,13 @@
 #include "runtime/bench/machine.h"
 
 #include <gmock/gmock.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
+
+#include "base/cores.h"
 
 namespace ferry {
 namespace {
@@ -64,6 +67,17 @@ TEST(Machine, PeakMemoryBeginsAnew) {
     if (::access("/proc/self/clear_refs", W_OK) != 0) GTEST_SKIP() << "not known here";
     reset_peak_memory();
     EXPECT_LT(memory_use().peak_bytes, before - (32 << 20));
+}
+
+TEST(Machine, HasItsCoresWhateverARankIsBoundTo) {
+    const int64_t cores = machine_info().cores;
+    cpu_set_t all, one;
+    ASSERT_EQ(::sched_getaffinity(0, sizeof all, &all), 0);
+    CPU_ZERO(&one);
+    CPU_SET(allowed_cores()[0], &one);
+    ASSERT_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
+    EXPECT_EQ(machine_info().cores, cores);
+    ASSERT_EQ(::sched_setaffinity(0, sizeof all, &all), 0);
 }
 
 TEST(Machine, KnowsItself) {
