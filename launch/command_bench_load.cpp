@@ -30,6 +30,7 @@ const std::vector<BenchColumn> kColumns{
     {.key = "dropped_by", .heading = ""},
     {.key = "skipped", .heading = "skipped"},
     {.key = "load_s", .heading = "load s", .num_digits = 2},
+    {.key = "spread", .heading = "spread %", .num_digits = 0, .scale = 100},
     {.key = "load_bytes", .heading = "MB", .num_digits = 1, .scale = 1e-6},
     {.key = "load_GBps", .heading = "GB/s", .num_digits = 2},
     {.key = "load_GBps_per_rank", .heading = "/rank", .num_digits = 2},
@@ -91,7 +92,7 @@ class LoadBench {
     void skip(const LayoutChoice& layout, int ranks, const std::string& state) {
         report_.add_row({layout.text, int64_t{ranks}, state, 0.0, std::string(),
                          fmt::format("needs {} ranks, this job has {}", ranks, job_.world.size()),
-                         0.0, int64_t{0}, 0.0, 0.0, 0.0, int64_t{0}, 0.0, 0.0});
+                         0.0, 0.0, int64_t{0}, 0.0, 0.0, 0.0, int64_t{0}, 0.0, 0.0});
     }
 
     // Cold: what may be dropped is; warm: all has been read just before. Returns what is cached
@@ -128,7 +129,7 @@ class LoadBench {
             raw_s.push_back(slowest(
                 part, seconds([&] { raw_bytes = read_part(files_, part.rank(), part.size()); })));
             raw_bytes = part.all_sum(raw_bytes);
-            prepare(part, cold);
+            cached = std::max(cached, prepare(part, cold));
             std::atomic<int64_t> bytes{0};
             std::unique_ptr<LoadedEngine> loaded;
             load_s.push_back(slowest(part, seconds([&] {
@@ -145,10 +146,11 @@ class LoadBench {
         const double load = median(load_s), raw = median(raw_s);
         const double load_rate = static_cast<double>(load_bytes) / load * 1e-9,
                      raw_rate = static_cast<double>(raw_bytes) / raw * 1e-9;
+        const auto [least, most] = std::ranges::minmax(load_s);
         report_.add_row({layout.text, int64_t{part.size()}, state_of(cold, cached), cached,
-                         cold ? dropped_by_ : std::string(), std::string(), load, load_bytes,
-                         load_rate, load_rate / part.size(), raw, raw_bytes, raw_rate,
-                         load_rate / raw_rate});
+                         cold ? dropped_by_ : std::string(), std::string(), load,
+                         (most - least) / load, load_bytes, load_rate, load_rate / part.size(), raw,
+                         raw_bytes, raw_rate, load_rate / raw_rate});
     }
 
     BenchJob& job_;

@@ -66,7 +66,7 @@ double row_spread(const Row& row, const Metric& metric, double middle) {
     if (metric.best_key != nullptr && middle > 0)
         if (const auto best = row.find_number(metric.best_key))
             return std::abs(middle - *best) / middle;
-    return row.find_number("spread").value_or(0);
+    return row.find_number("spread").value_or(0) / 2;  // from the best to the worst
 }
 
 bool was_measured(const Row& row) {

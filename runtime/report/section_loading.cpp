@@ -107,6 +107,7 @@ Section loading_section(const Results& results) {
                            {{"ranks", "Ranks", "", 1, 7},
                             {"cached_share", "In the page cache", "%", 100, 3},
                             {"load_s", "Load", "s"},
+                            {"spread", "Spread", "%", 100, 2},
                             {"load_bytes", "Loaded", "MB", 1e-6},
                             {"load_GBps", "Speed", "GB/s"},
                             {"load_GBps_per_rank", "per rank", "GB/s"},

@@ -190,10 +190,10 @@ std::string loading_json(double load_s) {
 }
 const char* const kScaling = R"({"benchmark": "scaling", "parameters": {}, "rows": [
 {"kind": "strong", "layout": "colocated:1", "ranks": 1, "nodes": 1, "requests": 8, "skipped": "",
- "wall_s": 4, "spread": 0.01, "output_tokens_per_s": 100, "output_tokens_per_s_per_rank": 100,
+ "wall_s": 4, "output_tokens_per_s": 100, "output_tokens_per_s_per_rank": 100,
  "speedup": 1, "efficiency": 1, "valid": "yes"},
 {"kind": "strong", "layout": "colocated:2", "ranks": 2, "nodes": 1, "requests": 8, "skipped": "",
- "wall_s": 2.5, "spread": 0.01, "output_tokens_per_s": 160, "output_tokens_per_s_per_rank": 80,
+ "wall_s": 2.5, "output_tokens_per_s": 160, "output_tokens_per_s_per_rank": 80,
  "speedup": 1.6, "efficiency": 0.8125, "valid": "doubt"}]})";
 
 TEST_F(ReportResults, LoadingAndScalingHaveSectionsOfTheirOwn) {
@@ -236,6 +236,18 @@ TEST_F(ReportResults, DifferencesBeyondTheNoiseCount) {
     EXPECT_EQ(judge(-0.1, 0.02, true), Verdict::worse);
     EXPECT_DOUBLE_EQ(spread_of({90, 100, 120}), 0.15);
     EXPECT_DOUBLE_EQ(spread_of({100}), 0);
+}
+
+// From the best to the worst repetition, over the median.
+TEST_F(ReportResults, SpreadOfARowIsTwiceItsNoise) {
+    for (std::string json : {std::string(kScaling), loading_json(1)}) {
+        const std::string before = "\"skipped\": \"\",";
+        for (size_t at = 0; (at = json.find(before, at)) != std::string::npos; ++at)
+            json.replace(at, before.size(), before + " \"spread\": 0.25,");
+        const Results results = read_results({file("new.json", json)}, file("old.json", json));
+        for (const Comparison& one : compare(*results.baseline, results.benches[0], nullptr))
+            EXPECT_DOUBLE_EQ(one.noise, 0.25) << one.name;
+    }
 }
 
 TEST_F(ReportResults, MeasurementsOfOneSideAreNamed) {
