@@ -22,9 +22,9 @@ std::vector<NamedRow> rows_of(const Results& results, const std::string& benchma
     return rows;
 }
 
-// One line per kind (strong, weak) over ranks.
-Figure lines(const std::vector<NamedRow>& rows, const std::string& id, const Field& field,
-             const std::string& title) {
+// One line per result and kind (strong, weak) over ranks.
+Figure lines(const Results& results, const std::vector<NamedRow>& rows, const std::string& id,
+             const Field& field, const std::string& title) {
     XyChart chart{.text = {.title = title,
                            .description = title + " over the number of ranks",
                            .x_label = "ranks",
@@ -33,7 +33,8 @@ Figure lines(const std::vector<NamedRow>& rows, const std::string& id, const Fie
                   .series = {}};
     std::set<double> ticks;
     for (const NamedRow& named : rows) {
-        const std::string name = named.row.text("kind") + " scaling";
+        const std::string name =
+            prefix_of(*named.bench, results) + named.row.text("kind") + " scaling";
         auto found = std::ranges::find(chart.series, name, &Series::name);
         if (found == chart.series.end())
             found = chart.series.insert(chart.series.end(), {.name = name, .points = {}});
@@ -55,9 +56,10 @@ Figure lines(const std::vector<NamedRow>& rows, const std::string& id, const Fie
 void add_scaling_results(const Results& results, Section& section) {
     const std::vector<NamedRow> rows = rows_of(results, "scaling", "kind", "layout");
     if (rows.empty()) return;
-    section.blocks.push_back(lines(
-        rows, "scaling-speedup", {"speedup", "Speed-up", "times the first"}, "Speed-up by ranks"));
-    section.blocks.push_back(lines(rows, "scaling-measured-efficiency",
+    section.blocks.push_back(lines(results, rows, "scaling-speedup",
+                                   {"speedup", "Speed-up", "times the first"},
+                                   "Speed-up by ranks"));
+    section.blocks.push_back(lines(results, rows, "scaling-measured-efficiency",
                                    {"efficiency", "Efficiency", "% of linear", 100},
                                    "Measured efficiency by ranks"));
     Table table = table_of(rows, "Case",

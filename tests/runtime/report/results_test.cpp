@@ -218,6 +218,14 @@ TEST_F(ReportResults, LoadingAndScalingHaveSectionsOfTheirOwn) {
     EXPECT_EQ(all[0].verdict, Verdict::worse);
 }
 
+TEST_F(ReportResults, LinesOfSeveralScalingResultsAreApart) {
+    const Results results = read_results({file("a.json", kScaling), file("b.json", kScaling)}, "");
+    const std::string html = to_html(make_document(results, "t"));
+    ASSERT_EQ(read_markup(html).error, "");
+    for (const char* name : {"a: strong scaling", "b: strong scaling"})
+        EXPECT_NE(html.find(name), std::string::npos) << name;
+}
+
 TEST_F(ReportResults, DifferencesBeyondTheNoiseCount) {
     const auto verdict = [&](double scale, double spread) {
         const Results results = read_results({file("new.json", exchange_json(scale, spread))},
