@@ -7,6 +7,7 @@
 
 #include "runtime/report/charts.h"
 #include "runtime/report/sections.h"
+#include "runtime/report/sweeps.h"
 #include "runtime/report/text.h"
 
 namespace ferry::report {
@@ -33,8 +34,9 @@ Figure bars_figure(const std::vector<NamedRow>& rows) {
 }
 
 // Rows that differ in `key` only form one series.
-std::string group_name(const NamedRow& named, const std::set<std::string>& without) {
-    std::string name = named.bench->name;
+std::string group_name(const NamedRow& named, const Sweeps& sweeps,
+                       const std::set<std::string>& without) {
+    std::string name = std::to_string(sweeps.of(*named.bench));
     for (const char* key : {"layout", "max_batch", "micro_batches", "mode", "transport", "threads",
                             "rate", "tp_size", "ranks", "attention_ranks", "expert_ranks"}) {
         if (!without.contains(key)) name += fmt::format("|{}={}", key, named.row.words(key));
@@ -42,16 +44,19 @@ std::string group_name(const NamedRow& named, const std::set<std::string>& witho
     return name;
 }
 
+using Group = std::vector<const NamedRow*>;
+
 // The words of a case that all rows of a group share.
-std::string common_case(const std::vector<const NamedRow*>& group) {
+std::string common_case(const Group& group) {
     std::string common;
-    const std::string& first = group[0]->name;
+    const std::string first = group[0]->row.text("case");
     size_t begin = 0;
     while (begin < first.size()) {
         const size_t end = std::min(first.find(' ', begin), first.size());
         const std::string word = first.substr(begin, end - begin);
         const bool in_all = std::ranges::all_of(group, [&](const NamedRow* row) {
-            return (" " + row->name + " ").find(" " + word + " ") != std::string::npos;
+            const std::string name = fmt::format(" {} ", row->row.text("case"));
+            return name.find(fmt::format(" {} ", word)) != std::string::npos;
         });
         if (in_all) common += (common.empty() ? "" : " ") + word;
         begin = end + 1;
@@ -60,13 +65,13 @@ std::string common_case(const std::vector<const NamedRow*>& group) {
     return common;
 }
 
-using Groups = std::vector<std::vector<const NamedRow*>>;
-
-Groups group_rows(const std::vector<NamedRow>& rows, const std::set<std::string>& without) {
-    Groups groups;
+std::vector<Group> group_rows(const std::vector<NamedRow>& rows, const Sweeps& sweeps,
+                              const std::set<std::string>& without) {
+    std::vector<Group> groups;
     std::map<std::string, size_t> idx;
     for (const NamedRow& named : rows) {
-        const auto [found, is_new] = idx.try_emplace(group_name(named, without), groups.size());
+        const auto [found, is_new] =
+            idx.try_emplace(group_name(named, sweeps, without), groups.size());
         if (is_new) groups.emplace_back();
         groups[found->second].push_back(&named);
     }
@@ -85,13 +90,12 @@ std::vector<double> values_of(const std::vector<NamedRow>& rows, const char* key
     return {values.begin(), values.end()};
 }
 
-Series series_of(const std::vector<const NamedRow*>& group, const char* x, const char* y,
-                 double scale = 1) {
-    Series series{.name = common_case(group), .points = {}};
+Series series_of(const Group& group, const Sweeps& sweeps, const char* x, const char* y) {
+    Series series{.name = sweeps.prefix(*group[0]->bench) + common_case(group), .points = {}};
     for (const NamedRow* named : group) {
         const std::optional<double> at = named->row.find_number(x),
                                     value = named->row.find_number(y);
-        if (at && value) series.points.push_back({.x = *at, .y = *value * scale});
+        if (at && value) series.points.push_back({.x = *at, .y = *value});
     }
     return series;
 }
@@ -164,12 +168,12 @@ struct Scale {
     std::map<int64_t, const NamedRow*> best;  // by ranks
 };
 
-std::vector<Scale> scales_of(const std::vector<NamedRow>& rows) {
+std::vector<Scale> scales_of(const std::vector<NamedRow>& rows, const Sweeps& sweeps) {
     std::vector<Scale> scales;
     const std::set<std::string> free{"layout",        "ranks",   "attention_ranks",
                                      "expert_ranks",  "mode",    "transport",
                                      "micro_batches", "tp_size", "threads"};
-    for (const auto& group : group_rows(rows, free)) {
+    for (const auto& group : group_rows(rows, sweeps, free)) {
         Scale scale;
         for (const NamedRow* named : group) {
             const NamedRow*& best = scale.best[static_cast<int64_t>(named->row.number("ranks"))];
@@ -178,8 +182,11 @@ std::vector<Scale> scales_of(const std::vector<NamedRow>& rows) {
                 best = named;
         }
         if (scale.best.size() < 2) continue;
-        scale.name = fmt::format(
-            "batch {}", format_number(group[0]->row.find_number("max_batch").value_or(0), 7));
+        const Row& row = group[0]->row;
+        const double rate = row.find_number("rate").value_or(0);
+        scale.name = fmt::format("{}batch {}{}", sweeps.prefix(*group[0]->bench),
+                                 format_number(row.find_number("max_batch").value_or(0), 7),
+                                 rate > 0 ? fmt::format(" at {}/s", format_number(rate)) : "");
         scales.push_back(std::move(scale));
     }
     return scales;
@@ -194,14 +201,15 @@ Section throughput_section(const Results& results) {
         section.absent = kNone;
         return section;
     }
+    const Sweeps sweeps(results);
     section.blocks.push_back(bars_figure(rows));
     for (const auto& [key, label] :
          {std::pair{"max_batch", "requests in a batch"}, {"rate", "offered requests per second"}}) {
         if (!varies(rows, key)) continue;
         std::vector<Series> output, latency;
-        for (const auto& group : group_rows(rows, {key})) {
-            output.push_back(series_of(group, key, "output_tokens_per_s"));
-            latency.push_back(series_of(group, key, "ttft_p99_ms"));
+        for (const auto& group : group_rows(rows, sweeps, {key})) {
+            output.push_back(series_of(group, sweeps, key, "output_tokens_per_s"));
+            latency.push_back(series_of(group, sweeps, key, "ttft_p99_ms"));
         }
         const AxisKind kind = key[0] == 'm' ? AxisKind::log2 : AxisKind::linear;
         section.blocks.push_back(
@@ -263,7 +271,7 @@ Section latency_section(const Results& results) {
 Section scaling_section(const Results& results) {
     Section section{.id = "scaling", .title = "Scaling"};
     const std::vector<NamedRow> rows = measured_rows(results);
-    const std::vector<Scale> scales = scales_of(rows);
+    const std::vector<Scale> scales = scales_of(rows, Sweeps(results));
     add_scaling_results(results, section);
     if (scales.empty()) {
         section.absent =
@@ -348,9 +356,10 @@ Section frontier_section(const Results& results) {
                   .x_from_zero = true,
                   .joined = true,
                   .series = {}};
+    const Sweeps sweeps(results);
     std::vector<Point> all;
-    for (const auto& group : group_rows(rows, {"max_batch", "rate"})) {
-        Series series = series_of(group, "output_tokens_per_s_per_rank", "tpot_p50_ms");
+    for (const auto& group : group_rows(rows, sweeps, {"max_batch", "rate"})) {
+        Series series = series_of(group, sweeps, "output_tokens_per_s_per_rank", "tpot_p50_ms");
         for (size_t i = 0; i < series.points.size() && i < group.size(); ++i) {
             const bool by_rate = group[i]->row.find_number("rate").value_or(0) > 0;
             const char* key = by_rate ? "rate" : "max_batch";

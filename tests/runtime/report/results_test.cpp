@@ -226,6 +226,66 @@ TEST_F(ReportResults, LinesOfSeveralScalingResultsAreApart) {
         EXPECT_NE(html.find(name), std::string::npos) << name;
 }
 
+// As ferry bench throughput writes it, of one case.
+std::string throughput_json(const std::string& layout, int ranks, int batch, double rate,
+                            double tokens_per_s, const std::string& input = "128") {
+    return fmt::format(
+        "{{\"benchmark\": \"throughput\", \"parameters\": {{\"model\": \"demo\"}}, \"workload\": "
+        "{{\"input\": \"{0}\", \"rate\": {4}}}, \"rows\": [{{\"case\": \"{1} batch {3}\", "
+        "\"layout\": \"{1}\", \"ranks\": {2}, \"max_batch\": {3}, \"rate\": {4}, "
+        "\"output_tokens_per_s\": {5}, \"output_tokens_per_s_per_rank\": {5}, \"ttft_p99_ms\": 5, "
+        "\"tpot_p50_ms\": 1, \"valid\": \"yes\"}}]}}",
+        input, layout, ranks, batch, rate, tokens_per_s);
+}
+
+// What slurm/bench-sweep.sbatch leaves: a file for each case.
+TEST_F(ReportResults, CasesOfOneSweepAreJoinedWhateverFilesTheyAreIn) {
+    std::vector<std::string> paths;
+    for (const int ranks : {1, 2})
+        for (const int batch : {4, 8}) {
+            const std::string layout = fmt::format("colocated:{}", ranks);
+            paths.push_back(file(fmt::format("sweep-{}-b{}.json", ranks, batch),
+                                 throughput_json(layout, ranks, batch, 0, 10 * ranks * batch)));
+        }
+    std::string text = to_markdown(make_document(read_results(paths, ""), "t"));
+    EXPECT_NE(text.find("| colocated:1 | 4 | 40 |\n| colocated:1 | 8 | 80 |\n"), std::string::npos);
+    EXPECT_NE(text.find("| batch 8 | 2 | colocated:2 | 160 | 2 | 100 |"), std::string::npos);
+    // Another run of the same cases, and another workload, are sweeps of their own.
+    for (const int ranks : {1, 2}) {
+        const std::string layout = fmt::format("colocated:{}", ranks);
+        paths.push_back(file(fmt::format("again-{}.json", ranks),
+                             throughput_json(layout, ranks, 4, 0, 30 * ranks)));
+        paths.push_back(file(fmt::format("long-{}.json", ranks),
+                             throughput_json(layout, ranks, 16, 0, 50 * ranks, "512")));
+    }
+    text = to_markdown(make_document(read_results(paths, ""), "t"));
+    for (const char* line : {"| sweep: batch 4 | 2 | colocated:2 | 80 | 2 | 100 |",
+                             "| again: batch 4 | 2 | colocated:2 | 60 | 2 | 100 |",
+                             "| long: batch 16 | 2 | colocated:2 | 100 | 2 | 100 |"})
+        EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text;
+}
+
+TEST_F(ReportResults, SweepsWhoseFilesBeginAlikeHaveDifferentNames) {
+    std::vector<std::string> paths;
+    for (const int ranks : {1, 2})
+        for (const char* input : {"128", "512"})
+            paths.push_back(
+                file(fmt::format("t-{}-{}.json", ranks, input),
+                     throughput_json(fmt::format("colocated:{}", ranks), ranks, 8, 0, 7, input)));
+    const std::string text = to_markdown(make_document(read_results(paths, ""), "t"));
+    EXPECT_NE(text.find("| t-1-128: batch 8 | 2 |"), std::string::npos) << text;
+    EXPECT_NE(text.find("| t-1-512: batch 8 | 2 |"), std::string::npos);
+}
+
+TEST_F(ReportResults, RatesOfArrivalFormALine) {
+    const Results results = read_results({file("r1.json", throughput_json("1:1", 2, 8, 5, 50)),
+                                          file("r2.json", throughput_json("1:1", 2, 8, 9, 70))},
+                                         "");
+    const std::string text = to_markdown(make_document(results, "t"));
+    EXPECT_NE(text.find("| 1:1 batch 8 | 5 | 50 |\n| 1:1 batch 8 | 9 | 70 |\n"), std::string::npos)
+        << text;
+}
+
 TEST_F(ReportResults, DifferencesBeyondTheNoiseCount) {
     const auto verdict = [&](double scale, double spread) {
         const Results results = read_results({file("new.json", exchange_json(scale, spread))},
