@@ -57,8 +57,8 @@ LoadResult take_load(const std::string& text, const std::string& path) try {
     ExpertLoad load = parse_expert_load(text, path);
     LoadResult result{path, {}, load.first_layer, std::move(load.rows)};
     for (const auto& layer : result.rows)
-        if (layer.size() != result.rows[0].size())
-            throw Error(ErrorKind::input, "{}: rows: layers have different numbers of experts",
+        if (layer.empty() || layer.size() != result.rows[0].size())
+            throw Error(ErrorKind::input, "{}: rows: layers have no experts, or different numbers",
                         path);
     return result;
 } catch (const Error& error) {

@@ -245,8 +245,8 @@ Section expert_load_section(const Results& results) {
         for (const Row& layer : named.row.list("expert_load")) {
             layers.push_back(layer.number("layer"));
             rows.push_back(layer.numbers("rows"));
-            if (rows.back().size() != rows[0].size())
-                layer.refuse("rows", "layers have different numbers of experts");
+            if (rows.back().empty() || rows.back().size() != rows[0].size())
+                layer.refuse("rows", "layers have no experts, or different numbers");
         }
         if (!rows.empty())
             section.blocks.push_back(

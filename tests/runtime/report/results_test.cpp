@@ -102,7 +102,12 @@ TEST_F(ReportResults, WhatIsWrongIsSaidInOneLine) {
            "rows[0]: tokens: is missing");
     refuse("{\"benchmark\": \"exchange\", \"rows\": [{\"case\": 3, \"tokens\": 1}]}",
            "case: must be a text");
-    refuse("{\"first_layer\": 0, \"rows\": [[1, 2], [3]]}", "different numbers of experts");
+    refuse("{\"first_layer\": 0, \"rows\": [[1, 2], [3]]}", "no experts, or different numbers");
+    refuse("{\"first_layer\": 0, \"rows\": [[]]}", "no experts, or different numbers");
+    refuse(
+        "{\"benchmark\": \"throughput\", \"rows\": [{\"case\": \"x\", \"ranks\": 1, "
+        "\"output_tokens_per_s\": 1, \"expert_load\": [{\"layer\": 1, \"rows\": []}]}]}",
+        "no experts, or different numbers");
     refuse("{\"traceEvents\": [{\"ph\": \"X\"}]}", "traceEvents[0]: ts: must be a number");
     refuse("{\"traceEvents\": [{\"ph\": \"X\", \"ts\": 1", "not a valid trace");
     EXPECT_ERROR(read_results({file("a.json", exchange_json(1, 0))}, file("l.json", kLoad)),
