@@ -104,7 +104,7 @@ void add_throughput_keys(const Results& results, KeyFigures& keys) {
         const NamedRow* found = nullptr;
         for (const NamedRow& named : rows) {
             const auto value = named.row.find_number(key);
-            if (!value || *value <= 0) continue;
+            if (!value || *value <= 0 || !counts(named.row)) continue;
             const bool beats = found == nullptr || (highest ? *value > found->row.number(key)
                                                             : *value < found->row.number(key));
             if (beats) found = &named;
@@ -129,6 +129,7 @@ void add_exchange_keys(const Results& results, KeyFigures& keys) {
     std::optional<NamedRow> soonest, widest;
     for (const BenchResult* bench : results.of("exchange"))
         for (const Row& row : bench->rows()) {
+            if (!counts(row)) continue;
             const NamedRow named{bench, row,
                                  prefix_of(*bench, results) + row.text("case") + ", " +
                                      format_number(row.number("tokens"), 7) + " tokens"};
@@ -148,7 +149,7 @@ void add_exchange_keys(const Results& results, KeyFigures& keys) {
 void add_layer_keys(const Results& results, KeyFigures& keys) {
     for (const BenchResult* bench : results.of("layer"))
         for (const Row& row : bench->rows())
-            if (row.text("stage") == "step" && keys.figures.size() < 8)
+            if (row.text("stage") == "step" && counts(row) && keys.figures.size() < 8)
                 keys.figures.push_back(
                     {"Step: " + prefix_of(*bench, results) + row.text("workload"),
                      format_quantity(row.number("best_us") * 1e-6, "s"),

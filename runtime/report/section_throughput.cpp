@@ -90,8 +90,12 @@ std::vector<double> values_of(const std::vector<NamedRow>& rows, const char* key
     return {values.begin(), values.end()};
 }
 
+std::string name_of(const Group& group, const Sweeps& sweeps) {
+    return sweeps.prefix(*group[0]->bench) + common_case(group);
+}
+
 Series series_of(const Group& group, const Sweeps& sweeps, const char* x, const char* y) {
-    Series series{.name = sweeps.prefix(*group[0]->bench) + common_case(group), .points = {}};
+    Series series{.name = name_of(group, sweeps), .points = {}};
     for (const NamedRow* named : group) {
         const std::optional<double> at = named->row.find_number(x),
                                     value = named->row.find_number(y);
@@ -176,6 +180,7 @@ std::vector<Scale> scales_of(const std::vector<NamedRow>& rows, const Sweeps& sw
     for (const auto& group : group_rows(rows, sweeps, free)) {
         Scale scale;
         for (const NamedRow* named : group) {
+            if (!counts(named->row)) continue;
             const NamedRow*& best = scale.best[static_cast<int64_t>(named->row.number("ranks"))];
             if (best == nullptr ||
                 best->row.number("output_tokens_per_s") < named->row.number("output_tokens_per_s"))
@@ -359,15 +364,20 @@ Section frontier_section(const Results& results) {
     const Sweeps sweeps(results);
     std::vector<Point> all;
     for (const auto& group : group_rows(rows, sweeps, {"max_batch", "rate"})) {
-        Series series = series_of(group, sweeps, "output_tokens_per_s_per_rank", "tpot_p50_ms");
-        for (size_t i = 0; i < series.points.size() && i < group.size(); ++i) {
-            const bool by_rate = group[i]->row.find_number("rate").value_or(0) > 0;
+        Series series{.name = name_of(group, sweeps), .points = {}};
+        for (const NamedRow* named : group) {
+            const Row& row = named->row;
+            const double tpot_ms = row.find_number("tpot_p50_ms").value_or(0);
+            if (tpot_ms <= 0) continue;  // requests of one token have none
+            const bool by_rate = row.find_number("rate").value_or(0) > 0;
             const char* key = by_rate ? "rate" : "max_batch";
-            series.points[i].label =
-                fmt::format("{}{}", format_number(group[i]->row.find_number(key).value_or(0), 7),
-                            by_rate ? "/s" : "");
+            series.points.push_back(
+                {.x = row.number("output_tokens_per_s_per_rank"),
+                 .y = tpot_ms,
+                 .label = fmt::format("{}{}", format_number(row.find_number(key).value_or(0), 7),
+                                      by_rate ? "/s" : "")});
+            if (counts(row)) all.push_back(series.points.back());
         }
-        all.insert(all.end(), series.points.begin(), series.points.end());
         chart.series.push_back(std::move(series));
     }
     Series best{.name = "best of all", .points = {}, .is_reference = true};

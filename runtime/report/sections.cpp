@@ -20,6 +20,12 @@ std::vector<NamedRow> measured_rows(const Results& results) {
     return found;
 }
 
+bool counts(const Row& row) {
+    return row.find_text("valid").value_or("yes") != "NO" &&
+           row.find_text("check").value_or("same") == "same" &&
+           row.find_number("wrong").value_or(0) == 0;
+}
+
 Table table_of(const std::vector<NamedRow>& rows, const std::string& first_column,
                const std::vector<Field>& fields) {
     Table table{.columns = {{.name = first_column}}};

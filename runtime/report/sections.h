@@ -38,6 +38,8 @@ struct NamedRow {
     std::string name;  // prefix and case
 };
 std::vector<NamedRow> measured_rows(const Results& results);
+// False when the row's own checks failed: it is shown, but is the best of nothing.
+bool counts(const Row& row);
 // A column per entry of `columns` that any row has: {key, name, unit, scale}.
 struct Field {
     const char* key;

@@ -291,6 +291,23 @@ TEST_F(ReportResults, RatesOfArrivalFormALine) {
         << text;
 }
 
+TEST_F(ReportResults, CasesWhoseChecksFailedAreTheBestOfNothing) {
+    std::string invalid = throughput_json("colocated:2", 2, 8, 0, 999);
+    invalid.replace(invalid.find("\"yes\""), 5, "\"NO\"");
+    std::string wrong = exchange_json(1, 0);
+    wrong.replace(wrong.find("\"wrong\": 0"), 10, "\"wrong\": 3");
+    const Results results =
+        read_results({file("a.json", throughput_json("colocated:1", 1, 8, 0, 50)),
+                      file("b.json", throughput_json("colocated:2", 2, 8, 0, 70)),
+                      file("c.json", invalid), file("d.json", wrong)},
+                     "");
+    const std::string text = to_markdown(make_document(results, "t"));
+    EXPECT_NE(text.find("- Most output: **70 tokens/s** (b: "), std::string::npos) << text;
+    EXPECT_NE(text.find("(ucx 2:2 \\<b\\>&amp;, 256 tokens)"), std::string::npos) << text;
+    EXPECT_EQ(text.find("| colocated:2 | 999 |"), std::string::npos);
+    EXPECT_NE(text.find("INVALID: 1 of 1 cases"), std::string::npos);
+}
+
 TEST_F(ReportResults, DifferencesBeyondTheNoiseCount) {
     const auto verdict = [&](double scale, double spread) {
         const Results results = read_results({file("new.json", exchange_json(scale, spread))},
