@@ -135,4 +135,26 @@ std::vector<Comparison> compare(const BenchResult& old, const BenchResult& now,
     return all;
 }
 
+std::vector<std::string> differences(const BenchResult& old, const BenchResult& now) {
+    constexpr const char* kTold[] = {"versions", "environment", "ferry", "hosts", "machine"};
+    constexpr const char* kOfWorkload[] = {"prefix_share", "seed", "warmup_requests"};
+    std::vector<std::string> all;
+    const auto look = [&](const Row& before, const Row& after, const std::string& key) {
+        const std::string was = before.words(key.c_str()), is = after.words(key.c_str());
+        if (was != is) all.push_back(fmt::format("{}: {}, was {}", words_of(key), is, was));
+    };
+    const Row before = old.whole().inside("parameters"), after = now.whole().inside("parameters");
+    std::vector<std::string> keys = after.keys();
+    for (const std::string& key : before.keys())
+        if (!after.has(key.c_str())) keys.push_back(key);
+    for (const std::string& key : keys) {
+        const bool is_figure = key.find(", ") != std::string::npos;  // "decode 1 at 512, experts"
+        if (!is_figure && std::ranges::find(kTold, key) == std::end(kTold))
+            look(before, after, key);
+    }
+    for (const char* key : kOfWorkload)
+        look(old.whole().inside("workload"), now.whole().inside("workload"), key);
+    return all;
+}
+
 }  // namespace ferry::report

@@ -36,4 +36,8 @@ Verdict judge(double change, double noise, bool higher_is_better);
 std::vector<Comparison> compare(const BenchResult& old, const BenchResult& now,
                                 std::vector<std::string>* missing);
 
+// What else differs between the two, other than versions and where they ran: "input tokens: 128,
+// was 512".
+std::vector<std::string> differences(const BenchResult& old, const BenchResult& now);
+
 }  // namespace ferry::report

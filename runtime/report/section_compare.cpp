@@ -184,6 +184,11 @@ Section comparison_section(const Results& results) {
         std::vector<std::string> missing;
         const std::vector<Comparison> all = compare(*results.baseline, bench, &missing);
         section.blocks.push_back(Paragraph{.text = summary(all, bench.name)});
+        if (const auto other = differences(*results.baseline, bench); !other.empty())
+            section.blocks.push_back(
+                Paragraph{.text = fmt::format("{}: not measured as the baseline was: {}.",
+                                              bench.name, fmt::join(other, "; ")),
+                          .is_warning = true});
         if (!missing.empty())
             section.blocks.push_back(
                 Paragraph{.text = fmt::format("{}: not compared, as only one result has them: {}.",

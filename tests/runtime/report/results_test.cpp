@@ -340,6 +340,25 @@ TEST_F(ReportResults, SpreadOfARowIsTwiceItsNoise) {
     }
 }
 
+TEST_F(ReportResults, OtherWorkloadsThanTheBaselinesAreTold) {
+    const auto warnings = [&](std::string old) {
+        const Results results =
+            read_results({file("new.json", exchange_json(1, 0))}, file("old.json", old));
+        std::string text;
+        for (const Block& block : comparison_section(results).blocks)
+            if (const auto* paragraph = std::get_if<Paragraph>(&block))
+                text += paragraph->is_warning ? paragraph->text : "";
+        return text;
+    };
+    std::string old = exchange_json(1, 0);
+    old.replace(old.find("ferry 0.1"), 9, "ferry 0.2");
+    EXPECT_EQ(warnings(old), "");
+    old.replace(old.find("\"ranks\": 4"), 10, "\"ranks\": 8, \"top-k\": 2");
+    EXPECT_EQ(
+        warnings(old),
+        "new: not measured as the baseline was: ranks: 4, was 8; top-k: \xE2\x80\x93, was 2.");
+}
+
 TEST_F(ReportResults, MeasurementsOfOneSideAreNamed) {
     std::string other = exchange_json(1, 0.01);
     other.replace(other.find("ucx 1:3"), 7, "ucx 9:9");
