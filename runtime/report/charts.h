@@ -39,7 +39,9 @@ struct XyChart {
     std::vector<double> x_ticks{};
     std::vector<Series> series;
 };
-constexpr size_t kMaxSeries = 12;  // more are left out
+constexpr size_t kMaxSeries = 12;  // more, references aside, are left out
+// " The first 12 of 30 cases are drawn." when some are left out; for captions.
+std::string left_out_note(const std::vector<Series>& series);
 std::string draw(const XyChart& chart, std::string_view id, double width_px);
 
 // Horizontal bars, one under the other, made of parts.

@@ -75,10 +75,7 @@ Figure figure_of(const std::vector<NamedRow>& rows, const std::string& id, const
                  const std::string& caption, const std::string& y_label, std::vector<Series> series,
                  const Field& field) {
     const std::string common = take_common_words(series);
-    const std::string left_out =
-        series.size() > kMaxSeries
-            ? fmt::format(" The first {} of {} cases are drawn.", kMaxSeries, series.size())
-            : "";
+    const std::string left_out = left_out_note(series);
     XyChart chart{.text = {.title = title,
                            .description = caption,
                            .x_label = "tokens of each attention rank",

@@ -46,7 +46,9 @@ Figure lines(const Results& results, const std::vector<NamedRow>& rows, const st
     return {
         .id = id,
         .title = title,
-        .caption = "Strong: the same work on more ranks. Weak: work that grows with the ranks.",
+        .caption = fmt::format("Strong: the same work on more ranks. Weak: work that grows with "
+                               "the ranks.{}",
+                               left_out_note(chart.series)),
         .draw = [chart](std::string_view name, double width) { return draw(chart, name, width); },
         .data = table_of(rows, "Case", {{"ranks", "Ranks", "", 1, 7}, field})};
 }

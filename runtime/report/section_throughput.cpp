@@ -118,7 +118,7 @@ Figure lines_figure(const std::string& id, const std::string& caption, const Cha
     return {
         .id = id,
         .title = text.title,
-        .caption = caption,
+        .caption = caption + left_out_note(chart.series),
         .draw = [chart](std::string_view name, double width) { return draw(chart, name, width); },
         .data = std::move(data)};
 }
@@ -392,8 +392,9 @@ Section frontier_section(const Results& results) {
     section.blocks.push_back(Figure{
         .id = "frontier-plot",
         .title = "Latency-throughput frontier",
-        .caption = "Down and to the right is better. Numbers beside points: requests in a batch, "
-                   "or offered requests per second.",
+        .caption = fmt::format("Down and to the right is better. Numbers beside points: requests "
+                               "in a batch, or offered requests per second.{}",
+                               left_out_note(chart.series)),
         .full_width = true,
         .draw = [chart](std::string_view id, double width) { return draw(chart, id, width); },
         .data = table_of(rows, "Case",

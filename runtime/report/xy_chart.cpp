@@ -140,9 +140,18 @@ std::string series_style(size_t idx) {
     return fmt::format("s{}{}", idx % 8 + 1, idx >= 8 ? " again" : "");
 }
 
+std::string left_out_note(const std::vector<Series>& series) {
+    const auto num = static_cast<size_t>(
+        std::ranges::count(series, false, [](const Series& one) { return one.is_reference; }));
+    if (num <= kMaxSeries) return "";
+    return fmt::format(" The first {} of {} cases are drawn.", kMaxSeries, num);
+}
+
 std::string draw(const XyChart& given, std::string_view id, double width_px) {
     XyChart chart = given;
-    if (chart.series.size() > kMaxSeries) chart.series.resize(kMaxSeries);
+    size_t num = 0;
+    std::erase_if(chart.series,
+                  [&](const Series& one) { return !one.is_reference && ++num > kMaxSeries; });
     if (chart.joined)
         for (Series& series : chart.series)
             std::ranges::stable_sort(series.points, {}, [](const Point& point) { return point.x; });

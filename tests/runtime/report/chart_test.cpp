@@ -84,6 +84,9 @@ TEST(ReportCharts, XyChartSurvivesOddNumbers) {
                                 .points = {{1.0, s + 1.0}, {1000.0, 1e6 * (s + 1)}}});
     const Markup markup = read_chart(chart, 330);
     EXPECT_LE(markup.with_class("curve").size(), 2 * kMaxSeries);
+    EXPECT_TRUE(markup.with_class("ideal").empty());
+    chart.series.push_back({.name = "ideal", .points = {{1, 1}, {9, 9}}, .is_reference = true});
+    EXPECT_EQ(read_chart(chart, 330).with_class("ideal").size(), 2u);
 }
 
 TEST(ReportCharts, StackedPartsFillTheirShare) {

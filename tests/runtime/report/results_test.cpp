@@ -291,6 +291,21 @@ TEST_F(ReportResults, RatesOfArrivalFormALine) {
         << text;
 }
 
+TEST_F(ReportResults, LinesThatAreLeftOutAreTold) {
+    std::vector<std::string> paths;
+    for (int ranks = 1; ranks <= 13; ++ranks)
+        for (const int batch : {4, 8})
+            paths.push_back(
+                file(fmt::format("{}-{}.json", ranks, batch),
+                     throughput_json(fmt::format("colocated:{}", ranks), ranks, batch, 0, batch)));
+    const std::string html = to_html(make_document(read_results(paths, ""), "t"));
+    size_t num = 0;  // output, first token, frontier
+    for (size_t at = 0;
+         (at = html.find("The first 12 of 13 cases are drawn.", at)) != std::string::npos; ++at)
+        ++num;
+    EXPECT_EQ(num, 3u);
+}
+
 TEST_F(ReportResults, CasesWhoseChecksFailedAreTheBestOfNothing) {
     std::string invalid = throughput_json("colocated:2", 2, 8, 0, 999);
     invalid.replace(invalid.find("\"yes\""), 5, "\"NO\"");
