@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <map>
 
@@ -20,26 +21,36 @@ constexpr std::string_view kAround = "step";  // holds all others and would only
 
 struct Window {
     double begin_us = 0, end_us = 0;
+    std::string what{};
 };
 
-// Steps begin with the embedding on the first rank that has one: the excerpt is the step of median
-// length, or several of them when a step is short in spans. Without steps: the middle 5 %.
+// From the first span's begin to the last end.
+Window whole_of(const TraceFile& trace) {
+    Window whole{.begin_us = trace.spans.front().begin_us, .what = "all of it"};
+    whole.end_us = whole.begin_us;
+    for (const TraceSpan& span : trace.spans) whole.end_us = std::max(whole.end_us, span.end_us);
+    return whole;
+}
+
+// Steps begin with the embedding of the first micro-batch on the first rank (and track: a GPU has
+// one of its own) that has one: the excerpt is the step of median length, or several of them when a
+// step is short in spans. Without steps: the middle 5 %.
 Window choose_window(const TraceFile& trace) {
     std::vector<double> begins;
-    int first_rank = -1;
+    std::pair<int, int> first{INT_MAX, INT_MAX};
     for (const TraceSpan& span : trace.spans) {
-        if (span.name != "embed") continue;
-        if (first_rank < 0 || span.rank < first_rank) {
-            first_rank = span.rank;
-            begins.clear();
-        }
-        if (span.rank == first_rank) begins.push_back(span.begin_us);
+        if (span.name != "embed" || span.micro_batch > 0) continue;
+        const std::pair track{span.rank, span.track};
+        if (track < first) begins.clear();
+        first = std::min(first, track);
+        if (track == first) begins.push_back(span.begin_us);
     }
-    const double begin = trace.spans.front().begin_us, end = trace.spans.back().end_us;
     if (begins.size() < 4) {
-        const double middle = (begin + end) / 2, half = (end - begin) / 40;
-        return trace.spans.size() < kMaxSpans ? Window{begin, end}
-                                              : Window{middle - half, middle + half};
+        const Window whole = whole_of(trace);
+        const double middle = (whole.begin_us + whole.end_us) / 2,
+                     half = (whole.end_us - whole.begin_us) / 40;
+        return trace.spans.size() < kMaxSpans ? whole
+                                              : Window{middle - half, middle + half, "its middle"};
     }
     std::vector<std::pair<double, size_t>> lengths;
     for (size_t i = 1; i + 1 < begins.size(); ++i)
@@ -48,14 +59,16 @@ Window choose_window(const TraceFile& trace) {
     const size_t step = lengths[lengths.size() / 2].second;
     const auto count = [&](const Window& window) {
         return std::ranges::count_if(trace.spans, [&](const TraceSpan& span) {
-            return span.rank == first_rank && span.begin_us < window.end_us &&
+            return span.rank == first.first && span.begin_us < window.end_us &&
                    span.end_us > window.begin_us;
         });
     };
-    Window window{begins[step], begins[step + 1]};
+    Window window{begins[step], begins[step + 1], "a step of median length"};
     for (size_t next = step + 2;
-         next < begins.size() && static_cast<double>(count(window)) < kFewSpans / 3; ++next)
+         next < begins.size() && static_cast<double>(count(window)) < kFewSpans / 3; ++next) {
         window.end_us = begins[next];
+        window.what = "a step of median length and the next ones";
+    }
     return window;
 }
 
@@ -81,9 +94,24 @@ std::string tooltip_of(const TraceSpan& span) {
 
 using TrackOf = std::map<std::pair<int, int>, size_t>;
 
-TrackOf add_tracks(const TraceFile& trace, const Window& window, Timeline& timeline) {
+// Ends a window before the span that is one too many.
+void cut_to_most_spans(const TraceFile& trace, const std::vector<int>& ranks, Window& window) {
+    size_t num = 0;
+    for (const TraceSpan& span : trace.spans) {
+        if (span.end_us <= window.begin_us || span.name == kAround ||
+            std::ranges::find(ranks, span.rank) == ranks.end())
+            continue;
+        if (span.begin_us >= window.end_us) return;
+        if (++num <= kMaxSpans) continue;
+        window.end_us = span.begin_us;
+        window.what = "the beginning of " + window.what;
+        return;
+    }
+}
+
+TrackOf add_tracks(const TraceFile& trace, const std::vector<int>& ranks, const Window& window,
+                   Timeline& timeline) {
     std::map<std::pair<int, int>, bool> used;
-    const std::vector<int> ranks = choose_ranks(trace);
     for (const TraceSpan& span : trace.spans)
         if (span.end_us > window.begin_us && span.begin_us < window.end_us &&
             std::ranges::find(ranks, span.rank) != ranks.end())
@@ -138,7 +166,10 @@ Table totals_table(const TraceFile& trace) {
 
 Figure timeline_figure(const TraceResult& result) {
     const TraceFile& trace = result.trace;
-    const Window window = choose_window(trace);
+    const Window whole = whole_of(trace);
+    const std::vector<int> ranks = choose_ranks(trace);
+    Window window = choose_window(trace);
+    cut_to_most_spans(trace, ranks, window);
     Timeline timeline{.text = {.title = "Timeline: " + result.name,
                                .description = "What each rank did during one step of the run",
                                .x_label = {},
@@ -148,12 +179,12 @@ Figure timeline_figure(const TraceResult& result) {
                       .tracks = {},
                       .spans = {},
                       .arrows = {}};
-    const TrackOf tracks = add_tracks(trace, window, timeline);
+    const TrackOf tracks = add_tracks(trace, ranks, window, timeline);
     for (const TraceSpan& span : trace.spans) {
         if (span.end_us <= window.begin_us || span.begin_us >= window.end_us) continue;
         if (span.name == kAround) continue;
         const auto track = tracks.find({span.rank, span.track});
-        if (track == tracks.end() || timeline.spans.size() >= kMaxSpans) continue;
+        if (track == tracks.end()) continue;
         timeline.spans.push_back({track->second, span.begin_us, span.end_us, phase_style(span.name),
                                   words_of(span.name), tooltip_of(span)});
     }
@@ -162,12 +193,11 @@ Figure timeline_figure(const TraceResult& result) {
         .id = "timeline-" + slug(result.name),
         .title = "Timeline: " + result.name,
         .caption = fmt::format(
-            "{} of {} traced, from {} after the start: a step of median length. Lines lead "
-            "from a dispatch to its experts and back. The whole trace opens in "
-            "ui.perfetto.dev and chrome://tracing.",
+            "{} of {} traced, from {} after the start: {}. Lines lead from a dispatch to its "
+            "experts and back. The whole trace opens in ui.perfetto.dev and chrome://tracing.",
             format_quantity((window.end_us - window.begin_us) * 1e-6, "s"),
-            format_quantity((trace.spans.back().end_us - trace.spans.front().begin_us) * 1e-6, "s"),
-            format_quantity(window.begin_us * 1e-6, "s")),
+            format_quantity((whole.end_us - whole.begin_us) * 1e-6, "s"),
+            format_quantity(window.begin_us * 1e-6, "s"), window.what),
         .full_width = true,
         .draw = [timeline](std::string_view id, double width) { return draw(timeline, id, width); },
         .data = totals_table(trace)};

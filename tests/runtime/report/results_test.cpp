@@ -306,6 +306,40 @@ TEST_F(ReportResults, LinesThatAreLeftOutAreTold) {
     EXPECT_EQ(num, 3u);
 }
 
+// Steps of 100 us with `num` spans each.
+std::string steps_json(int num_steps, int num) {
+    std::string events =
+        R"({"traceEvents":[{"name":"experts","ph":"X","pid":0,"tid":0,"ts":0,"dur":900})";
+    for (int step = 0; step < num_steps; ++step)
+        for (int i = 0; i < num; ++i)
+            events += fmt::format(R"(,{{"name":"{}","ph":"X","pid":0,"tid":1,"ts":{},"dur":0.01}})",
+                                  i == 0 ? "embed" : "gate", 100 * step + 100.0 * i / num);
+    return events + "]}";
+}
+
+TEST_F(ReportResults, TimelinesSayWhichPartTheyShow) {
+    const auto caption = [&](const std::string& json) {
+        const Section section = timeline_section(read_results({file("t.json", json)}, ""));
+        return std::get<Figure>(section.blocks.at(0)).caption;
+    };
+    for (const auto& [json, text] :
+         {std::pair{steps_json(2, 50),
+                    "900\xC2\xA0\xC2\xB5s of 900\xC2\xA0\xC2\xB5s traced, from 0\xC2\xA0s after "
+                    "the start: all of it."},
+          {steps_json(5, 50), ": a step of median length."},
+          {steps_json(5, 10), ": a step of median length and the next ones."},
+          {steps_json(5, 5000), "80\xC2\xA0\xC2\xB5s of 900\xC2\xA0\xC2\xB5s traced"},
+          {steps_json(5, 5000), ": the beginning of a step of median length."}})
+        EXPECT_NE(caption(json).find(text), std::string::npos) << caption(json);
+    std::string two = R"({"traceEvents":[{"name":"gate","ph":"X","pid":0,"tid":0,"ts":0,"dur":1})";
+    for (int i = 0; i < 20; ++i)  // of two micro-batches, 30 us apart
+        two += fmt::format(R"(,{{"name":"embed","ph":"X","pid":0,"tid":0,"ts":{},"dur":1,"args":)"
+                           R"({{"micro_batch":{}}}}})",
+                           i / 2 * 1000 + i % 2 * 30, i % 2);
+    EXPECT_NE(caption(two + "]}").find("from 5\xC2\xA0ms after"), std::string::npos)
+        << caption(two + "]}");
+}
+
 TEST_F(ReportResults, CasesWhoseChecksFailedAreTheBestOfNothing) {
     std::string invalid = throughput_json("colocated:2", 2, 8, 0, 999);
     invalid.replace(invalid.find("\"yes\""), 5, "\"NO\"");
