@@ -75,6 +75,15 @@ Document make_document(const Results& results, const std::string& title) {
     std::erase_if(document.sections, [](const Section& section) {
         return section.blocks.empty() && section.absent.empty();
     });
+    // Names that differ in other characters than letters and digits have the same slug.
+    std::set<std::string> ids;
+    for (Section& section : document.sections)
+        for (Block& block : section.blocks)
+            if (auto* figure = std::get_if<Figure>(&block)) {
+                const std::string base = figure->id;
+                for (int again = 2; !ids.insert(figure->id).second; ++again)
+                    figure->id = fmt::format("{}-{}", base, again);
+            }
     // What is there comes first, what is not is named at the end.
     std::ranges::stable_partition(document.sections,
                                   [](const Section& section) { return !section.blocks.empty(); });

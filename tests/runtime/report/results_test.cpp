@@ -142,6 +142,14 @@ TEST_F(ReportResults, PageIsWellFormedAndHoldsEveryPlot) {
     EXPECT_NE(html.find("2:2 &lt;b&gt;&amp;amp;"), std::string::npos);
 }
 
+TEST_F(ReportResults, IdsAreUniqueWhateverFilesAreCalled) {
+    const Results results =
+        read_results({file("\xC3\xA4.json", kTrace), file("\xC3\xB6.json", kTrace),
+                      file("a-b.json", kLoad), file("a+b.json", kLoad)},
+                     "");
+    EXPECT_EQ(read_markup(to_html(make_document(results, "t"))).error, "");
+}
+
 TEST_F(ReportResults, CellsCarryTheExactValues) {
     const Results results = read_results({file("a.json", exchange_json(1.2345678, 0.01))}, "");
     const Markup markup = read_markup(to_html(make_document(results, "t")));
