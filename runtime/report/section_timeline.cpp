@@ -17,6 +17,7 @@ constexpr int kMaxRanks = 8;
 constexpr size_t kMaxSpans = 4000;
 constexpr size_t kMaxArrows = 120;
 constexpr double kFewSpans = 60;
+constexpr double kRoundingUs = 0.01;  // by which a span may seem to end behind the one around it
 constexpr std::string_view kAround = "step";  // holds all others and would only cover the lane
 
 struct Window {
@@ -146,18 +147,35 @@ void add_arrows(const TraceFile& trace, const Window& window, const TrackOf& tra
     }
 }
 
+// Of each span the time without the spans inside it, as the tables of phases have it: these add up.
+std::vector<double> own_times(const std::vector<TraceSpan>& spans) {
+    std::vector<double> own(spans.size());
+    std::map<std::pair<int, int>, std::vector<size_t>> open;  // by track, one inside another
+    for (size_t i = 0; i < spans.size(); ++i) {
+        const TraceSpan& span = spans[i];
+        own[i] = span.end_us - span.begin_us;
+        std::vector<size_t>& around = open[{span.rank, span.track}];
+        while (!around.empty() && spans[around.back()].end_us < span.end_us - kRoundingUs)
+            around.pop_back();
+        if (!around.empty()) own[around.back()] -= own[i];
+        around.push_back(i);
+    }
+    return own;
+}
+
 Table totals_table(const TraceFile& trace) {
     std::map<std::string, std::pair<double, int64_t>> totals;
-    for (const TraceSpan& span : trace.spans) {
-        totals[span.name].first += span.end_us - span.begin_us;
-        ++totals[span.name].second;
+    const std::vector<double> own = own_times(trace.spans);
+    for (size_t i = 0; i < trace.spans.size(); ++i) {
+        totals[trace.spans[i].name].first += own[i];
+        ++totals[trace.spans[i].name].second;
     }
-    Table table{.columns = {{.name = "Phase"},
+    Table table{.columns = {{.name = "Phase", .unit = "without the phases inside"},
                             {.name = "Spans", .is_number = true},
                             {.name = "Total, all ranks", .unit = "ms", .is_number = true},
                             {.name = "Mean", .unit = "\xC2\xB5s", .is_number = true}}};
     for (const auto& [name, total] : totals)
-        table.rows.push_back({{.text = words_of(name)},
+        table.rows.push_back({{.text = name == kAround ? "between phases" : words_of(name)},
                               number_cell(static_cast<double>(total.second), 12),
                               number_cell(total.first * 1e-3),
                               number_cell(total.first / static_cast<double>(total.second))});

@@ -325,6 +325,24 @@ std::string steps_json(int num_steps, int num) {
     return events + "]}";
 }
 
+TEST_F(ReportResults, TotalsOfATimelineAddUp) {
+    const std::string json = R"({"traceEvents":[
+{"name":"step","ph":"X","pid":0,"tid":0,"ts":0,"dur":100},
+{"name":"combine_wait","ph":"X","pid":0,"tid":0,"ts":10,"dur":60},
+{"name":"experts","ph":"X","pid":0,"tid":0,"ts":20,"dur":50.001},
+{"name":"gate","ph":"X","pid":0,"tid":0,"ts":70,"dur":10},
+{"name":"exchange","ph":"X","pid":0,"tid":1,"ts":15,"dur":50}]})";
+    const Section section = timeline_section(read_results({file("t.json", json)}, ""));
+    std::map<std::string, double> totals_ms;
+    for (const auto& row : std::get<Figure>(section.blocks.at(0)).data.rows)
+        totals_ms[row[0].text] = *row[2].value;
+    EXPECT_NEAR(totals_ms["between phases"], 0.03, 1e-5);
+    EXPECT_NEAR(totals_ms["combine wait"], 0.01, 1e-5);
+    EXPECT_NEAR(totals_ms["experts"], 0.05, 1e-5);
+    EXPECT_NEAR(totals_ms["gate"], 0.01, 1e-5);
+    EXPECT_NEAR(totals_ms["exchange"], 0.05, 1e-5);
+}
+
 TEST_F(ReportResults, TimelinesSayWhichPartTheyShow) {
     const auto caption = [&](const std::string& json) {
         const Section section = timeline_section(read_results({file("t.json", json)}, ""));
