@@ -205,6 +205,8 @@ ThroughputOutcome ThroughputRunner::run_on(World& part, ThroughputCase about, co
     if (run_trace) {
         run_trace->finish();
         run_trace->write(part, loaded.fabric().layout(), about.trace);
+    } else {
+        about.trace.clear();  // stopped before the repetition that is traced
     }
     status.finish(stop_requested() ? JobState::stopped : JobState::finished);
     if (outcome.repetitions.empty()) about.skipped = "stopped";

@@ -3,11 +3,13 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "launch/throughput_run.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/mpi_main.h"
+#include "tests/support/temp_dir.h"
 
 namespace ferry {
 namespace {
@@ -142,6 +144,25 @@ TEST(Throughput, OpenLoopWaitsForArrivals) {
         const int64_t idle_ns = repetition.ranks[0].zones[static_cast<size_t>(Zone::idle)].time_ns;
         EXPECT_TRUE(idle_ns > 0 || others_end_s > 1.4) << others_end_s;
     }
+}
+
+TEST(Throughput, StoppedBeforeTheTracedRepetitionNoTraceIsNamed) {
+    Bench bench;
+    const testing::TempDir dir;
+    const auto begin = std::chrono::steady_clock::now();
+    const ThroughputCase about{.layout = "colocated",
+                               .max_batch = bench.config.engine.max_batch,
+                               .mode = "auto",
+                               .transport = "auto",
+                               .threads = 1,
+                               .trace = dir / "trace.json"};
+    const ThroughputOutcome outcome = bench.runner.run(
+        about, parse_layout_choice("colocated", "--layout"), bench.workload,
+        {.num_repetitions = 1000, .num_warmup_requests = 0, .stop_requested = [begin] {
+             return std::chrono::steady_clock::now() - begin > std::chrono::milliseconds(500);
+         }});
+    EXPECT_LT(outcome.repetitions.size(), 1000u);
+    EXPECT_EQ(outcome.about.trace, "");
 }
 
 TEST(Throughput, ARequestThatDoesNotFitIsAUsageError) {
