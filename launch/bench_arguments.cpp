@@ -202,7 +202,7 @@ void describe_bench(const BenchArguments& arguments, BenchJob& job, const Worklo
                                         {"repetitions", arguments.repetitions},
                                         {"slo_ttft_ms", arguments.targets.ttft_ms},
                                         {"slo_tpot_ms", arguments.targets.tpot_ms}}
-                                       .dump());
+                                       .dump(-1, ' ', false, Json::error_handler_t::replace));
     report.add_parameter("requests", static_cast<int64_t>(num_requests));
     report.add_parameter("input tokens", input);
     report.add_parameter("output tokens", output);

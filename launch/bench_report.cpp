@@ -109,7 +109,7 @@ std::string BenchReport::to_json() const {
         for (const auto& [key, text] : details_[r]) object[key] = Json::parse(text);
         json["rows"].push_back(std::move(object));
     }
-    return json.dump(2) + "\n";
+    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 std::string BenchReport::to_csv() const {

@@ -184,7 +184,7 @@ std::string status_json(const JobDescription& job, JobState state, const JobSnap
                                 {"busy_share", rates.busy_shares[rank]}};
     }
     json["busy_shares"] = rates.busy_shares;
-    return json.dump(1) + "\n";
+    return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 std::string layout_text(const Layout& layout) {

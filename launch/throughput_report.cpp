@@ -445,7 +445,10 @@ void ThroughputReport::add(const ThroughputOutcome& outcome) {
                                        .dump());
     report_.add_detail("expert_load", load.dump());
     report_.add_detail("wait_us", Json(middle.wait_us).dump());
-    if (!outcome.about.trace.empty()) report_.add_detail("trace", Json(outcome.about.trace).dump());
+    if (!outcome.about.trace.empty())
+        report_.add_detail(
+            "trace",
+            Json(outcome.about.trace).dump(-1, ' ', false, Json::error_handler_t::replace));
     report_.add_detail("validity", json_of(validity).dump());
     notes_ +=
         fmt::format("\n{}\n{}{}", outcome.about.name(), phase_table(middle), line_of(validity));

@@ -222,7 +222,7 @@ ThroughputOutcome ThroughputRunner::run_on(World& part, ThroughputCase about, co
 std::string config_json(Config config) {
     Json json = Json::object();
     for (const Field& field : config_fields(config)) json[field.key] = value_text(field);
-    return json.dump();
+    return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string hosts_json(World& world) {

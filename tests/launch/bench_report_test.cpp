@@ -60,6 +60,14 @@ TEST(BenchReport, JsonAndCsvHoldTheValues) {
 )");
 }
 
+// As file names have them.
+TEST(BenchReport, TextThatIsNoUtf8EndsNothing) {
+    BenchReport report("layer", {{.key = "stage", .heading = "stage"}});
+    report.add_parameter("model", "mod\xE8le");
+    report.add_row({"gate"});
+    EXPECT_NE(report.to_json().find("\"model\": \"mod\xEF\xBF\xBDle\""), std::string::npos);
+}
+
 TEST(BenchReport, PublishWritesFiles) {
     const testing::TempDir dir;
     example().publish(dir / "a.json", dir / "a.csv");

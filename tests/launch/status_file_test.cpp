@@ -93,6 +93,14 @@ TEST(StatusFile, TextSaysWhatTheFileHolds) {
     EXPECT_ERROR(has_ended("torn {"), ErrorKind::input, "status.json");
 }
 
+// As file names have them.
+TEST(StatusFile, ANameThatIsNoUtf8EndsNothing) {
+    JobDescription job = job_of(1);
+    job.model = "mod\xE8le";
+    EXPECT_THAT(status_text(status_json(job, JobState::running, kNow, {}, 1), "x", 1),
+                HasSubstr("model     mod\xEF\xBF\xBDle\n"));
+}
+
 TEST(StatusFile, IsReplacedAtMostOnceASecondAndSaysHowItEnded) {
     const testing::TempDir dir;
     int num_taken = 0;
