@@ -176,38 +176,95 @@ std::vector<NamedRow> fastest_rows(const std::vector<NamedRow>& rows) {
     return fastest;
 }
 
+constexpr size_t kMostRanks = 64;  // of a role, one by one; more are drawn in blocks
+
+size_t block_of(size_t num_ranks) {
+    return (num_ranks + kMostRanks - 1) / kMostRanks;
+}
+
+// "expert 12", or "expert 12 – 15" of a block.
+std::vector<std::string> block_labels(const std::string& role, size_t num_ranks) {
+    std::vector<std::string> labels;
+    const size_t block = block_of(num_ranks);
+    for (size_t first = 0; first < num_ranks; first += block) {
+        const size_t last = std::min(first + block, num_ranks) - 1;
+        labels.push_back(role + std::to_string(first));
+        if (last > first) labels.back() += fmt::format(" \xE2\x80\x93 {}", last);
+    }
+    return labels;
+}
+
+// The largest value of each block of ranks.
+std::vector<std::vector<double>> in_blocks(const std::vector<std::vector<double>>& waits) {
+    const size_t rows = waits.size(), columns = waits[0].size();
+    const size_t down = block_of(rows), across = block_of(columns);
+    std::vector<std::vector<double>> blocks((rows + down - 1) / down);
+    for (auto& row : blocks) row.resize((columns + across - 1) / across);
+    for (size_t e = 0; e < rows; ++e)
+        for (size_t a = 0; a < columns; ++a) {
+            double& most = blocks[e / down][a / across];
+            most = std::max(most, waits[e][a]);
+        }
+    return blocks;
+}
+
+// Every wait by itself.
+Table all_waits(const std::vector<std::vector<double>>& waits) {
+    Table table{.columns = {{.name = "Expert rank"}}};
+    for (size_t a = 0; a < waits[0].size(); ++a)
+        table.columns.push_back(
+            {.name = fmt::format("attention {}", a), .unit = "\xC2\xB5s", .is_number = true});
+    for (size_t e = 0; e < waits.size(); ++e) {
+        std::vector<Cell>& cells = table.rows.emplace_back();
+        cells.push_back({.text = fmt::format("expert {}", e)});
+        for (const double us : waits[e]) cells.push_back(number_cell(us));
+    }
+    return table;
+}
+
+// By attention rank, over expert ranks.
+Table mean_waits(const std::vector<std::vector<double>>& waits) {
+    Table table{.columns = {{.name = "Attention rank", .is_number = true},
+                            {.name = "Mean", .unit = "\xC2\xB5s", .is_number = true},
+                            {.name = "Most", .unit = "\xC2\xB5s", .is_number = true},
+                            {.name = "at expert rank", .is_number = true}}};
+    for (size_t a = 0; a < waits[0].size(); ++a) {
+        double sum = 0;
+        size_t most = 0;
+        for (size_t e = 0; e < waits.size(); ++e) {
+            sum += waits[e][a];
+            if (waits[e][a] > waits[most][a]) most = e;
+        }
+        table.rows.push_back({number_cell(static_cast<double>(a), 7),
+                              number_cell(sum / static_cast<double>(waits.size())),
+                              number_cell(waits[most][a]),
+                              number_cell(static_cast<double>(most), 7)});
+    }
+    return table;
+}
+
 Figure wait_figure(const std::string& id, const std::string& name,
-                   std::vector<std::vector<double>> waits) {
+                   const std::vector<std::vector<double>>& waits) {
     HeatMap map{.text = {.title = "Waits: " + name,
                          .description = "How much later than the first the rows of each attention "
                                         "rank reached each expert rank",
                          .x_label = "attention rank",
                          .y_label = "expert rank"},
                 .unit = "\xC2\xB5s",
-                .row_labels = {},
-                .column_labels = {},
-                .values = std::move(waits)};
-    Table data{.columns = {{.name = "Expert rank"}}};
-    for (size_t e = 0; e < map.values.size(); ++e) {
-        map.row_labels.push_back(fmt::format("expert {}", e));
-        std::vector<Cell>& cells = data.rows.emplace_back();
-        cells.push_back({.text = map.row_labels.back()});
-        for (const double us : map.values[e]) cells.push_back(number_cell(us));
-    }
-    for (size_t a = 0; !map.values.empty() && a < map.values[0].size(); ++a) {
-        map.column_labels.push_back(std::to_string(a));
-        data.columns.push_back(
-            {.name = fmt::format("attention {}", a), .unit = "\xC2\xB5s", .is_number = true});
-    }
+                .row_labels = block_labels("expert ", waits.size()),
+                .column_labels = block_labels("", waits[0].size()),
+                .values = in_blocks(waits)};
+    const bool whole = map.values.size() == waits.size() && map.values[0].size() == waits[0].size();
     return {
         .id = id,
         .title = "Waits: " + name,
         .caption =
-            "Microseconds that the rows of each attention rank (across) came after the "
-            "first, at each expert rank (down), on average. A column of strong colour: a rank "
-            "that others wait for.",
+            fmt::format("Microseconds that the rows of each attention rank (across) came after the "
+                        "first, at each expert rank (down), on average. A column of strong colour: "
+                        "a rank that others wait for.{}",
+                        whole ? "" : " Of each block of ranks the most."),
         .draw = [map](std::string_view name_id, double width) { return draw(map, name_id, width); },
-        .data = std::move(data)};
+        .data = whole ? all_waits(waits) : mean_waits(waits)};
 }
 
 }  // namespace
@@ -267,11 +324,10 @@ Section wait_section(const Results& results) {
                                 format_number(row.number("tokens"), 7) + " tokens"});
     size_t idx = 0;
     for (const NamedRow& named : rows) {
-        auto waits = named.row.matrix("wait_us");
+        const auto waits = named.row.matrix("wait_us");
         if (waits.empty() || waits[0].size() < 2) continue;
         if (++idx > 8) break;
-        section.blocks.push_back(
-            wait_figure(fmt::format("waits-{}", idx), named.name, std::move(waits)));
+        section.blocks.push_back(wait_figure(fmt::format("waits-{}", idx), named.name, waits));
     }
     if (section.blocks.empty())
         section.absent =

@@ -299,6 +299,21 @@ TEST_F(ReportResults, RatesOfArrivalFormALine) {
         << text;
 }
 
+// A quarter of a million waits are no quarter of a million cells.
+TEST_F(ReportResults, WaitsOfAThousandRanksAreDrawnInBlocks) {
+    std::string waits, row;
+    for (int a = 0; a < 500; ++a) row += fmt::format("{}{}", a == 0 ? "[" : ",", a == 77 ? 9 : 1);
+    for (int e = 0; e < 500; ++e) waits += (e == 0 ? "[" : ",") + row + "]";
+    std::string json = throughput_json("500:500", 1000, 8, 0, 50);
+    json.insert(json.find("\"valid\""), "\"wait_us\": " + waits + "], ");
+    const Section section = wait_section(read_results({file("a.json", json)}, ""));
+    const auto& figure = std::get<Figure>(section.blocks.at(0));
+    EXPECT_LT(figure.draw("id", 1000).size(), 1u << 20);
+    EXPECT_NE(figure.caption.find("Of each block of ranks the most."), std::string::npos);
+    ASSERT_EQ(figure.data.rows.size(), 500u);
+    EXPECT_EQ(figure.data.rows[77][1].value, 9);
+}
+
 TEST_F(ReportResults, LinesThatAreLeftOutAreTold) {
     std::vector<std::string> paths;
     for (int ranks = 1; ranks <= 13; ++ranks)
