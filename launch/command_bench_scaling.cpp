@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -75,8 +76,8 @@ std::vector<Point> make_points(const std::vector<std::string>& kinds,
     for (const std::string& kind : kinds)
         for (const LayoutChoice& layout : layouts) {
             const int ranks = layout.num_ranks(world_size);
-            points.push_back({kind, layout, ranks,
-                              kind == "weak" ? num_requests * ranks / first_ranks : num_requests});
+            const int64_t grown = std::max<int64_t>(1, num_requests * ranks / first_ranks);
+            points.push_back({kind, layout, ranks, kind == "weak" ? grown : num_requests});
         }
     return points;
 }

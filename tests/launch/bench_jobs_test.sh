@@ -28,6 +28,9 @@ expect 0 "2:2 batch 32: skipped: needs 4 ranks, this job has 3" "${run[@]}" 3 "$
 expect 0 "bench 1:2 batch 32: finished" "$ferry" top "$work"
 expect 0 "efficiency %" "${run[@]}" 2 "$ferry" bench scaling --model "$work/demo" "${small[@]}" --json "$work/s.json"
 holds "$work/s.json" '"kind": "weak"'
+# Fewer requests than ranks: weak scaling has one at least.
+expect 0 "efficiency %" "${run[@]}" 2 "$ferry" bench scaling --model "$work/demo" "${small[@]:2}" --requests 1 --kind weak \
+    --layout colocated:2,colocated:1
 expect 0 "efficiency %" "$ferry" bench scaling --model "$work/demo" "${small[@]}" --layout colocated:1,1:1 --kind strong \
     --launcher "${run[*]} {ranks}" --set log.trace="$work/s.trace.json" --json "$work/s.json"
 holds "$work/s.json" '"launcher": '
