@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "runtime/jinja/content_lists.h"
 #include "runtime/jinja/interpreter.h"
 #include "runtime/jinja/syntax.h"
 #include "runtime/tokenizer/unicode.h"
@@ -19,6 +20,7 @@ struct ChatTemplate::Impl {
     jinja::Source source;
     jinja::Nodes nodes;
     SpecialTokens tokens;
+    bool takes_content_lists;
 
     std::string render(jinja::Value messages, bool add_generation_prompt,
                        jinja::Dict variables) const {
@@ -92,6 +94,18 @@ std::string repair(std::string_view bytes) {
     return text;
 }
 
+// A content that is a list of texts becomes one text, a line for each; others stay as they are.
+void join_texts(OrderedJson& content) {
+    std::string text;
+    if (!content.is_array()) return;
+    for (const OrderedJson& part : content) {
+        if (!part.is_object() || !part.value("text", OrderedJson()).is_string()) return;
+        if (&part != &content.front()) text += '\n';
+        text += part["text"].get_ref<const std::string&>();
+    }
+    content = std::move(text);
+}
+
 // Input that comes from a user: a line of a request file.
 OrderedJson parse_input(std::string_view text, bool is_wanted(const OrderedJson&),
                         std::string_view what) {
@@ -110,8 +124,9 @@ ChatTemplate::ChatTemplate(std::string_view source, SpecialTokens tokens, const 
         throw Error(ErrorKind::checkpoint, "{}: the chat template is not UTF-8", name);
     }
     jinja::Nodes nodes = jinja::parse(source, place);
-    impl_ =
-        std::make_shared<const Impl>(Impl{std::move(place), std::move(nodes), std::move(tokens)});
+    const bool takes_content_lists = jinja::takes_content_lists(nodes);
+    impl_ = std::make_shared<const Impl>(
+        Impl{std::move(place), std::move(nodes), std::move(tokens), takes_content_lists});
 }
 
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& folder) {
@@ -149,13 +164,15 @@ std::string ChatTemplate::render(const std::vector<ChatMessage>& messages,
 
 std::string ChatTemplate::render_json(std::string_view messages, bool add_generation_prompt,
                                       std::string_view variables) const {
-    const OrderedJson list = parse_input(
+    OrderedJson list = parse_input(
         messages, [](const OrderedJson& json) { return json.is_array(); },
         "messages: is not a JSON list of messages");
-    for (const OrderedJson& message : list) {
+    for (OrderedJson& message : list) {
         if (!message.is_object() || !message.value("role", OrderedJson()).is_string()) {
             throw Error(ErrorKind::input, "messages: a message is not an object with a role");
         }
+        if (!impl_->takes_content_lists && message.contains("content"))
+            join_texts(message["content"]);
     }
     const OrderedJson object = parse_input(
         variables, [](const OrderedJson& json) { return json.is_object(); },

@@ -66,7 +66,9 @@ class ChatTemplate {
     std::string render(const std::vector<ChatMessage>& messages,
                        bool add_generation_prompt = true) const;
     // The same for a JSON list of messages with any fields (such as tool_calls), and further
-    // variables of the template from a JSON object (such as {"tools": […]}).
+    // variables of the template from a JSON object (such as {"tools": […]}). A content that is a
+    // list of {"type": "text", "text": …} is given to templates that go through it as it is, to
+    // others as one text with a line for each.
     std::string render_json(std::string_view messages, bool add_generation_prompt = true,
                             std::string_view variables = "{}") const;
 

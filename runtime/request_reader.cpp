@@ -100,6 +100,22 @@ std::vector<int32_t> render_messages(std::string_view line, const PromptEncoder&
     return encoder.encode_messages(object["messages"].dump(), variables.dump());
 }
 
+// A content may be a list of texts.
+void check_content(const Json& content) {
+    if (!content.is_array()) return;
+    for (const Json& part : content) {
+        const Json type = part.is_object() ? part.value("type", Json()) : Json();
+        if (!type.is_string())
+            bad("messages: a content that is a list must hold {\"type\": \"text\", \"text\": ...}");
+        if (type != "text")
+            bad(fmt::format("messages: a content holds {}; only text is taken",
+                            in_quotes(type.get_ref<const std::string&>())));
+        if (!part.value("text", Json()).is_string())
+            bad("messages: a part of a content has the type \"text\" and no \"text\" that is a "
+                "string");
+    }
+}
+
 std::vector<int32_t> read_messages(const Json& object, std::string_view line,
                                    const PromptEncoder& encoder) {
     if (!encoder.encode_text) bad("messages: this model has no tokenizer; use prompt_tokens");
@@ -107,9 +123,11 @@ std::vector<int32_t> read_messages(const Json& object, std::string_view line,
         bad("messages: this model has no chat template; set model.chat_template");
     const Json& messages = object["messages"];
     if (!messages.is_array() || messages.empty()) bad("messages: must be a list of messages");
-    for (const Json& message : messages)
+    for (const Json& message : messages) {
         if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
             bad("messages: every message must be an object with a \"role\"");
+        check_content(message.value("content", Json()));
+    }
     const Json tools = object.value(kTools, Json()),
                variables = object.value(kTemplateVariables, Json::object());
     if (!tools.is_null() && !tools.is_array()) bad("tools: must be a list of tools");

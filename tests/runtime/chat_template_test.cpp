@@ -68,6 +68,35 @@ TEST(ChatTemplate, TakesJsonMessagesAndVariables) {
     EXPECT_THAT(render(deep.c_str()), HasSubstr("nested too deeply"));
 }
 
+TEST(ChatTemplate, GivesContentListsToTemplatesThatGoThroughThem) {
+    const char* const parts = R"([{"role": "user", "content": [{"type": "text", "text": "a"},
+                                                               {"type": "text", "text": "b"}]}])";
+    const auto render = [&](std::string_view source) { return make(source).render_json(parts); };
+    for (const char* of_texts : {
+             "{{ '<' + messages[0]['content'] }}",
+             "{% for m in messages %}{{ '<' ~ m.content }}{% endfor %}",
+             "{% set content = messages[0].content %}<{{ content | trim }}",
+             "{% macro f(m) %}<{{ m.get('content') }}{% endmacro %}{{ f(messages[0]) }}",
+             "{% for content in [1] %}<{{ messages[0].content }}{% endfor %}",
+         })
+        EXPECT_EQ(render(of_texts), "<a\nb") << of_texts;
+    const auto loop = [](const std::string& content) {
+        return "{% for p in " + content + " %}{{ loop.index ~ p.text }}{% endfor %}";
+    };
+    for (const std::string& of_lists : {
+             loop("messages[0].content"),
+             "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}" +
+                 loop("m.content") + "{% endif %}{% endfor %}",
+             loop("messages[0]['content'] | selectattr('type', 'equalto', 'text')"),
+             "{% set c = messages[0].get('content') or [] %}" + loop("c[0:]"),
+             "{% set n = namespace(c=[]) %}{% set n.c = messages[0].content %}" + loop("n.c"),
+             "{% macro f(x, y) %}" + loop("y") + "{% endmacro %}{{ f(1, messages[0].content) }}",
+             "{% macro f(x, y) %}" + loop("y") + "{% endmacro %}{{ f(1, y=messages[0].content) }}",
+             std::string("1{{ messages[0].content | map(attribute='text') | join('2') }}"),
+         })
+        EXPECT_EQ(render(of_lists), "1a2b") << of_lists;
+}
+
 // Texts from jinja2.
 TEST(ChatTemplate, CallsMacros) {
     const auto render = [](std::string_view source) {
