@@ -180,11 +180,23 @@ Value default_value(const Arguments& a) {
 Value to_json(const Arguments& a) {
     for (const auto& [name, value] : a.named) {
         const bool is_default = name == "ensure_ascii" && !value.is_true();
-        if (name != "indent" && !is_default) refuse(fmt::format("tojson with {}", name));
+        if (name != "indent" && name != "separators" && !is_default)
+            refuse(fmt::format("tojson with {}", name));
     }
+    JsonStyle style;
     const Value* indent = a.find(1, "indent");
-    const bool has_indent = indent != nullptr && !indent->is_none();
-    return a.values[0].json(has_indent ? int(std::clamp<int64_t>(indent->integer(), 0, 16)) : -1);
+    if (indent != nullptr && !indent->is_none()) {
+        style.indent = int(std::clamp<int64_t>(indent->integer(), 0, 16));
+        style.item_separator = ",";
+    }
+    for (const auto& [name, value] : a.named) {
+        if (name != "separators" || value.is_none()) continue;
+        const List* pair = value.list();
+        if (pair == nullptr || pair->size() != 2) refuse("tojson takes two separators");
+        style.item_separator = need_string(&(*pair)[0], "the separator");
+        style.key_separator = need_string(&(*pair)[1], "the separator");
+    }
+    return a.values[0].json(style);
 }
 
 // select, reject (by_attribute false) and selectattr, rejectattr.

@@ -10,20 +10,20 @@
 namespace ferry::jinja {
 namespace {
 
-void append_json(const Value& value, int indent, int depth, std::string* out);
+void append_json(const Value& value, const JsonStyle& style, int depth, std::string* out);
 
 // Appends "open item, item close" as Python's json.dumps does. `append_item(i)` appends one.
 template <typename AppendItem>
-void append_items(size_t num, char open, char close, int indent, int depth, std::string* out,
-                  AppendItem append_item) {
+void append_items(size_t num, char open, char close, const JsonStyle& style, int depth,
+                  std::string* out, AppendItem append_item) {
     const auto new_line = [&](int levels) {
-        if (indent < 0) return;
+        if (style.indent < 0) return;
         out->push_back('\n');
-        out->append(size_t(indent * levels), ' ');
+        out->append(size_t(style.indent * levels), ' ');
     };
     out->push_back(open);
     for (size_t i = 0; i < num; ++i) {
-        if (i > 0) *out += indent >= 0 ? "," : ", ";
+        if (i > 0) *out += style.item_separator;
         new_line(depth + 1);
         append_item(i);
     }
@@ -35,14 +35,14 @@ std::string quote(const std::string& text) {
     return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-void append_json(const Value& value, int indent, int depth, std::string* out) {
+void append_json(const Value& value, const JsonStyle& style, int depth, std::string* out) {
     if (const List* list = value.list()) {
-        append_items(list->size(), '[', ']', indent, depth, out,
-                     [&](size_t i) { append_json((*list)[i], indent, depth + 1, out); });
+        append_items(list->size(), '[', ']', style, depth, out,
+                     [&](size_t i) { append_json((*list)[i], style, depth + 1, out); });
     } else if (const Dict* dict = value.dict()) {
-        append_items(dict->items.size(), '{', '}', indent, depth, out, [&](size_t i) {
-            *out += quote(dict->items[i].first) + ": ";
-            append_json(dict->items[i].second, indent, depth + 1, out);
+        append_items(dict->items.size(), '{', '}', style, depth, out, [&](size_t i) {
+            *out += quote(dict->items[i].first) + style.key_separator;
+            append_json(dict->items[i].second, style, depth + 1, out);
         });
     } else if (const std::string* text = value.as<std::string>()) {
         *out += quote(*text);
@@ -142,9 +142,9 @@ std::string Value::text(bool* ok) const {
     return is_none() ? "None" : "";
 }
 
-std::string Value::json(int indent) const {
+std::string Value::json(const JsonStyle& style) const {
     std::string out;
-    append_json(*this, indent, 0, &out);
+    append_json(*this, style, 0, &out);
     return out;
 }
 

@@ -26,6 +26,12 @@ struct Dict {
 struct Undefined {};
 struct None {};
 
+// How JSON is written: as by json.dumps of Python unless told otherwise.
+struct JsonStyle {
+    int indent = -1;  // < 0: on one line
+    std::string item_separator = ", ", key_separator = ": ";
+};
+
 class Value {
   public:
     Value() : data_(Undefined{}) {}
@@ -58,8 +64,8 @@ class Value {
 
     // As {{ value }} prints it; `ok` is false for lists and mappings, which have no form here.
     std::string text(bool* ok) const;
-    // json.dumps(ensure_ascii=False); indent < 0 for one line. Undefined becomes null.
-    std::string json(int indent = -1) const;
+    // json.dumps(ensure_ascii=False). Undefined becomes null.
+    std::string json(const JsonStyle& style = {}) const;
 
     friend bool operator==(const Value& a, const Value& b);
 

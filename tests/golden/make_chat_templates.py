@@ -65,6 +65,7 @@ SNIPPETS = [
     "{{ missing|default('x') }} {{ s|default('x') }} {{ ''|default('x', true) }} {{ none|d('x') }} {{ missing|d }}|",
     "{{ 'a-b-c'|replace('-', '+') }} {{ 'aaa'.replace('a', 'b', 2) }} {{ s|replace('l', 'L')|upper|lower }}",
     "{{ d|tojson }} {{ s|tojson }} {{ none|tojson }} {{ true|tojson }} {{ 1.5|tojson }} {{ '<&\"\\\\\\n\u00e9\u4f60'|tojson }} {{ {}|tojson }} {{ []|tojson }}",
+    "{{ d|tojson(separators=(',', ':')) }} {{ l|tojson(separators=[' ; ', '=']) }}\n{{ d|tojson(indent=1, separators=(',', ':')) }} {{ l|tojson(separators=none) }}",
     "{{ d|tojson(indent=2) }}\n{{ l|tojson(indent=4) }}", "{% for k, v in d|items %}{{ k }};{% endfor %}{% for k, v in d.items() %}{{ k }},{% endfor %}",
     "{{ d.keys()|list|tojson }} {{ d.get('k') }} {{ d.get('zz') }} {{ d.get('zz', 5) }} {{ d['deep'].values()|list|tojson }}",
     "{{ 'a b  c'.split()|tojson }} {{ 'a,b,,c'.split(',')|tojson }} {{ 'a,b,c'.split(',', 1)|tojson }} {{ ' a b c '.split(none, 1)|tojson }} {{ ''.split()|tojson }} {{ ''.split(',')|tojson }}",
