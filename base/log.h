@@ -13,7 +13,7 @@ struct LogOptions {
     std::string file;  // empty: stderr
 };
 
-// Call once at start-up, before threads exist. Throws Error(usage) when the file cannot be opened.
+// Call once at start-up, before threads exist. Throws Error(input) when the file cannot be opened.
 void init_log(const LogOptions& options);
 // Shown as "rank 3 host7" in front of each line; nothing is shown for a world of one rank.
 void set_log_rank(int rank, const std::string& host);
