@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <numeric>
 #include <sstream>
 #include <string>
+#include <system_error>
 
 #include "base/error.h"
 
@@ -89,8 +91,15 @@ int launcher_rank(const GetEnv& get) {
 }
 
 int start_timeout_s(const GetEnv& get) {
-    const int seconds = number(get("FERRY_START_TIMEOUT_S"));
-    return seconds > 0 ? seconds : 300;
+    const std::string text = text_of(get("FERRY_START_TIMEOUT_S"));
+    if (text.empty()) return 300;
+    int seconds = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+    if (error != std::errc() || end != text.data() + text.size() || seconds <= 0)
+        throw Error(ErrorKind::usage,
+                    "FERRY_START_TIMEOUT_S: must be a whole number of seconds, 1 or more; is {}",
+                    text);
+    return seconds;
 }
 
 bool lacks_process_manager(const GetEnv& get, const std::string& mpi_version) {

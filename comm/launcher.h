@@ -16,7 +16,8 @@ int launcher_tasks(const GetEnv& get);
 // This task's number, 0 when there is no launcher.
 int launcher_rank(const GetEnv& get);
 
-// How long ranks may take to find each other, s: 300, or FERRY_START_TIMEOUT_S.
+// How long ranks may take to find each other, s: 300, or FERRY_START_TIMEOUT_S. Throws
+// Error(usage) when that is no positive number.
 int start_timeout_s(const GetEnv& get);
 
 // Whether srun gave its tasks nothing by which this MPI library could find the others: no PMIx for

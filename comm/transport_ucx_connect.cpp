@@ -19,10 +19,19 @@ constexpr size_t kCacheLine = 64;
 constexpr unsigned kHello = 1;    // active messages
 constexpr unsigned kGoodbye = 2;  // the peer's end of the connection may fail from now on
 
+std::string_view forced_path() {
+    const char* forced = std::getenv("FERRY_UCX_PATH");
+    const std::string_view path = forced != nullptr ? forced : "";
+    if (!path.empty() && path != "put" && path != "message")
+        throw Error(ErrorKind::usage, "FERRY_UCX_PATH: must be put or message; is {}", path);
+    return path;
+}
+
 }  // namespace
 
 UcxTransport::UcxTransport(World& world, const TransportOptions& options)
     : world_(world), options_(options) {
+    forced_path();  // refused before anything is made
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS;
     params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_TAG;
@@ -162,8 +171,7 @@ void UcxTransport::meet(Peer& peer, const Introduction& introduction) {
                     "UCX_NET_DEVICES, or set exchange.transport: mpi",
                     rank(), host(rank()), peer.rank, host(peer.rank), ucs_status_string(status));
 
-    const char* forced = std::getenv("FERRY_UCX_PATH");
-    const std::string_view path = forced != nullptr ? forced : "";
+    const std::string_view path = forced_path();
     if (path == "message") return;
     ucx_check(ucp_ep_rkey_unpack(peer.endpoint, introduction.region_key.data(), &peer.key),
               "unpacking a remote key");

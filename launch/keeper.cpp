@@ -25,6 +25,7 @@ namespace ferry {
 namespace {
 
 volatile sig_atomic_t kept_process = 0;
+volatile sig_atomic_t timeout_s = 0;  // of the start
 volatile sig_atomic_t start_was_late = 0;
 volatile sig_atomic_t start_is_overtime = 0;
 
@@ -61,7 +62,7 @@ extern "C" void check_start(int) {
     if (shared == nullptr || kept_process <= 0 || shared->start.load() == Start::done) return;
     if (shared->start.load() == Start::ranks_meet && start_is_overtime == 0) {
         start_is_overtime = 1;
-        ::alarm(static_cast<unsigned>(start_timeout_s(own_environment)) + kOvertimeS);
+        ::alarm(static_cast<unsigned>(timeout_s) + kOvertimeS);
         return;
     }
     start_was_late = 1;
@@ -164,7 +165,7 @@ void start_holder() {
                      "ferry: rank %s on %s: MPI did not start within %d s: some rank has not come, "
                      "or the network between hosts does not let it through "
                      "(FERRY_START_TIMEOUT_S)\n",
-                     rank == nullptr ? "?" : rank, host, start_timeout_s(own_environment));
+                     rank == nullptr ? "?" : rank, host, static_cast<int>(timeout_s));
     // SIGINT and SIGTERM are somebody's wish, and told by whoever sent them.
     else if (signal != SIGINT && signal != SIGTERM)
         std::fprintf(stderr, "ferry: rank %s on %s (process %d) was ended by signal %d (%s)\n",
@@ -176,6 +177,7 @@ void start_holder() {
 }  // namespace
 
 void go_on_under_keeper() {
+    timeout_s = start_timeout_s(own_environment);
     if (launcher_tasks(own_environment) < 2) return;
     const pid_t keeper = ::getpid();
     void* memory =
@@ -197,7 +199,7 @@ void go_on_under_keeper() {
         for (const int signal : {SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
         ::signal(SIGINT, SIG_IGN);  // a terminal sends it to both
         ::signal(SIGALRM, check_start);
-        ::alarm(static_cast<unsigned>(start_timeout_s(own_environment)));
+        ::alarm(static_cast<unsigned>(timeout_s));
     } else if (process == 0) {
         // No rank outlives its keeper: the launcher would not know of it.
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);

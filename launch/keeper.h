@@ -9,7 +9,8 @@ namespace ferry {
 // Call before MPI is initialised and before any thread exists. Under a launcher of several tasks
 // the caller goes on in a new process; the old one waits for it, passes SIGTERM and SIGUSR1 on, and
 // ends as it did, or with the code of Error(communication) when a signal ended it. Otherwise, or
-// when there can be no new process, does nothing.
+// when there can be no new process, does nothing. Throws Error(usage) for a start_timeout_s()
+// (comm/launcher.h) that is none.
 void go_on_under_keeper();
 // Starts MPI, which has no deadline of its own: the keeper ends a rank for which it takes longer
 // than start_timeout_s() (comm/launcher.h), and with it the job.

@@ -11,6 +11,7 @@ site=${FERRY_SITE:-$slurm_dir/site.env}
 [ -r "$site" ] || refuse "$site (FERRY_SITE) cannot be read"
 # shellcheck disable=SC1090
 source "$site"
+[[ ${FERRY_RESTARTS:-3} =~ ^[0-9]+$ ]] || refuse "FERRY_RESTARTS must be a whole number; is $FERRY_RESTARTS"
 # srun of 22.05 and newer no longer takes --cpus-per-task from the job.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 

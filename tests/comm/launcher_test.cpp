@@ -6,13 +6,14 @@
 #include <string>
 
 #include "base/error.h"
+#include "tests/support/expect_error.h"
 
 namespace ferry {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::IsEmpty;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using Environment = std::map<std::string, const char*>;
 
 GetEnv reader(Environment env) {
@@ -66,6 +67,17 @@ TEST(LauncherTasks, WithoutAProcessManagerNobodyFindsTheOthers) {
     EXPECT_EQ(launcher_rank(reader(step)), 2);
     EXPECT_EQ(launcher_rank(reader(with("PMIX_RANK"))), 3);
     EXPECT_EQ(launcher_rank(reader({})), 0);
+}
+
+TEST(StartTimeout, IsAPositiveNumberOfSeconds) {
+    const auto timeout = [](const char* text) {
+        return start_timeout_s(reader({{"FERRY_START_TIMEOUT_S", text}}));
+    };
+    EXPECT_EQ(start_timeout_s(reader({})), 300);
+    EXPECT_EQ(timeout(""), 300);
+    EXPECT_EQ(timeout("7"), 7);
+    for (const char* wrong : {"abc", "0", "-5", "10m", "2.5", " 7", "99999999999"})
+        EXPECT_ERROR(timeout(wrong), ErrorKind::usage, std::string("1 or more; is ") + wrong);
 }
 
 TEST(LauncherComponents, OfSlurmAndOfMpirun) {

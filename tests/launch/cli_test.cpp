@@ -179,6 +179,10 @@ TEST(Cli, GenerateSaysWhatIsMissing) {
     expect_error(
         ferry({"generate", "--model", kDemo, "--prompt", "x", "--set", "layout.attention_ranks=2"}),
         2, "attention_ranks is 2");
+    const ProcessOptions bad_timeout{.environment = {"FERRY_START_TIMEOUT_S=abc"}};
+    for (const std::string command : {"generate", "doctor"})
+        expect_error(ferry({command}, bad_timeout), 2,
+                     "FERRY_START_TIMEOUT_S: must be a whole number of seconds");
     const ProcessOptions two_tasks{.environment = {"OMPI_COMM_WORLD_SIZE=2"}};
     expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x"}, two_tasks), 2,
                  "the launcher started 2 tasks");

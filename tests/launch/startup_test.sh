@@ -55,6 +55,12 @@ rm -rf "$work/out"
 expect 2 "from_launcher takes a job of two components, attention ranks first, and this one has 1" \
     "${run[@]}" 2 "${job[@]}" --set layout.mode=from_launcher
 expect 2 "and this one has no launcher" "${job[@]}" --set layout.mode=from_launcher
+expect 2 "ferry: usage: FERRY_START_TIMEOUT_S: must be a whole number of seconds, 1 or more; is abc" \
+    env FERRY_START_TIMEOUT_S=abc "${run[@]}" 2 "${job[@]}"
+if "$ferry" --version | grep -q "UCX *[0-9]"; then
+    expect 2 "FERRY_UCX_PATH: must be put or message; is puts" \
+        env FERRY_UCX_PATH=puts "${run[@]}" 2 "${job[@]}" --set exchange.transport=ucx
+fi
 # A rank that never calls MPI: Open MPI itself would wait for ever.
 expect 5 "MPI did not start within 3 s: some rank has not come" \
     env FERRY_START_TIMEOUT_S=3 "${run[@]}" 1 "${job[@]}" : -n 1 sleep 50

@@ -83,13 +83,15 @@ submit --output=no-file.out "$source/slurm/generate.sbatch" missing.yaml; no_fil
 submit --output=bad-key.out "$source/slurm/generate.sbatch" run.yaml --set engine.thread=2; bad_key=$job
 submit --output=no-convert.out "$source/slurm/convert.sbatch" nowhere out2; no_convert=$job
 FERRY=/nowhere/ferry submit --output=no-ferry.out "$source/slurm/generate.sbatch" run.yaml; no_ferry=$job
+FERRY_RESTARTS=often submit --output=no-number.out "$source/slurm/generate.sbatch" run.yaml; no_number=$job
 submit --output=order.out -w "${hosts[2]}" : -w "${hosts[0]},${hosts[3]}" "$source/slurm/generate-het.sbatch" run.yaml; order=$job
-for job in $order $no_run $no_file $bad_key $no_convert $no_ferry; do ended FAILED 2; done
+for job in $order $no_run $no_file $bad_key $no_convert $no_ferry $no_number; do ended FAILED 2; done
 says no-run.out "generate.sbatch: which run? sbatch generate.sbatch RUN.yaml"
 says no-file.out "generate.sbatch: missing.yaml cannot be read from ${CLUSTER_NAME}"
 says bad-key.out "did you mean engine.threads?"
 says no-convert.out "convert.sbatch: nowhere/config.json cannot be read"
 says no-ferry.out "FERRY=/nowhere/ferry is no executable"
+says no-number.out "FERRY_RESTARTS must be a whole number; is often"
 says order.out "the nodes of the components, ${hosts[2]},${CLUSTER_NAME}[0,3], are not in order"
 ok "refusals"
 
