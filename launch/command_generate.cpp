@@ -26,6 +26,7 @@
 #include "launch/text_output.h"
 #include "launch/versions.h"
 #include "runtime/checksum.h"
+#include "runtime/json_text.h"
 #include "runtime/loaded_engine.h"
 #include "runtime/placements.h"
 #include "runtime/routing_record.h"
@@ -41,7 +42,20 @@ struct Arguments {
     bool interactive = false;
 };
 
+// Nothing of a command line is dropped in silence.
+void refuse_set(const Arguments& arguments, std::string_view keys, const std::string& option) {
+    for (const std::string& assignment : arguments.overrides)
+        if (assignment.starts_with(keys))
+            throw Error(ErrorKind::usage, "--set {}: {} is given too; give one of them",
+                        in_quotes(assignment), option);
+}
+
 Config make_config(const Arguments& arguments) {
+    if (!arguments.prompts.empty()) refuse_set(arguments, "input.", "--prompt");
+    if (!arguments.input.empty()) refuse_set(arguments, "input.", "--input " + arguments.input);
+    if (!arguments.output.empty())
+        refuse_set(arguments, "output.dir=", "--output " + arguments.output);
+    if (arguments.interactive) refuse_set(arguments, "input.", "--interactive");
     Config config = load_config(arguments.config_file, arguments.overrides);
     if (!arguments.model.empty()) use_checkpoint(config, arguments.model, arguments.overrides);
     if (!arguments.output.empty()) config.output.dir = arguments.output;

@@ -176,6 +176,15 @@ TEST(Cli, GenerateSaysWhatIsMissing) {
     expect_error(ferry({"generate", "--model", kDemo, "--input", "/no.jsonl"}), 4, "/no.jsonl");
     expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x", "--input", "y"}), 2,
                  "input.prompt");
+    const std::vector<std::string> alone[] = {{"--prompt", "input.file=a.jsonl"},
+                                              {"--prompt", "input.prompt=x"},
+                                              {"--input", "input.prompt=x"},
+                                              {"--output", "output.dir=there"}};
+    for (const auto& each : alone)
+        expect_error(ferry({"generate", "--model", kDemo, each[0], "y", "--set", each[1]}), 2,
+                     "--set \"" + each[1] + "\": " + each[0]);
+    expect_error(ferry({"generate", "--model", kDemo, "--interactive", "--set", "input.prompt=x"}),
+                 2, "--interactive");
     expect_error(
         ferry({"generate", "--model", kDemo, "--prompt", "x", "--set", "layout.attention_ranks=2"}),
         2, "attention_ranks is 2");
