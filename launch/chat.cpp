@@ -1,6 +1,7 @@
 #include "launch/chat.h"
 
 #include "base/error.h"
+#include "runtime/tokenizer/unicode.h"
 
 namespace ferry {
 namespace {
@@ -61,6 +62,8 @@ void chat(const ChatIo& io, const ChatModel& model) {
             conversation.clear();
         } else if (line.starts_with("/")) {
             io.write(kHelp);
+        } else if (!tok::is_valid_utf8(line)) {
+            io.write("what you wrote is not UTF-8\n");
         } else if (!line.empty()) {
             try {
                 conversation.ask(line, io.write);

@@ -29,7 +29,7 @@ struct ChatModel {
 };
 
 // Lines are messages; "/clear" forgets the conversation, "/exit" or the end of the input ends it,
-// "/help" tells so. A signal stops an answer only.
+// "/help" tells so. A line that is not UTF-8 is refused. A signal stops an answer only.
 void chat(const ChatIo& io, const ChatModel& model);
 
 }  // namespace ferry

@@ -82,5 +82,11 @@ TEST_F(ChatTest, APromptThatCannotRunIsForgotten) {
     EXPECT_THAT(screen_, HasSubstr("the prompt is too long\n"));
 }
 
+TEST_F(ChatTest, WhatIsNotUtf8IsRefusedAndTheConversationGoesOn) {
+    run({"hello", "caf\xe9", "caf\xc3\xa9"}, true);
+    EXPECT_THAT(prompts_, ElementsAre("u:hello;", "u:hello;a:answer;u:caf\xc3\xa9;"));
+    EXPECT_THAT(screen_, HasSubstr("> what you wrote is not UTF-8\n> "));
+}
+
 }  // namespace
 }  // namespace ferry
