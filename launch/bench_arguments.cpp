@@ -16,15 +16,19 @@
 namespace ferry {
 using Json = nlohmann::ordered_json;
 
-void add_model_options(Command& command, BenchModel& arguments) {
+void add_checkpoint_options(Command& command, BenchModel& arguments) {
     command.option("CONFIG", arguments.config_file, "YAML (see ferry config --help)");
     command.option("--model", arguments.model, "Checkpoint");
-    command.option("--shape", arguments.shape,
-                   "configs/models/*.yaml, with dummy weights instead of a checkpoint");
     command.option("--json", arguments.json, "Write JSON to this file; - : to stdout");
     command.option("--csv", arguments.csv, "Write CSV to this file; - : to stdout");
     command.option("--set", arguments.overrides, "section.key=value, after the file")
         .one_each_time();
+}
+
+void add_model_options(Command& command, BenchModel& arguments) {
+    add_checkpoint_options(command, arguments);
+    command.option("--shape", arguments.shape,
+                   "configs/models/*.yaml, with dummy weights instead of a checkpoint");
 }
 
 void add_workload_options(Command& command, BenchArguments& arguments) {
@@ -52,14 +56,6 @@ void add_workload_options(Command& command, BenchArguments& arguments) {
         .one_of({"offline", "poisson", "fixed"})
         .show_default();
     command.option("--rate", arguments.rate, "Requests per second").positive();
-    command
-        .option("--slo-ttft-ms", arguments.targets.ttft_ms,
-                "A request is good when its first token came within this time")
-        .positive();
-    command
-        .option("--slo-tpot-ms", arguments.targets.tpot_ms,
-                "and later ones took no more than this on average")
-        .positive();
     command.option("--seed", arguments.seed, "Of lengths, tokens and arrivals").show_default();
     command.option("--warmup", arguments.warmup,
                    "Requests before timing; default: as many as run at once");
@@ -68,6 +64,17 @@ void add_workload_options(Command& command, BenchArguments& arguments) {
         .show_default();
     command.option("--status-dir", arguments.status_dir,
                    "Existing folder for the status file that ferry top shows");
+}
+
+void add_target_options(Command& command, BenchArguments& arguments) {
+    command
+        .option("--slo-ttft-ms", arguments.targets.ttft_ms,
+                "A request is good when its first token came within this time")
+        .positive();
+    command
+        .option("--slo-tpot-ms", arguments.targets.tpot_ms,
+                "and later ones took no more than this on average")
+        .positive();
 }
 
 Config config_of(const BenchModel& arguments) {

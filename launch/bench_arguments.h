@@ -26,10 +26,14 @@ struct BenchArguments : BenchModel {
     ServiceTargets targets;
 };
 
-// CONFIG, --model, --shape, --set, --json, --csv.
+// CONFIG, --model, --set, --json, --csv.
+void add_checkpoint_options(Command& command, BenchModel& arguments);
+// The same and --shape.
 void add_model_options(Command& command, BenchModel& arguments);
-// Requests, lengths, arrivals, targets, repetitions, --status-dir.
+// Requests, lengths, arrivals, repetitions, --status-dir.
 void add_workload_options(Command& command, BenchArguments& arguments);
+// Times within which a request is good.
+void add_target_options(Command& command, BenchArguments& arguments);
 
 // Throws Error(input) when what is written at the end could not be: the figures, the trace.
 void check_outputs(const BenchModel& arguments, const Config& config);

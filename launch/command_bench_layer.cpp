@@ -158,6 +158,7 @@ void bench_layer(const Arguments& arguments) {
         throw Error(ErrorKind::usage, "bench layer: runs on one rank, the launcher started {}",
                     launcher_tasks(own_environment));
     const Config config = config_of(arguments);
+    init_log({.level = static_cast<LogLevel>(config.log.level), .file = config.log.file});
     check_outputs(arguments, config);
     check_supported(config);
     const std::vector<StepWorkload> workloads = workloads_of(arguments);

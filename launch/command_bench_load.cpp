@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "base/median.h"
+#include "base/log.h"
 #include "comm/progress_state.h"
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"
@@ -57,6 +58,8 @@ class LoadBench {
         : job_(job), arguments_(arguments), report_("load", kColumns) {
         if (job.config.model.path.empty())
             throw Error(ErrorKind::usage, "bench load: needs a checkpoint (--model)");
+        if (job.world.rank() == 0 && !job.config.log.trace.empty())
+            log_warn("log.trace is not written by ferry bench load");
         files_ = weight_files(job.config.model.path);
     }
 
@@ -171,7 +174,7 @@ void add_bench_load(Command& bench) {
         "the same (cached %), which is no cold start; warm: they have just been read. Seconds are "
         "medians of the slowest rank. checkpoint.verify is off unless --set says full");
     const auto arguments = std::make_shared<Arguments>();
-    add_model_options(command, *arguments);
+    add_checkpoint_options(command, *arguments);
     command
         .option("--layout", arguments->layouts,
                 "2:2 (attention:expert ranks), 2:2:2 (and TP size), colocated:RANKS[:TP]")

@@ -90,6 +90,7 @@ void add_bench_throughput(Command& bench) {
     list("--threads", arguments->sweep.threads, "engine.threads; 0: the machine's share")
         .in_range(0, 4096);
     add_workload_options(command, *arguments);
+    add_target_options(command, *arguments);
     command.on_run([arguments] {
         run_bench_job([&](World& world) { bench_throughput_on(world, *arguments); });
     });

@@ -113,7 +113,7 @@ stop_in_second INT 1 mpirun -n 2 --oversubscribe --bind-to none "$ferry"
 expect 2 "--rate: needs --arrivals" "$ferry" bench throughput --model "$work/demo" --rate 3
 expect 2 "--layout 2-2: write attention:expert ranks" "$ferry" bench throughput --model "$work/demo" --layout 2-2
 expect 2 "a request cannot run: " "$ferry" bench throughput --model "$work/demo" --input 100 --set engine.max_context=90
-expect 2 "needs a checkpoint" "$ferry" bench load --shape "$source/configs/models/bench-8.yaml"
+expect 2 "needs a checkpoint" "$ferry" bench load --set model.dummy="$source/configs/models/bench-8.yaml"
 expect 4 "neither a folder nor a Slurm job" "$ferry" top "$work/nothing"
 expect 4 "no status.json here" "$ferry" top "$work/demo"
 echo "bench_jobs_test: $failed failed"

@@ -459,6 +459,16 @@ TEST(Bench, ExchangeReplaysARecordedRouting) {
     EXPECT_THAT(result.out, HasSubstr("load.json bf16"));
 }
 
+TEST(Bench, HasNoOptionsThatDoNothing) {
+    expect_error(ferry({"bench", "load", "--shape", "x.yaml"}), 2,
+                 "ferry bench load has no option --shape");
+    expect_error(ferry({"bench", "scaling", "--slo-ttft-ms", "9"}), 2,
+                 "ferry bench scaling has no option --slo-ttft-ms");
+    expect_error(
+        ferry({"bench", "layer", "--model", kDemo, "--set", "log.file=/proc/none/nowhere"}), 4,
+        "log.file /proc/none/nowhere: cannot be opened");
+}
+
 TEST(Bench, NothingMeasuredIsAnError) {
     expect_error(ferry({"bench", "throughput", "--model", kDemo, "--layout", "2:2"}), 2,
                  "every layout needs more ranks than the 1 of this job");
