@@ -84,6 +84,12 @@ int launcher_tasks(const GetEnv& get) {
     return tasks;
 }
 
+void refuse_several_tasks(const GetEnv& get, const std::string& command) {
+    if (const int tasks = launcher_tasks(get); tasks > 1)
+        throw Error(ErrorKind::usage, "{}: runs on one rank, the launcher started {}", command,
+                    tasks);
+}
+
 int launcher_rank(const GetEnv& get) {
     for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
         if (const char* rank = get(name)) return number(rank);

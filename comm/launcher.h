@@ -13,6 +13,9 @@ const char* own_environment(const char* name);  // of this process
 // Tasks that the launcher says it started: 1 when there is no launcher or it does not say.
 int launcher_tasks(const GetEnv& get);
 
+// Throws Error(usage) where the launcher started several tasks: `command` is for one.
+void refuse_several_tasks(const GetEnv& get, const std::string& command);
+
 // This task's number, 0 when there is no launcher.
 int launcher_rank(const GetEnv& get);
 

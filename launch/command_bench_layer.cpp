@@ -154,9 +154,7 @@ std::vector<StepTimes> measure(StepBench& bench, const Arguments& arguments,
 }
 
 void bench_layer(const Arguments& arguments) {
-    if (launcher_tasks(own_environment) > 1)
-        throw Error(ErrorKind::usage, "bench layer: runs on one rank, the launcher started {}",
-                    launcher_tasks(own_environment));
+    refuse_several_tasks(own_environment, "bench layer");
     const Config config = config_of(arguments);
     init_log({.level = static_cast<LogLevel>(config.log.level), .file = config.log.file});
     check_outputs(arguments, config);

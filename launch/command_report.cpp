@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "comm/launcher.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/text_output.h"
@@ -35,6 +36,7 @@ void keep_inputs(const Arguments& arguments) {
 }
 
 void write_report(Arguments arguments) {
+    refuse_several_tasks(own_environment, "report");  // all would write the same file
     if (arguments.html.empty() && arguments.markdown.empty()) arguments.html = "report.html";
     keep_inputs(arguments);
     const report::Results results = report::read_results(arguments.results, arguments.baseline);

@@ -53,6 +53,10 @@ TEST(Cli, ReportWritesAPage) {
                 StartsWith("# Ferry report"));
 
     expect_error(ferry({"report"}), 2, "RESULTS");
+    const ProcessOptions two_tasks{.environment = {"OMPI_COMM_WORLD_SIZE=2"}};
+    expect_error(ferry({"report", dir / "load.json", "-o", dir / "of_two.html"}, two_tasks), 2,
+                 "report: runs on one rank, the launcher started 2");
+    EXPECT_FALSE(std::filesystem::exists(dir / "of_two.html"));
     expect_error(ferry({"report", dir / "no.json"}), 4, "no.json");
     expect_error(ferry({"report", dir / "load.json", "-o", dir / "no/r.html"}), 4, "no/r.html");
     expect_error(ferry({"report", dir / "load.json", "-o", dir / "load.json"}), 2,
