@@ -12,6 +12,7 @@
 #include <ctime>
 #include <filesystem>
 #include <memory>
+#include <sstream>
 #include <thread>
 
 #include "base/error.h"
@@ -57,9 +58,10 @@ bool is_job_id(const std::string& target) {
                                           [](unsigned char c) { return std::isdigit(c) != 0; });
 }
 
-// What Slurm says of a job, on one line; empty when there is no Slurm or no such job.
+// What Slurm says of a job, each path on a line of its own; empty when there is no Slurm or no such
+// job.
 std::string ask_slurm(const std::string& job) {
-    std::FILE* pipe = ::popen(("scontrol show job -o " + job + " 2>/dev/null").c_str(), "r");
+    std::FILE* pipe = ::popen(("scontrol show job " + job + " 2>/dev/null").c_str(), "r");
     if (pipe == nullptr) return "";
     std::string text;
     char piece[4096];
@@ -69,11 +71,16 @@ std::string ask_slurm(const std::string& job) {
     return text;
 }
 
+// A field that has a line of its own, to the end of it: paths may hold blanks.
 std::string field_of(const std::string& text, const std::string& name) {
-    const size_t at = text.find(" " + name + "=");
-    if (at == std::string::npos) return "";
-    const size_t begin = at + name.size() + 2;
-    return text.substr(begin, text.find_first_of(" \n", begin) - begin);
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        line.erase(0, line.find_first_not_of(' '));
+        if (!line.starts_with(name + "=")) continue;
+        line.erase(line.find_last_not_of(' ') + 1);  // Slurm puts one behind the comment
+        return line.substr(name.size() + 1);
+    }
+    return "";
 }
 
 std::string status_of_job(const std::string& job) {

@@ -78,7 +78,7 @@ end_launcher_without_ranks() {
 # scancel does not come here as USR1: a job that is cancelled stays so.
 run_ranks() {
     local signalled='' watcher='' code num_lost lost
-    lost=$(scontrol show job "$SLURM_JOB_ID" -o | sed -n '1s/.* StdOut=\([^ ]*\).*/\1/p')
+    lost=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *StdOut=/{s///p;q}')
     lost=$(dirname "$lost")/.ferry-lost-$SLURM_JOB_ID
     echo "job $SLURM_JOB_ID, run $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}"
     trap 'signalled=yes; echo "time is short: stopping in good order"; kill -USR1 $step 2>/dev/null' USR1

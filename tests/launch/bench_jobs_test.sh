@@ -70,12 +70,20 @@ holds "$work/l.json" '"state": "cold"'
 expect 0 "6 completions in" "${run[@]}" 2 "$ferry" generate --model "$work/demo" --prompt Emma --set sampling.n=6 \
     --set sampling.temperature=1 --set sampling.max_tokens=5 --set engine.threads=1 --output "$work/out"
 expect 0 "6 of 6 done, 0 running, 0 waiting" "$ferry" top --once "$work/out"
-# A Slurm job by its number: the folder in its comment, or else its working directory.
+# A Slurm job by its number: the folder in its comment, or else its working directory. Paths may hold blanks.
 mkdir "$work/bin"
-printf '#!/bin/sh\n[ "$4" = 7 ] && echo "JobId=7 Comment=ferry:out WorkDir=%s Power="\n[ "$4" = 8 ] && echo "JobId=8 WorkDir=%s/out"\nexit 0\n' \
-    "$work" "$work" >"$work/bin/scontrol"
+mkdir "$work/a b"
+cp -r "$work/out" "$work/a b/of c"
+cat >"$work/bin/scontrol" <<SH
+#!/bin/sh
+case \$3 in
+    7) printf 'JobId=7 JobName=x\n   WorkDir=%s\n   Comment=ferry:out \n   Power=\n' "$work" ;;
+    8) printf 'JobId=8 JobName=x\n   WorkDir=%s\n' "$work/out" ;;
+    10) printf 'JobId=10 JobName=x\n   Command=x Comment=y\n   WorkDir=%s\n   Comment=ferry:of c \n' "$work/a b" ;;
+esac
+SH
 chmod +x "$work/bin/scontrol"
-for job in 7 8; do
+for job in 7 8 10; do
     expect 0 "6 of 6 done" env PATH="$work/bin:$PATH" "$ferry" top --once $job
 done
 expect 2 "does not know this job here; give the job's output folder" env PATH="$work/bin:$PATH" "$ferry" top 9

@@ -114,11 +114,18 @@ submit -N2 --ntasks-per-node=2 --output=alone.out --wrap "srun --mpi=none $FERRY
     srun --mpi=none $FERRY doctor --size 4"; alone=$job
 submit -N3 --ntasks-per-node=1 --output=doctor.out --wrap "srun --mpi=pmix $FERRY doctor --size 4"; doctor=$job
 FERRY_LAUNCH="mpirun --bind-to none" submit "$source/slurm/generate.sbatch" run.yaml --set output.dir=mpirun; mpirun=$job
+# Paths with blanks: of the batch files, of what they are given, of what they write.
+cp -r "$source/slurm" "my batch files"
+cp input.jsonl "my input.jsonl"
+submit "my batch files/generate.sbatch" run.yaml --set input.file="my input.jsonl" --set output.dir="my results"; blanks=$job
 job=$plain; ended COMPLETED 0
 same plain
 [ "$(field Comment)" = ferry:plain ] || fail "no comment by which ferry top finds the folder: $(field Comment)"
 [ "$(grep -c "^rank  node" "ferry-$plain.out")" = 1 ] || fail "the role map is not printed once"
 grep -qE "^1 +${CLUSTER_NAME}[0-3] +1 \(1.0\) +1 .* 0-" "ferry-$plain.out" || fail "no role, host and cores of rank 1"
+job=$blanks; ended COMPLETED 0
+same "my results"
+"$slurm" "$FERRY" top --once "$job" | grep -q "10 of 10 done" || fail "ferry top does not find \"my results\""
 job=$het; ended COMPLETED 0
 same het
 says "ferry-het-$het.out" "disaggregated layout: 2 attention, 2 expert ranks of 4, tensor-parallel groups of 2"
