@@ -52,7 +52,7 @@ class TcpLink {
     std::vector<char> buffer_;
 };
 
-// Listens on all addresses, on a port that the system picks.
+// Listens on all addresses, of IPv4 and IPv6, on a port that the system picks.
 class TcpListener {
   public:
     TcpListener();  // throws Error(communication)
@@ -68,7 +68,7 @@ class TcpListener {
     int port_ = 0;
 };
 
-// IPv4 addresses of this host that are up, loopback last.
+// Addresses of this host that are up: of IPv4, of IPv6, loopback last.
 std::vector<std::string> own_addresses();
 // Tries addresses in order, each for at most timeout_s. Not open when none answers.
 TcpLink connect_to(const std::vector<std::string>& addresses, int port, double timeout_s);

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <fstream>
 #include <mutex>
 
 #include "base/error.h"
@@ -26,6 +28,18 @@ bool within_s(double seconds, Done&& done) {
         usleep(2000);
     }
     return true;
+}
+
+// Both kinds of addresses, as far as this host has them.
+TEST(TcpLink, IsReachedAtEveryAddressOfTheHost) {
+    const TcpListener listener;
+    const std::vector<std::string> addresses = own_addresses();
+    EXPECT_FALSE(addresses.empty());
+    for (const std::string& address : addresses)
+        EXPECT_TRUE(connect_to({address}, listener.port(), 2).open()) << address;
+    const bool has_v6 = std::ifstream("/proc/net/if_inet6").peek() != EOF;
+    EXPECT_EQ(std::ranges::count(addresses, std::string("::1")), has_v6 ? 1 : 0);
+    EXPECT_FALSE(connect_to({"localhost", ""}, listener.port(), 2).open());
 }
 
 TEST(TcpLink, CarriesWholeMessagesAndTellsTheEnd) {
