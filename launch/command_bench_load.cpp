@@ -7,8 +7,8 @@
 #include <chrono>
 #include <memory>
 
-#include "base/median.h"
 #include "base/log.h"
+#include "base/median.h"
 #include "comm/progress_state.h"
 #include "launch/bench_arguments.h"
 #include "launch/command_bench.h"

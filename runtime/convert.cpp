@@ -19,6 +19,7 @@
 #include "runtime/parallel.h"
 #include "runtime/requantise.h"
 #include "runtime/shard_index.h"
+#include "runtime/tokenizer.h"
 
 namespace ferry {
 namespace {
@@ -26,9 +27,13 @@ namespace {
 namespace fs = std::filesystem;
 using namespace checkpoint_format;
 
-constexpr const char* kCopiedFiles[] = {"tokenizer.json",          "tokenizer_config.json",
-                                        "special_tokens_map.json", "chat_template.jinja",
-                                        "generation_config.json",  "config.json"};
+constexpr const char* kCopiedFiles[] = {"tokenizer.json",
+                                        "tiktoken.model",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "chat_template.jinja",
+                                        "generation_config.json",
+                                        "config.json"};
 
 // A file that is removed unless it was completed.
 class PartialFile {
@@ -392,7 +397,7 @@ ConvertProgress convert_checkpoint(const std::string& hf_directory,
     std::vector<bool> finished;
     if (team.rank() == 0) {
         for (const std::string& warning : model.warnings()) log_warn("{}", warning);
-        if (!fs::exists(hf_directory + "/tokenizer.json"))
+        if (Tokenizer::find(hf_directory).empty())
             log_warn(
                 "{}: has no tokenizer.json: text prompts and text output will not work, "
                 "prompt_tokens do",

@@ -121,15 +121,13 @@ Tokenizer configured(const Tokenizer& tokenizer, const std::string& path, std::s
 }
 
 void open_texts(const Config& config, const std::string& folder, OpenedModel& model) {
-    const std::string tokenizer_path = config.model.tokenizer.empty() && !folder.empty()
-                                           ? folder + "/tokenizer.json"
-                                           : config.model.tokenizer;
-    if (!config.model.tokenizer.empty() ||
-        (!tokenizer_path.empty() && fs::exists(tokenizer_path))) {
-        const std::string text = read_text_file(tokenizer_path, kMaxTextBytes);
-        model.identity += checksum_line("tokenizer", text);
+    std::string tokenizer_path = config.model.tokenizer;
+    if (tokenizer_path.empty() && !folder.empty())
+        tokenizer_path = Tokenizer::find(folder).string();
+    if (!tokenizer_path.empty()) {
+        model.identity += checksum_line("tokenizer", read_text_file(tokenizer_path, kMaxTextBytes));
         model.tokenizer =
-            configured(Tokenizer::from_json(text, tokenizer_path), tokenizer_path, model.identity);
+            configured(Tokenizer::load(tokenizer_path), tokenizer_path, model.identity);
     }
     if (!config.model.chat_template.empty()) {
         const std::string text =

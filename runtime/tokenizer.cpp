@@ -15,6 +15,7 @@
 #include "runtime/tokenizer/normalizer.h"
 #include "runtime/tokenizer/post_processor.h"
 #include "runtime/tokenizer/pretokenizer.h"
+#include "runtime/tokenizer/tiktoken.h"
 #include "runtime/tokenizer/unicode.h"
 
 namespace ferry {
@@ -22,7 +23,8 @@ namespace ferry {
 using namespace tok;
 
 struct Tokenizer::Impl {
-    Impl(const Json& json, const Where& where);
+    // `json`: what stands beside the model.
+    Impl(Bpe bpe, const Json& json, const Where& where);
 
     void add_tokens(const Json& json, const Where& where);
     void encode_normalized(std::string_view text, bool is_input_start, Bpe::Scratch* scratch,
@@ -47,6 +49,7 @@ struct Tokenizer::Impl {
 namespace {
 
 constexpr int32_t kMaxUnusedIds = 1 << 16;
+constexpr const char* kTiktoken = "tiktoken.model";
 
 bool is_byte_level_decoder(const Json& json) {
     const std::string type = json.value("type", "");
@@ -68,8 +71,7 @@ std::string read_file(const std::filesystem::path& path) {
 
 }  // namespace
 
-Tokenizer::Impl::Impl(const Json& json, const Where& where)
-    : model(need_object(json, "model", where), where.at("model")) {
+Tokenizer::Impl::Impl(Bpe bpe, const Json& json, const Where& where) : model(std::move(bpe)) {
     if (!is_absent(json, "normalizer")) {
         normalizer = make_normalizer(json["normalizer"], where.at("normalizer"));
     }
@@ -154,17 +156,43 @@ Tokenizer Tokenizer::with_special_tokens(std::vector<int32_t> before,
 }
 
 Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-    return from_json(read_file(path), path.string());
+    const std::string text = read_file(path);
+    if (path.filename() != kTiktoken) return from_json(text, path.string());
+    return from_tiktoken(text, read_file(path.parent_path() / "tokenizer_config.json"),
+                         path.string());
 }
 
 Tokenizer Tokenizer::from_json(std::string_view json, const std::string& name) {
     const Where where{name, ""};
     try {
         const Json parsed = Json::parse(json);
-        return Tokenizer(std::make_shared<const Impl>(parsed, where));
+        Bpe model(need_object(parsed, "model", where), where.at("model"));
+        return Tokenizer(std::make_shared<const Impl>(std::move(model), parsed, where));
     } catch (const Json::exception& error) {
         where.fail(fmt::format("is not a tokenizer.json: {}", error.what()));
     }
+}
+
+Tokenizer Tokenizer::from_tiktoken(std::string_view ranks, std::string_view config,
+                                   const std::string& name) {
+    const Where where{name, ""};
+    const Json parsed = Json::parse(config, nullptr, false);
+    if (!is_kimi_config(parsed))
+        where.fail(
+            "how it splits text is known for Kimi only, and tokenizer_config.json beside it does "
+            "not name "
+            "tokenization_kimi.TikTokenTokenizer");
+    const std::vector<std::string> tokens = read_tiktoken(ranks, where);
+    Bpe model(tokens, where);
+    const Json rest = kimi_components(parsed, tokens.size(), where);
+    return Tokenizer(std::make_shared<const Impl>(std::move(model), rest, where));
+}
+
+std::filesystem::path Tokenizer::find(const std::filesystem::path& folder) {
+    if (std::filesystem::exists(folder / "tokenizer.json")) return folder / "tokenizer.json";
+    const std::filesystem::path config = folder / "tokenizer_config.json";
+    if (!std::filesystem::exists(folder / kTiktoken) || !std::filesystem::exists(config)) return {};
+    return is_kimi_config(Json::parse(read_file(config), nullptr, false)) ? folder / kTiktoken : "";
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {

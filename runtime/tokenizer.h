@@ -3,7 +3,9 @@
 // Supported: byte-level BPE as in GPT-2, Llama-3, Qwen and DeepSeek files, and byte-fallback BPE as
 // in Llama-2 files; each header under tokenizer/ lists its component types. Anything else in a file
 // is refused by name. Ids and text agree exactly with the `tokenizers` library (tests/golden).
-// Not applied: `truncation` and `padding` of the file, clean_up_tokenization_spaces, dropout.
+// Kimi has a tiktoken.model instead (tokenizer/tiktoken.h); ids are those of its own Python, but
+// for text with 25 000 characters on end without white space, or of it, which that cuts. Not
+// applied: `truncation` and `padding` of the file, clean_up_tokenization_spaces, dropout.
 //
 // Invalid UTF-8 in a text is replaced by U+FFFD before anything else, one per maximal subpart (as
 // Python's bytes.decode(errors="replace")).
@@ -27,6 +29,12 @@ class Tokenizer {
     static Tokenizer load(const std::filesystem::path& path);
     // `name` stands for the file in error messages.
     static Tokenizer from_json(std::string_view json, const std::string& name);
+    // Kimi's tiktoken.model; `config` is the tokenizer_config.json beside it.
+    static Tokenizer from_tiktoken(std::string_view ranks, std::string_view config,
+                                   const std::string& name);
+    // The file of a Hugging Face folder that load() takes: tokenizer.json, or Kimi's
+    // tiktoken.model; empty when there is none.
+    static std::filesystem::path find(const std::filesystem::path& folder);
 
     // Special tokens written in `text` become their ids; `add_special_tokens` adds those of the
     // file's post-processor (often begin-of-sentence). Chat templates write them themselves: pass

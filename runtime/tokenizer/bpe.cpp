@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "runtime/tokenizer/byte_level.h"
 #include "runtime/tokenizer/unicode.h"
 
 namespace ferry::tok {
@@ -68,6 +69,32 @@ Bpe::Bpe(const Json& model, const Where& where) {
     find_whole_words();
 }
 
+Bpe::Bpe(const std::vector<std::string>& tokens, const Where& where) : ignore_merges_(true) {
+    ids_.reserve(tokens.size());
+    for (const std::string& token : tokens) add_token(token, num_ids(), where);
+    note_short_tokens();
+    for (const char32_t c : kByteAlphabet.char_of) {
+        if (short_char_ids_[c] < 0)
+            where.fail(fmt::format("byte {} is no token", kByteAlphabet.byte_of[c]));
+    }
+
+    struct Pair {
+        int32_t left, right, id;
+    };
+    std::vector<Pair> pairs;
+    for (int32_t id = 0; id < num_ids(); ++id) {
+        const std::string_view token = *tokens_[size_t(id)];
+        for (size_t at = 0; next_char(token, &at), at < token.size();) {
+            const auto left = ids_.find(token.substr(0, at));
+            if (left == ids_.end()) continue;
+            const auto right = ids_.find(token.substr(at));
+            if (right != ids_.end()) pairs.push_back({left->second, right->second, id});
+        }
+    }
+    merges_ = MergeTable(pairs.size());
+    for (const auto& [left, right, id] : pairs) merges_.insert(left, right, {id, id});
+}
+
 void Bpe::read_vocab(const Json& model, const Where& where) {
     const Json& vocab = need_object(model, "vocab", where);
     const int64_t max_id = int64_t(vocab.size() + kMaxUnusedIds);
@@ -77,16 +104,27 @@ void Bpe::read_vocab(const Json& model, const Where& where) {
             where.fail(fmt::format("vocab: id of {} is not an integer from 0 to {}",
                                    show_text(token), max_id));
         }
-        const auto entry = ids_.emplace(token, id.get<int32_t>()).first;
-        const size_t idx = size_t(entry->second);
-        if (idx >= tokens_.size()) tokens_.resize(idx + 1, nullptr);
-        if (tokens_[idx] != nullptr) {
-            where.fail(fmt::format("vocab: {} and {} have the same id {}", show_text(*tokens_[idx]),
-                                   show_text(token), idx));
-        }
-        tokens_[idx] = &entry->first;
+        add_token(token, id.get<int32_t>(), where);
     }
+    note_short_tokens();
+}
 
+void Bpe::add_token(const std::string& token, int32_t id, const Where& where) {
+    const auto [entry, is_new] = ids_.emplace(token, id);
+    if (!is_new) {
+        where.fail(
+            fmt::format("vocab: {} has the ids {} and {}", show_text(token), entry->second, id));
+    }
+    const size_t idx = size_t(id);
+    if (idx >= tokens_.size()) tokens_.resize(idx + 1, nullptr);
+    if (tokens_[idx] != nullptr) {
+        where.fail(fmt::format("vocab: {} and {} have the same id {}", show_text(*tokens_[idx]),
+                               show_text(token), idx));
+    }
+    tokens_[idx] = &entry->first;
+}
+
+void Bpe::note_short_tokens() {
     for (char32_t c = 0; c < short_char_ids_.size(); ++c) {
         std::string text;
         append_char(c, &text);

@@ -38,6 +38,10 @@ class Bpe {
     // Reads the `model` object: BPE with vocab, merges (both written forms), byte_fallback,
     // ignore_merges, unk_token, fuse_unk. Throws Error(checkpoint) for anything else.
     Bpe(const Json& model, const Where& where);
+    // tiktoken's: `tokens` by id, written as in tokenizer.json. Any two neighbours merge that
+    // together are a token, in the order of ids; a piece that is one is not split at all. Throws
+    // Error(checkpoint) when a byte is no token.
+    Bpe(const std::vector<std::string>& tokens, const Where& where);
 
     // Appends the ids of valid UTF-8 `piece`. Characters without an id become the unknown token,
     // or vanish when the model has none (as the reference library does).
@@ -58,6 +62,8 @@ class Bpe {
     };
 
     void read_vocab(const Json& model, const Where& where);
+    void add_token(const std::string& token, int32_t id, const Where& where);
+    void note_short_tokens();
     void read_merges(const Json& model, const Where& where);
     void find_whole_words();
     void split_into_symbols(std::string_view piece, Scratch* scratch) const;
