@@ -131,3 +131,20 @@ finished=$(cat "$work/out"/part-*.jsonl | wc -l)
 start 1 3 layout.tp_size=1 || fail "resuming: exit code $?"
 cmp "$work/one-$input/completions.jsonl" "$work/out/completions.jsonl" || fail "resumed: other bytes than one rank"
 echo "ok: resumed on 3 hosts with $finished of 12 requests kept"
+
+# Hosts that have IPv4 for themselves only, and IPv6 between them.
+if [ -e /proc/net/if_inet6 ]; then
+    "$cluster" down
+    "$cluster" up 2 || fail "cluster.sh up"
+    echo "127.0.0.1 localhost" >"$CLUSTER_DIR/hosts"
+    for i in 0 1; do
+        ip -n "$CLUSTER_NAME$i" addr del "$CLUSTER_NET.$((i + 1))/24" dev eth0
+        ip -n "$CLUSTER_NAME$i" addr add "fd07::$((i + 1))/64" dev eth0 nodad
+        echo "fd07::$((i + 1)) $CLUSTER_NAME$i" >>"$CLUSTER_DIR/hosts"
+    done
+    rm -rf "$work/out"
+    OMPI_MCA_btl_tcp_disable_family=4 start 1 2 exchange.transport=mpi || fail "IPv6: exit code $?"
+    grep "cannot reach rank 0" "$work/log" && fail "IPv6: no watchdog"
+    cmp "$work/one-$input/completions.jsonl" "$work/out/completions.jsonl" || fail "IPv6: other bytes than one rank"
+    echo "ok: over IPv6 alone"
+fi
