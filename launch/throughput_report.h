@@ -13,6 +13,8 @@
 //   "goodput": {slo_ttft_ms, slo_tpot_ms, requests_per_s, share}    or null without targets
 //   "repetitions": [{wall_s, requests_per_s, prefill_tokens_per_s, output_tokens_per_s,
 //                    ttft_p50_ms, tpot_p50_ms}]
+//                                    prefill: prompt rows that were computed, so without those
+//                                    found as prefixes and with those computed again
 //   "ranks_detail": [{rank, node, host, role, wall_s, phases: {zone: {time_s, count, bytes}},
 //                     covered, resident_bytes, peak_rss_bytes, weight_bytes, cache_bytes, steps}]
 //                                    of the repetition of median length; times are without zones
