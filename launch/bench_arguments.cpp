@@ -167,6 +167,7 @@ void describe_numerics(const Config& config, const OpenedModel& model, BenchRepo
     std::string rounding = cpu.bf16_activations ? "yes" : "no";
     if (cpu.amx_sums) rounding = uses_amx() ? "by AMX" : "as AMX, without it";
     report.add_parameter("bf16 activations", rounding);
+    if (cpu.int8_activations) report.add_parameter("int8 activations", "of int4 weights");
     const bool automatic = config.engine.compress_weights == Config::Switch::automatic;
     report.add_parameter("compressed weights", std::string(!cpu.compress_weights ? "no"
                                                            : automatic ? "where they can be"

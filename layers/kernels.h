@@ -392,6 +392,10 @@ struct CpuOptions {
     // Products of rows so rounded are summed as AMX does (cpu/amx.h), by AMX where there is one;
     // elsewhere by FMAs, which takes longer than without. Attention is not.
     bool amx_sums = false;
+    // Rows that int4 weights multiply are rounded to int8, with a scale for each 32 values, after
+    // they were to bf16: sums of a group are whole numbers (cpu/gemm_int8.cpp). About twice as
+    // fast.
+    bool int8_activations = false;
     // bf16 weights are held in 12.25 bits a value, without loss: the same bits from a quarter less
     // memory, and faster where memory is what products wait for (compressed_panel.h). pack throws
     // Error(checkpoint) for weights that have too many different exponents.

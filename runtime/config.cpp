@@ -83,6 +83,7 @@ std::vector<Field> config_fields(Config& config) {
 
         {"numerics.fp8_activations", &c.numerics.fp8_activations, {}, kResults, "quantise the inputs of fp8 weights, as DeepSeek does; false: widen the weights"},
         {"numerics.bf16_activations", choice(c.numerics.bf16_activations, {"auto", "true", "false", "amx"}), {}, kResults, "round the inputs of bf16 weights and of attention to bf16, as GPUs do anyway; on CPUs with AVX512_BF16 up to twice as fast, elsewhere the same bits; auto: unless the model is stored in f32; amx: and sum products as AMX does, for CPUs that have it (elsewhere the same bits, slower)"},
+        {"numerics.int8_activations", &c.numerics.int8_activations, {}, kResults, "round the inputs of int4 weights to int8, each 32 with a scale; CPUs only, there 1.5 to 3 times as fast; false: multiply them as those of bf16 weights"},
         {"numerics.cache_dtype", choice(c.numerics.cache_dtype, {"f32", "bf16"}), {}, kResults, "of the latent cache; tensor cores of GPUs take bf16 only; f32 takes half the memory where bf16_activations rounds it anyway (weights of attention in bf16): the same bits"},
         {"numerics.tp_slices", &c.numerics.tp_slices, {1, 1024}, kResults, "row-parallel sums are taken over this many slices; a multiple of layout.tp_size"},
 

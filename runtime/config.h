@@ -34,6 +34,7 @@ struct Config {
         bool fp8_activations = false;
         enum class Rounding { automatic, on, off, amx };  // Switch, or also summed as AMX does
         Rounding bf16_activations = Rounding::automatic;
+        bool int8_activations = false;
         enum class Cache { f32, bf16 } cache_dtype = Cache::f32;
         int64_t tp_slices = 8;
     } numerics;

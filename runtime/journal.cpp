@@ -72,13 +72,16 @@ std::string first_difference(const std::string& before, const std::string& now) 
     return "run.yaml is damaged";
 }
 
-// What another run may differ in. Earlier versions of Ferry did not say end-of-sentence tokens:
-// their runs go on.
+// What another run may differ in. Earlier versions of Ferry did not say these: their runs go on, if
+// a setting that they did not have is at what it was then.
 std::string comparable(const std::string& description, const std::string& other) {
-    constexpr const char* kSince = "\neos_tokens: ";
-    const size_t begin = description.find(kSince);
-    if (begin == std::string::npos || other.find(kSince) != std::string::npos) return description;
-    return std::string(description).erase(begin, description.find('\n', begin + 1) - begin);
+    std::string result = description;
+    for (const char* since : {"\neos_tokens: ", "\n  int8_activations: false"}) {
+        const size_t begin = result.find(since);
+        if (begin == std::string::npos || other.find(since) != std::string::npos) continue;
+        result.erase(begin, result.find('\n', begin + 1) - begin);
+    }
+    return result;
 }
 
 void remove_parts(const std::string& dir) {

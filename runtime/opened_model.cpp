@@ -199,6 +199,13 @@ bool stored_in_f32(const WeightSource& source) {
     });
 }
 
+bool has_int4(const WeightSource& source) {
+    return std::ranges::any_of(model_tensors(source.config()), [&](const TensorSpec& spec) {
+        const std::optional<TensorInfo> info = source.find(spec.name);
+        return info && info->dtype == DType::int4x2;
+    });
+}
+
 // Whatever reads the latent cache rounds to bf16: attention, and what expands latents to keys and
 // values.
 bool reads_latents_in_bf16(const WeightSource& source, const CpuOptions& options) {
@@ -219,6 +226,11 @@ CpuOptions cpu_options(const Config& config, const WeightSource& source) {
     options.bf16_activations =
         rounding == Rounding::automatic ? !stored_in_f32(source) : rounding != Rounding::off;
     options.amx_sums = rounding == Rounding::amx;
+    options.int8_activations = config.numerics.int8_activations;
+    if (options.int8_activations && !has_int4(source))
+        throw Error(ErrorKind::usage,
+                    "numerics.int8_activations: the model has no int4 weights; set it to false, or "
+                    "convert with --dtype int4");
     const Config::Switch compress = config.engine.compress_weights;
     options.compress_weights = compress == Config::Switch::automatic
                                    ? options.bf16_activations && uses_bf16_dots()

@@ -84,7 +84,8 @@ class CpuKernels : public Kernels {
     GemmStrides strides_for(const WeightSpec& spec) const {
         return {.rounds_rows = row_dtype(spec.dtype, spec.in) == DType::bf16,
                 .amx_sums = options_.amx_sums,
-                .compressed = compresses(spec)};
+                .compressed = compresses(spec),
+                .int8_rows = options_.int8_activations};
     }
     Buffer take_memory(size_t num_bytes);
     void add_gemm_rows(GemmRows rows, const GemmStrides& strides);

@@ -554,6 +554,9 @@ void gemm_panels(const Weight& weight, const GemmRows& rows, const GemmStrides& 
                                                                  floats);
             return HWY_DYNAMIC_DISPATCH(multiply_bf16)(tile, rows.num_rows, num_panels, floats);
         case DType::int4x2:
+            if (strides.int8_rows)
+                return gemm_int4_by_int8(tile, strides.rounds_rows, rows.num_rows, num_panels,
+                                         scratch);
             if (strides.rounds_rows)
                 return HWY_DYNAMIC_DISPATCH(multiply_int4_rounded)(tile, rows.num_rows, num_panels,
                                                                    floats);

@@ -22,6 +22,7 @@ struct GemmStrides {  // elements from row to row
     bool rounds_rows = false;  // to bf16, as Kernels::row_dtype says
     bool amx_sums = false;     // of rounded rows, in the order of amx.h
     bool compressed = false;   // panels are in the order of compressed_panel.h
+    bool int8_rows = false;  // of int4 weights: rounded to int8 (gemm_int8.cpp), after bf16 if both
 };
 
 constexpr int64_t kGemmMaxRows = 192;  // of one task: their k-block stays in the second-level cache

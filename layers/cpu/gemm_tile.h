@@ -55,4 +55,9 @@ struct Tile {
     }
 };
 
+// int4 weights by rows that are rounded to int8, and to bf16 before if asked (gemm_int8.cpp).
+// scratch: kGemmScratchBytes.
+void gemm_int4_by_int8(const Tile& tile, bool rounds_rows, int64_t num_rows, int64_t num_panels,
+                       std::byte* scratch);
+
 }  // namespace ferry

@@ -34,17 +34,22 @@ inline void widen_int4(const std::byte* units, int64_t num_k, uint16_t* HWY_REST
     for (int64_t k = 0; k < num_k; k += kUnitSteps, units += kInt4UnitBytes)
         for (int64_t i = 0; i < kUnitValues; ++i)
             *to++ = f32_to_bf16(static_cast<float>(
-                int4_value(static_cast<uint8_t>(units[byte_of_value(i)]), i / kInt4UnitBytes)));
+                int4_value(static_cast<uint8_t>(units[byte_of_code(i)]), i / kInt4UnitBytes)));
 }
 
 #else
 
+// Of four columns, k 0 and 1 of all before k 2 and 3: interleaved, bytes are words of pairs of k.
+alignas(16) inline constexpr uint8_t kPairsApart[16] = {0, 1, 4, 5, 8,  9,  12, 13,
+                                                        2, 3, 6, 7, 10, 11, 14, 15};
+
 struct Int4Tables {
-    ByteVector upper, lower;
+    ByteVector upper, lower, pairs_apart;
 
     HWY_INLINE Int4Tables()
         : upper(hn::LoadDup128(UnitBytes(), kInt4Bytes.upper)),
-          lower(hn::LoadDup128(UnitBytes(), kInt4Bytes.lower)) {}
+          lower(hn::LoadDup128(UnitBytes(), kInt4Bytes.lower)),
+          pairs_apart(hn::LoadDup128(UnitBytes(), kPairsApart)) {}
 };
 
 // The kHalf-th 4 k of a unit, of all 16 columns: words of the first and of the second pair of k.
@@ -55,8 +60,9 @@ HWY_INLINE void load_int4_pairs(const std::byte* unit, const Int4Tables& tables,
         const UnitBytes d;
         const hn::Repartition<uint16_t, UnitBytes> d16;
         const hn::RebindToUnsigned<Floats> d32;
-        const ByteVector codes =
-            hn::Load(d, reinterpret_cast<const uint8_t*>(unit) + kVector * 4 * kLanes);
+        const ByteVector codes = hn::TableLookupBytes(
+            hn::Load(d, reinterpret_cast<const uint8_t*>(unit) + kVector * 4 * kLanes),
+            tables.pairs_apart);
         const ByteVector shifted =
             kHalf == 0 ? codes : hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, codes)));
         const ByteVector code = hn::And(shifted, hn::Set(d, 15));

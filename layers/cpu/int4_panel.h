@@ -2,12 +2,13 @@
 //
 // A panel (panel.h; in is a multiple of 32):
 //   scales [in / 32][16] bf16, of a group of 32 k and a column; filled up to whole lines of 64
-//   bytes units [in / 8] of 64 bytes, of 8 k. Byte i has the code of k 0 to 3 in its low half and
-//   of
-//       k 4 to 7 in its high half, in the order of a compressed unit's codes
-//       (compressed_panel.h: byte_of_value()). A code is the value plus 8.
-// Codes become the bf16 of -8 to 7, which is exact. A product sums a group of 32 k, then scales the
-// sum: y = fma(group sum, scale, y), group after group (as fp8, whose blocks are of 128 k).
+//   bytes units [in / 8] of 64 bytes, of 8 k: four bytes for each column, which have the codes of k
+//   0 to 3
+//       in their low halves and of k 4 to 7 in their high halves. A code is the value plus 8.
+//
+// Rows of f32 or bf16: codes become the bf16 of -8 to 7, which is exact. A product sums a group of
+// 32 k, then scales the sum: y = fma(group sum, scale, y), group after group (as fp8, whose blocks
+// are of 128 k). Rows of int8 (CpuOptions::int8_activations): gemm_int8.cpp.
 #pragma once
 #include "layers/cpu/compressed_panel.h"
 #include "layers/kernels.h"
@@ -23,6 +24,10 @@ constexpr int64_t int4_scales_bytes(int64_t in) {
 }
 constexpr int64_t int4_panel_bytes(int64_t in) {
     return int4_scales_bytes(in) + in / kUnitSteps * kInt4UnitBytes;
+}
+// Where the code of value i of a unit lies, in panel.h's order of bf16.
+constexpr int64_t byte_of_code(int64_t i) {
+    return i % 32 / 2 * 4 + i % (kUnitValues / 2) / 32 * 2 + i % 2;
 }
 inline const std::byte* int4_units(const std::byte* panel, int64_t in) {
     return panel + int4_scales_bytes(in);

@@ -300,26 +300,20 @@ void pack_int4_panel(const PanelRows& rows, const uint16_t* scales, int64_t scal
         for (int64_t row = 0; row < kPanelColumns; ++row)
             to_scales[row] = row < rows.num_rows ? scales[row * scales_stride + group] : 0;
     // Missing rows: scaled by zero, and never stored in y.
-    uint32_t codes[kPanelColumns] = {}, first[kPanelColumns], second[kPanelColumns];
+    uint32_t codes[kPanelColumns] = {}, unit_codes[kPanelColumns];
     std::byte* unit = panel + int4_scales_bytes(in);
     for (int64_t offset = 0; offset < rows.row_bytes; offset += 4, unit += kInt4UnitBytes) {
         for (int64_t row = 0; row < rows.num_rows; ++row)
             std::memcpy(&codes[row], rows.data + row * rows.stride_bytes + offset, 4);
         for (int64_t row = 0; row < kPanelColumns; ++row) {
             // Codes of k 0, 2, 4, 6 and of k 1, 3, 5, 7; then bytes of (0, 4), (2, 6) and of
-            // (1, 5), (3, 7); then (0, 4), (1, 5) and (2, 6), (3, 7).
+            // (1, 5), (3, 7); then all four in order.
             const uint32_t even = codes[row] & 0x0f0f0f0fu, odd = codes[row] >> 4 & 0x0f0f0f0fu;
             const uint32_t evens = even | even >> 12, odds = odd | odd >> 12;
-            first[row] = (evens & 0xffu) | (odds & 0xffu) << 8;
-            second[row] = (evens >> 8 & 0xffu) | (odds & 0xff00u);
+            unit_codes[row] = (evens & 0xffu) | (odds & 0xffu) << 8 | (evens & 0xff00u) << 8 |
+                              (odds & 0xff00u) << 16;
         }
-        for (int64_t row = 0; row < kPanelColumns; row += 2) {
-            const uint32_t pair = first[row] | first[row + 1] << 16;
-            const uint32_t next = second[row] | second[row + 1] << 16;
-            std::byte* to = unit + row / 4 * 16 + row % 4 * 2;
-            std::memcpy(to, &pair, 4);
-            std::memcpy(to + 8, &next, 4);
-        }
+        std::memcpy(unit, unit_codes, sizeof(unit_codes));
     }
 }
 
@@ -421,7 +415,7 @@ float int4_panel_value(const std::byte* panel, int64_t in, int64_t column, int64
     const std::byte* unit = int4_units(panel, in) + k / kUnitSteps * kInt4UnitBytes;
     const uint16_t scale = int4_scales(panel)[k / kInt4Group * kPanelColumns + column];
     return static_cast<float>(
-               int4_value(static_cast<uint8_t>(unit[byte_of_value(i)]), i / kInt4UnitBytes)) *
+               int4_value(static_cast<uint8_t>(unit[byte_of_code(i)]), i / kInt4UnitBytes)) *
            bf16_to_f32(scale);
 }
 

@@ -2,10 +2,11 @@
 // loop over the same bytes for decode, OpenBLAS sgemm on the same shape for prefill (when it was
 // found; Ferry itself never links it). All take turns, the best of each counts (rates.h).
 //   linear_compare [threads] [seconds per line] [only lines that contain this] [bf16] [compressed]
-//   [avx2] [amx]
+//   [avx2] [amx] [int8]
 // bf16: rows that bf16 weights multiply are rounded (numerics.bf16_activations); compressed: bf16
 // weights are held in 12.25 bits (engine.compress_weights); avx2: without AVX-512; amx: sums as
-// AMX has them (numerics.bf16_activations: amx).
+// AMX has them (numerics.bf16_activations: amx); int8: rows of int4 weights are rounded to int8
+// (numerics.int8_activations).
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -198,6 +199,7 @@ int main(int argc, char** argv) {
     const auto kernels =
         ferry::make_cpu_kernels(threads, {.bf16_activations = has("bf16") || has("amx"),
                                           .amx_sums = has("amx"),
+                                          .int8_activations = has("int8"),
                                           .compress_weights = has("compressed")});
     ferry::Total total;
     for (const ferry::Case& c : ferry::kCases)

@@ -122,6 +122,8 @@ check 4 numerics.bf16_activations=false $(layout 2 2 1 2)
 model=$source/tests/golden/data/models/k2-int4
 check 4 numerics.bf16_activations=false $(layout 2 2 1 2) engine.max_prefill_chunk=5
 check 3 "numerics.bf16_activations=amx exchange.dtype=fp8" engine.micro_batches=2
+check 4 numerics.int8_activations=true $(layout 2 2 1 2) engine.max_prefill_chunk=5
+check 3 "numerics.int8_activations=true numerics.bf16_activations=false exchange.dtype=f32" $(layout 1 2 1 1)
 
 # Exponents of 2 to 2^-120 in an expert: nobody asked for such weights to be compressed, so they are loaded as they are.
 cp -r "$source/tests/golden/data/models/v3-bf16" "$work/wide"

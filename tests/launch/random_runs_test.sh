@@ -33,6 +33,7 @@ requests() { # on standard output
 draw_numerics() {
     numerics=(engine.max_context=256 numerics.tp_slices=4 "exchange.dtype=$(one_of f32 bf16 fp8)"
         "numerics.cache_dtype=$(one_of f32 bf16)" "numerics.bf16_activations=$(one_of auto true false amx)")
+    case $model in *int4) numerics+=("numerics.int8_activations=$(one_of true false)") ;; esac
 }
 
 draw_layout() { # ranks, settings

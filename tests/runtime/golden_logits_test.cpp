@@ -208,6 +208,31 @@ TEST(GoldenBf16Activations, StayWithinTheRoundingAndKeepTheirBits) {
     }
 }
 
+// Inputs of int4 weights rounded to int8, up to 1 / 254 of the largest of 32.
+TEST(GoldenInt8Activations, StayWithinTheRoundingAndKeepTheirBits) {
+    HfModel source(model_folder("k2-int4"));
+    for (const bool to_bf16 : {false, true}) {
+        const CpuOptions options{.bf16_activations = to_bf16, .int8_activations = true};
+        OneRankModel one(source, make_cpu_kernels(1, options)),
+            three(source, make_cpu_kernels(3, options), {}, 3, nullptr, true);
+        const Golden golden = read_golden(model_folder("k2-int4"));
+        for (const GoldenPrompt& prompt : golden.prompts) {
+            const auto length = static_cast<int64_t>(prompt.prompt.size());
+            const auto logits = one.logits(prompt.tokens(), length);
+            EXPECT_EQ(three.logits(prompt.tokens(), length, 13), logits);
+            std::vector<double> errors;
+            for (size_t i = 0; i < prompt.positions.size(); ++i)
+                errors.push_back(largest_difference(
+                                     logits[static_cast<size_t>(prompt.positions[i])],
+                                     golden.rows.row(prompt.first_row + static_cast<int64_t>(i))) /
+                                 prompt.max_abs_logit);
+            std::ranges::sort(errors);
+            EXPECT_LT(errors[errors.size() / 2], 0.05);
+            EXPECT_GT(errors[0], 2e-4);  // they are rounded
+        }
+    }
+}
+
 // What is read of the latent cache is rounded in any case.
 TEST(GoldenBf16Activations, DoNotDependOnTheCache) {
     HfModel source(model_folder("v3-bf16"));

@@ -156,6 +156,22 @@ TEST(Journal, ARunThatDidNotSayItsEndOfSentenceTokensGoesOn) {
                  ErrorKind::usage, "eos_tokens: 1 2 before, 1 now");
 }
 
+TEST(Journal, ARunFromBeforeASettingGoesOnWithoutIt) {
+    const TempDir dir;
+    const std::string before = "numerics:\n  tp_slices: 8\nsampling:\n  seed: 1\n";
+    const auto now = [](const char* value) {
+        return fmt::format(
+            "numerics:\n  int8_activations: {}\n  tp_slices: 8\nsampling:\n  seed: 1\n", value);
+    };
+    prepare_output(dir / "out", before);
+    EXPECT_EQ(prepare_output(dir / "out", now("false")), OutputState::unfinished);
+    EXPECT_ERROR(prepare_output(dir / "out", now("true")), ErrorKind::usage,
+                 "numerics.int8_activations is new");
+    prepare_output(dir / "new", now("true"));
+    EXPECT_ERROR(prepare_output(dir / "new", now("false")), ErrorKind::usage,
+                 "numerics.int8_activations: true before, false now");
+}
+
 TEST(Journal, RefusesAFolderThatIsNotItsOwn) {
     const TempDir dir;
     write_file(dir / "completions.jsonl", "precious\n");

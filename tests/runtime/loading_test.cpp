@@ -167,6 +167,16 @@ TEST(Loading, ActivationsAreRoundedUnlessTheModelIsStoredInF32) {
     EXPECT_TRUE(options("v3", config).amx_sums);
 }
 
+TEST(Loading, RowsOfInt8AreForModelsWithInt4) {
+    Config config;
+    config.numerics.int8_activations = true;
+    const std::string models = std::string(FERRY_SOURCE_DIR) + "/tests/golden/data/models/";
+    EXPECT_TRUE(cpu_options(config, HfModel(models + "k2-int4")).int8_activations);
+    EXPECT_FALSE(cpu_options({}, HfModel(models + "k2-int4")).int8_activations);
+    EXPECT_ERROR(cpu_options(config, HfModel(models + "v3-bf16")), ErrorKind::usage,
+                 "numerics.int8_activations: the model has no int4 weights");
+}
+
 // Half the memory where the bits are the same: what expands latents rounds them too.
 TEST(Loading, LatentsAreStoredAsTheyAreRead) {
     using Rounding = Config::NumericsSection::Rounding;

@@ -1,7 +1,9 @@
 #include "tests/support/reference_linear.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/random.h"
 
@@ -156,6 +158,39 @@ float reference_rounded_dot(const float* x, const float*, const PlainWeight& w, 
     if (w.spec.dtype != DType::int4x2) return sum_pairs(0, w.spec.in);
     return int4_dot(w, group, out,
                     [&](int64_t first) { return sum_pairs(first, first + kInt4Group); });
+}
+
+float reference_int8_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                         int64_t out) {
+    const Tensor scales = w.group_scales(group);
+    float y = 0;
+    for (int64_t first = 0; first < w.spec.in; first += kInt4Group) {
+        float largest = 0;
+        bool finite = true;
+        for (int64_t k = first; k < first + kInt4Group; ++k) {
+            finite &= std::isfinite(x[k]);
+            largest = std::max(largest, std::abs(x[k]));
+        }
+        float scale = finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+        int sum = 0;
+        if (finite && largest >= 1e-30f) {
+            scale = largest / 127;
+            for (int64_t k = first; k < first + kInt4Group; ++k)
+                sum += static_cast<int>(std::nearbyint(x[k] * (127 / largest))) *
+                       static_cast<int>(w.value(group, out, k));
+        }
+        y = std::fma(static_cast<float>(sum),
+                     bf16_to_f32(scales.row<uint16_t>(out)[first / kInt4Group]) * scale, y);
+    }
+    return y;
+}
+
+float reference_rounded_int8_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                                 int64_t out) {
+    std::vector<float> rounded(static_cast<size_t>(w.spec.in));
+    std::transform(x, x + w.spec.in, rounded.begin(),
+                   [](float value) { return bf16_to_f32(f32_to_bf16(value)); });
+    return reference_int8_dot(rounded.data(), nullptr, w, group, out);
 }
 
 float reference_amx_dot(const float* x, const float*, const PlainWeight& w, int64_t group,

@@ -29,6 +29,11 @@ float reference_dot(const float* x, const float* x_scales, const PlainWeight& w,
 // Of bf16 or int4 weights and x rounded to bf16: of each pair of k the second product first.
 float reference_rounded_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
                             int64_t out);
+// Of int4 weights: layers/cpu/gemm_int8.cpp. The second: of x rounded to bf16 before.
+float reference_int8_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                         int64_t out);
+float reference_rounded_int8_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
+                                 int64_t out);
 float reference_amx_dot(const float* x, const float*, const PlainWeight& w, int64_t group,
                         int64_t out);  // the formula of layers/cpu/amx.h
 

@@ -1,6 +1,9 @@
 // Products with int4 weights: codes of 4 bits, a bf16 scale for 32 of a row.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "base/error.h"
 #include "layers/cpu/cpu_kernels.h"
 #include "layers/cpu/int4_panel.h"
@@ -72,26 +75,96 @@ constexpr Shape kShapes[] = {{0, 40, 32},    {1, 1, 32},     {1, 130, 320},  {2,
                              {7, 65, 384},   {12, 90, 288},  {18, 50, 768},  {19, 144, 544},
                              {37, 70, 2080}, {129, 50, 192}, {193, 24, 4128}};
 
+// How rows are rounded.
+struct Rounding {
+    bool to_bf16, to_int8;
+};
+constexpr Rounding kRoundings[] = {{false, false}, {true, false}, {false, true}, {true, true}};
+
+CpuOptions options_for(const Rounding& rounding) {
+    return {.bf16_activations = rounding.to_bf16, .int8_activations = rounding.to_int8};
+}
+ReferenceDot* reference_for(const Rounding& rounding) {
+    if (rounding.to_int8) return rounding.to_bf16 ? reference_rounded_int8_dot : reference_int8_dot;
+    return rounding.to_bf16 ? reference_rounded_dot : reference_dot;
+}
+std::string describe(const Rounding& rounding) {
+    return fmt::format("to bf16 {}, int8 {}", rounding.to_bf16, rounding.to_int8);
+}
+
 TEST(Int4, ProductsHaveTheBitsOfTheReference) {
-    for (const bool rounded : {false, true})
+    for (const Rounding& rounding : kRoundings)
         for (const Shape& shape : kShapes) {
             const PlainWeight plain = random_int4(1, shape.out, shape.in, 11);
             const Matrix x(shape.rows, shape.in, 12);
             const int64_t offsets[] = {0, shape.rows};
             Matrix expected(shape.rows, shape.out);
             reference_grouped_gemm(x.view, offsets, plain, expected.view, nullptr,
-                                   rounded ? reference_rounded_dot : reference_dot);
+                                   reference_for(rounding));
             for_each_vector_target([&] {
                 for (int num_threads : {1, 3}) {
-                    const auto kernels =
-                        make_cpu_kernels(num_threads, {.bf16_activations = rounded});
+                    const auto kernels = make_cpu_kernels(num_threads, options_for(rounding));
                     Matrix y(shape.rows, shape.out);
                     kernels->gemm(x.view, plain.packed(*kernels), y.view);
-                    EXPECT_EQ(num_different(y, expected), 0) << fmt::format(
-                        "[{}, {}] x {} rows, rounded {}", shape.out, shape.in, shape.rows, rounded);
+                    EXPECT_EQ(num_different(y, expected), 0)
+                        << fmt::format("[{}, {}] x {} rows, ", shape.out, shape.in, shape.rows)
+                        << describe(rounding);
                 }
             });
         }
+}
+
+// The largest sums there are, of both signs: they fit the 16 bits that hold them on the way.
+TEST(Int4, SumsOfTheLargestValues) {
+    const int64_t in = 256, out = 32;
+    PlainWeight plain = random_int4(1, out, in, 31);
+    Matrix x(8, in, 32);
+    for (int64_t row = 0; row < x.view.rows(); ++row)
+        for (int64_t k = 0; k < in; ++k) {
+            const bool half = k % kInt4Group >= kInt4Group / 2;
+            const bool negative =
+                (row & 1) != 0 || ((row & 2) != 0 && half) || ((row & 4) != 0 && k % 4 < 2);
+            x.view.row<float>(row)[k] = negative ? -1.0f : 1.0f;
+        }
+    for (const uint8_t codes : {uint8_t{0}, uint8_t{0xff}, uint8_t{0xf0}, uint8_t{0x0f}}) {
+        std::fill(plain.data.begin(), plain.data.end(), static_cast<std::byte>(codes));
+        Matrix expected(x.view.rows(), out);
+        const int64_t offsets[] = {0, x.view.rows()};
+        reference_grouped_gemm(x.view, offsets, plain, expected.view, nullptr, reference_int8_dot);
+        for_each_vector_target([&] {
+            const auto kernels = make_cpu_kernels(1, {.int8_activations = true});
+            Matrix y(x.view.rows(), out);
+            kernels->gemm(x.view, plain.packed(*kernels), y.view);
+            EXPECT_EQ(num_different(y, expected), 0) << int{codes};
+        });
+    }
+}
+
+// Groups of zeros, of values too small for an inverse, and of values that are no numbers.
+TEST(Int4, RowsOfInt8WithoutAScale) {
+    constexpr float kInf = std::numeric_limits<float>::infinity();
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    const int64_t in = 96, out = 20;
+    const PlainWeight plain = random_int4(1, out, in, 41);
+    for (const float value : {0.0f, -0.0f, 1e-38f, -1e-42f, 9.9e-31f, 3.3e38f, kInf, -kInf, kNan}) {
+        Matrix x(3, in, 42);
+        const bool lost = !std::isfinite(value);
+        const int64_t num = lost ? 1 : kInt4Group;
+        std::fill_n(x.view.row<float>(1) + kInt4Group, num, value);
+        Matrix expected(3, out);
+        const int64_t offsets[] = {0, 3};
+        reference_grouped_gemm(x.view, offsets, plain, expected.view, nullptr, reference_int8_dot);
+        for_each_vector_target([&] {
+            const auto kernels = make_cpu_kernels(1, {.int8_activations = true});
+            Matrix y(3, out);
+            kernels->gemm(x.view, plain.packed(*kernels), y.view);
+            for (int64_t column = 0; column < out; ++column) {
+                EXPECT_EQ(std::isnan(y.view.row<float>(1)[column]), lost) << value;
+                if (lost) y.view.row<float>(1)[column] = expected.view.row<float>(1)[column];
+            }
+            EXPECT_EQ(num_different(y, expected), 0) << value;
+        });
+    }
 }
 
 // Sums in the order of AMX are asked for of bf16 weights only; compressed panels, too.
@@ -113,20 +186,21 @@ TEST(Int4, GroupsAndRowsThatTravelled) {
     const int64_t groups = 5, rows = 100, in = 5312, out = 40;
     const Matrix x(rows, in, 61);
     const PlainWeight plain = random_int4(groups, out, in, 62);
-    for (const bool rounded : {false, true})
+    for (const Rounding& rounding : kRoundings)
         for (DType wire : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
             const WireMatrix sent(wire, x);
             Matrix expected(rows, out);
             reference_grouped_gemm(sent.decoded.view, offsets, plain, expected.view, nullptr,
-                                   rounded ? reference_rounded_dot : reference_dot);
+                                   reference_for(rounding));
             for_each_vector_target([&] {
-                const auto kernels = make_cpu_kernels(2, {.bf16_activations = rounded});
+                const auto kernels = make_cpu_kernels(2, options_for(rounding));
                 const Weight weight = plain.packed(*kernels);
                 Matrix y(rows, out), of_f32(rows, out);
                 kernels->grouped_gemm_wire(sent.rows, offsets, weight, y.view);
                 kernels->grouped_gemm(sent.decoded.view, offsets, weight, of_f32.view);
-                EXPECT_EQ(num_different(y, expected), 0) << to_string(wire);
-                EXPECT_EQ(num_different(of_f32, expected), 0) << to_string(wire);
+                EXPECT_EQ(num_different(y, expected), 0) << to_string(wire) << describe(rounding);
+                EXPECT_EQ(num_different(of_f32, expected), 0)
+                    << to_string(wire) << describe(rounding);
             });
         }
 }
@@ -135,21 +209,22 @@ TEST(Int4, GroupsAndRowsThatTravelled) {
 TEST(Int4, RowsMayBeRoundedBefore) {
     const int64_t in = 1056;
     const PlainWeight plain = random_int4(1, 90, in, 81);
-    for (int64_t rows : {1, 5, 14, 37, 200}) {
-        const Matrix x(rows, in, 82);
-        for_each_vector_target([&] {
-            const auto kernels = make_cpu_kernels(2, {.bf16_activations = true});
-            ASSERT_EQ(kernels->row_dtype(DType::int4x2, in), DType::bf16);
-            std::vector<uint16_t> bits(static_cast<size_t>(rows * in));
-            const Tensor rounded(bits.data(), DType::bf16, {rows, in});
-            kernels->round_rows(x.view, rounded);
-            const Weight weight = plain.packed(*kernels);
-            Matrix y(rows, 90), expected(rows, 90);
-            kernels->gemm(rounded, weight, y.view);
-            kernels->gemm(x.view, weight, expected.view);
-            EXPECT_EQ(num_different(y, expected), 0) << rows;
-        });
-    }
+    for (const bool to_int8 : {false, true})
+        for (int64_t rows : {1, 5, 14, 37, 200}) {
+            const Matrix x(rows, in, 82);
+            for_each_vector_target([&] {
+                const auto kernels = make_cpu_kernels(2, options_for({true, to_int8}));
+                ASSERT_EQ(kernels->row_dtype(DType::int4x2, in), DType::bf16);
+                std::vector<uint16_t> bits(static_cast<size_t>(rows * in));
+                const Tensor rounded(bits.data(), DType::bf16, {rows, in});
+                kernels->round_rows(x.view, rounded);
+                const Weight weight = plain.packed(*kernels);
+                Matrix y(rows, 90), expected(rows, 90);
+                kernels->gemm(rounded, weight, y.view);
+                kernels->gemm(x.view, weight, expected.view);
+                EXPECT_EQ(num_different(y, expected), 0) << rows;
+            });
+        }
 }
 
 TEST(Int4, ScalesThatAreNoNumbersAreRefused) {
