@@ -79,9 +79,11 @@ void convert_on(const Arguments& arguments, World* world) {
                                        : usable_cores(static_cast<int>(allowed_cores().size()));
     options.threads = arguments.threads > 0 ? arguments.threads : cores;
     if (arguments.dtype != "keep")
-        options.dtype = arguments.dtype == "fp8"    ? DType::fp8_e4m3
-                        : arguments.dtype == "int4" ? DType::int4x2
-                                                    : parse_dtype(arguments.dtype);
+        options.dtype = arguments.dtype == "fp8"              ? DType::fp8_e4m3
+                        : arguments.dtype.starts_with("int4") ? DType::int4x2
+                                                              : parse_dtype(arguments.dtype);
+    if (arguments.dtype == "int4-layers") options.int4 = Int4Weights::layers;
+    if (arguments.dtype == "int4-all") options.int4 = Int4Weights::all;
     ProgressLine line(world == nullptr ? 1 : world->num_nodes());
     const ConvertProgress done = convert_checkpoint(
         arguments.hf_directory, arguments.out_directory, options,
@@ -127,8 +129,11 @@ void add_convert(Command& app) {
         .option("--expert-shards", arguments->expert_shards,
                 "Files for the routed experts; 0: of at most 8 GiB each")
         .non_negative();
-    command.option("--dtype", arguments->dtype, "Type of the weights; int4: of the routed experts")
-        .one_of({"keep", "bf16", "f32", "fp8", "int4"})
+    command
+        .option("--dtype", arguments->dtype,
+                "Type of the weights; int4: of the routed experts; int4-layers: of all layers but "
+                "kv_b_proj, where inputs are a multiple of 32; int4-all: of lm_head, too")
+        .one_of({"keep", "bf16", "f32", "fp8", "int4", "int4-layers", "int4-all"})
         .show_default();
     command
         .option("--threads", arguments->threads,

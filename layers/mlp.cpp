@@ -3,7 +3,8 @@
 namespace ferry {
 
 std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dtype) {
-    const int64_t block = dtype == DType::fp8_e4m3 ? kScaleBlock : 16;
+    const std::optional<ScaleForm> scales = scale_form(dtype);
+    const int64_t block = scales ? scales->columns : 16;
     const int64_t num_blocks = ceil_div(inter_dim, block);
     std::vector<Range> slices;
     for (int64_t i = 0; i < num_slices; ++i) {

@@ -267,14 +267,16 @@ OwnedTensor WeightLoader::rows(const std::string& name, Range rows, Weight* pack
 
 Weight WeightLoader::linear(const std::string& name) {
     const TensorInfo tensor = info(name);
-    return linear(name, {0, tensor.shape[0]}, {0, tensor.shape[1]});
+    return linear(name, {0, tensor.shape[0]}, {0, num_values(tensor.dtype, tensor.shape[1])});
 }
 
 Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
-    const TensorInfo tensor = info(name);
-    FERRY_CHECK(tensor.dtype != DType::int4x2, "{} is no expert", name);
-    Weight weight = make_weight({.dtype = tensor.dtype, .groups = 1, .out = out.num, .in = in.num});
-    const int64_t rows_per_piece = rows_at_once(in.num * size_bytes(tensor.dtype));
+    const DType stored = info(name).dtype;
+    const ScaleForm form = scale_form(stored).value_or(ScaleForm{DType::f32, 1, 1});
+    Weight weight =
+        make_weight({.dtype = held_dtype(stored), .groups = 1, .out = out.num, .in = in.num});
+    const Range columns{stored_columns(stored, in.begin), stored_columns(stored, in.num)};
+    const int64_t rows_per_piece = rows_at_once(columns.num * size_bytes(stored));
     std::vector<Piece> pieces;
     for (int64_t first = 0; first < out.num; first += rows_per_piece) {
         const Range rows{out.begin + first, std::min(rows_per_piece, out.num - first)};
@@ -282,11 +284,17 @@ Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
                           first,
                           rows.num,
                           is_mine(first / rows_per_piece),
-                          {rows, in},
-                          {scale_range(rows, kScaleBlock), scale_range(in, kScaleBlock)}});
+                          {rows, columns},
+                          {scale_range(rows, form.rows), scale_range(in, form.columns)}});
     }
-    fill_later(name, tensor.dtype, weight, std::move(pieces));
+    fill_later(name, stored, weight, std::move(pieces));
     return weight;
+}
+
+// GPUs have no products of int4.
+DType WeightLoader::held_dtype(DType stored) const {
+    return stored == DType::int4x2 && kernels_.device().type() != DeviceType::cpu ? DType::bf16
+                                                                                  : stored;
 }
 
 // Those that the node's ranks share lie in its memory, once; all its expert ranks take it, those
@@ -322,8 +330,7 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
     const DType stored = tensor.dtype;
     const int64_t out = tensor.shape[1], columns = tensor.shape[2];
     const int64_t in = num_values(stored, columns);
-    const bool widens = stored == DType::int4x2 && kernels_.device().type() != DeviceType::cpu;
-    Weight weight = make_expert_weight({.dtype = widens ? DType::bf16 : stored,
+    Weight weight = make_expert_weight({.dtype = held_dtype(stored),
                                         .groups = static_cast<int64_t>(experts.size()),
                                         .out = out,
                                         .in = in},

@@ -88,12 +88,12 @@ class WeightLoader {
     // Rows of a tensor of f32 or bf16 in its stored type (embedding). `packed` (may be null)
     // becomes a weight of the same rows (tied head).
     OwnedTensor rows(const std::string& name, Range rows, Weight* packed = nullptr);
-    // Matrix [out, in], or the box `out` x `in` of it (fp8: begins at multiples of 128).
+    // Matrix [out, in], or the box `out` x `in` of it, which begins at whole blocks of scales. int4
+    // stays so on the CPU and becomes bf16 (value * scale, rounded) elsewhere.
     Weight linear(const std::string& name);
     Weight linear(const std::string& name, Range out, Range in);
     // The named experts of [experts, out, in], one group each. Collective over the node's expert
-    // ranks when some are `shared` there. int4 stays so on the CPU and becomes bf16 (value * scale,
-    // rounded) elsewhere.
+    // ranks when some are `shared` there. int4 as above.
     Weight experts(const std::string& name, std::span<const int32_t> experts,
                    std::span<const SharedExpert> shared = {});
     // Rows `out` of a matrix (fp8: from a multiple of 128) as plain f32 [out, in], scales applied.
@@ -110,6 +110,7 @@ class WeightLoader {
         std::vector<Range> box;        // in the source tensor
         std::vector<Range> scale_box;  // in its scales
     };
+    DType held_dtype(DType stored) const;  // of a linear weight
     Weight make_expert_weight(const WeightSpec& spec, std::span<const int32_t> experts,
                               std::span<const SharedExpert> shared);
     // Kernels::pack; what it throws tells the tensor's name.

@@ -76,13 +76,26 @@ std::vector<TensorSpec> model_tensors(const ModelConfig& config) {
     return TensorList(config).build();
 }
 
+bool can_be_int4(const TensorSpec& spec) {
+    return spec.is_linear && spec.shape.back() % kInt4Group == 0 && !spec.name.ends_with("/wkv_b");
+}
+
 std::optional<std::vector<int64_t>> stored_shape(const TensorSpec& spec, DType stored) {
     if (stored == DType::fp8_e4m3 && !spec.is_linear) return std::nullopt;
-    if (stored == DType::int4x2 && (!spec.is_expert || spec.shape.back() % kInt4Group != 0))
-        return std::nullopt;
+    if (stored == DType::int4x2 && !can_be_int4(spec)) return std::nullopt;
     std::vector<int64_t> shape = spec.shape;
     shape.back() = stored_columns(stored, shape.back());
     return shape;
+}
+
+TensorInfo scale_info(const TensorInfo& weight) {
+    const std::optional<ScaleForm> form = scale_form(weight.dtype);
+    FERRY_CHECK(form, "scales of {}", to_string(weight.dtype));
+    TensorInfo scales{.dtype = form->dtype, .shape = weight.shape};
+    int64_t &out = scales.shape.end()[-2], &in = scales.shape.end()[-1];
+    out = (out + form->rows - 1) / form->rows;
+    in = (num_values(weight.dtype, in) + form->columns - 1) / form->columns;
+    return scales;
 }
 
 std::string describe_shape(std::span<const int64_t> shape) {

@@ -22,8 +22,8 @@ namespace ferry {
 //   layers/N/ffn/gate/{weight, bias}                       MoE layers; bias when has_gate_bias
 //   layers/N/ffn/shared/{w1, w2, w3}, layers/N/ffn/experts/{w1, w2, w3}
 // An fp8 tensor NAME has its scales in NAME_scale: f32 [ceil(out/128), ceil(in/128)], experts first
-// when it has them. Routed experts may be int4x2: [experts, out, in / 2] bytes of two values, with
-// scales bf16 [experts, out, in / 32].
+// when it has them. Linear weights but wkv_b may be int4x2: [.., out, in / 2] bytes of two
+// values, with scales bf16 [.., out, in / 32].
 struct TensorSpec {
     std::string name;
     std::vector<int64_t> shape;
@@ -42,8 +42,15 @@ struct TensorInfo {
     std::vector<int64_t> shape;  // int4x2: of bytes, so the last extent is half as large
 };
 
+// Whether it may be int4x2. Not wkv_b, which is also multiplied from its other side.
+bool can_be_int4(const TensorSpec& spec);
+
 // The tensor's shape in that type; nothing when it cannot be stored so.
 std::optional<std::vector<int64_t>> stored_shape(const TensorSpec& spec, DType stored);
+
+// Scales of a weight whose type has them (stored_weights.h): f32 [.., ceil(out/128), ceil(in/128)]
+// of fp8, bf16 [.., out, in / 32] of int4.
+TensorInfo scale_info(const TensorInfo& weight);
 
 struct Range {
     int64_t begin = 0;

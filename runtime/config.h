@@ -20,7 +20,15 @@ struct Config {
         std::string path;
         std::string dummy;
         int64_t layers = 0;
-        enum class Weights { automatic, f32, bf16, fp8, int4 } dtype = Weights::automatic;
+        enum class Weights {
+            automatic,
+            f32,
+            bf16,
+            fp8,
+            int4,
+            int4_layers,
+            int4_all
+        } dtype = Weights::automatic;
         uint64_t seed = 0;
         std::string tokenizer;
         std::string chat_template;

@@ -80,23 +80,18 @@ std::string fingerprint(const HfModel& model, const ConversionPlan& plan) {
 
 }  // namespace
 
-TensorInfo scale_info(const TensorInfo& weight) {
-    const std::optional<ScaleForm> form = scale_form(weight.dtype);
-    FERRY_CHECK(form, "scales of {}", to_string(weight.dtype));
-    TensorInfo scales{.dtype = form->dtype, .shape = weight.shape};
-    int64_t &out = scales.shape.end()[-2], &in = scales.shape.end()[-1];
-    out = (out + form->rows - 1) / form->rows;
-    in = (num_values(weight.dtype, in) + form->columns - 1) / form->columns;
-    return scales;
-}
-
-DType planned_dtype(const TensorSpec& spec, DType stored, std::optional<DType> asked) {
+DType planned_dtype(const TensorSpec& spec, DType stored, std::optional<DType> asked,
+                    Int4Weights int4) {
     const auto ends_with_any = [&](std::initializer_list<std::string_view> ends) {
         return std::ranges::any_of(ends, [&](auto end) { return spec.name.ends_with(end); });
     };
     const bool is_weight = spec.is_linear || ends_with_any({"embed", "head"});
     if (!asked || !is_weight) return stored;
-    if (*asked == DType::int4x2 && !spec.is_expert) return stored;
+    if (*asked == DType::int4x2 && !spec.is_expert) {
+        const bool is_layer = !ends_with_any({"head", "eh_proj"});
+        const bool wanted = int4 == Int4Weights::all || (int4 == Int4Weights::layers && is_layer);
+        return wanted && can_be_int4(spec) ? DType::int4x2 : stored;
+    }
     if (*asked == DType::fp8_e4m3 && ends_with_any({"embed", "head", "eh_proj"})) return stored;
     return *asked;
 }
@@ -114,7 +109,7 @@ ConversionPlan plan_conversion(const HfModel& model, const ConvertOptions& optio
     std::vector<PlannedTensor> dense, routed;
     for (const TensorSpec& spec : model.specs()) {
         const DType stored = model.stored(spec.name).info.dtype;
-        const DType dtype = planned_dtype(spec, stored, options.dtype);
+        const DType dtype = planned_dtype(spec, stored, options.dtype, options.int4);
         const auto shape = stored_shape(spec, dtype);
         if (!shape)
             throw Error(ErrorKind::usage, "{} {} cannot be {}: its rows are no multiple of {}",

@@ -11,9 +11,14 @@
 
 namespace ferry {
 
+// Which weights become int4: the routed experts, as published models do; of all layers; head, too.
+// Of those that can (can_be_int4), except that experts must.
+enum class Int4Weights : uint8_t { experts, layers, all };
+
 struct ConvertOptions {
     std::optional<DType> dtype = {};  // of linear weights, embedding and head; nothing: as they are
-    int64_t expert_shards = 0;        // 0: so many that none is larger than max_shard_bytes
+    Int4Weights int4 = Int4Weights::experts;
+    int64_t expert_shards = 0;  // 0: so many that none is larger than max_shard_bytes
     int64_t max_shard_bytes = int64_t{8} << 30;  // of dense shards, and of expert shards by default
     int threads = 2;
 };
@@ -40,14 +45,11 @@ struct ConversionPlan {
     int64_t size_bytes() const;
 };
 
-// Scales of a weight whose type has them (stored_weights.h): f32 [.., ceil(out/128), ceil(in/128)]
-// of fp8, bf16 [.., out, in / 32] of int4.
-TensorInfo scale_info(const TensorInfo& weight);
-
 // The type in which a tensor is stored. Asked-for types apply to weights of linear layers,
 // embedding and head; norms, gates and biases stay exact. fp8 leaves embedding, head and eh_proj as
-// they are, int4 all but the routed experts, as published models do.
-DType planned_dtype(const TensorSpec& spec, DType stored, std::optional<DType> asked);
+// they are, int4 all but those that `int4` says.
+DType planned_dtype(const TensorSpec& spec, DType stored, std::optional<DType> asked,
+                    Int4Weights int4 = Int4Weights::experts);
 
 // Throws Error(usage) for options that do not fit the model.
 ConversionPlan plan_conversion(const HfModel& model, const ConvertOptions& options);

@@ -89,7 +89,7 @@ DummyWeights::DummyWeights(ModelConfig config, const DummyOptions& options)
         else if (spec.name.ends_with("norm"))
             add(spec.name, {plain, spec.shape}, 0, in_all_lanes(bits_of(1, plain), plain));
         else
-            add_random(spec, planned_dtype(spec, plain, options.dtype));
+            add_random(spec, planned_dtype(spec, plain, options.dtype, options.int4));
     }
 }
 

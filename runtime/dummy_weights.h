@@ -3,15 +3,16 @@
 #include <map>
 #include <string>
 
-#include "layers/weight_source.h"
+#include "runtime/convert_plan.h"
 
 namespace ferry {
 
 struct DummyOptions {
     uint64_t seed = 1;
-    // Of linear weights: f32, bf16, fp8_e4m3 (embedding and head bf16) or int4x2 (routed experts;
-    // all else bf16).
+    // Of linear weights: f32, bf16, fp8_e4m3 (embedding and head bf16) or int4x2 (of those that
+    // `int4` says; all else bf16).
     DType dtype = DType::bf16;
+    Int4Weights int4 = Int4Weights::experts;
     int64_t n_layers = 0;  // fewer layers than the shape has; 0: all
 };
 

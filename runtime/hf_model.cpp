@@ -109,9 +109,11 @@ class Mapper {
         const HfPackedPlaces packed = hf_packed_places(place);
         if (const std::string name = packed.codes.of_expert(0);
             int4_experts_ && tensors_.contains(name)) {
-            if (spec.is_expert) return map_packed(spec, packed, result);
-            problems_.add("{}: tensor {} is int4, which only routed experts may be", path_of(name),
-                          name);
+            if (can_be_int4(spec)) return map_packed(spec, packed, result);
+            problems_.add(
+                "{}: tensor {} is int4, which kv_b_proj and rows whose length is no multiple of "
+                "{} may not be",
+                path_of(name), name, kInt4Group);
             return;
         }
         std::optional<StoredTensor> weight = gather(spec, place);
@@ -146,15 +148,11 @@ class Mapper {
     // Eight codes in an I32, of k in order from its low bits on: as bytes, int4x2.
     void map_packed(const TensorSpec& spec, const HfPackedPlaces& packed,
                     std::map<std::string, StoredTensor>& result) {
-        const int64_t num = spec.shape[0], out = spec.shape[1], in = spec.shape[2];
-        const auto shape = stored_shape(spec, DType::int4x2);
-        if (!shape) {
-            problems_.add("{}: tensor {} of int4: rows of {} are no multiple of {}", listed_in_,
-                          packed.codes.of_expert(0), in, kInt4Group);
-            return;
-        }
-        StoredTensor codes{.info = {DType::int4x2, *shape}, .parts = {}};
-        StoredTensor scales{.info = {DType::bf16, {num, out, in / kInt4Group}}, .parts = {}};
+        const int64_t num = spec.is_expert ? spec.shape[0] : 1;
+        const int64_t out = spec.shape.end()[-2], in = spec.shape.end()[-1];
+        StoredTensor codes{.info = {DType::int4x2, *stored_shape(spec, DType::int4x2)},
+                           .parts = {}};
+        StoredTensor scales{.info = scale_info(codes.info), .parts = {}};
         const auto add = [&](StoredTensor& to, const std::string& name, std::string_view dtype,
                              const std::vector<int64_t>& one, int64_t expert) {
             const Found* found = find(name);
@@ -166,7 +164,10 @@ class Mapper {
                               describe_shape(one));
                 return false;
             }
-            to.parts.push_back({expert, 1, found->file, tensor.offset_bytes});
+            if (spec.is_expert)
+                to.parts.push_back({expert, 1, found->file, tensor.offset_bytes});
+            else
+                to.parts = {{0, out, found->file, tensor.offset_bytes}};
             return true;
         };
         for (int64_t expert = 0; expert < num; ++expert) {

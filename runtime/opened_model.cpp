@@ -177,9 +177,17 @@ DType dummy_dtype(Config::Model::Weights dtype, DType published) {
         case Config::Model::Weights::fp8:
             return DType::fp8_e4m3;
         case Config::Model::Weights::int4:
+        case Config::Model::Weights::int4_layers:
+        case Config::Model::Weights::int4_all:
             return DType::int4x2;
     }
     return published;
+}
+
+Int4Weights int4_weights(Config::Model::Weights dtype) {
+    if (dtype == Config::Model::Weights::int4_all) return Int4Weights::all;
+    return dtype == Config::Model::Weights::int4_layers ? Int4Weights::layers
+                                                        : Int4Weights::experts;
 }
 
 void open_dummy(const Config& config, OpenedModel& model) {
@@ -188,6 +196,7 @@ void open_dummy(const Config& config, OpenedModel& model) {
     model.source = std::make_unique<DummyWeights>(
         shape.config, DummyOptions{.seed = config.model.seed,
                                    .dtype = dummy_dtype(config.model.dtype, shape.weights),
+                                   .int4 = int4_weights(config.model.dtype),
                                    .n_layers = config.model.layers});
     model.identity = checksum_line("shape", read_text_file(config.model.dummy, kMaxTextBytes));
 }

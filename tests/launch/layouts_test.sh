@@ -29,13 +29,14 @@ check() { # RANKS NUMERICS LAYOUT-SETTINGS...: compares with one rank under the 
     for setting in "$@"; do settings+=(--set "$setting"); done
     local reference="$work/one-$(basename "$model")-${numerics//[^a-z0-9]/-}"
     local numeric=()
+    [ -z "$model" ] || numeric=(--model "$model") # else a dummy, which the settings name
     [ "$numerics" = default ] || for setting in $numerics; do numeric+=(--set "$setting"); done
     if [ ! -f "$reference/completions.jsonl" ]; then
-        "$ferry" generate --model "$model" "${common[@]}" "${numeric[@]}" --output "$reference" 2>"$work/log" ||
+        "$ferry" generate "${common[@]}" "${numeric[@]}" --output "$reference" 2>"$work/log" ||
             { cat "$work/log"; exit 1; }
     fi
     rm -rf "$work/out"
-    if "$source/tests/support/mpirun.sh" "$ranks" "$ferry" generate --model "$model" "${common[@]}" "${numeric[@]}" \
+    if "$source/tests/support/mpirun.sh" "$ranks" "$ferry" generate "${common[@]}" "${numeric[@]}" \
         "${settings[@]}" --output "$work/out" >"$work/log" 2>&1 &&
         cmp "$reference/completions.jsonl" "$work/out/completions.jsonl"; then
         passed=$((passed + 1))
@@ -124,6 +125,11 @@ check 4 numerics.bf16_activations=false $(layout 2 2 1 2) engine.max_prefill_chu
 check 3 "numerics.bf16_activations=amx exchange.dtype=fp8" engine.micro_batches=2
 check 4 numerics.int8_activations=true $(layout 2 2 1 2) engine.max_prefill_chunk=5
 check 3 "numerics.int8_activations=true numerics.bf16_activations=false exchange.dtype=f32" $(layout 1 2 1 1)
+# In all linear layers; slices of w2 are whole groups of 32.
+model=
+dummy="model.dummy=$source/tests/launch/int4_shape.yaml model.dtype=int4-all"
+check 4 "$dummy numerics.int8_activations=true" $(layout 2 2 2 2) engine.max_prefill_chunk=5
+check 3 "$dummy" $(layout 2 1 1 2)
 
 # Exponents of 2 to 2^-120 in an expert: nobody asked for such weights to be compressed, so they are loaded as they are.
 cp -r "$source/tests/golden/data/models/v3-bf16" "$work/wide"

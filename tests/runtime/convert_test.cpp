@@ -144,6 +144,31 @@ TEST(Convert, Int4) {
                  "of 32");
 }
 
+// Of all layers, but kv_b and those whose rows are no multiple of 32; and of head.
+TEST(Convert, Int4OfAllLayers) {
+    const TempDir dir;
+    TinyHfModel({.dtype = DType::bf16, .mtp = true, .moe_inter = 96}).write(dir / "hf");
+    ThreadPool pool(2, 64);
+    for (const Int4Weights weights : {Int4Weights::layers, Int4Weights::all}) {
+        const std::string out = dir / (weights == Int4Weights::all ? "all" : "layers");
+        convert_checkpoint(dir / "hf", out, {.dtype = DType::int4x2, .int4 = weights});
+        Checkpoint int4(out);
+        for (const char* name :
+             {"layers/2/ffn/experts/w2", "layers/2/ffn/shared/w2", "layers/0/ffn/w1",
+              "layers/0/attn/wq_a", "layers/1/attn/wo", "mtp/0/ffn/shared/w1"})
+            EXPECT_EQ(int4.find(name)->dtype, DType::int4x2) << name;
+        EXPECT_EQ(int4.find("layers/0/ffn/w1")->shape, (std::vector<int64_t>{136, 80}));
+        EXPECT_EQ(int4.find("layers/0/ffn/w1_scale")->shape, (std::vector<int64_t>{136, 5}));
+        for (const char* name : {"layers/0/ffn/w2", "layers/0/attn/wq_b", "layers/0/attn/wkv_b",
+                                 "embed", "norm", "layers/1/ffn/gate/weight"})
+            EXPECT_EQ(int4.find(name)->dtype, DType::bf16) << name;
+        const DType of_head = weights == Int4Weights::all ? DType::int4x2 : DType::bf16;
+        for (const char* name : {"head", "mtp/0/eh_proj"})
+            EXPECT_EQ(int4.find(name)->dtype, of_head) << name;
+        int4.verify(pool);
+    }
+}
+
 TEST(Convert, WarnsOfWhatIsLeftOut) {
     const TempDir dir;
     TinyHfModel tiny({.dtype = DType::bf16});

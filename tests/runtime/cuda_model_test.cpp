@@ -8,6 +8,7 @@
 #include "base/device_cuda.h"
 #include "runtime/hf_model.h"
 #include "tests/support/golden_models.h"
+#include "tests/support/int4_models.h"
 #include "tests/support/one_rank_model.h"
 #include "tests/support/subprocess.h"
 #include "tests/support/temp_dir.h"
@@ -94,6 +95,23 @@ INSTANTIATE_TEST_SUITE_P(Families, CudaGolden,
                              std::replace(name.begin(), name.end(), '-', '_');
                              return name;
                          });
+
+// Of int4 in all linear layers, which become bf16.
+TEST(CudaInt4, LogitsAreThoseOfTheCpu) {
+    const auto source = testing::int4_model();
+    const std::vector<int32_t> tokens = {3, 80, 41, 7, 19, 55, 2, 66, 30, 12};
+    const auto expected =
+        OneRankModel(*source, make_cpu_kernels(2, {.bf16_activations = true})).logits(tokens, 6);
+    double largest = 0, difference = 0;
+    CudaModel cuda(*source);
+    const auto logits = cuda.model.logits(tokens, 6);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        for (const float logit : expected[i]) largest = std::max(largest, std::abs(double{logit}));
+        difference = std::max(difference, testing::largest_difference(logits[i], expected[i]));
+    }
+    EXPECT_GT(largest, 0.1);
+    EXPECT_LT(difference, 3e-2 * largest);
+}
 
 TEST(CudaDemoModel, GreedyContinuationIsThatOfTheCpu) {
     constexpr size_t kNumTokens = 6;

@@ -98,6 +98,18 @@ TEST(DummyWeights, Int4IsOfTheRoutedExperts) {
     EXPECT_NEAR(std::sqrt(squares / static_cast<double>(2 * codes.size()) * 96), 1, 0.02);
 }
 
+TEST(DummyWeights, Int4OfAllLayers) {
+    ModelConfig config = small_config();
+    config.moe_inter_dim = 96;
+    DummyWeights weights(config, {.dtype = DType::int4x2, .int4 = Int4Weights::layers});
+    EXPECT_EQ(weights.find("layers/0/ffn/w1")->dtype, DType::int4x2);
+    EXPECT_EQ(weights.find("layers/0/ffn/w1")->shape, (std::vector<int64_t>{300, 96}));
+    EXPECT_EQ(weights.find("layers/0/ffn/w1_scale")->shape, (std::vector<int64_t>{300, 6}));
+    EXPECT_EQ(weights.find("layers/0/ffn/w2")->dtype, DType::bf16);  // rows of 300
+    EXPECT_EQ(weights.find("layers/0/attn/wkv_b")->dtype, DType::bf16);
+    EXPECT_EQ(weights.find("head")->dtype, DType::bf16);
+}
+
 TEST(DummyWeights, ABoxIsThatPartOfTheWhole) {
     for (DType dtype : {DType::f32, DType::bf16, DType::fp8_e4m3}) {
         DummyWeights weights(small_config(), {.dtype = dtype});

@@ -9,6 +9,7 @@
 #include "layers/cpu/cpu_kernels.h"
 #include "runtime/hf_model.h"
 #include "tests/support/golden_models.h"
+#include "tests/support/int4_models.h"
 #include "tests/support/one_rank_model.h"
 
 namespace ferry {
@@ -230,6 +231,30 @@ TEST(GoldenInt8Activations, StayWithinTheRoundingAndKeepTheirBits) {
             EXPECT_LT(errors[errors.size() / 2], 0.05);
             EXPECT_GT(errors[0], 2e-4);  // they are rounded
         }
+    }
+}
+
+// Linear layers of int4 in all of a model: as the same weights in f32 but for the order of sums.
+TEST(Int4Layers, ComputeWhatTheirValuesAre) {
+    const auto source = testing::int4_model();
+    testing::WidenedInt4 widened(*source);
+    std::vector<int32_t> tokens(40);
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 37 % 90);
+    const auto expected = OneRankModel(widened).logits(tokens, 33, 512);
+    double largest = 0;
+    for (const auto& row : expected)
+        for (const float logit : row) largest = std::max(largest, std::abs(double{logit}));
+    EXPECT_GT(largest, 0.1);
+    OneRankModel exact(*source);
+    const auto logits = exact.logits(tokens, 33, 512);
+    for (size_t i = 0; i < tokens.size(); ++i)
+        EXPECT_LT(testing::largest_difference(logits[i], expected[i]), 2e-5 * largest) << i;
+    for (const CpuOptions& options :
+         {CpuOptions{}, CpuOptions{.bf16_activations = true},
+          CpuOptions{.bf16_activations = true, .int8_activations = true}}) {
+        OneRankModel one(*source, make_cpu_kernels(1, options)),
+            three(*source, make_cpu_kernels(3, options), {}, 3);
+        EXPECT_EQ(three.logits(tokens, 33, 7), one.logits(tokens, 33, 512));
     }
 }
 

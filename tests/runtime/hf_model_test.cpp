@@ -70,6 +70,24 @@ TEST(HfModel, PackedExpertsAreInt4) {
     EXPECT_EQ(read_whole(model, "layers/1/ffn/experts/w2_scale"), scales);
 }
 
+TEST(HfModel, OtherLinearLayersMayBePackedToo) {
+    const TempDir dir;
+    TinyHfModel tiny({.dtype = DType::int4x2});
+    const std::string wo = "model.layers.1.self_attn.o_proj.weight";  // [160, 32]
+    testing::HfTensor codes{"I32", {160, 4}, std::string(160 * 16, '\x5a')};
+    codes.bytes[16] = '\x1c';
+    tiny.tensors[wo + "_packed"] = codes;
+    tiny.tensors[wo + "_scale"] = {"BF16", {160, 1}, std::string(160 * 2, '\x3f')};
+    tiny.tensors.erase(wo);
+    tiny.write(dir.path());
+    HfModel model(dir.path());
+    EXPECT_EQ(model.find("layers/1/attn/wo")->dtype, DType::int4x2);
+    EXPECT_EQ(model.find("layers/1/attn/wo")->shape, (std::vector<int64_t>{160, 16}));
+    EXPECT_EQ(model.find("layers/1/attn/wo_scale")->shape, (std::vector<int64_t>{160, 1}));
+    EXPECT_EQ(read_whole(model, "layers/1/attn/wo"), codes.bytes);
+    EXPECT_EQ(read_whole(model, "layers/1/attn/wo_scale"), std::string(160 * 2, '\x3f'));
+}
+
 TEST(HfModel, BrokenPackedExpertsAreNamed) {
     const TempDir dir;
     TinyHfModel tiny({.dtype = DType::int4x2});
@@ -77,9 +95,9 @@ TEST(HfModel, BrokenPackedExpertsAreNamed) {
     tiny.tensors.at(experts + "3.gate_proj.weight_packed").shape = {20, 64};
     tiny.tensors.erase(experts + "2.up_proj.weight_scale");
     tiny.tensors.at(experts + "5.down_proj.weight_scale").dtype = "F16";
-    const std::string wo = "model.layers.0.self_attn.o_proj.weight";
-    tiny.tensors[wo + "_packed"] = tiny.tensors.at(experts + "0.down_proj.weight_packed");
-    tiny.tensors.erase(wo);
+    const std::string wkv_b = "model.layers.0.self_attn.kv_b_proj.weight";
+    tiny.tensors[wkv_b + "_packed"] = tiny.tensors.at(experts + "0.down_proj.weight_packed");
+    tiny.tensors.erase(wkv_b);
     tiny.write(dir.path());
     EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint, dir.path() + ": 4 problems: ",
                  "tensor " + experts +
@@ -87,7 +105,7 @@ TEST(HfModel, BrokenPackedExpertsAreNamed) {
                      "[64, 20]",
                  "tensor " + experts + "2.up_proj.weight_scale is missing",
                  "tensor " + experts + "5.down_proj.weight_scale is F16 [160, 2], expected BF16",
-                 "tensor " + wo + "_packed is int4, which only routed experts may be");
+                 "tensor " + wkv_b + "_packed is int4, which kv_b_proj and rows whose");
 }
 
 TEST(HfModel, FusedExpertsAreCutApart) {
