@@ -9,7 +9,7 @@ namespace ferry {
 
 // The inner dimension is cut into `num_slices` ranges; row-parallel sums are taken slice by slice,
 // then by halves, so that they do not depend on the TP size (DESIGN 4.1). Boundaries fall on
-// multiples of 128 for fp8, else of 16; slices may be empty.
+// multiples of 128 for fp8, of 32 for int4, else of 16; slices may be empty.
 std::vector<Range> inner_slices(int64_t inter_dim, int64_t num_slices, DType dtype);
 
 class Mlp {

@@ -64,11 +64,9 @@ HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
 
-constexpr int kPanelVectors = static_cast<int>(kPanelColumns) / kLanes;
-
 // Kinds of sums. kRows: of a tile. add: sum += codes of 4 k of some columns * those k of a row.
 // first: -8 times the q of a group, [k % 4] of them in `of_k`. whole: the sums as int32 of columns.
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+#if HWY_ARCH_X86 && HWY_MAX_BYTES >= 32
 #if HWY_MAX_BYTES == 64
 using IntVector = __m512i;
 HWY_INLINE IntVector load_codes(const uint8_t* from) {
@@ -154,7 +152,7 @@ template <class Sums, int kRows>
 HWY_NOINLINE void add_groups(const Int4Block& block, const Int8Rows& rows, float* HWY_RESTRICT y,
                              int64_t y_stride) {
     constexpr int64_t kAhead = 2048;  // prefetched
-    constexpr int kVectors = kPanelVectors;
+    constexpr int kVectors = static_cast<int>(kPanelColumns) / kLanes;
     const Floats d;
     const hn::RebindToUnsigned<Floats> d32;
     const hn::Rebind<uint16_t, Floats> d16;
@@ -380,7 +378,7 @@ void multiply(const Tile& all, bool rounds, int64_t num_rows, int64_t num_panels
 
 void multiply_int4_by_int8(const Tile& all, bool rounds, int64_t num_rows, int64_t num_panels,
                            std::byte* scratch) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+#if HWY_ARCH_X86 && HWY_MAX_BYTES >= 32
 #if HWY_MAX_BYTES == 64
     static const bool has_dots = __builtin_cpu_supports("avx512vnni");
     if (has_dots) return multiply<DotSums>(all, rounds, num_rows, num_panels, scratch);

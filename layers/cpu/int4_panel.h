@@ -2,9 +2,9 @@
 //
 // A panel (panel.h; in is a multiple of 32):
 //   scales [in / 32][16] bf16, of a group of 32 k and a column; filled up to whole lines of 64
-//   bytes units [in / 8] of 64 bytes, of 8 k: four bytes for each column, which have the codes of k
-//   0 to 3
-//       in their low halves and of k 4 to 7 in their high halves. A code is the value plus 8.
+//       bytes
+//   units [in / 8] of 64 bytes, of 8 k: four bytes for each column, which have the codes of k 0 to
+//       3 in their low halves and of k 4 to 7 in their high halves. A code is the value plus 8.
 //
 // Rows of f32 or bf16: codes become the bf16 of -8 to 7, which is exact. A product sums a group of
 // 32 k, then scales the sum: y = fma(group sum, scale, y), group after group (as fp8, whose blocks
