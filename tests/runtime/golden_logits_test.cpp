@@ -182,6 +182,19 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenLogits, ::testing::ValuesIn(families())
                              return name;
                          });
 
+// At the golden positions, of the largest logit; in rising order.
+std::vector<double> errors_of(const std::vector<std::vector<float>>& logits,
+                              const GoldenPrompt& prompt, const Golden& golden) {
+    std::vector<double> errors;
+    for (size_t i = 0; i < prompt.positions.size(); ++i)
+        errors.push_back(
+            largest_difference(logits[static_cast<size_t>(prompt.positions[i])],
+                               golden.rows.row(prompt.first_row + static_cast<int64_t>(i))) /
+            prompt.max_abs_logit);
+    std::ranges::sort(errors);
+    return errors;
+}
+
 // Inputs of bf16 weights rounded to bf16, 2^-9 of each value at most: the middle position is off by
 // that, and few are by more, where another expert was chosen.
 TEST(GoldenBf16Activations, StayWithinTheRoundingAndKeepTheirBits) {
@@ -196,13 +209,7 @@ TEST(GoldenBf16Activations, StayWithinTheRoundingAndKeepTheirBits) {
             const auto length = static_cast<int64_t>(prompt.prompt.size());
             const auto logits = one.logits(prompt.tokens(), length);
             EXPECT_EQ(three.logits(prompt.tokens(), length, 13), logits);
-            std::vector<double> errors;
-            for (size_t i = 0; i < prompt.positions.size(); ++i)
-                errors.push_back(largest_difference(
-                                     logits[static_cast<size_t>(prompt.positions[i])],
-                                     golden.rows.row(prompt.first_row + static_cast<int64_t>(i))) /
-                                 prompt.max_abs_logit);
-            std::ranges::sort(errors);
+            const std::vector<double> errors = errors_of(logits, prompt, golden);
             EXPECT_LT(errors[errors.size() / 2], 0.02);
             EXPECT_GT(errors[0], 2e-4);  // they are rounded
         }
@@ -221,13 +228,7 @@ TEST(GoldenInt8Activations, StayWithinTheRoundingAndKeepTheirBits) {
             const auto length = static_cast<int64_t>(prompt.prompt.size());
             const auto logits = one.logits(prompt.tokens(), length);
             EXPECT_EQ(three.logits(prompt.tokens(), length, 13), logits);
-            std::vector<double> errors;
-            for (size_t i = 0; i < prompt.positions.size(); ++i)
-                errors.push_back(largest_difference(
-                                     logits[static_cast<size_t>(prompt.positions[i])],
-                                     golden.rows.row(prompt.first_row + static_cast<int64_t>(i))) /
-                                 prompt.max_abs_logit);
-            std::ranges::sort(errors);
+            const std::vector<double> errors = errors_of(logits, prompt, golden);
             EXPECT_LT(errors[errors.size() / 2], 0.05);
             EXPECT_GT(errors[0], 2e-4);  // they are rounded
         }
