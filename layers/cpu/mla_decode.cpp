@@ -337,11 +337,10 @@ DecodeSizes choose_sizes(const DecodeAttention& a, const ThreadPool& threads, bo
     }
 }
 
-// Into how many parts each of the tasks is cut: all threads end together.
+// Into how many parts each of the tasks is cut: enough for all threads, and of each task, as the
+// last split may have few keys.
 int64_t choose_parts(int64_t num_tasks, int64_t num_threads) {
-    int64_t parts = ceil_div(num_threads, num_tasks);
-    while (parts < kSplitPages && parts * num_tasks % num_threads != 0) ++parts;
-    return parts;
+    return std::max(ceil_div(num_threads, num_tasks), std::min(num_threads, kSplitPages));
 }
 
 // out = o / l of the heads of a panel.

@@ -18,6 +18,8 @@ HWY_BEFORE_NAMESPACE();
 namespace ferry {
 namespace HWY_NAMESPACE {
 
+constexpr int64_t kRowsAhead = 4;  // prefetched
+
 // What is wanted of a page: keys, and these columns of values, whole strips.
 struct PageParts {
     bool keys;
@@ -32,6 +34,19 @@ struct Page {
     int64_t value_stride, strip_stride;
 };
 
+// Prefetches columns [first, end) of rows [row, row + num) of a page, as far as it has `keys`:
+// parts of rows that lie far apart, which caches do not foresee.
+HWY_INLINE void prefetch_columns(const Tensor& cache, int64_t index, int64_t row, int64_t num,
+                                 int64_t keys, int64_t width, int64_t first, int64_t end) {
+    const int64_t value_bytes = size_bytes(cache.dtype());
+    for (const int64_t last = std::min(row + num, keys); row < last; ++row) {
+        const std::byte* const at =
+            cache.as<std::byte>() + (index * kPageTokens + row) * width * value_bytes;
+        for (int64_t i = first * value_bytes; i < end * value_bytes; i += 64)
+            __builtin_prefetch(at + i);
+    }
+}
+
 // page[j] = latent of key j as f32, columns up to out_width zero, then the rope part.
 void widen_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, int64_t keys,
                 const PageParts& parts, float* HWY_RESTRICT page) {
@@ -45,6 +60,9 @@ void widen_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, in
     const int64_t first = parts.keys ? 0 : parts.first_column;
     const int64_t end = parts.keys ? sizes.out_width : first + parts.num_columns;
     for (int64_t j = 0; j < keys; ++j) {
+        if (!parts.keys)
+            prefetch_columns(cache, index, j + kRowsAhead, 1, keys, width, first,
+                             std::min(end, sizes.kv_lora));
         float* to = page + j * sizes.page_stride();
         const int64_t from = (index * kPageTokens + j) * width;
         if (parts.keys && sizes.out_width == sizes.kv_lora) {
@@ -89,6 +107,8 @@ Page round_page(const DecodeSizes& sizes, const Tensor& cache, int64_t index, in
         return row;
     };
     for (int64_t pair = 0; pair < keys; pair += 2) {
+        if (!parts.keys)
+            prefetch_columns(cache, index, pair + kRowsAhead, 2, keys, width, first, end);
         const uint16_t* const pair_rows[] = {
             row_of(pair), pair + 1 < keys ? row_of(pair + 1) : rows + 2 * sizes.bf16_row()};
         for (int64_t i = 0; copies_keys && i < std::min<int64_t>(2, keys - pair); ++i) {
