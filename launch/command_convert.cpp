@@ -1,4 +1,4 @@
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -131,8 +131,8 @@ void add_convert(Command& app) {
         .non_negative();
     command
         .option("--dtype", arguments->dtype,
-                "Type of the weights; int4: of the routed experts; int4-layers: of all layers but "
-                "kv_b_proj, where inputs are a multiple of 32; int4-all: of lm_head, too")
+                "Type of the weights; int4: of the routed experts; int4-layers: of all layers, "
+                "where inputs are a multiple of 32; int4-all: of lm_head, too")
         .one_of({"keep", "bf16", "f32", "fp8", "int4", "int4-layers", "int4-all"})
         .show_default();
     command

@@ -36,23 +36,13 @@ void transpose_to(const Tensor& x, T* to) {
                 to[i * x.rows() + row] = stored_as<T>(x.row<float>(row)[i]);
 }
 
-// The absorbed matrices of heads [head, head + num) out of their rows of wkv_b, [num * (nope + v),
-// kv_lora] f32, in T, the type of k and v.
+// absorbed_k of a head out of its rows of wkv_b, [nope, kv_lora] f32, in T, its type.
 template <typename T>
-void pack_absorbed(Kernels& kernels, const ModelConfig& c, const Tensor& w, int64_t head,
-                   int64_t num, Weight& k, Weight& v) {
-    const int64_t nope = c.qk_nope_head_dim, rank = c.kv_lora_rank;
-    const DType dtype = k.spec.dtype;
-    std::vector<T> k_head(static_cast<size_t>(rank * nope));
-    std::vector<T> v_head(static_cast<size_t>(c.v_head_dim * rank));
-    for (int64_t h = 0; h < num; ++h) {
-        const int64_t first_row = h * (nope + c.v_head_dim);
-        transpose_to(w.slice_rows(first_row, nope), k_head.data());
-        const float* v_rows = w.row<float>(first_row + nope);
-        std::transform(v_rows, v_rows + v_head.size(), v_head.begin(), stored_as<T>);
-        kernels.pack(k, head + h, 0, Tensor(k_head.data(), dtype, {rank, nope}), nullptr);
-        kernels.pack(v, head + h, 0, Tensor(v_head.data(), dtype, {c.v_head_dim, rank}), nullptr);
-    }
+void pack_absorbed_k(Kernels& kernels, const Tensor& w, int64_t head, Weight& k) {
+    std::vector<T> transposed(static_cast<size_t>(w.count()));
+    transpose_to(w, transposed.data());
+    kernels.pack(k, head, 0, Tensor(transposed.data(), k.spec.dtype, {w.dim(1), w.rows()}),
+                 nullptr);
 }
 
 // What heads [first, first + num) of wkv_b become: themselves, and parts of the absorbed matrices.
@@ -62,13 +52,27 @@ struct WkvBHeads {
 };
 
 void load_heads(WeightLoader& loader, const std::string& name, WkvBHeads& heads) {
-    const ModelConfig& c = loader.config();
-    const int64_t rows = c.qk_nope_head_dim + c.v_head_dim;
-    const OwnedTensor w =
-        loader.dequantised(name, {heads.first * rows, heads.num * rows}, &heads.plain);
-    const auto pack =
-        heads.absorbed_k.spec.dtype == DType::bf16 ? pack_absorbed<uint16_t> : pack_absorbed<float>;
-    pack(loader.kernels(), c, w, heads.first, heads.num, heads.absorbed_k, heads.absorbed_v);
+    const int64_t nope = loader.config().qk_nope_head_dim, v = loader.config().v_head_dim;
+    const int64_t rows = nope + v;
+    const auto keys = [&](int64_t h) { return Range{h * rows, nope}; };
+    const auto values = [&](int64_t h) { return Range{h * rows + nope, v}; };
+    const bool v_as_stored = heads.absorbed_v.spec.dtype == heads.plain.spec.dtype;
+    std::vector<WeightLoader::PackedRows> packed{{&heads.plain, 0, {0, heads.num * rows}}};
+    for (int64_t h = 0; h < heads.num && v_as_stored; ++h)
+        packed.push_back({&heads.absorbed_v, heads.first + h, values(h)});
+    const OwnedTensor memory =
+        loader.dequantised(name, {heads.first * rows, heads.num * rows}, packed);
+    const auto f32_rows = [&](Range range) {
+        return memory.view().slice_rows(range.begin, range.num);
+    };
+    const auto pack_k = heads.absorbed_k.spec.dtype == DType::bf16 ? pack_absorbed_k<uint16_t>
+                                                                   : pack_absorbed_k<float>;
+    for (int64_t h = 0; h < heads.num; ++h) {
+        pack_k(loader.kernels(), f32_rows(keys(h)), heads.first + h, heads.absorbed_k);
+        if (!v_as_stored)
+            loader.kernels().pack(heads.absorbed_v, heads.first + h, 0, f32_rows(values(h)),
+                                  nullptr);
+    }
 }
 
 // Leading positions of two sequences that are in the same pages.
@@ -99,21 +103,25 @@ Mla::Mla(WeightLoader& loader, const std::string& prefix)
     load_wkv_b(loader, prefix + "wkv_b");
 }
 
-// Read once: as it is, and absorbed. bf16 stays bf16; fp8 is absorbed as f32, since its scale
-// blocks do not survive the transposition.
+// Read once: as it is, and absorbed. Scales do not survive the transposition that absorbed_k is: of
+// fp8 it is f32, as absorbed_v then is; of int4 it has the type of the rows that it multiplies.
 void Mla::load_wkv_b(WeightLoader& loader, const std::string& name) {
     const int64_t nope = config_.qk_nope_head_dim, rank = config_.kv_lora_rank;
     const int64_t head_rows = nope + config_.v_head_dim;
-    const DType stored = loader.dtype(name);
-    const DType dtype = stored == DType::bf16 ? DType::bf16 : DType::f32;
+    const DType stored = loader.held_dtype(loader.dtype(name));
+    const bool is_fp8 = stored == DType::fp8_e4m3;
+    const DType k_dtype = stored == DType::int4x2 ? loader.kernels().row_dtype(DType::bf16, nope)
+                                                  : (is_fp8 ? DType::f32 : stored);
     absorbed_k_ =
-        loader.make_weight({.dtype = dtype, .groups = config_.n_heads, .out = rank, .in = nope});
-    absorbed_v_ = loader.make_weight(
-        {.dtype = dtype, .groups = config_.n_heads, .out = config_.v_head_dim, .in = rank});
+        loader.make_weight({.dtype = k_dtype, .groups = config_.n_heads, .out = rank, .in = nope});
+    absorbed_v_ = loader.make_weight({.dtype = is_fp8 ? DType::f32 : stored,
+                                      .groups = config_.n_heads,
+                                      .out = config_.v_head_dim,
+                                      .in = rank});
     // fp8 scale blocks are cut at multiples of 128 rows: all heads at once when a head does not end
     // on one.
     const int64_t heads_at_once = expansion_.heads_at_once;
-    const bool whole = stored == DType::fp8_e4m3 && heads_at_once * head_rows % kScaleBlock != 0;
+    const bool whole = is_fp8 && heads_at_once * head_rows % kScaleBlock != 0;
     const int64_t at_once = whole ? config_.n_heads : heads_at_once;
     for (int64_t head = 0; head < config_.n_heads; head += at_once) {
         const int64_t heads = std::min(at_once, config_.n_heads - head);

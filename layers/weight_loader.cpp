@@ -102,6 +102,23 @@ void dequantise_int4(const Tensor& codes, const Tensor& scales, uint16_t* to) {
     }
 }
 
+// Rows of a matrix as f32; `scales`: of types that have them.
+void widen_rows(const Tensor& w, const Tensor& scales, const Tensor& to) {
+    if (w.dtype() == DType::int4x2) {
+        for (int64_t row = 0; row < to.rows(); ++row)
+            for (int64_t i = 0; i < to.dim(1); ++i)
+                to.row<float>(row)[i] =
+                    static_cast<float>(int4_value(w.row<uint8_t>(row)[i / 2], i % 2)) *
+                    bf16_to_f32(scales.row<uint16_t>(row)[i / kInt4Group]);
+        return;
+    }
+    widen(w.data(), w.dtype(), w.count(), to.as<float>());
+    if (w.dtype() != DType::fp8_e4m3) return;
+    for (int64_t row = 0; row < to.rows(); ++row)
+        for (int64_t i = 0; i < to.dim(1); ++i)
+            to.row<float>(row)[i] *= scales.row<float>(row / kScaleBlock)[i / kScaleBlock];
+}
+
 }  // namespace
 
 Weight view_of(const Weight& weight) {
@@ -445,37 +462,51 @@ void WeightLoader::fill_later(const std::string& name, DType stored, const Weigh
     }
 }
 
-OwnedTensor WeightLoader::dequantised(const std::string& name, Range out, Weight* packed) {
-    const TensorInfo tensor = info(name);
-    const int64_t in = tensor.shape[1];
-    const int64_t count_values = out.num * in;
-    std::vector<std::byte> stored(static_cast<size_t>(count_values * size_bytes(tensor.dtype)));
-    read(name, std::vector<Range>{out, {0, in}}, stored);
-    const Tensor values(stored.data(), tensor.dtype, {out.num, in});
-    // Of the heap, which has it again for the next: a mapping would be cleared and faulted in.
-    const auto memory = std::make_shared_for_overwrite<float[]>(static_cast<size_t>(count_values));
-    OwnedTensor result(
-        Buffer::adopt(memory.get(), static_cast<size_t>(count_values) * 4, [memory] {}), DType::f32,
-        {out.num, in});
-    widen(stored.data(), tensor.dtype, count_values, result.view().as<float>());
-    if (tensor.dtype != DType::fp8_e4m3) {
-        if (packed != nullptr) pack(name, *packed, 0, 0, values, nullptr);
-        return result;
+OwnedTensor WeightLoader::dequantised(const std::string& name, Range out,
+                                      std::span<const PackedRows> packed) {
+    const DType stored = dtype(name);
+    const int64_t columns = shape(name)[1], in = num_values(stored, columns);
+    std::vector<std::byte> memory(static_cast<size_t>(out.num * columns * size_bytes(stored)));
+    read(name, std::vector<Range>{out, {0, columns}}, memory);
+    const Tensor values(memory.data(), stored, {out.num, columns});
+    const std::optional<ScaleForm> form = scale_form(stored);
+    std::vector<std::byte> scale_memory;
+    Tensor scales;
+    if (form) {
+        FERRY_CHECK(out.begin % form->rows == 0, "rows {}+{} of {}", out.begin, out.num, name);
+        const Range rows = scale_range(out, form->rows),
+                    blocks = scale_range({0, in}, form->columns);
+        scale_memory.resize(static_cast<size_t>(rows.num * blocks.num * size_bytes(form->dtype)));
+        read(name + "_scale", std::vector<Range>{rows, blocks}, scale_memory);
+        scales = Tensor(scale_memory.data(), form->dtype, {rows.num, blocks.num});
     }
-    FERRY_CHECK(out.begin % kScaleBlock == 0, "rows {}+{} of {}", out.begin, out.num, name);
-    const int64_t blocks = ceil_div(in, kScaleBlock);
-    std::vector<float> scales(static_cast<size_t>(ceil_div(out.num, kScaleBlock) * blocks));
-    read(name + "_scale", std::vector<Range>{scale_range(out, kScaleBlock), {0, blocks}},
-         std::as_writable_bytes(std::span(scales)));
-    const Tensor scale_rows(scales.data(), DType::f32, {ceil_div(out.num, kScaleBlock), blocks});
-    if (packed != nullptr) pack(name, *packed, 0, 0, values, &scale_rows);
-    for (int64_t row = 0; row < out.num; ++row)
-        for (int64_t block = 0; block < blocks; ++block) {
-            const float scale = scale_rows.row<float>(row / kScaleBlock)[block];
-            float* at = result.view().row<float>(row) + block * kScaleBlock;
-            const int64_t num = std::min(kScaleBlock, in - block * kScaleBlock);
-            for (int64_t i = 0; i < num; ++i) at[i] *= scale;
+    // Of the heap, which has it again for the next: a mapping would be cleared and faulted in.
+    const auto result_memory =
+        std::make_shared_for_overwrite<float[]>(static_cast<size_t>(out.num * in));
+    OwnedTensor result(Buffer::adopt(result_memory.get(), static_cast<size_t>(out.num * in) * 4,
+                                     [result_memory] {}),
+                       DType::f32, {out.num, in});
+    widen_rows(values, scales, result.view());
+
+    const bool as_stored = held_dtype(stored) == stored;
+    std::vector<uint16_t> wide;
+    if (!as_stored) {
+        wide.resize(static_cast<size_t>(out.num * in));
+        dequantise_int4(values, scales, wide.data());
+    }
+    for (const PackedRows& part : packed) {
+        if (as_stored) {
+            const Tensor part_scales = form ? scales.slice_rows(part.rows.begin / form->rows,
+                                                                ceil_div(part.rows.num, form->rows))
+                                            : Tensor();
+            pack(name, *part.weight, part.group, 0,
+                 values.slice_rows(part.rows.begin, part.rows.num), form ? &part_scales : nullptr);
+        } else {
+            pack(name, *part.weight, part.group, 0,
+                 Tensor(wide.data() + part.rows.begin * in, DType::bf16, {part.rows.num, in}),
+                 nullptr);
         }
+    }
     return result;
 }
 

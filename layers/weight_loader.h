@@ -96,10 +96,20 @@ class WeightLoader {
     // ranks when some are `shared` there. int4 as above.
     Weight experts(const std::string& name, std::span<const int32_t> experts,
                    std::span<const SharedExpert> shared = {});
-    // Rows `out` of a matrix (fp8: from a multiple of 128) as plain f32 [out, in], scales applied.
-    // `packed` (may be null), an empty weight of these rows, is filled too. At once, from any
-    // thread; not shared: for callers that go by is_mine() and later().
-    OwnedTensor dequantised(const std::string& name, Range out, Weight* packed = nullptr);
+    // Some of the rows that dequantised() reads, and what they are packed into: a group of an empty
+    // weight of the type that linear() holds.
+    struct PackedRows {
+        Weight* weight;
+        int64_t group;
+        Range rows;  // fp8: in whole blocks of scales
+    };
+    // Rows `out` of a matrix (fp8: from a multiple of 128) as plain f32 [out, in], scales applied;
+    // those of `packed` are packed as well. At once, from any thread; not shared: for callers that
+    // go by is_mine() and later().
+    OwnedTensor dequantised(const std::string& name, Range out,
+                            std::span<const PackedRows> packed = {});
+    // The type that a linear weight is held in.
+    DType held_dtype(DType stored) const;
     DType dtype(const std::string& name) const;
     std::vector<int64_t> shape(const std::string& name) const;
 
@@ -110,7 +120,6 @@ class WeightLoader {
         std::vector<Range> box;        // in the source tensor
         std::vector<Range> scale_box;  // in its scales
     };
-    DType held_dtype(DType stored) const;  // of a linear weight
     Weight make_expert_weight(const WeightSpec& spec, std::span<const int32_t> experts,
                               std::span<const SharedExpert> shared);
     // Kernels::pack; what it throws tells the tensor's name.

@@ -1,5 +1,7 @@
 #include "layers/weight_source.h"
 
+#include <fmt/format.h>
+
 namespace ferry {
 namespace {
 
@@ -77,7 +79,7 @@ std::vector<TensorSpec> model_tensors(const ModelConfig& config) {
 }
 
 bool can_be_int4(const TensorSpec& spec) {
-    return spec.is_linear && spec.shape.back() % kInt4Group == 0 && !spec.name.ends_with("/wkv_b");
+    return spec.is_linear && spec.shape.back() % kInt4Group == 0;
 }
 
 std::optional<std::vector<int64_t>> stored_shape(const TensorSpec& spec, DType stored) {

@@ -22,8 +22,8 @@ namespace ferry {
 //   layers/N/ffn/gate/{weight, bias}                       MoE layers; bias when has_gate_bias
 //   layers/N/ffn/shared/{w1, w2, w3}, layers/N/ffn/experts/{w1, w2, w3}
 // An fp8 tensor NAME has its scales in NAME_scale: f32 [ceil(out/128), ceil(in/128)], experts first
-// when it has them. Linear weights but wkv_b may be int4x2: [.., out, in / 2] bytes of two
-// values, with scales bf16 [.., out, in / 32].
+// when it has them. Linear weights may be int4x2: [.., out, in / 2] bytes of two values, with
+// scales bf16 [.., out, in / 32].
 struct TensorSpec {
     std::string name;
     std::vector<int64_t> shape;
@@ -42,7 +42,7 @@ struct TensorInfo {
     std::vector<int64_t> shape;  // int4x2: of bytes, so the last extent is half as large
 };
 
-// Whether it may be int4x2. Not wkv_b, which is also multiplied from its other side.
+// Whether it may be int4x2.
 bool can_be_int4(const TensorSpec& spec);
 
 // The tensor's shape in that type; nothing when it cannot be stored so.

@@ -1,5 +1,7 @@
 #include "runtime/hf_config.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 
@@ -35,6 +37,12 @@ class Fields {
         if (!object.is_object()) throw Error(ErrorKind::checkpoint, "{}: is not an object", where_);
     }
 
+    // Null when it is absent.
+    const Json* find(const char* key) const {
+        asked_.insert(key);
+        const auto it = object_.find(key);
+        return it == object_.end() || it->is_null() ? nullptr : &*it;
+    }
     bool has(const char* key) const { return find(key) != nullptr; }
     int64_t integer(const char* key) const { return as_integer(key, need(key)); }
     int64_t integer(const char* key, int64_t fallback) const {
@@ -95,11 +103,6 @@ class Fields {
     }
 
   private:
-    const Json* find(const char* key) const {
-        asked_.insert(key);
-        const auto it = object_.find(key);
-        return it == object_.end() || it->is_null() ? nullptr : &*it;
-    }
     int64_t as_integer(const char* key, const Json& value) const {
         if (!value.is_number_integer() ||
             (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{kMaxExtent}))
@@ -201,7 +204,8 @@ void read_moe(const Fields& f, ModelConfig& c) {
     }
 }
 
-// What compressed-tensors calls "pack-quantized", as Kimi-K2-Thinking has its routed experts.
+// What compressed-tensors calls "pack-quantized", as Kimi-K2-Thinking has its routed experts in
+// groups of 32. A larger group is as many of those with one scale.
 void read_packed_int4(const Fields& q) {
     q.only("format", "pack-quantized");
     if (q.has("kv_cache_scheme")) q.fail("kv_cache_scheme", "is not supported");
@@ -215,10 +219,19 @@ void read_packed_int4(const Fields& q) {
         weights.only("num_bits", 4);
         weights.only("type", "int");
         weights.only("symmetric", true);
-        weights.only("strategy", "group");
-        weights.only("group_size", kInt4Group);
         weights.only("dynamic", false);
-        if (weights.has("actorder")) weights.fail("actorder", "is not supported, only null");
+        const std::string strategy = weights.text("strategy", "group");
+        if (strategy != "group" && strategy != "channel")
+            weights.fail("strategy",
+                         in_quotes(strategy) + " is not supported, only group and channel");
+        if (const int64_t size = weights.integer("group_size", kInt4Group);
+            strategy == "group" && (size < kInt4Group || size % kInt4Group != 0))
+            weights.fail("group_size", fmt::format("{} is not supported, only multiples of {}",
+                                                   size, kInt4Group));
+        // Others leave the columns in their order.
+        if (const Json* order = weights.find("actorder");
+            order != nullptr && (*order == "group" || *order == true))
+            weights.fail("actorder", order->dump() + " is not supported, only weight and static");
     }
 }
 

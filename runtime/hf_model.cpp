@@ -1,5 +1,7 @@
 #include "runtime/hf_model.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
@@ -111,8 +113,7 @@ class Mapper {
             int4_experts_ && tensors_.contains(name)) {
             if (can_be_int4(spec)) return map_packed(spec, packed, result);
             problems_.add(
-                "{}: tensor {} is int4, which kv_b_proj and rows whose length is no multiple of "
-                "{} may not be",
+                "{}: tensor {} is int4, which rows whose length is no multiple of {} may not be",
                 path_of(name), name, kInt4Group);
             return;
         }
@@ -170,18 +171,33 @@ class Mapper {
                 to.parts = {{0, out, found->file, tensor.offset_bytes}};
             return true;
         };
+        const int64_t num_groups = stored_groups(packed.scales.of_expert(0), in / kInt4Group);
+        scales.repeat = in / kInt4Group / num_groups;
         for (int64_t expert = 0; expert < num; ++expert) {
             const bool added =
                 add(codes, packed.codes.of_expert(expert), "I32", {out, in / 8}, expert) &&
-                add(scales, packed.scales.of_expert(expert), "BF16", {out, in / kInt4Group},
-                    expert);
+                add(scales, packed.scales.of_expert(expert), "BF16", {out, num_groups}, expert);
             if (!added) return;
+            if (const std::string order = packed.order.of_expert(expert);
+                tensors_.contains(order)) {
+                problems_.add("{}: tensor {}: columns in another order are not supported",
+                              path_of(order), order);
+                return;
+            }
             // Says [out, in] again.
             if (const auto it = tensors_.find(packed.shape.of_expert(expert)); it != tensors_.end())
                 it->second.is_used = true;
         }
         result.emplace(spec.name + "_scale", std::move(scales));
         result.emplace(spec.name, std::move(codes));
+    }
+
+    // Of the scales of one matrix: groups in a row, which may be some of those of 32 values each.
+    int64_t stored_groups(const std::string& scales, int64_t groups) const {
+        const auto it = tensors_.find(scales);
+        if (it == tensors_.end() || it->second.tensor->shape.empty()) return groups;
+        const int64_t num = it->second.tensor->shape.back();
+        return num > 0 && groups % num == 0 ? num : groups;
     }
 
     const Found* find(const std::string& name) {

@@ -1,5 +1,7 @@
 #include "runtime/hf_names.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -97,7 +99,7 @@ HfPlace hf_scale_place(const HfPlace& weight) {
 
 HfPackedPlaces hf_packed_places(const HfPlace& weight) {
     const auto place = [&](const char* end) { return HfPlace{weight.name + end, "", 0, 1}; };
-    return {place("_packed"), place("_scale"), place("_shape")};
+    return {place("_packed"), place("_scale"), place("_shape"), place("_g_idx")};
 }
 
 bool is_shared_with_model(const TensorSpec& mtp_tensor) {

@@ -27,10 +27,10 @@ struct HfPlace {
 HfPlace hf_place(const std::string& name, int64_t n_layers);
 // Where the scales of an fp8 weight at `weight` lie.
 HfPlace hf_scale_place(const HfPlace& weight);
-// Where the codes, scales and shape of an int4 weight at `weight` lie, as compressed-tensors saves
-// them. Never fused.
+// Where the codes, scales, shape and (none is supported) order of columns of an int4 weight at
+// `weight` lie, as compressed-tensors saves them. Never fused.
 struct HfPackedPlaces {
-    HfPlace codes, scales, shape;
+    HfPlace codes, scales, shape, order;
 };
 HfPackedPlaces hf_packed_places(const HfPlace& weight);
 

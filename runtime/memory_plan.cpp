@@ -41,10 +41,10 @@ int64_t weight_bytes(const WeightSource& source, const ModelPart& part, bool on_
             size *= on_gpu ? 4 : 1 + 4.0 / static_cast<double>(kInt4Group);
         bytes += static_cast<int64_t>(size);
         if (spec.name == "embed" && c.tie_word_embeddings) bytes += static_cast<int64_t>(size);
-        // wkv_b a second time, folded into query and output.
+        // wkv_b a second time, folded into query and output: int4 as if both were bf16.
         if (spec.name.ends_with("/wkv_b"))
             bytes += c.n_heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim) *
-                     (info->dtype == DType::bf16 ? 2 : 4);
+                     (rows_as(info->dtype) == DType::bf16 ? 2 : 4);
     }
     return bytes;
 }

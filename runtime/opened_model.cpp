@@ -1,5 +1,7 @@
 #include "runtime/opened_model.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <filesystem>
 
@@ -222,7 +224,7 @@ bool reads_latents_in_bf16(const WeightSource& source, const CpuOptions& options
            std::ranges::all_of(model_tensors(source.config()), [&](const TensorSpec& spec) {
                if (!spec.name.ends_with("/wkv_b")) return true;
                const std::optional<TensorInfo> info = source.find(spec.name);
-               return info && info->dtype == DType::bf16;
+               return info && rows_as(info->dtype) == DType::bf16;
            });
 }
 

@@ -101,7 +101,36 @@ std::vector<Range> whole_box(std::span<const int64_t> shape) {
     return ranges;
 }
 
+namespace {
+
+// Elements of `dst` that a file has once for tensor.repeat of them.
+void read_repeated(const StoredTensor& tensor, std::span<const Range> ranges, std::byte* dst) {
+    const auto element_bytes = static_cast<size_t>(size_bytes(tensor.info.dtype));
+    const Range columns = ranges.back();
+    StoredTensor once = tensor;
+    once.repeat = 1;
+    once.info.shape.back() /= tensor.repeat;
+    std::vector<Range> box(ranges.begin(), ranges.end());
+    const int64_t first = columns.begin / tensor.repeat;
+    const int64_t end = (columns.begin + columns.num + tensor.repeat - 1) / tensor.repeat;
+    box.back() = {first, end - first};
+    int64_t num_rows = 1;
+    for (size_t i = 0; i + 1 < box.size(); ++i) num_rows *= box[i].num;
+    std::vector<std::byte> values(static_cast<size_t>(num_rows * box.back().num) * element_bytes);
+    read_box(once, box, values.data());
+    for (int64_t row = 0; row < num_rows; ++row)
+        for (int64_t i = columns.begin; i < columns.begin + columns.num; ++i) {
+            const int64_t from = row * box.back().num + i / tensor.repeat - first;
+            std::memcpy(dst, values.data() + static_cast<size_t>(from) * element_bytes,
+                        element_bytes);
+            dst += element_bytes;
+        }
+}
+
+}  // namespace
+
 void read_box(const StoredTensor& tensor, std::span<const Range> ranges, void* dst) {
+    if (tensor.repeat > 1) return read_repeated(tensor, ranges, static_cast<std::byte*>(dst));
     const int64_t element_bytes = size_bytes(tensor.info.dtype);
     int64_t row_elements = 1;
     for (size_t i = 1; i < tensor.info.shape.size(); ++i) row_elements *= tensor.info.shape[i];

@@ -19,6 +19,9 @@ struct StoredPart {
 struct StoredTensor {
     TensorInfo info;
     std::vector<StoredPart> parts;  // by first_row, without gaps, all of dimension 0
+    // Files have one element where so many of a row follow each other and are alike; divides the
+    // last extent.
+    int64_t repeat = 1;
 };
 
 // Elements of a shape, or nothing when an extent is negative or the bytes do not fit in 2^62.

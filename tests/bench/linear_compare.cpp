@@ -7,7 +7,7 @@
 // weights are held in 12.25 bits (engine.compress_weights); avx2: without AVX-512; amx: sums as
 // AMX has them (numerics.bf16_activations: amx); int8: rows of int4 weights are rounded to int8
 // (numerics.int8_activations).
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <string>

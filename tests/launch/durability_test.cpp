@@ -1,6 +1,6 @@
 // `ferry generate` against everything that can happen to a run with an output folder: whatever
 // comes, the final file is that of an undisturbed run.
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>

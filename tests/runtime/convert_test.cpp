@@ -126,6 +126,17 @@ TEST(Convert, Int4) {
     EXPECT_EQ(kept.find("layers/1/ffn/experts/w2_scale")->shape, (std::vector<int64_t>{6, 160, 2}));
     EXPECT_EQ(kept.find("layers/1/attn/wo")->dtype, DType::bf16);
     EXPECT_TRUE(kept.description().int4_experts);
+    // Groups of 160 become groups of 32.
+    TinyHfModel larger({.dtype = DType::int4x2});
+    for (int expert = 0; expert < 6; ++expert)
+        larger.set_groups(fmt::format("model.layers.2.mlp.experts.{}.up_proj.weight", expert), 1);
+    larger.write(dir / "larger");
+    convert_checkpoint(dir / "larger", dir / "cut", {});
+    Checkpoint cut(dir / "cut");
+    HfModel source(dir / "larger");
+    const std::string w3_scale = "layers/2/ffn/experts/w3_scale";
+    EXPECT_EQ(cut.find(w3_scale)->shape, (std::vector<int64_t>{6, 64, 5}));
+    EXPECT_EQ(testing::read_whole(cut, w3_scale), testing::read_whole(source, w3_scale));
 
     TinyHfModel({.dtype = DType::bf16, .moe_inter = 96}).write(dir / "bf16");
     convert_checkpoint(dir / "bf16", dir / "int4", {.dtype = DType::int4x2});
@@ -144,7 +155,7 @@ TEST(Convert, Int4) {
                  "of 32");
 }
 
-// Of all layers, but kv_b and those whose rows are no multiple of 32; and of head.
+// Of all layers, but those whose rows are no multiple of 32; and of head.
 TEST(Convert, Int4OfAllLayers) {
     const TempDir dir;
     TinyHfModel({.dtype = DType::bf16, .mtp = true, .moe_inter = 96}).write(dir / "hf");
@@ -153,14 +164,14 @@ TEST(Convert, Int4OfAllLayers) {
         const std::string out = dir / (weights == Int4Weights::all ? "all" : "layers");
         convert_checkpoint(dir / "hf", out, {.dtype = DType::int4x2, .int4 = weights});
         Checkpoint int4(out);
-        for (const char* name :
-             {"layers/2/ffn/experts/w2", "layers/2/ffn/shared/w2", "layers/0/ffn/w1",
-              "layers/0/attn/wq_a", "layers/1/attn/wo", "mtp/0/ffn/shared/w1"})
+        for (const char* name : {"layers/2/ffn/experts/w2", "layers/2/ffn/shared/w2",
+                                 "layers/0/ffn/w1", "layers/0/attn/wq_a", "layers/0/attn/wkv_b",
+                                 "layers/1/attn/wo", "mtp/0/ffn/shared/w1"})
             EXPECT_EQ(int4.find(name)->dtype, DType::int4x2) << name;
         EXPECT_EQ(int4.find("layers/0/ffn/w1")->shape, (std::vector<int64_t>{136, 80}));
         EXPECT_EQ(int4.find("layers/0/ffn/w1_scale")->shape, (std::vector<int64_t>{136, 5}));
-        for (const char* name : {"layers/0/ffn/w2", "layers/0/attn/wq_b", "layers/0/attn/wkv_b",
-                                 "embed", "norm", "layers/1/ffn/gate/weight"})
+        for (const char* name :
+             {"layers/0/ffn/w2", "layers/0/attn/wq_b", "embed", "norm", "layers/1/ffn/gate/weight"})
             EXPECT_EQ(int4.find(name)->dtype, DType::bf16) << name;
         const DType of_head = weights == Int4Weights::all ? DType::int4x2 : DType::bf16;
         for (const char* name : {"head", "mtp/0/eh_proj"})

@@ -106,7 +106,7 @@ TEST(DummyWeights, Int4OfAllLayers) {
     EXPECT_EQ(weights.find("layers/0/ffn/w1")->shape, (std::vector<int64_t>{300, 96}));
     EXPECT_EQ(weights.find("layers/0/ffn/w1_scale")->shape, (std::vector<int64_t>{300, 6}));
     EXPECT_EQ(weights.find("layers/0/ffn/w2")->dtype, DType::bf16);  // rows of 300
-    EXPECT_EQ(weights.find("layers/0/attn/wkv_b")->dtype, DType::bf16);
+    EXPECT_EQ(weights.find("layers/0/attn/wkv_b")->dtype, DType::int4x2);
     EXPECT_EQ(weights.find("head")->dtype, DType::bf16);
 }
 

@@ -182,16 +182,24 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
                        {"group_size", 32}}}}}}}};
     EXPECT_TRUE(parse(with("quantization_config", int4)).int4_experts);
     EXPECT_FALSE(parse(with("quantization_config", int4)).fp8_weights);
-    const auto refused_int4 = [&](const char* key, const Json& value) {
+    const auto with_int4 = [&](const char* key, const Json& value) {
         Json other = int4;
         other["config_groups"]["group_0"]["weights"][key] = value;
-        refused(with("quantization_config", other), key);
+        return with("quantization_config", other);
+    };
+    const auto refused_int4 = [&](const char* key, const Json& value) {
+        refused(with_int4(key, value), key);
     };
     refused_int4("num_bits", 8);
-    refused_int4("group_size", 128);
+    refused_int4("group_size", 48);
+    refused_int4("group_size", 0);
     refused_int4("symmetric", false);
-    refused_int4("strategy", "channel");
+    refused_int4("strategy", "tensor");
     refused_int4("actorder", "group");
+    refused_int4("actorder", true);
+    for (const auto& [key, value] : std::vector<std::pair<const char*, Json>>{
+             {"group_size", 128}, {"strategy", "channel"}, {"actorder", "weight"}})
+        EXPECT_TRUE(parse(with_int4(key, value)).int4_experts) << key;
     int4["config_groups"]["group_0"]["input_activations"] = {{"num_bits", 8}};
     refused(with("quantization_config", int4), "input_activations");
     refused(with("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}}),

@@ -88,6 +88,34 @@ TEST(HfModel, OtherLinearLayersMayBePackedToo) {
     EXPECT_EQ(read_whole(model, "layers/1/attn/wo_scale"), std::string(160 * 2, '\x3f'));
 }
 
+// One scale for 64 values, or for a whole row, is that of two groups of 32, or of all.
+TEST(HfModel, LargerGroupsAreThoseOf32) {
+    const TempDir dir;
+    TinyHfModel tiny({.dtype = DType::int4x2});
+    const std::string experts = "model.layers.1.mlp.experts.";
+    for (int expert = 0; expert < 6; ++expert) {
+        tiny.set_groups(experts + std::to_string(expert) + ".up_proj.weight", 1);    // rows of 160
+        tiny.set_groups(experts + std::to_string(expert) + ".down_proj.weight", 1);  // rows of 64
+    }
+    tiny.write(dir.path());
+    HfModel model(dir.path());
+    for (const auto& [name, stored, rows, groups] : {std::tuple{"w3", "up_proj", 64, 5},
+                                                     {"w2", "down_proj", 160, 2},
+                                                     {"w1", "gate_proj", 64, 5}}) {
+        const std::string scales = std::string("layers/1/ffn/experts/") + name + "_scale";
+        EXPECT_EQ(model.find(scales)->shape, (std::vector<int64_t>{6, rows, groups}));
+        std::string expected;
+        for (int expert = 0; expert < 6; ++expert) {
+            const auto& tensor =
+                tiny.tensors.at(experts + std::to_string(expert) + "." + stored + ".weight_scale");
+            const int64_t repeat = groups / tensor.shape[1];
+            for (size_t i = 0; i < tensor.bytes.size(); i += 2)
+                for (int64_t j = 0; j < repeat; ++j) expected += tensor.bytes.substr(i, 2);
+        }
+        EXPECT_EQ(read_whole(model, scales), expected) << name;
+    }
+}
+
 TEST(HfModel, BrokenPackedExpertsAreNamed) {
     const TempDir dir;
     TinyHfModel tiny({.dtype = DType::int4x2});
@@ -95,17 +123,25 @@ TEST(HfModel, BrokenPackedExpertsAreNamed) {
     tiny.tensors.at(experts + "3.gate_proj.weight_packed").shape = {20, 64};
     tiny.tensors.erase(experts + "2.up_proj.weight_scale");
     tiny.tensors.at(experts + "5.down_proj.weight_scale").dtype = "F16";
-    const std::string wkv_b = "model.layers.0.self_attn.kv_b_proj.weight";
-    tiny.tensors[wkv_b + "_packed"] = tiny.tensors.at(experts + "0.down_proj.weight_packed");
-    tiny.tensors.erase(wkv_b);
+    const std::string wq_b = "model.layers.0.self_attn.q_b_proj.weight";  // [48, 24]
+    tiny.tensors[wq_b + "_packed"] = tiny.tensors.at(experts + "0.down_proj.weight_packed");
+    tiny.tensors.erase(wq_b);
+    const std::string wo = "model.layers.0.self_attn.o_proj.weight";  // [160, 32]
+    tiny.tensors[wo + "_packed"] = {"I32", {160, 4}, std::string(160 * 16, '\0')};
+    tiny.tensors[wo + "_scale"] = {"BF16", {160, 1}, std::string(160 * 2, '\0')};
+    tiny.tensors[wo + "_g_idx"] = {"I32", {32}, std::string(32 * 4, '\0')};
+    tiny.tensors.erase(wo);
+    tiny.tensors.at("model.layers.2.mlp.experts.1.up_proj.weight_scale").shape = {160, 2};
     tiny.write(dir.path());
-    EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint, dir.path() + ": 4 problems: ",
+    EXPECT_ERROR(HfModel{dir.path()}, ErrorKind::checkpoint, dir.path() + ": 6 problems: ",
                  "tensor " + experts +
                      "3.gate_proj.weight_packed is I32 [20, 64], expected I32 "
                      "[64, 20]",
                  "tensor " + experts + "2.up_proj.weight_scale is missing",
                  "tensor " + experts + "5.down_proj.weight_scale is F16 [160, 2], expected BF16",
-                 "tensor " + wkv_b + "_packed is int4, which kv_b_proj and rows whose");
+                 "tensor " + wq_b + "_packed is int4, which rows whose length is no multiple of 32",
+                 "tensor " + wo + "_g_idx: columns in another order are not supported",
+                 "up_proj.weight_scale is BF16 [160, 2], expected BF16 [64, 5]");
 }
 
 TEST(HfModel, FusedExpertsAreCutApart) {

@@ -78,6 +78,21 @@ TEST(ReadBox, EveryBoxOfATensorThatNeedsSpansAndDirectReads) {
             }
 }
 
+TEST(ReadBox, ElementsThatStandForSeveral) {
+    ThreeRows rows({3, 2, 4});
+    rows.tensor.info.shape.back() = 12;
+    rows.tensor.repeat = 3;
+    for (int64_t begin = 0; begin < 12; ++begin)
+        for (int64_t num = 0; begin + num <= 12; ++num) {
+            const auto got = rows.read({{1, 2}, {0, 2}, {begin, num}});
+            ASSERT_EQ(got.size(), static_cast<size_t>(4 * num));
+            size_t i = 0;
+            for (int64_t row = 2; row < 6; ++row)
+                for (int64_t c = begin; c < begin + num; ++c)
+                    EXPECT_EQ(got[i++], row * 4 + c / 3) << begin << "+" << num;
+        }
+}
+
 TEST(ReadBox, ATruncatedFileIsNamed) {
     const ThreeRows rows({3, 2, 4});
     std::filesystem::resize_file(rows.dir() / "b", 20);

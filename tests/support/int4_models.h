@@ -8,7 +8,7 @@
 
 namespace ferry::testing {
 
-// Every linear layer but wkv_b; some slices of w2 are empty (of the shared experts).
+// Every linear layer; some slices of w2 are empty (of the shared experts).
 inline std::unique_ptr<DummyWeights> int4_model(uint64_t seed = 3) {
     const ModelConfig config{.vocab_size = 90,
                              .dim = 160,

@@ -175,6 +175,12 @@ TinyHfModel::TinyHfModel(const TinyHfOptions& options)
     }
 }
 
+void TinyHfModel::set_groups(const std::string& name, int64_t num) {
+    HfTensor& scales = tensors.at(name + "_scale");
+    scales.shape[1] = num;
+    scales.bytes.resize(static_cast<size_t>(scales.shape[0] * num * 2));
+}
+
 void TinyHfModel::write(const std::string& directory) const {
     std::filesystem::create_directories(directory);
     write_file(directory + "/config.json", config_json);

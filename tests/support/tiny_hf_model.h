@@ -44,6 +44,8 @@ class TinyHfModel {
     std::string config_json;
     std::map<std::string, HfTensor> tensors;
 
+    // Of the int4 matrix `name`: so many scales in a row, the first of those that it has.
+    void set_groups(const std::string& name, int64_t num);
     // config.json, the files and the index (when num_files > 1), tokenizer.json.
     void write(const std::string& directory) const;
 
