@@ -1,7 +1,7 @@
 // Broken invariants: print where and why, then abort. For the outside world throw Error (error.h)
 // instead.
 #pragma once
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cstdio>
 #include <cstdlib>

@@ -1,7 +1,7 @@
 // Failures of the outside world (files, network, users). Broken invariants are FERRY_CHECK
 // (check.h).
 #pragma once
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <stdexcept>
 #include <string>

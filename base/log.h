@@ -1,6 +1,6 @@
 // One log per process: plain lines on stderr or in a file, with the rank in front once it is known.
 #pragma once
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <string>
 

@@ -1,6 +1,6 @@
 #include "comm/progress_state.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

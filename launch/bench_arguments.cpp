@@ -1,6 +1,6 @@
 #include "launch/bench_arguments.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cstdlib>
 #include <nlohmann/json.hpp>

@@ -1,6 +1,6 @@
 // `ferry bench layer`: the stages of decode and prefill steps on one rank, beside the machine's
 // read bandwidth and multiply-add peak.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <atomic>
 #include <memory>

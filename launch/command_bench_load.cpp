@@ -1,6 +1,6 @@
 // `ferry bench load`: reading a checkpoint into memory by layout, beside plain reading of the same
 // files.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <atomic>

@@ -1,5 +1,5 @@
 // `ferry bench throughput`: tokens per second and latencies of a workload, swept over settings.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <memory>

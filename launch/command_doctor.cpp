@@ -1,6 +1,6 @@
 // `ferry doctor`: is this place fit for a run?
 #include <fcntl.h>
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <unistd.h>
 
 #include <cstdlib>

@@ -1,5 +1,5 @@
 // `ferry generate`: requests in, completions out.
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <signal.h>
 #include <unistd.h>
 

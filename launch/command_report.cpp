@@ -1,5 +1,5 @@
 // `ferry report`: one page from the results of benchmarks and runs.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cstdio>
 #include <filesystem>

@@ -1,5 +1,5 @@
 // `ferry top`: a running job, live in the terminal, from the status file that its rank 0 writes.
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>

@@ -1,5 +1,7 @@
 #include "launch/doctor_checks.h"
 
+#include <fmt/format.h>
+
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <unistd.h>

@@ -1,7 +1,7 @@
 #include "launch/gpu_facts.h"
 
 #include <dlfcn.h>
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <filesystem>
 

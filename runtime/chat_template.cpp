@@ -1,6 +1,6 @@
 #include "runtime/chat_template.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <fstream>
 #include <nlohmann/json.hpp>

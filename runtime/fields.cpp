@@ -1,5 +1,7 @@
 #include "runtime/fields.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>

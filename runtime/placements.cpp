@@ -1,5 +1,7 @@
 #include "runtime/placements.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 

@@ -1,5 +1,7 @@
 // Gathers everything that is wrong with a checkpoint, so that it is told at once.
 #pragma once
+#include <fmt/format.h>
+
 #include <string>
 #include <vector>
 

@@ -1,5 +1,7 @@
 #include "runtime/routing_record.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <map>
 #include <sstream>

@@ -1,5 +1,7 @@
 #include "runtime/run_trace.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cctype>

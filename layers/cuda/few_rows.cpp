@@ -1,6 +1,6 @@
 #include "layers/cuda/few_rows.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace ferry {
 namespace {

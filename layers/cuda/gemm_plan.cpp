@@ -1,6 +1,6 @@
 #include "layers/cuda/gemm_plan.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "layers/cuda/cublas_lt.h"
 

@@ -1,6 +1,6 @@
 #include "runtime/bench/machine.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>

@@ -1,6 +1,6 @@
 #include "runtime/jinja/builtins.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <functional>

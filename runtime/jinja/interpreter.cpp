@@ -1,6 +1,6 @@
 #include "runtime/jinja/interpreter.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 #include "runtime/jinja/value.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

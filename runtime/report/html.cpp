@@ -1,4 +1,4 @@
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "runtime/report/pages.h"
 #include "runtime/report/text.h"

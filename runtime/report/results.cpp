@@ -1,5 +1,7 @@
 #include "runtime/report/results.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>

@@ -1,5 +1,5 @@
 // `ferry bench exchange`: dispatch and combine between ranks.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <set>

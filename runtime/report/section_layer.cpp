@@ -1,5 +1,5 @@
 // `ferry bench layer`: stages of steps beside the machine's own rates.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

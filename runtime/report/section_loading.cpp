@@ -1,5 +1,5 @@
 // `ferry bench load` and `ferry bench scaling`.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <set>

@@ -1,5 +1,5 @@
 // Where the time of a run went, how the experts were loaded, and who waited for whom.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // What was run, on what, and whether it counts.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <map>

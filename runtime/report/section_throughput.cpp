@@ -1,5 +1,5 @@
 // `ferry bench throughput`: how much, how soon, at how many ranks, and what one costs the other.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <map>

@@ -1,5 +1,5 @@
 // One step of a traced run, on every rank.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <climits>

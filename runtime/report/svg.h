@@ -1,7 +1,7 @@
 // One inline SVG picture, written element by element. Colours come from the page's classes, so that
 // light and dark are the style sheet's matter.
 #pragma once
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <initializer_list>
 #include <string>

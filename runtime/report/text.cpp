@@ -1,6 +1,6 @@
 #include "runtime/report/text.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>

@@ -1,6 +1,6 @@
 #include "runtime/tokenizer/added_tokens.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <array>
 #include <limits>

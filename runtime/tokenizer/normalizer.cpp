@@ -1,6 +1,6 @@
 #include "runtime/tokenizer/normalizer.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <vector>
 

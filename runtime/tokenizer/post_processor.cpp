@@ -1,6 +1,6 @@
 #include "runtime/tokenizer/post_processor.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace ferry::tok {
 namespace {

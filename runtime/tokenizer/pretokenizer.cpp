@@ -1,6 +1,6 @@
 #include "runtime/tokenizer/pretokenizer.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "runtime/tokenizer/byte_level.h"
 #include "runtime/tokenizer/pattern.h"

@@ -1,6 +1,6 @@
 #include "runtime/tokenizer/tiktoken.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <charconv>
 #include <optional>
