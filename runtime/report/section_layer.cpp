@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/report/charts.h"
 #include "runtime/report/sections.h"
