@@ -17,7 +17,10 @@ namespace {
 // Mean square of magnitudes uniform in [1, 2), and of 1, 1.125, ..., 1.875 (fp8's mantissas).
 constexpr double kMeanSquare = 7.0 / 3;
 constexpr double kFp8MeanSquare = 2.1484375;
-constexpr double kInt4MeanSquare = 21.5;  // of -8 to 7
+// int4: -7, -5, ..., 7. With -8 to 7 all weights had a mean of -0.5 in common, and many tokens
+// chose the same experts.
+constexpr double kInt4MeanSquare = 21;
+constexpr uint64_t kInt4Odd = 0x1111111111111111u;
 
 // The element's bits in every lane of a word.
 constexpr uint64_t in_all_lanes(uint32_t bits, DType dtype) {
@@ -109,7 +112,7 @@ void DummyWeights::add_random(const TensorSpec& spec, DType dtype) {
     if (dtype == DType::int4x2) {
         const uint16_t scale = f32_to_bf16(static_cast<float>(1 / std::sqrt(in * kInt4MeanSquare)));
         add(name + "_scale", scale_info(info), 0, in_all_lanes(scale, DType::bf16));
-        add(name, std::move(info), ~uint64_t{0}, 0);
+        add(name, std::move(info), ~kInt4Odd, kInt4Odd);
         return;
     }
     double smallest = 1;  // magnitude: the pattern's exponent with mantissa 0

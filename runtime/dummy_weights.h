@@ -18,7 +18,8 @@ struct DummyOptions {
 
 // The value of an element depends on seed, tensor name and position only. Weights have random signs
 // and magnitudes within a factor of two, their root mean square is 1/sqrt(in) (for f32 and bf16 up
-// to a factor of sqrt(2)); norms are 1, gate biases 0. int4 codes are uniform.
+// to a factor of sqrt(2)); norms are 1, gate biases 0. int4 values are odd, from -7 to 7, so that
+// their mean is 0.
 class DummyWeights : public WeightSource {
   public:
     // Throws Error(usage) for a dtype or number of layers that does not fit.

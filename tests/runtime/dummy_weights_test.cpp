@@ -88,14 +88,18 @@ TEST(DummyWeights, Int4IsOfTheRoutedExperts) {
     uint16_t scale;
     const std::string scales = read(weights, "layers/1/ffn/experts/w2_scale");
     std::memcpy(&scale, scales.data(), 2);
-    double squares = 0;
+    double sum = 0, squares = 0;
     const std::string codes = read(weights, "layers/1/ffn/experts/w2");
     for (const char code : codes)
-        for (const int half : {0, 1})
-            squares += std::pow(int4_value(static_cast<uint8_t>(code), half) *
-                                    static_cast<double>(bf16_to_f32(scale)),
-                                2);
-    EXPECT_NEAR(std::sqrt(squares / static_cast<double>(2 * codes.size()) * 96), 1, 0.02);
+        for (const int half : {0, 1}) {
+            const double value = int4_value(static_cast<uint8_t>(code), half) *
+                                 static_cast<double>(bf16_to_f32(scale));
+            sum += value;
+            squares += value * value;
+        }
+    const auto num = static_cast<double>(2 * codes.size());
+    EXPECT_NEAR(std::sqrt(squares / num * 96), 1, 0.02);
+    EXPECT_NEAR(sum / num * std::sqrt(96), 0, 0.02);
 }
 
 TEST(DummyWeights, Int4OfAllLayers) {
