@@ -104,19 +104,27 @@ void dequantise_int4(const Tensor& codes, const Tensor& scales, uint16_t* to) {
 
 // Rows of a matrix as f32; `scales`: of types that have them.
 void widen_rows(const Tensor& w, const Tensor& scales, const Tensor& to) {
+    const std::optional<ScaleForm> form = scale_form(w.dtype());
+    const int64_t in = to.dim(1);
     if (w.dtype() == DType::int4x2) {
-        for (int64_t row = 0; row < to.rows(); ++row)
-            for (int64_t i = 0; i < to.dim(1); ++i)
-                to.row<float>(row)[i] =
-                    static_cast<float>(int4_value(w.row<uint8_t>(row)[i / 2], i % 2)) *
-                    bf16_to_f32(scales.row<uint16_t>(row)[i / kInt4Group]);
-        return;
+        const auto* const codes = w.as<uint8_t>();
+        float* const values = to.as<float>();
+        for (int64_t i = 0; i < to.count(); ++i)
+            values[i] = static_cast<float>(int4_value(codes[i / 2], i % 2));
+    } else {
+        widen(w.data(), w.dtype(), w.count(), to.as<float>());
     }
-    widen(w.data(), w.dtype(), w.count(), to.as<float>());
-    if (w.dtype() != DType::fp8_e4m3) return;
+    if (!form) return;
     for (int64_t row = 0; row < to.rows(); ++row)
-        for (int64_t i = 0; i < to.dim(1); ++i)
-            to.row<float>(row)[i] *= scales.row<float>(row / kScaleBlock)[i / kScaleBlock];
+        for (int64_t block = 0; block < scales.dim(1); ++block) {
+            const int64_t scale_row = row / form->rows;
+            const float scale = form->dtype == DType::f32
+                                    ? scales.row<float>(scale_row)[block]
+                                    : bf16_to_f32(scales.row<uint16_t>(scale_row)[block]);
+            float* const at = to.row<float>(row) + block * form->columns;
+            const int64_t num = std::min(form->columns, in - block * form->columns);
+            for (int64_t i = 0; i < num; ++i) at[i] *= scale;
+        }
 }
 
 }  // namespace
