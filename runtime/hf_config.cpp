@@ -228,9 +228,9 @@ void read_packed_int4(const Fields& q) {
             strategy == "group" && (size < kInt4Group || size % kInt4Group != 0))
             weights.fail("group_size", fmt::format("{} is not supported, only multiples of {}",
                                                    size, kInt4Group));
-        // Others leave the columns in their order.
+        // These leave the columns in their order.
         if (const Json* order = weights.find("actorder");
-            order != nullptr && (*order == "group" || *order == true))
+            order != nullptr && *order != false && *order != "weight" && *order != "static")
             weights.fail("actorder", order->dump() + " is not supported, only weight and static");
     }
 }

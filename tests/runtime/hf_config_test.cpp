@@ -196,6 +196,7 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
     refused_int4("symmetric", false);
     refused_int4("strategy", "tensor");
     refused_int4("actorder", "group");
+    refused_int4("actorder", "dynamic");
     refused_int4("actorder", true);
     for (const auto& [key, value] : std::vector<std::pair<const char*, Json>>{
              {"group_size", 128}, {"strategy", "channel"}, {"actorder", "weight"}})
