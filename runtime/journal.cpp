@@ -84,8 +84,18 @@ std::string comparable(const std::string& description, const std::string& other)
     return result;
 }
 
-void remove_parts(const std::string& dir) {
+// What a run that is done needs no more: its parts, and descriptions whose writers were killed
+// before they had their name.
+void remove_leftovers(const std::string& dir) {
     for (const std::string& part : list_parts(dir)) ::unlink(part.c_str());
+    const std::string prefix =
+        std::filesystem::path(description_path(dir)).filename().string() + ".";
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(dir, error), end; !error && it != end;
+         it.increment(error)) {
+        const std::string name = it->path().filename().string();
+        if (name.starts_with(prefix) && name.ends_with(".tmp")) ::unlink(it->path().c_str());
+    }
 }
 
 }  // namespace
@@ -115,7 +125,7 @@ OutputState prepare_output(const std::string& dir, const std::string& run_descri
                     "this one",
                     dir, first_difference(before, run_description));
     if (!has_result) return OutputState::unfinished;
-    remove_parts(dir);  // in case it was stopped right after merging
+    remove_leftovers(dir);  // in case it was stopped right after merging
     return OutputState::finished;
 }
 
@@ -223,7 +233,7 @@ int64_t merge_output(const std::string& dir, int64_t num_expected) {
         result.write(line);
     }
     result.commit();
-    remove_parts(dir);
+    remove_leftovers(dir);
     return static_cast<int64_t>(places.size());
 }
 

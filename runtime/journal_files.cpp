@@ -197,7 +197,7 @@ bool NewFile::commit_if_new() {
     // Links do not replace what is there, as names that are changed do.
     if (::link(temporary_.c_str(), path_.c_str()) == 0)
         ::unlink(temporary_.c_str());
-    else if (errno == EEXIST)
+    else if (errno == EEXIST || ::access(path_.c_str(), F_OK) == 0)
         return false;
     else
         take_name();  // a file system without links

@@ -226,6 +226,23 @@ TEST(Journal, StoppedBetweenMergingAndCleaning) {
     EXPECT_EQ(read_file(dir / "out/completions.jsonl"), expected_lines(1));
 }
 
+// A description of which a kill left only the temporary name goes when the run is done.
+TEST(Journal, DescriptionsThatWereNeverNamedGo) {
+    const TempDir dir;
+    const std::string torn = dir / "out/run.yaml.0badcafe.tmp";
+    std::filesystem::create_directory(dir / "out");
+    write_file(torn, "half of it");
+    prepare_output(dir / "out", kDescription);
+    EXPECT_TRUE(std::filesystem::exists(torn));  // it may be that of a run that starts now
+    { Journal(dir / "out", 0, kOptions).append(completion_of(0)); }
+    merge_output(dir / "out", 1);
+    EXPECT_FALSE(std::filesystem::exists(torn));
+    write_file(torn, "half of it");
+    EXPECT_EQ(prepare_output(dir / "out", kDescription), OutputState::finished);
+    EXPECT_FALSE(std::filesystem::exists(torn));
+    EXPECT_TRUE(std::filesystem::exists(dir / "out/run.yaml"));
+}
+
 // Runs `body` in a process of its own; returns its wait status.
 template <typename Body>
 int in_child(Body&& body, int64_t kill_after_us = -1) {
