@@ -30,8 +30,8 @@ namespace ferry {
 // ----------------------------------------------------------------------------------------------------------
 
 struct WeightSpec {
-    // f32, bf16, fp8_e4m3 (with one f32 scale per block of 128 x 128) or, on the CPU, int4x2 (with
-    // one bf16 scale per kInt4Group values of a row, which `in` is a multiple of)
+    // f32, bf16, fp8_e4m3 (one f32 scale per block of 128 x 128) or int4x2 (one bf16 scale per
+    // kInt4Group values of a row, which `in` is a multiple of; GPUs: for grouped_gemm only)
     DType dtype = DType::f32;
     int64_t groups = 1;  // experts or heads; 1 for an ordinary linear layer
     int64_t out = 0;

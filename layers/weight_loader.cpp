@@ -316,7 +316,7 @@ Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
     return weight;
 }
 
-// GPUs have no products of int4.
+// GPUs multiply int4 in groups only.
 DType WeightLoader::held_dtype(DType stored) const {
     return stored == DType::int4x2 && kernels_.device().type() != DeviceType::cpu ? DType::bf16
                                                                                   : stored;
@@ -355,11 +355,9 @@ Weight WeightLoader::experts(const std::string& name, std::span<const int32_t> e
     const DType stored = tensor.dtype;
     const int64_t out = tensor.shape[1], columns = tensor.shape[2];
     const int64_t in = num_values(stored, columns);
-    Weight weight = make_expert_weight({.dtype = held_dtype(stored),
-                                        .groups = static_cast<int64_t>(experts.size()),
-                                        .out = out,
-                                        .in = in},
-                                       experts, shared);
+    Weight weight = make_expert_weight(
+        {.dtype = stored, .groups = static_cast<int64_t>(experts.size()), .out = out, .in = in},
+        experts, shared);
     const ScaleForm form = scale_form(stored).value_or(ScaleForm{DType::f32, 1, 1});
     const int64_t rows_per_piece = rows_at_once(columns * size_bytes(stored));
     std::vector<Piece> pieces;

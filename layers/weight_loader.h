@@ -89,11 +89,11 @@ class WeightLoader {
     // becomes a weight of the same rows (tied head).
     OwnedTensor rows(const std::string& name, Range rows, Weight* packed = nullptr);
     // Matrix [out, in], or the box `out` x `in` of it, which begins at whole blocks of scales. int4
-    // stays so on the CPU and becomes bf16 (value * scale, rounded) elsewhere.
+    // stays so on the CPU and becomes bf16 (value * scale, rounded) on GPUs.
     Weight linear(const std::string& name);
     Weight linear(const std::string& name, Range out, Range in);
     // The named experts of [experts, out, in], one group each. Collective over the node's expert
-    // ranks when some are `shared` there. int4 as above.
+    // ranks when some are `shared` there. int4 stays so.
     Weight experts(const std::string& name, std::span<const int32_t> experts,
                    std::span<const SharedExpert> shared = {});
     // Some of the rows that dequantised() reads, and what they are packed into: a group of an empty
@@ -108,7 +108,7 @@ class WeightLoader {
     // go by is_mine() and later().
     OwnedTensor dequantised(const std::string& name, Range out,
                             std::span<const PackedRows> packed = {});
-    // The type that a linear weight is held in.
+    // The type that linear() holds.
     DType held_dtype(DType stored) const;
     DType dtype(const std::string& name) const;
     std::vector<int64_t> shape(const std::string& name) const;

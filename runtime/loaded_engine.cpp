@@ -103,9 +103,10 @@ void check_supported(const Config& config) {
             "numerics.bf16_activations: amx is an order of sums on CPUs; set it to auto, or "
             "engine.device: cpu");
     if (config.numerics.int8_activations)
-        throw Error(ErrorKind::usage,
-                    "numerics.int8_activations: GPUs hold int4 weights as bf16; set it to false, "
-                    "or engine.device: cpu");
+        throw Error(
+            ErrorKind::usage,
+            "numerics.int8_activations: GPUs multiply int4 weights by rows of bf16; set it to "
+            "false, or engine.device: cpu");
     // Says which of these it is: not built in, no driver, no GPU.
     if (num_cuda_devices() == 0) cuda_device(0);
 }

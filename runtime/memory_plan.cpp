@@ -16,7 +16,7 @@ std::string gib(int64_t size_bytes) {
 }
 
 // All values of a tensor; of routed experts those that the rank holds in one layer. A GPU holds
-// int4 as bf16.
+// int4 of other weights as bf16.
 int64_t weight_bytes(const WeightSource& source, const ModelPart& part, bool on_gpu) {
     const ModelConfig& c = source.config();
     int64_t bytes = 0;
@@ -38,7 +38,7 @@ int64_t weight_bytes(const WeightSource& source, const ModelPart& part, bool on_
         if (info->dtype == DType::fp8_e4m3)
             size *= 1 + 4.0 / static_cast<double>(kScaleBlock * kScaleBlock);
         if (info->dtype == DType::int4x2)
-            size *= on_gpu ? 4 : 1 + 4.0 / static_cast<double>(kInt4Group);
+            size *= on_gpu && !spec.is_expert ? 4 : 1 + 4.0 / static_cast<double>(kInt4Group);
         bytes += static_cast<int64_t>(size);
         if (spec.name == "embed" && c.tie_word_embeddings) bytes += static_cast<int64_t>(size);
         // wkv_b a second time, folded into query and output: int4 as if both were bf16.

@@ -123,6 +123,8 @@ class CudaKernels final : public Kernels {
         const int32_t* pages = nullptr;
     };
     PlacedDecode place_decode(std::span<const SequenceRows> sequences, int64_t first_row);
+    void pack_int4(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
+                   const Tensor* scales);
     void multiply(const GemmShape& shape, const GemmOperands& operands);
     bool multiply_few_rows(const Tensor& x, const Tensor* x_scales, const Weight& w, int64_t group,
                            const Tensor& y);

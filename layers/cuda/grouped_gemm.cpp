@@ -19,7 +19,7 @@ void CudaKernels::grouped_gemm(const Tensor& x, const int64_t* device_offsets, c
     FERRY_CHECK(spec.groups <= kGemmMostGroups, "{} groups", spec.groups);
     if (y.empty()) return;
 
-    const bool fp8 = spec.dtype == DType::fp8_e4m3;
+    const bool fp8 = spec.dtype == DType::fp8_e4m3, int4 = spec.dtype == DType::int4x2;
     const int64_t processors = info_.num_multiprocessors;
     GroupedGemmParams params{.x = x.data(),
                              .x_scales = x_scales != nullptr ? x_scales->as<float>() : nullptr,
@@ -64,11 +64,15 @@ void CudaKernels::grouped_gemm(const Tensor& x, const int64_t* device_offsets, c
     if (hopper)
         launch_grouped_gemm_wgmma(params,
                                   fp8_by_fp8 ? GemmInputs::fp8
-                                  : fp8      ? GemmInputs::widened
+                                  : fp8      ? GemmInputs::widened_fp8
+                                  : int4     ? GemmInputs::widened_int4
                                              : GemmInputs::bf16,
                                   static_cast<int>(std::min(processors, tiles)), stream());
     else
-        launch_grouped_gemm(params, fp8 ? GroupedWeights::fp8 : GroupedWeights::bf16,
+        launch_grouped_gemm(params,
+                            fp8    ? GroupedWeights::fp8
+                            : int4 ? GroupedWeights::int4
+                                   : GroupedWeights::bf16,
                             static_cast<int>(std::min(2 * processors, tiles)), stream());
 }
 

@@ -4,8 +4,9 @@
 //
 // A tile goes through `in` in stages that asynchronous copies keep filling, on bf16 tensor cores
 // with f32 sums. fp8 weights are widened in registers, and each 128 of `in` is summed alone and
-// then added times its scale, as kernels.h says. The order of an element's sums depends on `in`
-// only, not on the rows of its group.
+// then added times its scale, as kernels.h says. int4 weights are multiplied by their scales in
+// registers and rounded to bf16; sums then have the bits of bf16 weights. The order of an element's
+// sums depends on `in` only, not on the rows of its group.
 #include "base/cuda_launch.h"
 #include "layers/cuda/grouped_gemm_tiles.h"
 #include "layers/cuda/tiles.h"
@@ -20,22 +21,24 @@ constexpr int kScaleValues = 128;
 
 // ---- Tensor cores
 
-template <int kRows, bool kFp8>
+template <int kRows, GroupedWeights kWeights>
 struct TileShape {
     // Warps along rows and columns, and what each has.
     static constexpr int kRowWarps = kRows >= 64 ? 2 : 1, kColumnWarps = kWarps / kRowWarps;
     static constexpr int kRowTiles = kRows / kRowWarps / 16;
     static constexpr int kColumnTiles = kColumns / kColumnWarps / 8;
-    static constexpr int kValues = kFp8 ? 128 : 64;  // of `in` in a stage
+    static constexpr int kValues = gemm_stage_values(kWeights);  // of `in` in a stage
     static constexpr int kXPitch = kValues * 2;
-    static constexpr int kStages = gemm_num_stages(kRows, kFp8);
-    static constexpr int kStageBytes = gemm_stage_bytes(kRows, kFp8);
+    static constexpr int kStages = gemm_num_stages(kRows, kWeights);
+    static constexpr int kStageBytes = gemm_stage_bytes(kRows, kWeights);
+    static constexpr int kXAt = kStageBytes - kRows * kXPitch;
+
+    using Sums = float[kRowTiles][kColumnTiles][4];
 };
 
-template <int kRows, bool kFp8>
-__device__ void load_stage(const GroupedGemmParams& p, const GemmTile& tile, int first_value,
-                           std::byte* stage) {
-    using Shape = TileShape<kRows, kFp8>;
+template <bool kFp8>
+__device__ void load_weights(const GroupedGemmParams& p, const GemmTile& tile, int first_value,
+                             std::byte* stage) {
     constexpr int kChunks = kPitch / 16, kWeightBytes = kFp8 ? 1 : 2;
     constexpr int kChunkValues = 16 / kWeightBytes;
     const std::byte* const w =
@@ -49,24 +52,49 @@ __device__ void load_stage(const GroupedGemmParams& p, const GemmTile& tile, int
                    w + (row * p.w_stride + value) * kWeightBytes,
                    tile.first_column + row < p.out && value < p.in);
     }
+}
+__device__ inline void load_int4_tile(const GroupedGemmParams& p, const GemmTile& tile,
+                                      int first_value, std::byte* stage) {
+    const std::byte* const from =
+        int4_tile(p, tile) + first_value / kInt4TileValues * static_cast<int64_t>(kInt4TileBytes);
+#pragma unroll 1
+    for (int at = 16 * threadIdx.x; at < kInt4TileBytes; at += 16 * kThreads)
+        copy_async(stage + at, from + at);
+}
+
+template <int kRows, GroupedWeights kWeights>
+__device__ void load_stage(const GroupedGemmParams& p, const GemmTile& tile, int first_value,
+                           std::byte* stage) {
+    using Shape = TileShape<kRows, kWeights>;
+    if constexpr (kWeights == GroupedWeights::int4)
+        load_int4_tile(p, tile, first_value, stage);
+    else
+        load_weights<kWeights == GroupedWeights::fp8>(p, tile, first_value, stage);
     constexpr int kXChunks = Shape::kXPitch / 16;
     const uint16_t* const x = static_cast<const uint16_t*>(p.x) + tile.first_row * p.x_stride;
 #pragma unroll 2
     for (int i = threadIdx.x; i < kRows * kXChunks; i += kThreads) {
         const int row = i / kXChunks, chunk = i % kXChunks, value = first_value + chunk * 8;
-        copy_async(stage + kColumns * kPitch + tile_offset(row, chunk, Shape::kXPitch),
+        copy_async(stage + Shape::kXAt + tile_offset(row, chunk, Shape::kXPitch),
                    x + row * p.x_stride + value, row < tile.num_rows && value < p.x_stride);
     }
 }
 
+// A fragments of 16 values, from chunk `chunk` on, of all rows of a warp.
+template <typename Shape>
+__device__ __forceinline__ void load_rows(const std::byte* stage, int first_row, int chunk,
+                                          int lane, uint32_t (&a)[Shape::kRowTiles][4]) {
+#pragma unroll
+    for (int m = 0; m < Shape::kRowTiles; ++m)
+        load_a(a[m], stage + Shape::kXAt, first_row + m * 16, chunk, Shape::kXPitch, lane);
+}
+
 // sums += products of a stage.
-template <int kRows, bool kFp8>
-__device__ void multiply_stage(
-    const std::byte* stage, int first_row, int first_column, int lane,
-    float (&sums)[TileShape<kRows, kFp8>::kRowTiles][TileShape<kRows, kFp8>::kColumnTiles][4]) {
-    using Shape = TileShape<kRows, kFp8>;
-    constexpr int kXPitch = Shape::kXPitch;
-    const std::byte* const x = stage + kColumns * kPitch;
+template <int kRows, GroupedWeights kWeights>
+__device__ void multiply_stage(const std::byte* stage, int first_row, int first_column, int lane,
+                               typename TileShape<kRows, kWeights>::Sums& sums) {
+    using Shape = TileShape<kRows, kWeights>;
+    constexpr bool kFp8 = kWeights == GroupedWeights::fp8;
     // A load of four chunks of 8 weight rows is 64 values of fp8 or 32 of bf16.
     constexpr int kSteps = kFp8 ? 4 : 2;  // of 16 values, in a load
 #pragma unroll
@@ -77,11 +105,8 @@ __device__ void multiply_stage(
             load_b(w[n], stage, first_column + n * 8, chunk, kPitch, lane);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
-            const int x_chunk = (chunk / 4 * kSteps + step) * 2;
             uint32_t a[Shape::kRowTiles][4];
-#pragma unroll
-            for (int m = 0; m < Shape::kRowTiles; ++m)
-                load_a(a[m], x, first_row + m * 16, x_chunk, kXPitch, lane);
+            load_rows<Shape>(stage, first_row, (chunk / 4 * kSteps + step) * 2, lane, a);
 #pragma unroll
             for (int n = 0; n < Shape::kColumnTiles; ++n) {
                 uint32_t b0, b1;
@@ -94,6 +119,32 @@ __device__ void multiply_stage(
 #pragma unroll
                 for (int m = 0; m < Shape::kRowTiles; ++m) multiply_add(sums[m][n], a[m], b0, b1);
             }
+        }
+    }
+}
+template <int kRows>
+__device__ void multiply_int4_stage(const std::byte* stage, int first_row, int first_column,
+                                    int lane,
+                                    typename TileShape<kRows, GroupedWeights::int4>::Sums& sums) {
+    using Shape = TileShape<kRows, GroupedWeights::int4>;
+    Int4Row w[Shape::kColumnTiles];
+#pragma unroll
+    for (int n = 0; n < Shape::kColumnTiles; ++n)
+        w[n] = load_int4_row(stage, first_column + n * 8 + lane / 4, lane % 4);
+#pragma unroll
+    for (int group = 0; group < kInt4RowScales; ++group) {
+        uint32_t b[Shape::kColumnTiles][4];
+#pragma unroll
+        for (int n = 0; n < Shape::kColumnTiles; ++n) w[n].widen(group, b[n]);
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+            uint32_t a[Shape::kRowTiles][4];
+            load_rows<Shape>(stage, first_row, (2 * group + step) * 2, lane, a);
+#pragma unroll
+            for (int n = 0; n < Shape::kColumnTiles; ++n)
+#pragma unroll
+                for (int m = 0; m < Shape::kRowTiles; ++m)
+                    multiply_add(sums[m][n], a[m], b[n][2 * step], b[n][2 * step + 1]);
         }
     }
 }
@@ -132,14 +183,15 @@ struct StageScales {
     }
 };
 
-template <int kRows, bool kFp8>
+template <int kRows, GroupedWeights kWeights>
 __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, std::byte* stages) {
-    using Shape = TileShape<kRows, kFp8>;
+    using Shape = TileShape<kRows, kWeights>;
+    constexpr bool kFp8 = kWeights == GroupedWeights::fp8;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int first_row = warp / Shape::kColumnWarps * Shape::kRowTiles * 16;
     const int first_column = warp % Shape::kColumnWarps * Shape::kColumnTiles * 8;
     const int num_steps = ceil_div(p.in, Shape::kValues);
-    float sums[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
+    typename Shape::Sums sums = {};
     StageScales<Shape::kRowTiles> scales;
     constexpr bool kScalesAhead = kFp8 && Shape::kRowTiles <= 2;
     if constexpr (kScalesAhead) scales.load(p, tile, first_row + g, 0);
@@ -148,8 +200,8 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, 
 #pragma unroll
     for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
         if (stage < num_steps)
-            load_stage<kRows, kFp8>(p, tile, stage * Shape::kValues,
-                                    stages + stage * Shape::kStageBytes);
+            load_stage<kRows, kWeights>(p, tile, stage * Shape::kValues,
+                                        stages + stage * Shape::kStageBytes);
         commit_copies();
     }
     int stage = 0, filled = Shape::kStages - 1;
@@ -157,13 +209,13 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, 
         wait_for_copies<Shape::kStages - 2>();
         __syncthreads();
         if (step + Shape::kStages - 1 < num_steps)
-            load_stage<kRows, kFp8>(p, tile, (step + Shape::kStages - 1) * Shape::kValues,
-                                    stages + filled * Shape::kStageBytes);
+            load_stage<kRows, kWeights>(p, tile, (step + Shape::kStages - 1) * Shape::kValues,
+                                        stages + filled * Shape::kStageBytes);
         commit_copies();
         const std::byte* const values = stages + stage * Shape::kStageBytes;
         if constexpr (kFp8) {
-            float block[Shape::kRowTiles][Shape::kColumnTiles][4] = {};
-            multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, block);
+            typename Shape::Sums block = {};
+            multiply_stage<kRows, kWeights>(values, first_row, first_column, lane, block);
             if constexpr (!kScalesAhead) scales.load(p, tile, first_row + g, step);
 #pragma unroll
             for (int m = 0; m < Shape::kRowTiles; ++m)
@@ -177,8 +229,10 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile, 
                             sums[m][n][i] = fmaf(block[m][n][i], scale, sums[m][n][i]);
                 }
             if (kScalesAhead && step + 1 < num_steps) scales.load(p, tile, first_row + g, step + 1);
+        } else if constexpr (kWeights == GroupedWeights::int4) {
+            multiply_int4_stage<kRows>(values, first_row, first_column, lane, sums);
         } else {
-            multiply_stage<kRows, kFp8>(values, first_row, first_column, lane, sums);
+            multiply_stage<kRows, kWeights>(values, first_row, first_column, lane, sums);
         }
         stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
         filled = filled + 1 == Shape::kStages ? 0 : filled + 1;
@@ -206,9 +260,10 @@ constexpr int kBlocksAtOnce = 1;
 constexpr int kBlocksAtOnce = 2;
 #endif
 
-template <bool kFp8>
-__global__ __launch_bounds__(kThreads,
-                             kFp8 ? 1 : kBlocksAtOnce) void grouped_gemm(GroupedGemmParams p) {
+template <GroupedWeights kWeights>
+__global__ __launch_bounds__(kThreads, kWeights == GroupedWeights::bf16
+                                           ? kBlocksAtOnce
+                                           : 1) void grouped_gemm(GroupedGemmParams p) {
     FERRY_DYNAMIC_SHARED(memory);
     int* const first_tile = reinterpret_cast<int*>(memory);
     std::byte* const stages = memory + gemm_first_tile_bytes(p.groups, 128);
@@ -218,16 +273,16 @@ __global__ __launch_bounds__(kThreads,
         const GemmTile tile = find_tile<false>(p, index, kColumns, kMostRows, first_tile, group);
         switch (gemm_tile_rows(tile.num_rows, kMostRows)) {
             case 16:
-                multiply_tile<16, kFp8>(p, tile, stages);
+                multiply_tile<16, kWeights>(p, tile, stages);
                 break;
             case 32:
-                multiply_tile<32, kFp8>(p, tile, stages);
+                multiply_tile<32, kWeights>(p, tile, stages);
                 break;
             case 64:
-                multiply_tile<64, kFp8>(p, tile, stages);
+                multiply_tile<64, kWeights>(p, tile, stages);
                 break;
             default:
-                multiply_tile<128, kFp8>(p, tile, stages);
+                multiply_tile<128, kWeights>(p, tile, stages);
                 break;
         }
     }
@@ -321,11 +376,13 @@ void launch_grouped_gemm(const GroupedGemmParams& params, GroupedWeights weights
                stream, params);
         return;
     }
-    const bool fp8 = weights == GroupedWeights::fp8;
-    launch(fp8 ? grouped_gemm<true> : grouped_gemm<false>,
+    const auto kernel = weights == GroupedWeights::fp8    ? grouped_gemm<GroupedWeights::fp8>
+                        : weights == GroupedWeights::int4 ? grouped_gemm<GroupedWeights::int4>
+                                                          : grouped_gemm<GroupedWeights::bf16>;
+    launch(kernel,
            {.grid = {blocks},
             .block = {kThreads},
-            .shared_bytes = static_cast<size_t>(gemm_shared_bytes(params.groups, fp8))},
+            .shared_bytes = static_cast<size_t>(gemm_shared_bytes(params.groups, weights))},
            stream, params);
 }
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "layers/cuda/int4_tiles.h"
+
 struct CUstream_st;
 
 namespace ferry {
@@ -11,9 +13,9 @@ namespace ferry {
 // Rows [offsets[g], offsets[g + 1]) of x use group g: y = x W_g^T. Everything is on the device, the
 // offsets too: how many rows a group has is never known to the host.
 struct GroupedGemmParams {
-    const void* x = nullptr;           // [rows, in]: bf16 as round_rows makes it, or f32
-    const float* x_scales = nullptr;   // [rows, ceil(in / 128)] or null
-    const void* w = nullptr;           // [groups, out, in], rows begin on 16 bytes
+    const void* x = nullptr;          // [rows, in]: bf16 as round_rows makes it, or f32
+    const float* x_scales = nullptr;  // [rows, ceil(in / 128)] or null
+    const void* w = nullptr;  // [groups, out, in], rows begin on 16 bytes; int4: int4_tiles.h
     const float* w_scales = nullptr;   // fp8: [groups, ceil(out / 128), ceil(in / 128)]
     float* y = nullptr;                // [rows, out]
     const int64_t* offsets = nullptr;  // [groups + 1]
@@ -21,7 +23,7 @@ struct GroupedGemmParams {
     int groups = 0, out = 0, in = 0;
 };
 
-enum class GroupedWeights { bf16, fp8, f32 };
+enum class GroupedWeights { bf16, fp8, int4, f32 };
 
 constexpr int kGemmThreads = 256;
 constexpr int kGemmColumns = 128;  // of y, in a tile: weight rows that a block streams
@@ -37,33 +39,38 @@ constexpr int gemm_tile_rows(int64_t num_rows, int most) {
     while (rows < num_rows && rows < most) rows *= 2;
     return rows;
 }
-// A stage holds 128 bytes of each weight row, so 64 values of bf16 or 128 of fp8, and the same
-// values of the x rows as bf16. Enough stages to keep 32 KiB of weights per block on their way.
-constexpr int gemm_stage_bytes(int tile_rows, bool fp8) {
-    return kGemmColumns * 128 + tile_rows * (fp8 ? 256 : 128);
+// A stage holds 64 values of bf16, or 128 of fp8 or int4, of each weight row, and the same values
+// of the x rows as bf16. Enough stages to keep 32 KiB of weights per block on their way.
+constexpr int gemm_stage_values(GroupedWeights weights) {
+    return weights == GroupedWeights::bf16 ? 64 : 128;
 }
-constexpr int gemm_num_stages(int tile_rows, bool fp8) {
-    return tile_rows <= 32 ? (fp8 ? 6 : 4) : 3;
+constexpr int gemm_stage_bytes(int tile_rows, GroupedWeights weights) {
+    return (weights == GroupedWeights::int4 ? kInt4TileBytes : kGemmColumns * 128) +
+           tile_rows * 2 * gemm_stage_values(weights);
 }
-constexpr int gemm_tile_bytes(int tile_rows, bool fp8) {
-    return gemm_num_stages(tile_rows, fp8) * gemm_stage_bytes(tile_rows, fp8);
+constexpr int gemm_num_stages(int tile_rows, GroupedWeights weights) {
+    return tile_rows <= 32 ? (weights == GroupedWeights::bf16 ? 4 : 6) : 3;
+}
+constexpr int gemm_tile_bytes(int tile_rows, GroupedWeights weights) {
+    return gemm_num_stages(tile_rows, weights) * gemm_stage_bytes(tile_rows, weights);
 }
 // Of the first tile of every group, the number of tiles and the rows of the largest group.
 constexpr int gemm_first_tile_bytes(int groups, int alignment) {
     return (4 * (groups + 2) + alignment - 1) / alignment * alignment;
 }
 // Dynamic shared memory of a block: the first tiles, then stages.
-constexpr int gemm_shared_bytes(int groups, bool fp8) {
+constexpr int gemm_shared_bytes(int groups, GroupedWeights weights) {
     int most = 0;
     for (int rows = 16; rows <= kGemmMostTileRows; rows *= 2)
-        most = gemm_tile_bytes(rows, fp8) > most ? gemm_tile_bytes(rows, fp8) : most;
+        most = gemm_tile_bytes(rows, weights) > most ? gemm_tile_bytes(rows, weights) : most;
     return gemm_first_tile_bytes(groups, 128) + most;
 }
 
 // ---- Hopper's kernel (grouped_gemm_wgmma.cu)
 
-// What the tensor cores multiply: bf16 by bf16, fp8 by fp8, or bf16 by fp8 weights widened to it.
-enum class GemmInputs { bf16, fp8, widened };
+// What the tensor cores multiply: bf16 by bf16, fp8 by fp8, or bf16 by weights widened to it in
+// registers, of fp8 or int4.
+enum class GemmInputs { bf16, fp8, widened_fp8, widened_int4 };
 
 constexpr int kGemmFewRows = 64;  // of every group: smaller tiles, and more stages for them
 // Rows and columns of its largest tile: as many as there are registers for the sums of, of which
@@ -74,11 +81,13 @@ constexpr int gemm_wgmma_most_rows(GemmInputs inputs) {
 constexpr int gemm_wgmma_columns(GemmInputs inputs, int most_rows) {
     return inputs == GemmInputs::fp8 && most_rows > kGemmFewRows ? 256 : 128;
 }
-// A stage holds 128 bytes of the weight rows of a tile and the same values of most_rows rows of x.
+// A stage holds 64 values of bf16, or 128 of others, of the weight rows of a tile and the same of
+// most_rows rows of x. They begin on 1024 bytes.
 constexpr int gemm_wgmma_stage_bytes(GemmInputs inputs, int most_rows) {
-    return (gemm_wgmma_columns(inputs, most_rows) +
-            most_rows * (inputs == GemmInputs::widened ? 2 : 1)) *
-           128;
+    const bool widened = inputs == GemmInputs::widened_fp8 || inputs == GemmInputs::widened_int4;
+    return (inputs == GemmInputs::widened_int4 ? kInt4TileBytes
+                                               : gemm_wgmma_columns(inputs, most_rows) * 128) +
+           most_rows * (widened ? 256 : 128);
 }
 // Behind the stages: scales of the rows of x and of each 128 weight rows.
 constexpr int gemm_wgmma_scale_bytes(int most_rows) {
@@ -105,8 +114,8 @@ constexpr int64_t gemm_most_tiles(int64_t rows, int64_t groups, int64_t out, int
     return (out + tile_columns - 1) / tile_columns * row_tiles;
 }
 
-// bf16 and fp8 weights: tensor cores. f32: a thread per element with the CPU's order of operations.
-// `num_blocks` persistent blocks share the tiles; results do not depend on it.
+// bf16, fp8 and int4 weights: tensor cores. f32: a thread per element with the CPU's order of
+// operations. `num_blocks` persistent blocks share the tiles; results do not depend on it.
 void launch_grouped_gemm(const GroupedGemmParams& params, GroupedWeights weights, int num_blocks,
                          CUstream_st* stream);
 

@@ -83,4 +83,13 @@ __device__ inline GemmTile find_tile(const GroupedGemmParams& p, int index, int 
     return {group, begin + first, rows - first, local / row_tiles * columns};
 }
 
+// The first of the int4 tiles of a tile's columns.
+__device__ inline const std::byte* int4_tile(const GroupedGemmParams& p, const GemmTile& tile) {
+    const int column_tiles = ceil_div(p.out, kInt4TileRows);
+    const int64_t index =
+        (static_cast<int64_t>(tile.group) * column_tiles + tile.first_column / kInt4TileRows) *
+        ceil_div(p.in, kInt4TileValues);
+    return static_cast<const std::byte*>(p.w) + index * kInt4TileBytes;
+}
+
 }  // namespace ferry

@@ -5,7 +5,8 @@
 // results are written, the next tile's are on their way.
 //
 // Of each stage of fp8, 128 of `in`, the sums stay apart and are then added times its scales, as
-// kernels.h says. The order of an element's sums depends on `in` only.
+// kernels.h says. int4 weights are multiplied by theirs in registers and rounded to bf16, and have
+// the bits of bf16 weights. The order of an element's sums depends on `in` only.
 #include "base/cuda_launch.h"
 #include "layers/cuda/grouped_gemm_tiles.h"
 #include "layers/cuda/tiles.h"
@@ -23,19 +24,22 @@ static_assert(kGemmThreads == kRowsAtOnce * kPitch / 16);
 
 template <GemmInputs kInputs, int kMostRows>
 struct Ring {
-    static constexpr bool kScaled = kInputs != GemmInputs::bf16;
+    static constexpr bool kInt4 = kInputs == GemmInputs::widened_int4;
+    static constexpr bool kScaled =
+        kInputs == GemmInputs::fp8 || kInputs == GemmInputs::widened_fp8;
     static constexpr int kColumns = gemm_wgmma_columns(kInputs, kMostRows);
-    static constexpr int kParts = kColumns / 128;  // of 64 columns, of a warpgroup
-    static constexpr int kWeightBytes = kScaled ? 1 : 2;
+    static constexpr int kParts = kColumns / 128;         // of 64 columns, of a warpgroup
+    static constexpr int kWeightBytes = kScaled ? 1 : 2;  // but for int4
     static constexpr int kXBytes = kInputs == GemmInputs::fp8 ? 1 : 2;
-    static constexpr int kValues = kPitch / kWeightBytes;  // of `in`, in a stage
+    static constexpr int kValues =
+        kInt4 ? kInt4TileValues : kPitch / kWeightBytes;  // of `in`, in a stage
     static constexpr int kXPanels = kValues * kXBytes / kPitch;
     static constexpr int kXPanelBytes = kMostRows * kPitch;
-    static constexpr int kXAt = kColumns * kPitch;
+    static constexpr int kXAt = kInt4 ? kInt4TileBytes : kColumns * kPitch;
     static constexpr int kStageBytes = gemm_wgmma_stage_bytes(kInputs, kMostRows);
     static constexpr int kStages = gemm_wgmma_num_stages(kInputs, kMostRows);
-    // Products of bf16 stay on their way while the next stage begins, so that their stage is filled
-    // again only then.
+    // Products without scales stay on their way while the next stage begins, so that their stage is
+    // filled again only then.
     static constexpr int kAhead = kStages - (kScaled ? 1 : 2);
 
     std::byte* stages;
@@ -56,8 +60,8 @@ struct Loader {
     const int* first_tile;
     Stages ring;
     int index, group = 0, stage = 0, step = 0;
-    // What this thread copies of the next stage: of every 32nd row of W and x 16 bytes, and a
-    // scale.
+    // What this thread copies of the next stage: of every 32nd row of W (int4: every 256 chunks of
+    // the tile) and x 16 bytes, and a scale.
     const std::byte *w = nullptr, *x = nullptr;
     const float* scale = nullptr;
     // Bits of its rows: [0, 8) rows of W that exist, [8, 16) rows of x in the tile, [16, 24) those
@@ -77,9 +81,12 @@ struct Loader {
         const GemmTile tile = find_tile<true>(p, index, Stages::kColumns, kMost, first_tile, group);
         const int tile_rows = gemm_tile_rows(tile.num_rows, kMost);
         const int row = threadIdx.x / 8, at = threadIdx.x % 8 * 16;
-        w = static_cast<const std::byte*>(p.w) + at +
-            (static_cast<int64_t>(tile.group) * p.out + tile.first_column + row) * p.w_stride *
-                Stages::kWeightBytes;
+        if constexpr (Stages::kInt4)
+            w = int4_tile(p, tile) + 16 * threadIdx.x;
+        else
+            w = static_cast<const std::byte*>(p.w) + at +
+                (static_cast<int64_t>(tile.group) * p.out + tile.first_column + row) * p.w_stride *
+                    Stages::kWeightBytes;
         x = static_cast<const std::byte*>(p.x) + at +
             (tile.first_row + row) * p.x_stride * Stages::kXBytes;
         rows = rows_before(p.out - tile.first_column - row) | rows_before(tile_rows - row) << 8 |
@@ -125,17 +132,31 @@ struct Loader {
         commit_copies();
     }
 
-    __device__ void load_values(std::byte* to) {
-        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8;
-        to += tile_offset(row, chunk, kPitch);
-        const int values_left = p.in - step * Stages::kValues;
+    __device__ void load_int4_tile(std::byte* to) {
+        constexpr int kAtOnce = 16 * kGemmThreads;
+        const int own = 16 * static_cast<int>(threadIdx.x);
+#pragma unroll
+        for (int at = 0; at < kInt4TileBytes; at += kAtOnce)
+            if (at + kAtOnce <= kInt4TileBytes || own < kInt4TileBytes - at)
+                copy_async(to + own + at, w + at);
+        w += kInt4TileBytes;
+    }
+    __device__ void load_weights(std::byte* to, int chunk, int values_left) {
         const int64_t w_rows = kRowsAtOnce * p.w_stride * Stages::kWeightBytes;
         const bool w_valid = chunk * 16 < values_left * Stages::kWeightBytes;
 #pragma unroll
         for (int i = 0; i < Stages::kColumns / kRowsAtOnce; ++i)
             copy_async(to + i * kRowsAtOnce * kPitch, w + i * w_rows, w_valid && rows >> i & 1);
         w += kPitch;
-        to += Stages::kXAt;
+    }
+    __device__ void load_values(std::byte* to) {
+        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8;
+        const int values_left = p.in - step * Stages::kValues;
+        if constexpr (Stages::kInt4)
+            load_int4_tile(to);
+        else
+            load_weights(to + tile_offset(row, chunk, kPitch), chunk, values_left);
+        to += Stages::kXAt + tile_offset(row, chunk, kPitch);
         const int64_t x_rows = kRowsAtOnce * p.x_stride * Stages::kXBytes;
         // round_rows pads rows, and permutes what was padded.
         const int x_left = kInputs == GemmInputs::fp8
@@ -184,6 +205,22 @@ __device__ __forceinline__ void widen_half(const std::byte* rows, int half, uint
         for (int i = 0; i < 2; ++i) {
             widen_e4m3(codes[2 * i], a[chunk + i][0], a[chunk + i][2]);
             widen_e4m3(codes[2 * i + 1], a[chunk + i][1], a[chunk + i][3]);
+        }
+    }
+}
+
+// The same of int4, from the row of the tile on that is the warp's first.
+__device__ __forceinline__ void widen_int4_half(const Int4Row& low, const Int4Row& high, int half,
+                                                uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        uint32_t rows[2][4];
+        low.widen(2 * half + i, rows[0]);
+        high.widen(2 * half + i, rows[1]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {  // a[..][0, 2] of rows g, [1, 3] of g + 8
+            a[2 * i + j / 2][j % 2 * 2] = rows[0][j];
+            a[2 * i + j / 2][j % 2 * 2 + 1] = rows[1][j];
         }
     }
 }
@@ -286,6 +323,32 @@ struct Multiplier {
             stage = Stages::next(stage);
         }
     }
+    // Both halves' products are on their way while the next is widened.
+    __device__ void multiply_int4() {
+        const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        uint32_t a[2][4][4];
+        for (int step = 0; step < num_steps; ++step) {
+            begin_stage();
+            const std::byte* const tile = loader.ring.stage(stage);
+            const Int4Row low = load_int4_row(tile, row, t);
+            const Int4Row high = load_int4_row(tile, row + 8, t);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                wgmma_wait<1>();  // the products that a[half] was for
+                widen_int4_half(low, high, half, a[half]);
+                const SharedTile b = tile_by_rows(x() + half * Stages::kXPanelBytes);
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    wgmma_bf16<kRows>(sums[0], a[half][i], b.plus(32 * i),
+                                      step > 0 || half > 0 || i > 0);
+                wgmma_commit();
+            }
+            loader.load_next();
+            stage = Stages::next(stage);
+        }
+        wgmma_wait<0>();
+    }
 
     __device__ void store(const GemmTile& tile) const {
         const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -315,7 +378,8 @@ __device__ void multiply_tile(const GroupedGemmParams& p, const GemmTile& tile,
         Multiplier<kInputs, kMostRows, kRows> multiplier{
             p, loader, stage, ceil_div(p.in, Ring<kInputs, kMostRows>::kValues), {}};
         if constexpr (kInputs == GemmInputs::bf16) multiplier.multiply_bf16();
-        if constexpr (kInputs == GemmInputs::widened) multiplier.multiply_widened();
+        if constexpr (kInputs == GemmInputs::widened_fp8) multiplier.multiply_widened();
+        if constexpr (kInputs == GemmInputs::widened_int4) multiplier.multiply_int4();
         if constexpr (kInputs == GemmInputs::fp8) {
             if (threadIdx.x >= 128) {
                 multiplier.template multiply_fp8<true>();
@@ -381,10 +445,20 @@ __global__ __launch_bounds__(kGemmThreads, 1) void grouped_gemm_wgmma(GroupedGem
 
 void launch_grouped_gemm_wgmma(const GroupedGemmParams& params, GemmInputs inputs, int num_blocks,
                                CUstream_st* stream) {
-    const auto kernel = inputs == GemmInputs::bf16  ? grouped_gemm_wgmma<GemmInputs::bf16>
-                        : inputs == GemmInputs::fp8 ? grouped_gemm_wgmma<GemmInputs::fp8>
-                                                    : grouped_gemm_wgmma<GemmInputs::widened>;
-    launch(kernel,
+    const auto kernel = [&] {
+        switch (inputs) {
+            case GemmInputs::fp8:
+                return grouped_gemm_wgmma<GemmInputs::fp8>;
+            case GemmInputs::widened_fp8:
+                return grouped_gemm_wgmma<GemmInputs::widened_fp8>;
+            case GemmInputs::widened_int4:
+                return grouped_gemm_wgmma<GemmInputs::widened_int4>;
+            case GemmInputs::bf16:
+                break;
+        }
+        return grouped_gemm_wgmma<GemmInputs::bf16>;
+    };
+    launch(kernel(),
            {.grid = {static_cast<unsigned>(num_blocks)},
             .block = {kGemmThreads},
             .shared_bytes = static_cast<size_t>(gemm_wgmma_shared_bytes(params.groups, inputs))},

@@ -24,8 +24,7 @@ int64_t bf16_stride(int64_t columns) {
 }
 
 const std::byte* matrix(const Weight& weight, int64_t group) {
-    return weight.data.as<std::byte>() +
-           group * weight_group_stride(weight.spec) * size_bytes(weight.spec.dtype);
+    return weight.data.as<std::byte>() + group * weight_group_bytes(weight.spec);
 }
 const float* matrix_scales(const Weight& weight, int64_t group) {
     return weight.scales.as<float>() + group * weight_scale_group_stride(weight.spec);
@@ -47,13 +46,13 @@ void refuse_nan(const Tensor& w, int64_t first_out) {
 }  // namespace
 
 int64_t CudaKernels::packed_bytes(const WeightSpec& spec) const {
-    return spec.groups * weight_group_stride(spec) * size_bytes(spec.dtype);
+    return spec.groups * weight_group_bytes(spec);
 }
 
 Weight CudaKernels::make_weight(const WeightSpec& spec) {
-    FERRY_CHECK(
-        spec.dtype == DType::f32 || spec.dtype == DType::bf16 || spec.dtype == DType::fp8_e4m3,
-        "weights of {}", to_string(spec.dtype));
+    FERRY_CHECK(spec.dtype == DType::f32 || spec.dtype == DType::bf16 ||
+                    spec.dtype == DType::fp8_e4m3 || spec.dtype == DType::int4x2,
+                "weights of {}", to_string(spec.dtype));
     Weight weight{.spec = spec,
                   .data = Buffer(device_, static_cast<size_t>(packed_bytes(spec))),
                   .scales = {}};
@@ -66,12 +65,13 @@ Weight CudaKernels::make_weight(const WeightSpec& spec) {
 void CudaKernels::pack(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
                        const Tensor* scales) {
     const WeightSpec& spec = weight.spec;
-    check_shape(w, "w", spec.dtype, {w.rows(), spec.in});
+    check_shape(w, "w", spec.dtype, {w.rows(), stored_columns(spec.dtype, spec.in)});
     FERRY_CHECK(group >= 0 && group < spec.groups && first_out % kScaleBlock == 0 &&
                     first_out + w.rows() <= spec.out &&
                     (w.rows() % kScaleBlock == 0 || first_out + w.rows() == spec.out),
                 "rows {}+{} of group {} into {} groups of {}", first_out, w.rows(), group,
                 spec.groups, spec.out);
+    if (spec.dtype == DType::int4x2) return pack_int4(weight, group, first_out, w, scales);
     if (spec.dtype == DType::fp8_e4m3) refuse_nan(w, first_out);
     const auto element = static_cast<size_t>(size_bytes(spec.dtype));
     const size_t pitch = static_cast<size_t>(weight_row_stride(spec)) * element;
@@ -90,13 +90,30 @@ void CudaKernels::pack(Weight& weight, int64_t group, int64_t first_out, const T
                  static_cast<size_t>(blocks) * sizeof(float), static_cast<size_t>(scales->rows()));
 }
 
+// Whole rows of tiles.
+void CudaKernels::pack_int4(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
+                            const Tensor* scales) {
+    const WeightSpec& spec = weight.spec;
+    FERRY_CHECK(scales != nullptr && spec.in % kInt4Group == 0, "int4 weights [{}, {}]", spec.out,
+                spec.in);
+    check_shape(*scales, "scales", DType::bf16, {w.rows(), spec.in / kInt4Group});
+    thread_local std::vector<std::byte> tiles;
+    const auto row_bytes = static_cast<size_t>(int4_tiles(1, spec.in) * kInt4TileBytes);
+    const auto num = static_cast<size_t>(ceil_div(w.rows(), kInt4TileRows));
+    tiles.resize(num * row_bytes);
+    pack_int4_tiles(w, *scales, tiles.data());
+    std::byte* const to = weight.data.as<std::byte>() + group * weight_group_bytes(spec) +
+                          first_out / kInt4TileRows * static_cast<int64_t>(row_bytes);
+    upload_.copy(to, row_bytes, tiles.data(), row_bytes, row_bytes, num);
+}
+
 void CudaKernels::unpack(const Weight& weight, int64_t group, const Tensor& w_f32) {
     const WeightSpec& spec = weight.spec;
     check_shape(w_f32, "w_f32", DType::f32, {spec.out, spec.in});
     const int64_t stride = weight_row_stride(spec);
-    std::vector<std::byte> host(
-        static_cast<size_t>(weight_group_stride(spec) * size_bytes(spec.dtype)));
+    std::vector<std::byte> host(static_cast<size_t>(weight_group_bytes(spec)));
     device_.copy_to_host(host.data(), matrix(weight, group), host.size());
+    if (spec.dtype == DType::int4x2) return unpack_int4_tiles(host.data(), w_f32);
     std::vector<float> scales;
     if (spec.dtype == DType::fp8_e4m3) {
         scales.resize(static_cast<size_t>(weight_scale_group_stride(spec)));
@@ -300,6 +317,7 @@ void CudaKernels::gemm_group(const Tensor& x, const Weight& w, int64_t group, co
         check_shape(*x_scales, "x_scales", DType::f32, {rows, ceil_div(spec.in, kScaleBlock)});
     FERRY_CHECK(!x_scales || spec.dtype == DType::fp8_e4m3, "fp8 activations and {} weights",
                 to_string(spec.dtype));
+    FERRY_CHECK(spec.dtype != DType::int4x2, "int4 weights in a product that is not grouped");
     if (y.empty()) return;
     if (spec.dtype == DType::f32 && y.dtype() == DType::bf16) {  // no such product
         auto* sums =
@@ -347,15 +365,17 @@ void CudaKernels::gemm(const Tensor& x, const Weight& w, const Tensor& y, const 
     gemm_group(x, w, 0, y, x_scales);
 }
 
-// In one launch too, unless groups are so large that cuBLASLt, group by group, is faster.
+// In one launch too, unless groups are so large that cuBLASLt, group by group, is faster; of int4
+// always, which the library does not know.
 void CudaKernels::grouped_gemm(const Tensor& x, std::span<const int64_t> offsets, const Weight& w,
                                const Tensor& y, const Tensor* x_scales) {
     constexpr int64_t kManyRows = 512;
     const int64_t groups = w.spec.groups;
     FERRY_CHECK(static_cast<int64_t>(offsets.size()) == groups + 1, "{} offsets of {} groups",
                 offsets.size(), groups);
-    if (w.spec.dtype != DType::f32 && groups > 1 && offsets.back() < groups * kManyRows)
-        return grouped_gemm(x, step_arrays_.on_device(offsets), w, y, x_scales);
+    const bool own = w.spec.dtype == DType::int4x2 || (w.spec.dtype != DType::f32 && groups > 1 &&
+                                                       offsets.back() < groups * kManyRows);
+    if (own) return grouped_gemm(x, step_arrays_.on_device(offsets), w, y, x_scales);
     for (int64_t group = 0; group < groups; ++group) {
         const int64_t first = offsets[static_cast<size_t>(group)];
         const int64_t rows = offsets[static_cast<size_t>(group) + 1] - first;
@@ -370,6 +390,7 @@ void CudaKernels::head_gemm(const Tensor& x, int64_t x_head_stride, const Weight
                             const Tensor& y) {
     const WeightSpec& spec = w.spec;
     const int64_t rows = x.rows(), heads = spec.groups;
+    FERRY_CHECK(spec.dtype != DType::int4x2, "int4 weights in a product that is not grouped");
     FERRY_CHECK(x.dtype() == DType::f32 && y.dtype() == DType::f32 && y.rows() == rows &&
                     y.row_size() == heads * spec.out &&
                     x.row_size() >= (heads - 1) * x_head_stride + spec.in,

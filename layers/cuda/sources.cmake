@@ -11,6 +11,7 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/grouped_gemm.cpp
     layers/cuda/grouped_gemm.cu
     layers/cuda/grouped_gemm_wgmma.cu
+    layers/cuda/int4_tiles.cpp
     layers/cuda/latent_cache.cu
     layers/cuda/linear.cpp
     layers/cuda/logits.cu

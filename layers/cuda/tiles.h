@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 
+#include "layers/cuda/int4_tiles.h"
 #include "layers/cuda/mma.h"
 #ifndef __CUDACC__
 #include "base/dtype.h"
@@ -67,6 +68,41 @@ __device__ __forceinline__ void widen_e4m3_to_f16(uint32_t values, uint32_t& low
     low = widen(0) | widen(1) << 16;
     high = widen(2) | widen(3) << 16;
 #endif
+}
+
+// Eight codes of int4 (int4_tiles.h) times a scale, which both halves of `scale` are, rounded to
+// bf16: pair i in values[i].
+__device__ __forceinline__ void widen_int4(uint32_t codes, uint32_t scale, uint32_t (&values)[4]) {
+    const auto pair = [](uint32_t bits) {
+        __nv_bfloat162 both;
+        memcpy(&both, &bits, sizeof(bits));
+        return both;
+    };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        // Below 128 bf16 has seven bits: a code in them is 128 + code, and so value + 136.
+        const uint32_t above = (codes >> 4 * i & 0x000f000fu) | 0x43004300u;
+        const __nv_bfloat162 value = __hsub2(pair(above), pair(0x43084308u));
+        const __nv_bfloat162 weight = __hmul2(value, pair(scale));
+        memcpy(&values[i], &weight, sizeof(weight));
+    }
+}
+// What lane t of those that share a row has of a tile of int4.
+struct Int4Row {
+    uint4 codes;
+    uint2 scales;
+
+    // The fragments of two products of 16 values: values[0] and [1], and [2] and [3].
+    __device__ __forceinline__ void widen(int group, uint32_t (&values)[4]) const {
+        const uint32_t words[] = {codes.x, codes.y, codes.z, codes.w};
+        const uint32_t pair = group < 2 ? scales.x : scales.y;
+        const uint32_t scale = group % 2 == 0 ? pair & 0xffff : pair >> 16;
+        widen_int4(words[group], scale | scale << 16, values);
+    }
+};
+__device__ __forceinline__ Int4Row load_int4_row(const std::byte* tile, int row, int t) {
+    return {*reinterpret_cast<const uint4*>(tile + row * kInt4RowBytes + 16 * t),
+            *reinterpret_cast<const uint2*>(tile + kInt4ScalesAt + row * 2 * kInt4RowScales)};
 }
 
 // Over the four lanes that share the rows g and g + 8 of a fragment.

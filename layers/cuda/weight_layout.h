@@ -1,5 +1,7 @@
-// Weights on the GPU: plain row-major matrices [groups][out][in], every row beginning on 16 bytes.
+// Weights on the GPU: plain row-major matrices [groups][out][in], every row beginning on 16 bytes;
+// int4 as int4_tiles.h says, with the scales among them.
 #pragma once
+#include "layers/cuda/int4_tiles.h"
 #include "layers/kernels.h"
 
 namespace ferry {
@@ -13,6 +15,10 @@ constexpr int64_t weight_row_stride(const WeightSpec& spec) {
 }
 constexpr int64_t weight_group_stride(const WeightSpec& spec) {
     return spec.out * weight_row_stride(spec);
+}
+constexpr int64_t weight_group_bytes(const WeightSpec& spec) {
+    return spec.dtype == DType::int4x2 ? int4_tiles(spec.out, spec.in) * kInt4TileBytes
+                                       : weight_group_stride(spec) * size_bytes(spec.dtype);
 }
 
 // fp8: f32 [groups][ceil(out/128)][ceil(in/128)], rows of scales begin on 16 bytes (cuBLASLt's

@@ -19,6 +19,7 @@
 #include "layers/cuda/cublas_lt.h"
 #include "layers/cuda/few_rows.h"
 #include "layers/cuda/grouped_gemm_launch.h"
+#include "layers/cuda/weight_layout.h"
 #include "layers/kernels.h"
 #include "layers/sampling.h"
 
@@ -31,7 +32,8 @@ CudaDevice& gpu() {
     return cuda_device(0);
 }
 
-// Normal f32, bf16 or any fp8 codes but NaN; a million of them again and again.
+// Normal f32, bf16 or any fp8 codes but NaN (as bytes of int4 tiles: finite scales, too); a million
+// of them again and again.
 OwnedTensor random_on_gpu(DType dtype, std::initializer_list<int64_t> shape, uint64_t seed,
                           float scale = 1) {
     OwnedTensor tensor(gpu(), dtype, shape);
@@ -153,7 +155,8 @@ void bench_prefill(Kernels& kernels, double copy_rate) {
 }
 
 // 32 experts of a layer, as one of eight ranks has them; both shapes of an expert's matrices. fp8
-// weights by fp8 rows and by f32; on Hopper its own kernel and the one that any GPU can run.
+// weights by fp8 rows and by f32, int4 by f32; on Hopper its own kernel and the one that any GPU
+// can run.
 void bench_experts(double copy_rate) {
     constexpr int64_t kExperts = 32;
     struct Shape {
@@ -165,10 +168,15 @@ void bench_experts(double copy_rate) {
     };
     for (const Inputs& inputs : {Inputs{DType::bf16, DType::f32, GemmInputs::bf16},
                                  Inputs{DType::fp8_e4m3, DType::fp8_e4m3, GemmInputs::fp8},
-                                 Inputs{DType::fp8_e4m3, DType::f32, GemmInputs::widened}})
+                                 Inputs{DType::fp8_e4m3, DType::f32, GemmInputs::widened_fp8},
+                                 Inputs{DType::int4x2, DType::f32, GemmInputs::widened_int4}})
         for (const Shape& shape : {Shape{2048, 7168}, Shape{7168, 2048}}) {
+            const bool int4 = inputs.w == DType::int4x2;
+            const int64_t row_values =
+                int4 ? weight_group_bytes({inputs.w, 1, shape.out, shape.in}) / shape.out
+                     : shape.in;
             const OwnedTensor w =
-                random_on_gpu(inputs.w, {kExperts, shape.out, shape.in}, 1, 0.02f);
+                random_on_gpu(inputs.w, {kExperts, shape.out, row_values}, 1, 0.02f);
             const int64_t blocks = shape.in / kScaleBlock;
             const OwnedTensor scales =
                 random_on_gpu(DType::f32, {kExperts, shape.out / kScaleBlock, blocks}, 2);
@@ -220,7 +228,10 @@ void bench_experts(double copy_rate) {
                 };
                 measure("experts on any GPU", [&] {
                     launch_round_rows(params, round, gpu().stream());
-                    launch_grouped_gemm(params, fp8 ? GroupedWeights::fp8 : GroupedWeights::bf16,
+                    launch_grouped_gemm(params,
+                                        fp8    ? GroupedWeights::fp8
+                                        : int4 ? GroupedWeights::int4
+                                               : GroupedWeights::bf16,
                                         2 * processors, gpu().stream());
                 });
                 if (gpu().info().capability != 90) continue;

@@ -7,6 +7,7 @@
 #include "runtime/hf_model.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/golden_models.h"
+#include "tests/support/int4_models.h"
 
 namespace ferry {
 namespace {
@@ -133,6 +134,19 @@ TEST(MemoryPlan, TensorParallelGroupsTakeMemoryOfTheirOwn) {
     const int64_t rows = 4 * 16 * c.dim;
     EXPECT_EQ(part_of("tensor-parallel rows", 2),
               2 * rows + 4 * 2 * 16 + 2 * rows + std::max(rows, 4 * 4 * c.vocab_size));
+}
+
+TEST(MemoryPlan, ExpertsOfInt4StaySoOnGpus) {
+    const auto weights = [](Int4Weights int4, BlockTransport* blocks) {
+        const ModelConfig config = testing::int4_model()->config();
+        DummyWeights source(config, {.dtype = DType::int4x2, .int4 = int4});
+        FabricOptions options = single_rank_fabric(config, 16);
+        options.blocks = blocks;
+        return plan_memory(source, {}, options, 0, {.max_context = 128}).parts[0].size_bytes;
+    };
+    NamedBlocks gpu;
+    EXPECT_EQ(weights(Int4Weights::experts, &gpu), weights(Int4Weights::experts, nullptr));
+    EXPECT_GT(weights(Int4Weights::all, &gpu), weights(Int4Weights::all, nullptr) * 3 / 2);
 }
 
 TEST(MemoryPlan, WhatDoesNotFitIsNamed) {

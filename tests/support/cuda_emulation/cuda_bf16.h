@@ -30,6 +30,14 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 inline __nv_bfloat162 __float22bfloat162_rn(float2 value) {
     return __floats2bfloat162_rn(value.x, value.y);
 }
+inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    const float2 x = __bfloat1622float2(a), y = __bfloat1622float2(b);
+    return __floats2bfloat162_rn(x.x - y.x, x.y - y.y);
+}
+inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    const float2 x = __bfloat1622float2(a), y = __bfloat1622float2(b);
+    return __floats2bfloat162_rn(x.x * y.x, x.y * y.y);
+}
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) {
     return value.bits;
 }
