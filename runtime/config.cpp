@@ -76,7 +76,7 @@ std::vector<Field> config_fields(Config& config) {
         {"model.layers", &c.model.layers, {0, 10000}, kResults, "of a dummy model, only the first layers; 0: all"},
         {"model.dtype", choice(c.model.dtype, {"auto", "f32", "bf16", "fp8", "int4", "int4-layers", "int4-all"}), {}, kResults, "of a dummy model's weights (as ferry convert --dtype); auto: as published"},
         {"model.seed", &c.model.seed, {}, kResults, "of a dummy model's weights"},
-        {"model.tokenizer", &c.model.tokenizer, {}, kNothing, "tokenizer.json, or Kimi's tiktoken.model; empty: the checkpoint's own"},
+        {"model.tokenizer", &c.model.tokenizer, {}, kNothing, "tokenizer.json, or Kimi's or Moonlight's tiktoken.model; empty: the checkpoint's own"},
         {"model.chat_template", &c.model.chat_template, {}, kNothing, "file with a Jinja template for messages; empty: the checkpoint's own"},
 
         {"checkpoint.verify", choice(c.checkpoint.verify, {"full", "off"}), {}, kNothing, "compare checksums while loading"},

@@ -179,9 +179,9 @@ Tokenizer Tokenizer::from_tiktoken(std::string_view ranks, std::string_view conf
     const Json parsed = Json::parse(config, nullptr, false);
     if (!is_kimi_config(parsed))
         where.fail(
-            "how it splits text is known for Kimi only, and tokenizer_config.json beside it does "
-            "not name "
-            "tokenization_kimi.TikTokenTokenizer");
+            "how it splits text is known for Kimi and Moonlight only, and tokenizer_config.json "
+            "beside it does not name tokenization_kimi.TikTokenTokenizer or "
+            "tokenization_moonshot.TikTokenTokenizer");
     const std::vector<std::string> tokens = read_tiktoken(ranks, where);
     Bpe model(tokens, where);
     const Json rest = kimi_components(parsed, tokens.size(), where);

@@ -3,9 +3,9 @@
 // Supported: byte-level BPE as in GPT-2, Llama-3, Qwen and DeepSeek files, and byte-fallback BPE as
 // in Llama-2 files; each header under tokenizer/ lists its component types. Anything else in a file
 // is refused by name. Ids and text agree exactly with the `tokenizers` library (tests/golden).
-// Kimi has a tiktoken.model instead (tokenizer/tiktoken.h); ids are those of its own Python, but
-// for text with 25 000 characters on end without white space, or of it, which that cuts. Not
-// applied: `truncation` and `padding` of the file, clean_up_tokenization_spaces, dropout.
+// Kimi and Moonlight have a tiktoken.model instead (tokenizer/tiktoken.h); ids are those of its own
+// Python, but for text with 25 000 characters on end without white space, or of it, which that
+// cuts. Not applied: `truncation` and `padding` of the file, clean_up_tokenization_spaces, dropout.
 //
 // Invalid UTF-8 in a text is replaced by U+FFFD before anything else, one per maximal subpart (as
 // Python's bytes.decode(errors="replace")).

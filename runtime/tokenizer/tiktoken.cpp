@@ -19,8 +19,24 @@ constexpr const char* kPattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
     R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
-// Ids behind the tokens of the file; those that tokenizer_config.json leaves out have a name too.
-constexpr size_t kNumSpecialTokens = 256;
+// The programs, and how many ids they have behind the tokens of the file; those that
+// tokenizer_config.json leaves out have a name too.
+struct Program {
+    std::string_view name;
+    size_t num_special_tokens;
+};
+constexpr Program kPrograms[] = {{"tokenization_kimi.TikTokenTokenizer", 256},
+                                 {"tokenization_moonshot.TikTokenTokenizer", 258}};
+
+const Program* find_program(const Json& config) {
+    if (!config.is_object() || !config.contains("auto_map") || !config["auto_map"].is_object())
+        return nullptr;
+    const Json classes = config["auto_map"].value("AutoTokenizer", Json());
+    const Json& name = classes.is_array() && !classes.empty() ? classes[0] : classes;
+    for (const Program& program : kPrograms)
+        if (name == program.name) return &program;
+    return nullptr;
+}
 
 int base64_value(char c) {
     if (c >= 'A' && c <= 'Z') return c - 'A';
@@ -53,11 +69,7 @@ std::optional<size_t> read_number(std::string_view text) {
 }  // namespace
 
 bool is_kimi_config(const Json& config) {
-    if (!config.is_object() || !config.contains("auto_map") || !config["auto_map"].is_object())
-        return false;
-    const Json classes = config["auto_map"].value("AutoTokenizer", Json());
-    const Json& name = classes.is_array() && !classes.empty() ? classes[0] : classes;
-    return name == "tokenization_kimi.TikTokenTokenizer";
+    return find_program(config) != nullptr;
 }
 
 std::vector<std::string> read_tiktoken(std::string_view text, const Where& where) {
@@ -82,8 +94,9 @@ std::vector<std::string> read_tiktoken(std::string_view text, const Where& where
 }
 
 Json kimi_components(const Json& config, size_t num_tokens, const Where& where) {
+    const size_t num_ids = num_tokens + find_program(config)->num_special_tokens;
     Json added = Json::array();
-    for (size_t id = num_tokens; id < num_tokens + kNumSpecialTokens; ++id)
+    for (size_t id = num_tokens; id < num_ids; ++id)
         added.push_back({{"id", id},
                          {"content", fmt::format("<|reserved_token_{}|>", id)},
                          {"special", true},
@@ -93,9 +106,8 @@ Json kimi_components(const Json& config, size_t num_tokens, const Where& where) 
              need_object(config, "added_tokens_decoder", where).items()) {
             const Where here = where.at("added_tokens_decoder").at(key);
             const std::optional<size_t> id = read_number(key);
-            if (!id || *id < num_tokens || *id >= num_tokens + kNumSpecialTokens)
-                here.fail(fmt::format("is no id from {} to {}", num_tokens,
-                                      num_tokens + kNumSpecialTokens - 1));
+            if (!id || *id < num_tokens || *id >= num_ids)
+                here.fail(fmt::format("is no id from {} to {}", num_tokens, num_ids - 1));
             if (!token.is_object()) here.fail("is not an object");
             Json& entry = added[*id - num_tokens];
             entry["content"] = need_string(token, "content", here);

@@ -1,6 +1,6 @@
-// Kimi's `tiktoken.model`: on each line a token in base64 and its rank, which is its id. How text
-// is split and which tokens are special stands in tokenization_kimi.py, a program, and in
-// tokenizer_config.json.
+// Kimi's and Moonlight's `tiktoken.model`: on each line a token in base64 and its rank, which is
+// its id. How text is split and which tokens are special stands in tokenization_kimi.py or
+// tokenization_moonshot.py, programs that split alike, and in tokenizer_config.json.
 #pragma once
 #include <string>
 #include <string_view>
@@ -10,14 +10,14 @@
 
 namespace ferry::tok {
 
-// Whether tokenizer_config.json names tokenization_kimi.TikTokenTokenizer; others split otherwise.
+// Whether tokenizer_config.json names the TikTokenTokenizer of one of them; others split otherwise.
 bool is_kimi_config(const Json& config);
 
 // By id, written as in tokenizer.json (byte_level.h). Throws Error(checkpoint).
 std::vector<std::string> read_tiktoken(std::string_view text, const Where& where);
 
 // What tokenizer.json would hold beside the model (pre_tokenizer, decoder, added_tokens) of a file
-// of `num_tokens`. Throws Error(checkpoint).
+// of `num_tokens`; is_kimi_config(config). Throws Error(checkpoint).
 Json kimi_components(const Json& config, size_t num_tokens, const Where& where);
 
 }  // namespace ferry::tok

@@ -1,4 +1,4 @@
-// Kimi's tiktoken.model, on a small file whose ids are worked out by hand.
+// Kimi's and Moonlight's tiktoken.model, on a small file whose ids are worked out by hand.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -79,11 +79,11 @@ std::string small_file() {
     return text;
 }
 
-std::string config(const std::string& more = "") {
-    return R"({"auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", null]}, "added_tokens_decoder": {)" +
-           more + "\"" + std::to_string(kSpecial) +
-           R"(": {"content": "[BOS]", "special": true}, ")" + std::to_string(kSpecial + 2) +
-           R"(": {"content": "<|call|>", "special": false}}})";
+std::string config(const std::string& more = "", const std::string& program = "kimi") {
+    return R"({"auto_map": {"AutoTokenizer": ["tokenization_)" + program +
+           R"(.TikTokenTokenizer", null]}, "added_tokens_decoder": {)" + more + "\"" +
+           std::to_string(kSpecial) + R"(": {"content": "[BOS]", "special": true}, ")" +
+           std::to_string(kSpecial + 2) + R"(": {"content": "<|call|>", "special": false}}})";
 }
 
 Tokenizer make(const std::string& ranks = small_file(),
@@ -133,6 +133,16 @@ TEST(Tiktoken, KnowsSpecialTokensAndWhatIsReservedForThem) {
     EXPECT_EQ(tokenizer.decode(ids, false), "[BOS]a<|call|>" + reserved);
     EXPECT_EQ(tokenizer.decode(ids), "a<|call|>");
     EXPECT_EQ(tokenizer.token_id("[BOS]"), kSpecial);
+}
+
+TEST(Tiktoken, MoonlightDiffersInWhatIsReserved) {
+    const Tokenizer kimi = make(), moonlight = make(small_file(), config("", "moonshot"));
+    EXPECT_EQ(moonlight.vocab_size(), kSpecial + 258);
+    const std::string text = "it's 1234 中a OoW a!\n\n [BOS]";
+    EXPECT_EQ(moonlight.encode(text), kimi.encode(text));
+    const std::string last = "<|reserved_token_" + std::to_string(kSpecial + 257) + "|>";
+    EXPECT_THAT(moonlight.encode(last), ElementsAre(kSpecial + 257));
+    EXPECT_GT(kimi.encode(last).size(), 1U);
 }
 
 TEST(Tiktoken, BytesComeBack) {
