@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <span>
 
 #include "base/error.h"
 #include "layers/stored_weights.h"
@@ -14,6 +15,8 @@ namespace ferry {
 namespace {
 
 constexpr const char* kModelTypes[] = {"deepseek_v2", "deepseek_v3", "kimi_k2"};
+// Models of text and images whose text_config is one of those.
+constexpr const char* kImageModelTypes[] = {"kimi_k25", "kimi_vl"};
 
 const FieldNames kHfNames = {
     {"dim", "hidden_size"},
@@ -120,12 +123,28 @@ class Fields {
     mutable std::set<std::string> asked_;
 };
 
-void check_model_type(const Fields& f) {
-    const std::string supported = fmt::format("{}", fmt::join(kModelTypes, ", "));
-    if (!f.has("model_type")) f.fail("model_type", "is missing; supported are " + supported);
-    const std::string type = f.text("model_type", "");
-    if (std::ranges::find(kModelTypes, type) == std::end(kModelTypes))
-        f.fail("model_type", in_quotes(type) + " is not supported, only " + supported);
+bool is_one_of(std::span<const char* const> types, const std::string& type) {
+    return std::ranges::find(types, type) != types.end();
+}
+
+// What describes the text model.
+Fields text_fields(const Fields& file) {
+    const std::string supported =
+        fmt::format("{}, {}", fmt::join(kModelTypes, ", "), fmt::join(kImageModelTypes, ", "));
+    if (!file.has("model_type")) file.fail("model_type", "is missing; supported are " + supported);
+    const std::string type = file.text("model_type", "");
+    if (is_one_of(kModelTypes, type)) return file;
+    if (!is_one_of(kImageModelTypes, type))
+        file.fail("model_type", in_quotes(type) + " is not supported, only " + supported);
+    const Fields f = file.object("text_config");
+    if (const std::string part = f.text("model_type", kModelTypes[1]);
+        !is_one_of(kModelTypes, part))
+        f.fail("model_type", fmt::format("{} is not supported, only {}", in_quotes(part),
+                                         fmt::join(kModelTypes, ", ")));
+    return f;
+}
+
+void check_attention_type(const Fields& f) {
     if (f.has("index_topk"))  // DeepSeek-V3.2 under another name
         f.fail("index_topk", "is not supported: Ferry computes no sparse attention");
 }
@@ -235,7 +254,10 @@ void read_packed_int4(const Fields& q) {
     }
 }
 
-void read_quantization(const Fields& f, ModelDescription& config, std::vector<std::string>& notes) {
+// In the part of the text model or beside it.
+void read_quantization(const Fields& text, const Fields& file, ModelDescription& config,
+                       std::vector<std::string>& notes) {
+    const Fields& f = text.has("quantization_config") ? text : file;
     if (!f.has("quantization_config")) return;
     const Fields q = f.object("quantization_config");
     const std::string method = q.text("quant_method", "fp8");
@@ -263,11 +285,12 @@ void read_quantization(const Fields& f, ModelDescription& config, std::vector<st
 ModelDescription parse_hf_config(std::string_view json_text, const std::string& where,
                                  std::vector<std::string>* warnings) {
     const Json root = parse_json(json_text, where);
-    const Fields f(root, where);
+    const Fields file(root, where);
+    const Fields f = text_fields(file);
     ModelDescription config;
     ModelConfig& c = config.model;
     std::vector<std::string> notes;
-    check_model_type(f);
+    check_attention_type(f);
     f.only("hidden_act", "silu");
     f.only("mlp_bias", false);
     c.vocab_size = f.integer("vocab_size");
@@ -280,7 +303,7 @@ ModelDescription parse_hf_config(std::string_view json_text, const std::string& 
     read_attention(f, c, notes);
     read_moe(f, c);
     config.num_mtp_layers = f.integer("num_nextn_predict_layers", 0);
-    read_quantization(f, config, notes);
+    read_quantization(f, file, config, notes);
     validate(config, where, kHfNames);
     f.note_misspellings(notes);
     if (warnings != nullptr) *warnings = std::move(notes);

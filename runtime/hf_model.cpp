@@ -6,6 +6,7 @@
 #include <charconv>
 #include <filesystem>
 #include <set>
+#include <string_view>
 #include <unordered_map>
 
 #include "base/error.h"
@@ -91,23 +92,25 @@ class FileSet {
 // Finds Ferry's tensors among the files' tensors.
 class Mapper {
   public:
-    // `listed_in`: the file that names every tensor. `int4_experts`: packed ones are expected.
-    Mapper(Tensors& tensors, const std::string& listed_in, int64_t n_layers, bool int4_experts,
-           Problems& problems)
+    // `listed_in`: the file that names every tensor. `prefix`: of their names. `int4_experts`:
+    // packed ones are expected.
+    Mapper(Tensors& tensors, const std::string& listed_in, std::string_view prefix,
+           int64_t n_layers, bool int4_experts, Problems& problems)
         : tensors_(tensors),
           listed_in_(listed_in),
+          prefix_(prefix),
           n_layers_(n_layers),
           int4_experts_(int4_experts),
           problems_(problems) {}
 
     bool has(const std::string& name) const {
-        const HfPlace place = hf_place(name, n_layers_);
+        const HfPlace place = place_of(name);
         return tensors_.contains(place.of_expert(0)) || tensors_.contains(place.fused_name);
     }
 
     // The weight and, when its type has them, its scales.
     void map(const TensorSpec& spec, std::map<std::string, StoredTensor>& result) {
-        const HfPlace place = hf_place(spec.name, n_layers_);
+        const HfPlace place = place_of(spec.name);
         const HfPackedPlaces packed = hf_packed_places(place);
         if (const std::string name = packed.codes.of_expert(0);
             int4_experts_ && tensors_.contains(name)) {
@@ -146,6 +149,13 @@ class Mapper {
     }
 
   private:
+    HfPlace place_of(const std::string& name) const {
+        HfPlace place = hf_place(name, n_layers_);
+        place.name.insert(0, prefix_);
+        if (!place.fused_name.empty()) place.fused_name.insert(0, prefix_);
+        return place;
+    }
+
     // Eight codes in an I32, of k in order from its low bits on: as bytes, int4x2.
     void map_packed(const TensorSpec& spec, const HfPackedPlaces& packed,
                     std::map<std::string, StoredTensor>& result) {
@@ -278,6 +288,7 @@ class Mapper {
 
     Tensors& tensors_;
     const std::string& listed_in_;
+    std::string_view prefix_;
     int64_t n_layers_;
     bool int4_experts_;
     Problems& problems_;
@@ -292,20 +303,35 @@ int64_t layer_of(std::string_view name) {
     return layer;
 }
 
-// A line about layers after the last one of which nothing is used, and one about other tensors.
-void note_unused(const Tensors& tensors, const std::string& listed_in,
+// What the names of a text model begin with, if it is a part of a model of images too.
+std::string_view text_prefix(const Tensors& tensors) {
+    constexpr std::string_view kPrefix = "language_model.";
+    const bool found = std::ranges::any_of(
+        tensors, [&](const auto& entry) { return entry.first.starts_with(kPrefix); });
+    return found ? kPrefix : "";
+}
+
+// A line about parts that are no text model, one about layers after the last one of which nothing
+// is used, and one about other tensors.
+void note_unused(const Tensors& tensors, const std::string& listed_in, std::string_view prefix,
                  const ModelDescription& description, std::vector<std::string>& notes) {
     const int64_t n_layers = description.model.n_layers;
     const int64_t num_mtp = description.num_mtp_layers;
     std::set<int64_t> used_layers, left_out;
     for (const auto& [name, found] : tensors)
-        if (found.is_used) used_layers.insert(layer_of(name));
-    size_t num_left_out = 0;
+        if (found.is_used) used_layers.insert(layer_of(name.substr(prefix.size())));
+    size_t num_left_out = 0, num_of_images = 0;
+    std::set<std::string> image_parts;
     std::vector<std::string> unused;
     for (const auto& [name, found] : tensors) {
         // Tables that old versions of Transformers wrote: Ferry computes them.
         if (found.is_used || name.find("rotary_emb.") != std::string::npos) continue;
-        const int64_t layer = layer_of(name);
+        if (!name.starts_with(prefix)) {
+            image_parts.insert(in_quotes(name.substr(0, name.find('.'))));
+            ++num_of_images;
+            continue;
+        }
+        const int64_t layer = layer_of(name.substr(prefix.size()));
         if (layer < n_layers || used_layers.contains(layer)) {
             unused.push_back(in_quotes(name));
         } else {
@@ -313,6 +339,9 @@ void note_unused(const Tensors& tensors, const std::string& listed_in,
             ++num_left_out;
         }
     }
+    if (num_of_images > 0)
+        notes.push_back(fmt::format("{}: only the text model is loaded; left out: {} ({} tensors)",
+                                    listed_in, fmt::join(image_parts, ", "), num_of_images));
     if (!left_out.empty()) {
         const int64_t first = *left_out.begin(), last = *left_out.rbegin();
         const std::string layers = first == last ? fmt::format("layer {}", first)
@@ -347,7 +376,9 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     FileSet file_set(directory_, files_, problems);
     problems.throw_if_any(directory_);  // a broken file would make all of its tensors missing
     Tensors found = file_set.take();
-    Mapper mapper(found, file_set.listed_in(), model.n_layers, description_.int4_experts, problems);
+    const std::string_view prefix = text_prefix(found);
+    Mapper mapper(found, file_set.listed_in(), prefix, model.n_layers, description_.int4_experts,
+                  problems);
     model.has_gate_bias = false;
     for (int64_t layer = model.n_dense_layers; layer < model.n_layers; ++layer)
         model.has_gate_bias |= mapper.has(fmt::format("layers/{}/ffn/gate/bias", layer));
@@ -360,7 +391,7 @@ HfModel::HfModel(std::string directory) : directory_(std::move(directory)) {
     }
     for (const TensorSpec& spec : specs_) mapper.map(spec, tensors_);
     problems.throw_if_any(directory_);
-    note_unused(found, file_set.listed_in(), description_, warnings_);
+    note_unused(found, file_set.listed_in(), prefix, description_, warnings_);
 }
 
 const StoredTensor& HfModel::stored(const std::string& name) const {

@@ -208,7 +208,7 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
 }
 
 TEST(HfConfig, RefusesOtherModelTypes) {
-    const std::string supported = "deepseek_v2, deepseek_v3, kimi_k2";
+    const std::string supported = "deepseek_v2, deepseek_v3, kimi_k2, kimi_k25, kimi_vl";
     for (const char* type : {"llama", "deepseek_v32", "deepseek", ""})
         EXPECT_ERROR(parse(with("model_type", type)), ErrorKind::checkpoint,
                      "config.json: model_type \"" + std::string(type) + "\" is not supported",
@@ -220,6 +220,28 @@ TEST(HfConfig, RefusesOtherModelTypes) {
                  "model_type");
     EXPECT_ERROR(parse(with("index_topk", 2048)), ErrorKind::checkpoint, "index_topk",
                  "sparse attention");
+}
+
+// Kimi-K2.5 and K2.6, Kimi-VL.
+TEST(HfConfig, TextModelsOfModelsOfImages) {
+    const Json text = deepseek_v3();
+    for (const char* type : {"kimi_k25", "kimi_vl"}) {
+        const Json whole = {
+            {"model_type", type}, {"vision_config", {{"hidden_size", 1}}}, {"text_config", text}};
+        EXPECT_EQ(to_attributes(parse(whole)), to_attributes(parse(text)));
+        Json outside = whole, unnamed = whole;
+        outside["quantization_config"] = text["quantization_config"];
+        outside["text_config"].erase("quantization_config");
+        EXPECT_TRUE(parse(outside).fp8_weights);
+        unnamed["text_config"].erase("model_type");
+        EXPECT_EQ(to_attributes(parse(unnamed)), to_attributes(parse(text)));
+        Json other = whole;
+        other["text_config"]["model_type"] = "llama";
+        EXPECT_ERROR(parse(other), ErrorKind::checkpoint,
+                     "config.json: text_config: model_type \"llama\" is not supported");
+        EXPECT_ERROR(parse({{"model_type", type}}), ErrorKind::checkpoint,
+                     "config.json: text_config is missing");
+    }
 }
 
 TEST(HfConfig, ImpossibleValuesAreNamedAsInTheFile) {

@@ -1,6 +1,8 @@
 #include "runtime/hf_model.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
+
+#include <nlohmann/json.hpp>
 
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_dir.h"
@@ -210,6 +212,35 @@ TEST(HfModel, TensorsThatAreNotUsedAreTold) {
                     "\"model.layers.0.self_attn.indexer.weights_proj\", "
                     "\"model.layers.0.self_attn.indexer.wk\", "
                     "\"model.layers.0.self_attn.indexer.wq_b\", ..."});
+}
+
+TEST(HfModel, TextModelOfAModelOfImages) {
+    const TinyHfModel text({.dtype = DType::int4x2});
+    TinyHfModel whole = text;
+    const auto config = nlohmann::json::parse(text.config_json);
+    whole.config_json =
+        nlohmann::json({{"model_type", "kimi_k25"}, {"text_config", config}}).dump();
+    whole.tensors.clear();
+    for (const auto& [name, tensor] : text.tensors)
+        whole.tensors["language_model." + name] = tensor;
+    whole.tensors["vision_tower.patch_embed.pos_emb"] = {"F32", {1}, "0123"};
+    whole.tensors["mm_projector.proj.0.weight"] = {"F32", {1}, "0123"};
+    const TempDir text_dir, whole_dir;
+    text.write(text_dir.path());
+    whole.write(whole_dir.path());
+    HfModel expected(text_dir.path()), model(whole_dir.path());
+    ASSERT_EQ(model.warnings().size(), 1U);
+    EXPECT_THAT(model.warnings()[0],
+                ::testing::HasSubstr("only the text model is loaded; left out: \"mm_projector\", "
+                                     "\"vision_tower\" (2 tensors)"));
+    ASSERT_EQ(model.tensors().size(), expected.tensors().size());
+    for (const auto& [name, tensor] : expected.tensors())
+        EXPECT_EQ(testing::read_whole(model, name), testing::read_whole(expected, name)) << name;
+
+    whole.tensors.erase("language_model.model.norm.weight");
+    whole.write(whole_dir.path());
+    EXPECT_ERROR(HfModel(whole_dir.path()), ErrorKind::checkpoint,
+                 "tensor language_model.model.norm.weight is missing");
 }
 
 TEST(HfModel, LayersThatAreLeftOutAreTold) {
