@@ -14,7 +14,7 @@
 namespace ferry {
 namespace {
 
-constexpr const char* kModelTypes[] = {"deepseek_v2", "deepseek_v3", "kimi_k2"};
+constexpr const char* kModelTypes[] = {"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"};
 // Models of text and images whose text_config is one of those.
 constexpr const char* kImageModelTypes[] = {"kimi_k25", "kimi_vl"};
 
@@ -149,14 +149,39 @@ void check_attention_type(const Fields& f) {
         f.fail("index_topk", "is not supported: Ferry computes no sparse attention");
 }
 
-// V3, R1 and Kimi K2: Transformers' class for them fixes what their files leave out.
-bool is_v3_like(const Fields& f) {
-    return f.text("model_type", "") != "deepseek_v2";
+// What Transformers' class for a model fills in where its file leaves it out.
+struct Defaults {
+    double norm_eps = ModelConfig().norm_eps;
+    int64_t n_dense_layers = -1;  // none: must be there
+    double routed_scaling_factor = 1;
+    bool norm_topk_prob = false;
+    const char* scoring_func = "softmax";
+    const char* topk_method = "greedy";
+    int64_t n_group = 1, topk_group = 1;
+};
+Defaults defaults_of(const Fields& f) {
+    const std::string type = f.text("model_type", kModelTypes[1]);
+    Defaults defaults;
+    if (type == "deepseek_v2") return defaults;
+    defaults.norm_topk_prob = true;
+    defaults.scoring_func = "sigmoid";
+    defaults.topk_method = "noaux_tc";
+    if (type == "glm4_moe_lite") {
+        defaults.norm_eps = 1e-5;
+        defaults.n_dense_layers = 1;
+        defaults.routed_scaling_factor = 1.8;
+    } else {  // V3, R1 and Kimi K2
+        defaults.routed_scaling_factor = 2.5;
+        defaults.n_group = 8;
+        defaults.topk_group = 4;
+    }
+    return defaults;
 }
 
 void read_rope_scaling(const Fields& scaling, ModelConfig& c) {
     const std::string type = scaling.text("rope_type", scaling.text("type", "default"));
     c.rope_theta = scaling.number("rope_theta", c.rope_theta);
+    scaling.only("partial_rotary_factor", 1.0);
     if (type == "default") return;
     if (type != "yarn") scaling.fail("type", in_quotes(type) + " is not supported, only yarn");
     if (scaling.has("attention_factor"))
@@ -182,6 +207,7 @@ void read_attention(const Fields& f, ModelConfig& c, std::vector<std::string>& n
     c.qk_rope_head_dim = f.integer("qk_rope_head_dim");
     c.v_head_dim = f.integer("v_head_dim");
     c.rope_theta = f.number("rope_theta", c.rope_theta);
+    f.only("partial_rotary_factor", 1.0);
     c.rope_interleave = f.boolean("rope_interleave", true);
     for (const char* key : {"rope_scaling", "rope_parameters"}) {  // of two, Transformers' choice
         if (!f.has(key) || f.need(key).empty()) continue;
@@ -192,34 +218,52 @@ void read_attention(const Fields& f, ModelConfig& c, std::vector<std::string>& n
     }
 }
 
-void read_moe(const Fields& f, ModelConfig& c) {
+// GLM-4.7-Flash may name the kind of every layer instead of counting those that are dense.
+int64_t read_dense_layers(const Fields& f, const Defaults& defaults, int64_t n_layers) {
+    const Json* types = f.find("mlp_layer_types");
+    if (types == nullptr)
+        return defaults.n_dense_layers < 0
+                   ? f.integer("first_k_dense_replace")
+                   : f.integer("first_k_dense_replace", defaults.n_dense_layers);
+    const auto is = [](const char* kind) {
+        return [kind](const Json& type) { return type == kind; };
+    };
+    const auto sparse = std::find_if_not(types->begin(), types->end(), is("dense"));
+    if (!types->is_array() || static_cast<int64_t>(types->size()) != n_layers ||
+        !std::all_of(sparse, types->end(), is("sparse")))
+        f.fail("mlp_layer_types", fmt::format("is not \"dense\" for the first and \"sparse\" for "
+                                              "the rest of {} layers",
+                                              n_layers));
+    return sparse - types->begin();
+}
+
+void read_moe(const Fields& f, const Defaults& defaults, ModelConfig& c) {
     if (!f.has("n_routed_experts")) {
         c.n_dense_layers = c.n_layers;
         return;
     }
     f.only("moe_layer_freq", 1);
-    const bool v3 = is_v3_like(f);
-    c.n_dense_layers = f.integer("first_k_dense_replace");
+    c.n_dense_layers = read_dense_layers(f, defaults, c.n_layers);
     c.n_routed_experts = f.integer("n_routed_experts");
     c.n_shared_experts = f.integer("n_shared_experts", 0);
     c.n_activated_experts = f.integer("num_experts_per_tok");
     c.moe_inter_dim = f.integer("moe_intermediate_size");
-    c.norm_topk_prob = f.boolean("norm_topk_prob", v3);
-    c.routed_scaling_factor = f.number("routed_scaling_factor", v3 ? 2.5 : 1);
+    c.norm_topk_prob = f.boolean("norm_topk_prob", defaults.norm_topk_prob);
+    c.routed_scaling_factor = f.number("routed_scaling_factor", defaults.routed_scaling_factor);
 
-    const std::string score = f.text("scoring_func", v3 ? "sigmoid" : "softmax");
+    const std::string score = f.text("scoring_func", defaults.scoring_func);
     if (score != "sigmoid" && score != "softmax")
         f.fail("scoring_func", in_quotes(score) + " is not supported, only sigmoid and softmax");
     c.score_func = score == "sigmoid" ? ScoreFunc::sigmoid : ScoreFunc::softmax;
 
-    const std::string method = f.text("topk_method", v3 ? "noaux_tc" : "greedy");
+    const std::string method = f.text("topk_method", defaults.topk_method);
     if (method != "noaux_tc" && method != "group_limited_greedy" && method != "greedy")
         f.fail("topk_method", in_quotes(method) +
                                   " is not supported, only greedy, group_limited_greedy, noaux_tc");
     c.has_gate_bias = method == "noaux_tc";
     if (method != "greedy") {  // greedy chooses among all experts, whatever the groups say
-        c.n_expert_groups = f.integer("n_group", v3 ? 8 : 1);
-        c.n_limited_groups = f.integer("topk_group", v3 ? 4 : 1);
+        c.n_expert_groups = f.integer("n_group", defaults.n_group);
+        c.n_limited_groups = f.integer("topk_group", defaults.topk_group);
     }
 }
 
@@ -298,10 +342,11 @@ ModelDescription parse_hf_config(std::string_view json_text, const std::string& 
     c.inter_dim = f.integer("intermediate_size", 0);
     c.n_layers = f.integer("num_hidden_layers");
     c.max_positions = f.integer("max_position_embeddings", c.max_positions);
-    c.norm_eps = f.number("rms_norm_eps", c.norm_eps);
+    const Defaults defaults = defaults_of(f);
+    c.norm_eps = f.number("rms_norm_eps", defaults.norm_eps);
     c.tie_word_embeddings = f.boolean("tie_word_embeddings", false);
     read_attention(f, c, notes);
-    read_moe(f, c);
+    read_moe(f, defaults, c);
     config.num_mtp_layers = f.integer("num_nextn_predict_layers", 0);
     read_quantization(f, file, config, notes);
     validate(config, where, kHfNames);

@@ -79,6 +79,11 @@ FAMILIES = {
         **V3, "model_type": "kimi_k2", "n_group": 1, "topk_group": 1, "n_routed_experts": 10, "num_experts_per_tok": 3,
         "hidden_size": 96, "moe_intermediate_size": 32, "rope_theta": 50000, "rope_scaling": YARN_K2,
         "max_position_embeddings": 1024, "routed_scaling_factor": 2.827, "num_nextn_predict_layers": 0}),
+    "glm": Family("bf16", 10, **{
+        **V3, "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1, "topk_group": 1,
+        "n_routed_experts": 12, "num_experts_per_tok": 4, "rope_theta": 1000000, "rope_scaling": None,
+        "max_position_embeddings": 1024, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0,
+        "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 32}),
 }
 
 

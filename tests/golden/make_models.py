@@ -16,7 +16,8 @@ import tempfile
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import (DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM,
+                          Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM)
 
 import reference
 from families import FAMILIES, draw_weights, stored_tensors
@@ -74,7 +75,8 @@ def load_hf(folder, config):
     kinds = {"deepseek_v2": (DeepseekV2Config, DeepseekV2ForCausalLM),
              "deepseek_v3": (DeepseekV3Config, DeepseekV3ForCausalLM),
              # Kimi K2 ships its own copy of the V3 code under this name.
-             "kimi_k2": (DeepseekV3Config, DeepseekV3ForCausalLM)}
+             "kimi_k2": (DeepseekV3Config, DeepseekV3ForCausalLM),
+             "glm4_moe_lite": (Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM)}
     config_class, model_class = kinds[config["model_type"]]
     settings = {k: v for k, v in config.items() if k not in ("model_type", "torch_dtype", "dtype")}
     hf_config = config_class(**json.loads(json.dumps(settings)))

@@ -115,6 +115,39 @@ TEST(HfConfig, WhatTransformersFillsIn) {
     EXPECT_EQ(values(), std::tuple(1, 1, 1.0));
 }
 
+TEST(HfConfig, Glm47Flash) {
+    Json glm = with("model_type", "glm4_moe_lite");
+    glm["mlp_layer_types"] = std::vector<std::string>(61, "sparse");
+    glm["mlp_layer_types"][0] = "dense";
+    EXPECT_EQ(parse(glm).model.n_dense_layers, 1);  // not first_k_dense_replace, which is 3
+    const auto refused = [&](const Json& types) {
+        Json other = glm;
+        other["mlp_layer_types"] = types;
+        EXPECT_ERROR(parse(other), ErrorKind::checkpoint, "config.json: mlp_layer_types is not");
+    };
+    refused("dense");
+    refused({"dense", "sparse"});
+    refused({{"sparse", 61}});
+    Json late = glm["mlp_layer_types"];
+    late[7] = "dense";
+    refused(late);
+    Json partial = glm;
+    partial["partial_rotary_factor"] = 0.5;
+    EXPECT_ERROR(parse(partial), ErrorKind::checkpoint, "partial_rotary_factor");
+
+    // What its class fills in.
+    for (const char* key :
+         {"mlp_layer_types", "first_k_dense_replace", "n_group", "topk_group",
+          "routed_scaling_factor", "scoring_func", "topk_method", "norm_topk_prob", "rms_norm_eps"})
+        glm.erase(key);
+    const ModelConfig c = parse(glm).model;
+    EXPECT_EQ(c.n_dense_layers, 1);
+    EXPECT_EQ(std::tuple(c.n_expert_groups, c.n_limited_groups), std::tuple(1, 1));
+    EXPECT_EQ(std::tuple(c.routed_scaling_factor, c.norm_eps), std::tuple(1.8, 1e-5));
+    EXPECT_EQ(c.score_func, ScoreFunc::sigmoid);
+    EXPECT_TRUE(c.has_gate_bias && c.norm_topk_prob);
+}
+
 TEST(HfConfig, OptionalParts) {
     EXPECT_EQ(parse(with("q_lora_rank", nullptr)).model.q_lora_rank, 0);
     EXPECT_FALSE(parse(with("rope_scaling", nullptr)).model.yarn);
@@ -208,7 +241,8 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
 }
 
 TEST(HfConfig, RefusesOtherModelTypes) {
-    const std::string supported = "deepseek_v2, deepseek_v3, kimi_k2, kimi_k25, kimi_vl";
+    const std::string supported =
+        "deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, kimi_k25, kimi_vl";
     for (const char* type : {"llama", "deepseek_v32", "deepseek", ""})
         EXPECT_ERROR(parse(with("model_type", type)), ErrorKind::checkpoint,
                      "config.json: model_type \"" + std::string(type) + "\" is not supported",
