@@ -21,7 +21,7 @@
 // raw, chains of comparisons, **, printing lists and mappings without tojson, upper case beyond
 // ASCII. strftime_now is left undefined, so that a prompt does not depend on the day.
 // These suffice for the templates of DeepSeek V2, V3, V3.1 and R1, Kimi K2 and K2 Thinking,
-// Moonlight, Qwen2 and 2.5, Llama 3, ChatML.
+// Moonlight, GLM-4.7, Qwen2 and 2.5, Llama 3, ChatML.
 #pragma once
 #include <filesystem>
 #include <memory>
