@@ -74,12 +74,24 @@ LineReader::~LineReader() {
     if (fd_ != STDIN_FILENO) ::close(fd_);
 }
 
-bool LineReader::ready() const {
-    if (!may_wait_ || at_end_ ||
-        std::memchr(buffer_.data() + begin_, '\n', end_ - begin_) != nullptr)
-        return true;
-    pollfd state{.fd = fd_, .events = POLLIN, .revents = 0};
-    return ::poll(&state, 1, 0) > 0;
+const char* LineReader::find_end() {
+    const char* const from = buffer_.data() + begin_ + searched_;
+    const auto* const end =
+        static_cast<const char*>(std::memchr(from, '\n', end_ - begin_ - searched_));
+    if (end == nullptr) searched_ = end_ - begin_;
+    return end;
+}
+
+// Reads a line as it comes: half of one is no reason to wait for the rest.
+bool LineReader::ready() {
+    if (!may_wait_) return true;
+    while (!at_end_ && find_end() == nullptr && end_ - begin_ <= max_line_bytes_) {
+        pollfd state{.fd = fd_, .events = POLLIN, .revents = 0};
+        if (::poll(&state, 1, 0) <= 0) return false;
+        if (stop_requested()) break;  // next() says so
+        fill();
+    }
+    return true;
 }
 
 // Reads more behind end_; false at the end of the file.
@@ -100,14 +112,11 @@ bool LineReader::fill() {
 
 bool LineReader::next(TextLine& line) {
     line = TextLine{.number = ++number_};
-    size_t searched = 0;        // bytes behind begin_ without a line end
     int64_t dropped_bytes = 0;  // of a line that is too long, behind its beginning
     for (;;) {
-        const char* start = buffer_.data() + begin_;
-        const void* found = std::memchr(start + searched, '\n', end_ - begin_ - searched);
+        const char* const found = find_end();
         const bool ends = found != nullptr;
-        size_t length =
-            ends ? static_cast<size_t>(static_cast<const char*>(found) - start) : end_ - begin_;
+        size_t length = ends ? static_cast<size_t>(found - buffer_.data()) - begin_ : end_ - begin_;
         if (length > max_line_bytes_) {
             // Keep the beginning, forget the rest as it comes.
             line.too_long = true;
@@ -119,7 +128,7 @@ bool LineReader::next(TextLine& line) {
             length = max_line_bytes_;
         }
         if (!ends) {
-            searched = length;
+            searched_ = length;
             if (fill()) continue;
             if (length == 0 && !line.too_long) return false;
             line.complete = false;
@@ -128,6 +137,7 @@ bool LineReader::next(TextLine& line) {
         line.text = std::string_view(buffer_).substr(begin_, length);
         if (line.text.ends_with('\r')) line.text.remove_suffix(1);
         begin_ += used;
+        searched_ = 0;
         offset_bytes_ += static_cast<int64_t>(used) + dropped_bytes;
         line.end_bytes = offset_bytes_;
         return true;

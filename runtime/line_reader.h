@@ -28,13 +28,14 @@ class LineReader {
 
     // False at the end of the file. Throws Error(input) when it cannot be read.
     bool next(TextLine& line);
-    // Whether next() would find something to read, or the end.
-    bool ready() const;
+    // Whether next() would give a line, or the end, without waiting. Throws as next() does.
+    bool ready();
 
     const std::string& name() const { return name_; }  // for messages
 
   private:
     bool fill();
+    const char* find_end();  // of the line that begins at begin_; null when it is not read yet
 
     std::string name_;
     int fd_;
@@ -43,6 +44,7 @@ class LineReader {
     std::string buffer_;  // [begin_, end_) is read and not given yet
     size_t begin_ = 0;
     size_t end_ = 0;
+    size_t searched_ = 0;       // bytes behind begin_ without a line end
     int64_t offset_bytes_ = 0;  // of begin_ in the file
     int64_t number_ = 0;
     bool at_end_ = false;

@@ -1,6 +1,9 @@
 #include "runtime/line_reader.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "runtime/checksum.h"
 #include "tests/support/expect_error.h"
@@ -67,6 +70,46 @@ TEST_F(LineReaderTest, TooLongLinesAreCutAndPassed) {
     const std::vector<Line> expected_huge = {{1, std::string(10, 'x'), true, true, 5'000'001},
                                              {2, "next", false, true, 5'000'006}};
     EXPECT_EQ(read(huge + "\nnext\n", 10), expected_huge);
+}
+
+// A writer that stops in the middle of a line does not hold up who asks whether there is one.
+TEST_F(LineReaderTest, HalfALineInAPipeIsNotReady) {
+    const std::string path = dir_ / "pipe";
+    ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+    const int writer = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    ASSERT_GE(writer, 0);
+    const auto write = [&](const std::string& text) {
+        ASSERT_EQ(::write(writer, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    };
+    LineReader reader(path, 5);
+    TextLine line;
+    EXPECT_FALSE(reader.ready());
+    write("on");
+    EXPECT_FALSE(reader.ready());
+    EXPECT_FALSE(reader.ready());
+    write("e\ntw");
+    ASSERT_TRUE(reader.ready());
+    ASSERT_TRUE(reader.next(line));
+    EXPECT_EQ(line.text, "one");
+    EXPECT_FALSE(reader.ready());
+    write("o\nthree, too long");
+    ASSERT_TRUE(reader.ready());
+    ASSERT_TRUE(reader.next(line));
+    EXPECT_EQ(line.text, "two");
+    EXPECT_EQ(line.end_bytes, 8);
+    EXPECT_TRUE(reader.ready());  // it will be refused, however it ends
+    write("\nfour");
+    ASSERT_TRUE(reader.next(line));
+    EXPECT_TRUE(line.too_long);
+    EXPECT_EQ(line.text, "three");
+    EXPECT_FALSE(reader.ready());
+    ::close(writer);
+    ASSERT_TRUE(reader.ready());  // the end
+    ASSERT_TRUE(reader.next(line));
+    EXPECT_EQ(line.text, "four");
+    EXPECT_FALSE(line.complete);
+    EXPECT_TRUE(reader.ready());
+    EXPECT_FALSE(reader.next(line));
 }
 
 TEST_F(LineReaderTest, SaysWhatCannotBeRead) {
