@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "comm/launcher.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/text_output.h"
@@ -16,6 +17,7 @@ struct Options {
 };
 
 void print_config(const Options& options) {
+    refuse_several_tasks(own_environment, "config");
     const Config config = load_config(options.file, options.overrides);
     print_text(effective_yaml(config));
 }

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "base/log.h"
+#include "comm/launcher.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/text_output.h"
@@ -17,6 +18,7 @@ struct Arguments {
 };
 
 void inspect(const Arguments& arguments) {
+    refuse_several_tasks(own_environment, "inspect");
     const CheckpointSummary summary = summarise_checkpoint(arguments.path);
     if (arguments.verify && !summary.has_checksums)
         throw Error(ErrorKind::usage,

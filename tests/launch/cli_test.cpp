@@ -57,6 +57,8 @@ TEST(Cli, ReportWritesAPage) {
     expect_error(ferry({"report", dir / "load.json", "-o", dir / "of_two.html"}, two_tasks), 2,
                  "report: runs on one rank, the launcher started 2");
     EXPECT_FALSE(std::filesystem::exists(dir / "of_two.html"));
+    expect_error(ferry({"inspect", dir.path()}, two_tasks), 2, "inspect: runs on one rank");
+    expect_error(ferry({"config"}, two_tasks), 2, "config: runs on one rank");
     expect_error(ferry({"report", dir / "no.json"}), 4, "no.json");
     expect_error(ferry({"report", dir / "load.json", "-o", dir / "no/r.html"}), 4, "no/r.html");
     expect_error(ferry({"report", dir / "load.json", "-o", dir / "load.json"}), 2,
