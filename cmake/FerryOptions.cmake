@@ -14,13 +14,14 @@ target_compile_options(
                         "$<$<COMPILE_LANGUAGE:CUDA>:${FERRY_CUDA_OPTIONS};--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-ffp-contract=off>")
 target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 
-# Headers are most of what a file is to a compiler. Compiler caches (a launcher) do not get on with precompiled ones.
+# The headers of GoogleTest and JSON are most of what a test program is to a compiler. Compiler caches (a launcher) do not get
+# on with precompiled headers.
 if(CMAKE_CXX_COMPILER_LAUNCHER)
     set(precompile OFF)
 else()
     set(precompile ON)
 endif()
-option(FERRY_PCH "Precompile the headers that many files share" ${precompile})
+option(FERRY_PCH "Precompile the headers that tests share" ${precompile})
 
 if(FERRY_SANITIZE)
     add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-omit-frame-pointer)
