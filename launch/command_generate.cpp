@@ -152,6 +152,22 @@ ProgressCounts counts_of(const Totals& total, int64_t done_before) {
             .tokens = total(Tally::tokens)};
 }
 
+// What speculative decoding came to. Collective; `engine` is null on a rank without one.
+void note_drafts(const Engine* engine, World& world) {
+    const auto sum = [&](int64_t (Engine::*count)() const) {
+        return world.all_sum(engine != nullptr ? (engine->*count)() : 0);
+    };
+    const int64_t tokens = sum(&Engine::num_generated_tokens), drafts = sum(&Engine::num_drafts);
+    const int64_t right = sum(&Engine::num_accepted_drafts);
+    if (world.rank() != 0 || tokens == 0) return;
+    log_info(
+        "engine.draft_tokens: {} drafts were computed, {} of them ({:.0f} %) were right: a "
+        "request got {:.2f} tokens in a step",
+        drafts, right,
+        100 * static_cast<double>(right) / static_cast<double>(std::max<int64_t>(drafts, 1)),
+        static_cast<double>(tokens) / static_cast<double>(tokens - right));
+}
+
 // Collective.
 void write_trace(const RunTrace& run_trace, const Config& config, const Layout& layout,
                  World& world) {
@@ -245,6 +261,7 @@ LoopEnd run(const Config& config, OpenedModel& model, World& world, Watchdog* wa
     if (watchdog != nullptr) watchdog->arm(false);
     const auto sum = [&](Tally tally) { return world.all_sum(progress_state().get(tally)); };
     progress.finish(counts_of(sum, done_before));
+    if (config.engine.draft_tokens > 0) note_drafts(loaded.engine(), world);
     last = gather_snapshot(world);
     status.finish(end == LoopEnd::stopped ? JobState::stopped : JobState::finished);
     if (run_trace) write_trace(*run_trace, config, loaded.fabric().layout(), world);

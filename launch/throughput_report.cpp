@@ -86,7 +86,7 @@ Rates rates_of(const Repetition& repetition) {
     rates.output = over_wall(repetition.sum(&RankReport::num_output_tokens));
     for (const RankReport& rank : repetition.ranks) {
         rates.prefill_phase += per_s(rank.prefill_rows, rank.prefill_ns);
-        rates.decode_phase += per_s(rank.decode_rows, rank.decode_ns);
+        rates.decode_phase += per_s(rank.decode_tokens, rank.decode_ns);
     }
     return rates;
 }
@@ -187,7 +187,9 @@ Json json_of(const RankReport& rank, const std::vector<std::string>& hosts) {
             {"generated_rows", rank.generated_rows},
             {"wanted_rows", rank.wanted_rows},
             {"prefix_hits", rank.num_prefix_hits},
-            {"preemptions", rank.num_preemptions}};
+            {"preemptions", rank.num_preemptions},
+            {"drafts", rank.num_drafts},
+            {"accepted_drafts", rank.num_accepted_drafts}};
 }
 
 struct ExchangeFigures {

@@ -210,8 +210,7 @@ StepForm AttentionWorker::form_of_step(const StepBatch& batch, const StepOptions
     if (repeats_with_others()) return next_form_;
     if (!is_decode_step(batch) || options.num_begun > 0 || options.next_rows) return {};
     num_keys_.clear();
-    for (const SequenceRows& rows : batch.generated)
-        num_keys_.push_back(rows.first_position + rows.num_rows);
+    for (const int32_t position : batch.positions) num_keys_.push_back(position + 1);
     if (!may_repeat(batch.num_tokens(), num_keys_)) return {};
     return form_of(batch.num_tokens(), filled_.max_rows(), std::ranges::max(num_keys_));
 }

@@ -113,6 +113,7 @@ std::vector<Field> config_fields(Config& config) {
         {"engine.cache_pages", &c.engine.cache_pages, {0, kNoLimit}, kNothing, "pages of 64 tokens instead of cache_gib; 0: as many as cache_gib holds"},
         {"engine.prefill_gib", &c.engine.prefill_gib, {0, 1e6}, kNothing, "most memory on a rank for prompts that take several steps or micro-batches, or go on from a prefix in the cache: expanded keys and values, of as many layers as fit; 0: each expands them anew"},
         {"engine.micro_batches", &c.engine.micro_batches, {1, 4}, kNothing, "slices of a step, so that one computes while another travels"},
+        {"engine.draft_tokens", &c.engine.draft_tokens, {0, 16}, kNothing, "speculative decoding: so many next tokens of a request, at most, are guessed to be those that stood behind its last ones before (prompt lookup), and computed along with it; the same tokens come out, in fewer steps where texts repeat what they were given; 0: off"},
         {"engine.prefix_cache", &c.engine.prefix_cache, {}, kNothing, "requests that begin alike share what was computed"},
         {"engine.cuda_graphs", &c.engine.cuda_graphs, {}, kNothing, "device cuda: decode steps are recorded once per batch size and repeated as a whole, by all ranks together (one rank, or NCCL; not with mode sized or log.trace)"},
         {"engine.stall_timeout_s", &c.engine.stall_timeout_s, {0, 1e9}, kNothing, "a rank without progress for so long ends the job; 0: never"},

@@ -78,6 +78,7 @@ struct Config {
         int64_t cache_pages = 0;
         double prefill_gib = 0.5;
         int64_t micro_batches = 1;
+        int64_t draft_tokens = 0;
         bool prefix_cache = true;
         bool cuda_graphs = true;
         double stall_timeout_s = 60;

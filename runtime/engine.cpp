@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/trace_marks.h"
+#include "runtime/prompt_lookup.h"
 #include "runtime/stop_strings.h"
 
 namespace ferry {
@@ -42,9 +43,9 @@ SchedulerOptions with_room(SchedulerOptions options, const AttentionWorker& work
 
 WorkerLimits worker_limits(const EngineOptions& options) {
     return {.max_tokens = options.scheduler.max_batch_tokens,
-            .max_sequences = options.scheduler.max_batch,
+            .max_sequences = options.scheduler.max_logit_rows(),
             .max_context = options.max_context,
-            .max_logit_rows = options.scheduler.max_batch,
+            .max_logit_rows = options.scheduler.max_logit_rows(),
             .num_pages = options.num_pages,
             .expanded_bytes = options.expanded_bytes,
             .expanded_positions = most_expanded_positions(options),
@@ -62,10 +63,12 @@ struct Engine::Active : Sequence {
     bool started = false;
     std::vector<float> logprobs;
     std::vector<TokenLogprob> top_logprobs;
+    PromptLookup lookup;
+    int64_t num_planned_drafts = 0;  // of the step under way
     Clock::time_point submitted = Clock::now();
     RequestTimings timings;
 
-    int64_t num_generated() const { return static_cast<int64_t>(tokens.size()) - prompt_length; }
+    int64_t num_generated() const { return length() - prompt_length; }
 };
 
 Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
@@ -79,9 +82,9 @@ Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
       pages_(options.num_pages, options.share_prefixes),
       worker_(kernels, model, fabric, experts, worker_limits(options)),
       scheduler_(with_room(options.scheduler, worker_, model.config()), pages_),
-      chooser_(kernels, model.config().vocab_size, options.scheduler.max_batch) {
-    next_keys_.reserve(static_cast<size_t>(options.scheduler.max_batch));
-    sample_inputs_.reserve(static_cast<size_t>(options.scheduler.max_batch));
+      chooser_(kernels, model.config().vocab_size, options.scheduler.max_logit_rows()) {
+    next_keys_.reserve(
+        static_cast<size_t>(options.scheduler.max_batch * (1 + options.scheduler.max_drafts)));
 }
 
 Engine::~Engine() = default;
@@ -170,12 +173,15 @@ bool Engine::step(bool more_coming) {
     last_step_.wanted = static_cast<int64_t>(plan_->logit_rows.size());
     num_computed_tokens_ += static_cast<int64_t>(plan_->tokens.size());
     num_chosen_ = 0;
+    note_drafts();
+    const int64_t num_before = num_generated_tokens_;
     const auto [logits, agreed] =
         worker_.step(plan_->batch(), step_options(num_unfinished() > 0 || more_coming));
     stop_announced_ = (agreed.any & kStopping) != 0;
     choose_tokens(logits.slice_rows(num_chosen_, logits.rows() - num_chosen_), num_chosen_,
                   logits.rows());
     scheduler_.complete();
+    last_step_.chosen = num_generated_tokens_ - num_before;
     trace_marks().sample(num_running(), num_generated_tokens_);
     return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
 }
@@ -212,29 +218,51 @@ AttentionWorker::StepOptions Engine::step_options(bool busy) {
     return options;
 }
 
-// Tokens of logit rows [begin, end) of the step, whose sequences are through with it.
+// Tokens of logit rows [begin, end) of the step. A sequence is through with it at its last row:
+// those before are of drafts, each chosen as if all before it were right.
 void Engine::choose_tokens(const Tensor& logits, int64_t begin, int64_t end) {
     ScopedZone zone(Zone::sample);
-    const auto active = [&](size_t i) -> Active& {
-        return static_cast<Active&>(*plan_->logit_sequences[static_cast<size_t>(begin) + i]);
-    };
-    sample_inputs_.clear();
-    for (size_t i = 0; i < static_cast<size_t>(end - begin); ++i) {
-        scheduler_.complete(active(i));
-        sample_inputs_.push_back(sample_input(active(i)));
-    }
-    chooser_.choose(logits, sample_inputs_,
-                    [&](size_t i, const SampledToken& sampled) { take_token(active(i), sampled); });
+    const std::vector<Sequence*>& sequences = plan_->logit_sequences;
+    const auto first = static_cast<size_t>(begin), last = static_cast<size_t>(end);
+    for (size_t i = first; i < last; ++i)
+        if (sequences[i] != nullptr &&
+            (i + 1 == sequences.size() || sequences[i + 1] != sequences[i]))
+            scheduler_.complete(*sequences[i]);
+    chooser_.choose(
+        logits,
+        [this, first](size_t i) -> std::optional<SampleInput> {
+            const Sequence* sequence = plan_->logit_sequences[first + i];
+            if (sequence == nullptr) return {};
+            const auto row = static_cast<size_t>(plan_->logit_rows[first + i]);
+            return sample_input(static_cast<const Active&>(*sequence), plan_->positions[row] + 1);
+        },
+        [this, first](size_t i, const SampledToken& sampled) {
+            if (Sequence* sequence = plan_->logit_sequences[first + i]; sequence != nullptr)
+                take_token(static_cast<Active&>(*sequence), sampled);
+        });
     num_chosen_ = end;
 }
 
-SampleInput Engine::sample_input(const Active& active) const {
-    const bool may_stop = active.num_generated() >= active.request.sampling.min_tokens;
+// How many drafts the planned step computes.
+void Engine::note_drafts() {
+    const Sequence* last = nullptr;
+    for (Sequence* sequence : plan_->logit_sequences) {
+        if (sequence == last) continue;
+        last = sequence;
+        static_cast<Active*>(sequence)->num_planned_drafts = sequence->num_drafts;
+        num_drafts_ += sequence->num_drafts;
+    }
+}
+
+// For the token after so many.
+SampleInput Engine::sample_input(const Active& active, int64_t length) const {
+    const SamplingParams& sampling = active.request.sampling;
+    const bool may_stop = length - active.prompt_length >= sampling.min_tokens;
     return {.logits = {},
-            .params = active.request.sampling,
+            .params = sampling,
             .id_hash = active.id_hash,
             .sample = active.request.sample,
-            .tokens = active.tokens,
+            .tokens = std::span(active.tokens).first(static_cast<size_t>(length)),
             .num_prompt_tokens = active.prompt_length,
             .banned = may_stop ? std::span<const int32_t>() : active.stop_tokens};
 }
@@ -242,9 +270,8 @@ SampleInput Engine::sample_input(const Active& active) const {
 void Engine::take_token(Active& active, const SampledToken& sampled) {
     const SamplingParams& sampling = active.request.sampling;
     if (sampled.token < 0) {
-        finish(
-            active, FinishReason::error,
-            fmt::format("the model's logits are not finite after {} tokens", active.tokens.size()));
+        finish(active, FinishReason::error,
+               fmt::format("the model's logits are not finite after {} tokens", active.length()));
         return;
     }
     if (active.num_generated() == 0) active.timings.first_token_s = seconds_since(active.submitted);
@@ -253,13 +280,33 @@ void Engine::take_token(Active& active, const SampledToken& sampled) {
         active.top_logprobs.insert(active.top_logprobs.end(), sampled.top.begin(),
                                    sampled.top.end());
     }
-    active.tokens.push_back(sampled.token);
+    const bool was_drafted = active.num_drafts > 0 &&
+                             active.tokens[static_cast<size_t>(active.length())] == sampled.token;
+    if (was_drafted) {
+        --active.num_drafts;
+        ++num_accepted_drafts_;
+    } else {
+        active.lookup.learn(active.num_planned_drafts,
+                            active.num_planned_drafts - active.num_drafts);
+        scheduler_.reject_drafts(active);
+        active.tokens.push_back(sampled.token);
+    }
     ++num_generated_tokens_;
     if (on_choice_) on_choice_(active.request, sampled.token);
     if (append_token(active, sampled.token))
         finish(active, FinishReason::stop);
     else if (active.num_generated() >= sampling.max_tokens)
         finish(active, FinishReason::length);
+    else if (!was_drafted)
+        propose(active);
+}
+
+// Drafts to be computed with the token that was just chosen.
+void Engine::propose(Active& active) {
+    const int64_t most = scheduler_.max_drafts(active);
+    if (most == 0) return;
+    active.num_drafts = drafter_ ? drafter_(active.request, active.tokens, most)
+                                 : active.lookup.extend(active.tokens, most);
 }
 
 // Shows the token's text; true when the token, or a stop string that it completes, ends the
@@ -294,7 +341,8 @@ void Engine::finish(Active& active, FinishReason reason, const std::string& erro
     completion.num_samples = active.request.sampling.n;
     completion.id = active.request.id;
     completion.num_prompt_tokens = active.prompt_length;
-    completion.tokens.assign(active.tokens.begin() + active.prompt_length, active.tokens.end());
+    completion.tokens.assign(active.tokens.begin() + active.prompt_length,
+                             active.tokens.begin() + active.length());
     if (active.stop_strings) {
         completion.text = active.stop_strings->text();
     } else if (tokenizer_) {

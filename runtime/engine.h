@@ -70,12 +70,19 @@ class Engine {
     using TokenHook = std::function<void(const Request& request, int32_t token)>;
     void set_token_hook(TokenHook hook) { on_choice_ = std::move(hook); }
 
-    // Rows of the last step: of prompts (and what is computed again), of generated tokens, and
-    // those of both whose logits were wanted.
+    // Adds at most `max` draft tokens to the end of a request's tokens and returns how many:
+    // instead of PromptLookup. The same bits come of it on the CPU whatever they are.
+    using Drafter =
+        std::function<int64_t(const Request& request, std::vector<int32_t>& tokens, int64_t max)>;
+    void set_drafter(Drafter drafter) { drafter_ = std::move(drafter); }
+
+    // Rows of the last step: of prompts (and what is computed again), of generated tokens and
+    // drafts, and those of both whose logits were wanted; and how many tokens came of it.
     struct StepRows {
         int64_t prompt = 0;
         int64_t generated = 0;
         int64_t wanted = 0;
+        int64_t chosen = 0;
     };
     StepRows last_step() const { return last_step_; }
     // Decode steps that a GPU was given as a whole, or why there are none.
@@ -90,6 +97,9 @@ class Engine {
     int64_t num_generated_tokens() const { return num_generated_tokens_; }
     int64_t num_computed_tokens() const { return num_computed_tokens_; }
     int64_t num_preemptions() const { return scheduler_.num_preemptions(); }
+    // Draft tokens that were computed, and those of them that were right.
+    int64_t num_drafts() const { return num_drafts_; }
+    int64_t num_accepted_drafts() const { return num_accepted_drafts_; }
     const PromptRoom& prompt_room() const { return scheduler_.room(); }
     int64_t num_prefix_hits() const { return pages_.num_found(); }
     const PageAllocator& pages() const { return pages_; }
@@ -98,10 +108,12 @@ class Engine {
   private:
     struct Active;
     std::string refusal(const Request& request) const;
+    void note_drafts();
     AttentionWorker::StepOptions step_options(bool busy);
     void choose_tokens(const Tensor& logits, int64_t begin, int64_t end);
-    SampleInput sample_input(const Active& active) const;
+    SampleInput sample_input(const Active& active, int64_t length) const;
     void take_token(Active& active, const SampledToken& sampled);
+    void propose(Active& active);
     bool append_token(Active& active, int32_t token);
     void finish(Active& active, FinishReason reason, const std::string& error = {});
 
@@ -117,7 +129,6 @@ class Engine {
     int64_t num_chosen_ = 0;          // leading logit rows of it whose tokens are chosen
     TokenChooser chooser_;
     std::vector<int64_t> next_keys_;               // of the rows that the next step may have
-    std::vector<SampleInput> sample_inputs_;       // of the rows that tokens are chosen for
     std::vector<std::unique_ptr<Active>> active_;  // by arrival
     size_t num_started_ = 0;                       // leading ones of active_ that had pages once
     std::vector<Completion> finished_;
@@ -125,9 +136,11 @@ class Engine {
     bool stop_announced_ = false;
     TokenCallback on_token_;
     TokenHook on_choice_;
+    Drafter drafter_;
     StepRows last_step_;
     int64_t next_arrival_ = 0;
     int64_t num_generated_tokens_ = 0;
+    int64_t num_drafts_ = 0, num_accepted_drafts_ = 0;
     int64_t num_computed_tokens_ = 0;
 };
 

@@ -8,8 +8,7 @@ namespace ferry {
 
 bool is_decode_step(const StepBatch& batch) {
     const size_t rows = batch.tokens.size();
-    return rows > 0 && batch.prompt.empty() && batch.generated.size() == rows &&
-           batch.logit_rows.size() == rows;
+    return rows > 0 && batch.prompt.empty() && batch.logit_rows.size() == rows;
 }
 
 int64_t filled_rows(int64_t num_rows) {
@@ -68,7 +67,13 @@ const StepBatch& FilledStep::fill(const StepBatch& batch, int64_t num_rows) {
     std::ranges::copy(batch.tokens, tokens_.begin());
     std::ranges::copy(batch.positions, positions_.begin());
     std::ranges::copy(batch.slots, slots_.begin());
-    std::ranges::copy(batch.generated, generated_.begin());
+    for (const SequenceRows& rows : batch.generated)
+        for (int64_t row = 0; row < rows.num_rows; ++row)
+            generated_[static_cast<size_t>(rows.first_row + row)] = {
+                .first_row = rows.first_row + row,
+                .num_rows = 1,
+                .first_position = rows.first_position + row,
+                .pages = rows.pages};
     for (size_t i = own; i < all; ++i) {
         tokens_[i] = positions_[i] = 0;  // of any row: nothing is made of them
         slots_[i] = kNoSlot;

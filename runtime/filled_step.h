@@ -8,7 +8,8 @@
 
 namespace ferry {
 
-// One next token for each of its sequences, whose logits are wanted: what can be filled up.
+// The next token of each of its sequences, and drafts behind it, whose logits are wanted: what can
+// be filled up.
 bool is_decode_step(const StepBatch& batch);
 
 // Rows that a step of `num_rows` is filled up to: 1, 2, 4, 8, then multiples of 8 up to 128, of 16
@@ -39,6 +40,7 @@ class FilledStep {
     int64_t max_rows() const { return static_cast<int64_t>(tokens_.size()); }
     // The batch, a decode step or empty, with `num_rows` rows, at most max_rows. Those behind the
     // batch's attend to nothing (position -1), are written nowhere (kNoSlot), and have logits too.
+    // Each row is a sequence of its own, as if it had no drafts.
     // Arrays stay where they are from step to step; pages are the batch's.
     const StepBatch& fill(const StepBatch& batch, int64_t num_rows);
 

@@ -56,6 +56,7 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
     options.scheduler = {.max_batch = engine.max_batch,
                          .max_batch_tokens = engine.max_batch_tokens,
                          .max_prefill_chunk = engine.max_prefill_chunk,
+                         .max_drafts = engine.draft_tokens,
                          .num_parts = engine.micro_batches};
     options.expanded_bytes = static_cast<int64_t>(engine.prefill_gib * kGibibyte);
     options.share_prefixes = engine.prefix_cache;

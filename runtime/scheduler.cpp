@@ -19,9 +19,10 @@ Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
     : options_(options),
       pages_(pages),
       room_(options.num_expanded_units, options.num_layers, options.max_batch) {
-    FERRY_CHECK(options.max_batch >= 1 && options.max_batch_tokens >= options.max_batch,
-                "max_batch {} and max_batch_tokens {}", options.max_batch,
-                options.max_batch_tokens);
+    FERRY_CHECK(options.max_batch >= 1 && options.max_batch_tokens >= options.max_batch &&
+                    options.max_drafts >= 0,
+                "max_batch {}, max_batch_tokens {}, max_drafts {}", options.max_batch,
+                options.max_batch_tokens, options.max_drafts);
     const size_t rows = static_cast<size_t>(options.max_batch_tokens);
     const size_t sequences = static_cast<size_t>(options.max_batch);
     for (StepPlan* plan : {&plan_, &ahead_plan_}) {
@@ -30,8 +31,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
         plan->slots.reserve(rows);
         plan->prompt.reserve(sequences);
         plan->generated.reserve(sequences);
-        plan->logit_rows.reserve(sequences);
-        plan->logit_sequences.reserve(sequences);
+        plan->logit_rows.reserve(static_cast<size_t>(options.max_logit_rows()));
+        plan->logit_sequences.reserve(static_cast<size_t>(options.max_logit_rows()));
     }
     running_.reserve(sequences);
     chunks_.reserve(sequences);
@@ -44,8 +45,8 @@ int64_t Scheduler::pages_needed(int64_t max_length) {
 
 void Scheduler::add(Sequence& sequence) {
     FERRY_CHECK(pages_needed(sequence.max_length) <= pages_.num_pages() &&
-                    sequence.prompt_length >= 1 &&
-                    static_cast<int64_t>(sequence.tokens.size()) >= sequence.prompt_length,
+                    sequence.prompt_length >= 1 && sequence.length() >= sequence.prompt_length &&
+                    sequence.num_drafts == 0,
                 "sequence of {} tokens, {} at most, {} pages", sequence.tokens.size(),
                 sequence.max_length, pages_.num_pages());
     sequence.tokens.reserve(static_cast<size_t>(sequence.max_length));
@@ -80,6 +81,7 @@ bool Scheduler::preempt_after(const Sequence& sequence) {
         last->chunk = -1;
     }
     if (last->is_ahead) clear_ahead();
+    reject_drafts(*last);
     release_pages(*last);
     ++last->num_preemptions;
     ++num_preemptions_;
@@ -168,17 +170,33 @@ void Scheduler::clear_ahead() {
     ahead_.clear();
 }
 
-// One row of each sequence that has one left.
+// One row of each sequence that has one left, then their drafts.
 void Scheduler::take_next_tokens(bool prompts_too, int64_t& budget) {
     for (size_t i = 0; i < running_.size(); ++i) {
         Sequence& sequence = *running_[i];
-        const int64_t length = static_cast<int64_t>(sequence.tokens.size());
-        if (length - sequence.num_computed != 1 || sequence.chunk >= 0) continue;
+        if (sequence.length() - sequence.num_computed != 1 || sequence.chunk >= 0) continue;
         if (!prompts_too && sequence.num_computed < sequence.prompt_length) continue;
-        if (!reserve_pages(sequence, length)) break;
+        if (!reserve_pages(sequence, sequence.length())) break;
         plan_chunk(chunk_of(sequence, sequence.num_computed, 1));
         --budget;
     }
+    for (Chunk& chunk : chunks_)
+        if (chunk.end() == chunk.sequence->length()) take_drafts(chunk, budget);
+}
+
+// The drafts behind a chunk that ends with its sequence's last token, as many as there is room for;
+// the others go. A page for each running sequence's next token stays free.
+void Scheduler::take_drafts(Chunk& chunk, int64_t& budget) {
+    Sequence& sequence = *chunk.sequence;
+    int64_t num = std::min(sequence.num_drafts, std::max<int64_t>(budget, 0));
+    const auto num_pages = static_cast<int64_t>(sequence.pages.size());
+    if (pages_needed(chunk.end() + num) - num_pages > pages_.num_available() - num_running())
+        num = std::min(num, num_pages * kPageTokens - chunk.end());
+    sequence.tokens.resize(static_cast<size_t>(chunk.end() + num));
+    sequence.num_drafts = num;
+    reserve_pages(sequence, chunk.end() + num);
+    chunk.num_tokens += num;
+    budget -= num;
 }
 
 const StepPlan& Scheduler::plan_generated() {
@@ -194,10 +212,20 @@ const StepPlan& Scheduler::plan_generated() {
 bool Scheduler::only_generates_next(std::vector<int64_t>& num_keys) const {
     num_keys.clear();
     for (const Sequence* sequence : running_) {
-        const int64_t length = static_cast<int64_t>(sequence->tokens.size());
+        const int64_t length = sequence->length();
         const int64_t end = planned_end(*sequence);
         if (end < length && (end < length - 1 || end < sequence->prompt_length)) return false;
-        if (!ends_with_this_step(*sequence)) num_keys.push_back(end + 1);
+        if (ends_with_this_step(*sequence)) continue;
+        // This step gives one token at least, and one more for each draft that it computes.
+        const int64_t first = end < length ? end + 1 : length + 1;
+        const int64_t num_drafts =
+            std::clamp<int64_t>(sequence->max_length - first - 1, 0, options_.max_drafts);
+        const int64_t last = std::min(std::max(first, end + 1) + num_drafts, sequence->max_length);
+        for (int64_t row = 0; row <= num_drafts; ++row) num_keys.push_back(last - row);
+    }
+    if (const auto most = static_cast<size_t>(options_.max_logit_rows()); num_keys.size() > most) {
+        std::ranges::sort(num_keys, std::greater<>());  // which of them is not known
+        num_keys.resize(most);
     }
     const bool may_start = num_running() < options_.max_batch && pages_.num_available() > 0;
     return waiting_.empty() || !may_start;
@@ -215,7 +243,7 @@ const StepPlan& Scheduler::plan() {
     // Then prompts (and recomputation) of running sequences, then new ones, by arrival.
     extend_last_ahead(budget);
     const auto take_chunk = [&](Sequence& sequence) {
-        const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.num_computed;
+        const int64_t left = sequence.length() - sequence.num_computed;
         const int64_t num = std::min({left, budget, options_.max_prefill_chunk});
         if (num <= 0 || !reserve_pages(sequence, sequence.num_computed + num)) return false;
         plan_chunk(chunk_of(sequence, sequence.num_computed, num));
@@ -224,7 +252,7 @@ const StepPlan& Scheduler::plan() {
     };
     for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
         Sequence& sequence = *running_[i];
-        if (static_cast<int64_t>(sequence.tokens.size()) - sequence.num_computed > 1 &&
+        if (sequence.length() - sequence.num_computed > 1 &&
             planned_end(sequence) == sequence.num_computed && !take_chunk(sequence))
             break;
     }
@@ -262,7 +290,7 @@ int64_t Scheduler::planned_end(const Sequence& sequence) const {
 
 // The token that the planned step gives is the last one.
 bool Scheduler::ends_with_this_step(const Sequence& sequence) const {
-    const int64_t length = static_cast<int64_t>(sequence.tokens.size());
+    const int64_t length = sequence.length();
     return planned_end(sequence) == length && length + 1 >= sequence.max_length;
 }
 
@@ -321,8 +349,10 @@ const StepPlan& Scheduler::plan_ahead() {
 const StepPlan& Scheduler::plan_more_ahead() {
     const bool prompts = !ahead_.empty() && ahead_.front().begin < ahead_.front().prompt_length();
     if (prompts || num_prompt_rows_left() > 0) return ahead_plan_;
+    int64_t budget = options_.max_batch_tokens - num_running();  // for drafts
+    for (const Chunk& chunk : ahead_) budget -= chunk.num_tokens - 1;
     for (Sequence* sequence : running_) {
-        const int64_t length = static_cast<int64_t>(sequence->tokens.size());
+        const int64_t length = sequence->length();
         if (length - sequence->num_computed != 1 || sequence->chunk >= 0 || sequence->is_ahead)
             continue;
         if (pages_needed(length) > static_cast<int64_t>(sequence->pages.size()) &&
@@ -330,6 +360,7 @@ const StepPlan& Scheduler::plan_more_ahead() {
             break;
         reserve_pages(*sequence, length);
         plan_chunk_ahead(chunk_of(*sequence, length - 1, 1));
+        take_drafts(ahead_.back(), budget);
     }
     lay_out_rows(ahead_, ahead_plan_);
     return ahead_plan_;
@@ -340,8 +371,8 @@ void Scheduler::extend_last_ahead(int64_t& budget) {
     if (ahead_.empty()) return;
     const Chunk last = ahead_.back();
     Sequence& sequence = *last.sequence;
-    const int64_t num = std::min({static_cast<int64_t>(sequence.tokens.size()) - last.end(), budget,
-                                  options_.max_prefill_chunk - last.num_tokens});
+    const int64_t num = std::min(
+        {sequence.length() - last.end(), budget, options_.max_prefill_chunk - last.num_tokens});
     if (num <= 0 || !reserve_pages(sequence, last.end() + num)) return;
     if (sequence.chunk >= 0) chunks_[static_cast<size_t>(sequence.chunk)].num_tokens += num;
     budget -= num;
@@ -373,10 +404,13 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
     plan.generated.clear();
     plan.logit_rows.clear();
     plan.logit_sequences.clear();
+    // Of its sequence's last token and the drafts behind it.
     const auto wants_logits = [&](const Chunk& chunk) {
-        if (chunk.end() != static_cast<int64_t>(chunk.sequence->tokens.size())) return;
-        plan.logit_rows.push_back(static_cast<int32_t>(plan.tokens.size()) - 1);
-        plan.logit_sequences.push_back(chunk.sequence);
+        const auto end = static_cast<int64_t>(plan.tokens.size());
+        for (int64_t row = end - (chunk.end() - chunk.sequence->length()) - 1; row < end; ++row) {
+            plan.logit_rows.push_back(static_cast<int32_t>(row));
+            plan.logit_sequences.push_back(chunk.sequence);
+        }
     };
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
@@ -410,6 +444,22 @@ void Scheduler::complete(const Chunk& chunk) {
     publish_prompt_pages(sequence);
 }
 
+void Scheduler::reject_drafts(Sequence& sequence) {
+    if (sequence.num_drafts == 0) return;
+    const int64_t length = sequence.length();
+    sequence.tokens.resize(static_cast<size_t>(length));
+    sequence.num_drafts = 0;
+    sequence.num_computed = std::min(sequence.num_computed, length);
+    forget_logit_rows(sequence);
+    if (sequence.chunk < 0) return;
+    Chunk& chunk = chunks_[static_cast<size_t>(sequence.chunk)];
+    chunk.num_tokens = std::min(chunk.num_tokens, length - chunk.begin);
+}
+
+void Scheduler::forget_logit_rows(const Sequence& sequence) {
+    std::ranges::replace(plan_.logit_sequences, &sequence, nullptr);
+}
+
 void Scheduler::complete(Sequence& sequence) {
     if (sequence.chunk < 0) return;
     Chunk& chunk = chunks_[static_cast<size_t>(sequence.chunk)];
@@ -430,6 +480,7 @@ void Scheduler::finish(Sequence& sequence) {
     if (sequence.chunk >= 0) chunks_[static_cast<size_t>(sequence.chunk)].sequence = nullptr;
     sequence.chunk = -1;
     if (sequence.is_ahead) clear_ahead();
+    forget_logit_rows(sequence);
     release_pages(sequence);
 }
 

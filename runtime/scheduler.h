@@ -4,6 +4,10 @@
 // and fills the rest of its token budget with chunks of prompts, in order of arrival. When pages
 // run out, the sequence that arrived last gives up its pages and is recomputed later (same bits,
 // DESIGN 4.1). The oldest sequence always goes on, so all finish.
+//
+// Speculative decoding (https://arxiv.org/abs/2211.17192): draft tokens behind a sequence's own are
+// computed with its next one, as far as rows and free pages go, and each gives logits too. Those
+// that turn out to be right have taken no step of their own.
 #pragma once
 #include <algorithm>
 #include <deque>
@@ -17,7 +21,8 @@ namespace ferry {
 
 struct Sequence {
     int64_t arrival = 0;          // order of arrival, unique
-    std::vector<int32_t> tokens;  // prompt, then generated
+    std::vector<int32_t> tokens;  // prompt, then generated, then drafts
+    int64_t num_drafts = 0;
     int64_t prompt_length = 0;
     int64_t max_length = 0;  // prompt and generated
 
@@ -31,15 +36,24 @@ struct Sequence {
     int64_t num_prefix_tokens = 0;  // prompt tokens found in the prefix cache at admission
     int64_t chunk = -1;             // of the planned step: which is of this sequence; -1: none
     bool is_ahead = false;          // the next plan begins with some of its tokens
+
+    // Without drafts.
+    int64_t length() const { return static_cast<int64_t>(tokens.size()) - num_drafts; }
 };
 
 struct SchedulerOptions {
     int64_t max_batch = 32;            // running sequences
     int64_t max_batch_tokens = 512;    // rows of one step; at least max_batch
     int64_t max_prefill_chunk = 4096;  // rows of one sequence's prompt in one step
+    int64_t max_drafts = 0;            // of one sequence in one step
     int64_t num_parts = 1;             // micro-batches, into which the rows of a step are cut
     int64_t num_expanded_units = 0;    // PromptRoom, of a model of so many layers
     int64_t num_layers = 0;
+
+    // Most rows of a step whose logits are wanted.
+    int64_t max_logit_rows() const {
+        return std::min(max_batch * (1 + max_drafts), max_batch_tokens);
+    }
 };
 
 // One step's rows, prompt rows first. Arrays are reused from step to step.
@@ -48,8 +62,10 @@ struct StepPlan {
     std::vector<int64_t> slots;
     std::vector<SequenceRows> prompt, generated;
     std::vector<int32_t> logit_rows;
-    std::vector<Sequence*> logit_sequences;  // whose next token each logit row gives
-    int64_t num_begun = 0;                   // leading rows that were planned ahead
+    // Whose next token each logit row gives; null: nobody's, as the sequence is done or the row is
+    // of a draft that is not right.
+    std::vector<Sequence*> logit_sequences;
+    int64_t num_begun = 0;  // leading rows that were planned ahead
 
     StepBatch batch() const;
     bool empty() const { return tokens.empty(); }
@@ -84,6 +100,14 @@ class Scheduler {
     void complete();
     // One sequence of it is done before the others.
     void complete(Sequence& sequence);
+    // Most drafts that may follow a sequence's tokens now: the last of them would give its last
+    // token. They are added to the end of its `tokens`, once the one before is there.
+    int64_t max_drafts(const Sequence& sequence) const {
+        return std::clamp<int64_t>(sequence.max_length - sequence.length() - 1, 0,
+                                   options_.max_drafts);
+    }
+    // Some draft is not right: takes all off, and what was computed of them.
+    void reject_drafts(Sequence& sequence);
     // Takes a sequence out and gives its pages back, wherever it stands.
     void finish(Sequence& sequence);
     // The pages know no prefix any more; no sequence may be unfinished.
@@ -116,6 +140,8 @@ class Scheduler {
     void clear_ahead();
     void complete(const Chunk& chunk);
     void take_next_tokens(bool prompts_too, int64_t& budget);
+    void take_drafts(Chunk& chunk, int64_t& budget);
+    void forget_logit_rows(const Sequence& sequence);
     bool admit(Sequence& sequence);
     bool reserve_pages(Sequence& sequence, int64_t length);
     bool preempt_after(const Sequence& sequence);

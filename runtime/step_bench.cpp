@@ -175,8 +175,8 @@ StepBench::Rows StepBench::rows_of(const StepWorkload& workload, int64_t first_s
 Tensor StepBench::step(const Rows& rows) {
     const Tensor logits = worker_.step(rows.batch()).logits;
     const ScopedZone zone(Zone::sample);
-    chooser_.choose(logits, std::span(greedy_).first(static_cast<size_t>(logits.rows())),
-                    [](size_t, const SampledToken&) {});
+    chooser_.choose(
+        logits, [&](size_t i) { return greedy_[i]; }, [](size_t, const SampledToken&) {});
     return logits;
 }
 

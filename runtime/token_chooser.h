@@ -3,6 +3,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/staging.h"
@@ -17,16 +18,18 @@ class TokenChooser {
     // likely tokens. `kernels` must outlive the chooser.
     TokenChooser(Kernels& kernels, int64_t vocab_size, int64_t max_rows);
 
-    // logits: [rows, vocab] f32 in the memory of the kernels' device; inputs[i] is about row i, its
-    // own `logits` are not looked at. Calls take(i, token) for each in order. Of a GPU's logits
-    // only the tokens and their log-probabilities are copied to the host, unless its kernels do not
-    // sample.
+    // logits: [rows, vocab] f32 in the memory of the kernels' device; input(i) is about row i, its
+    // own `logits` are not looked at; nothing: no token is wanted of it. Calls take(i, token) for
+    // the others in order, on the host before it asks for the next input: a row may come to be
+    // unwanted by what is chosen of one before. Of a GPU's logits only the tokens and their
+    // log-probabilities are copied to the host, unless its kernels do not sample; there all tokens
+    // are chosen first.
+    using Input = std::function<std::optional<SampleInput>(size_t)>;
     using Take = std::function<void(size_t, const SampledToken&)>;
-    void choose(const Tensor& logits, std::span<const SampleInput> inputs, const Take& take);
+    void choose(const Tensor& logits, const Input& input, const Take& take);
 
   private:
-    void choose_on_device(const Tensor& logits, std::span<const SampleInput> inputs,
-                          const Take& take);
+    void choose_on_device(const Tensor& logits, const Input& input, const Take& take);
 
     Sampler sampler_;
     HostView host_logits_;

@@ -138,6 +138,8 @@ class Measurement {
         engine.set_token_hook(
             [&log](const Request& request, int32_t) { log.token(request.index); });
         const int64_t preemptions = engine.num_preemptions();
+        const int64_t drafts = engine.num_drafts();
+        const int64_t accepted_drafts = engine.num_accepted_drafts();
         int64_t last_ns = begin_ns;
         double last_step_s = log.now_s();
         const LoopHooks hooks{.stop_requested = options_.stop_requested,
@@ -170,6 +172,8 @@ class Measurement {
         engine.set_token_hook({});
         report.num_prefix_hits = engine.num_prefix_hits();
         report.num_preemptions = engine.num_preemptions() - preemptions;
+        report.num_drafts = engine.num_drafts() - drafts;
+        report.num_accepted_drafts = engine.num_accepted_drafts() - accepted_drafts;
         return sink.first_error();
     }
 
@@ -185,7 +189,7 @@ class Measurement {
             report.prefill_rows += rows.prompt;
         } else if (rows.generated > 0 && rows.prompt == 0) {
             report.decode_ns += step_ns;
-            report.decode_rows += rows.generated;
+            report.decode_tokens += rows.chosen;
         }
     }
 

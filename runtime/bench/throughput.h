@@ -23,11 +23,13 @@ struct RankReport {
     int64_t in_flight_ns = 0;  // of exchanges (ExchangeTimes)
     int64_t num_steps = 0;
     int64_t prompt_rows = 0, generated_rows = 0, wanted_rows = 0;
-    // Steps with prompt rows only, with generated rows only; the rest is mixed or empty.
+    // Steps with prompt rows only, and of those with generated rows only what came of them; the
+    // rest is mixed or empty.
     int64_t prefill_ns = 0, prefill_rows = 0;
-    int64_t decode_ns = 0, decode_rows = 0;
+    int64_t decode_ns = 0, decode_tokens = 0;
     int64_t num_finished = 0, num_failed = 0, num_wrong_length = 0;
     int64_t num_output_tokens = 0, num_prefix_hits = 0, num_preemptions = 0;
+    int64_t num_drafts = 0, num_accepted_drafts = 0;  // draft tokens computed, and right
     uint64_t outputs = 0;  // sum over requests of a hash of index and tokens
     int64_t weight_bytes = 0, cache_bytes = 0, peak_bytes = 0, resident_bytes = 0;
     MachineSpan machine{};

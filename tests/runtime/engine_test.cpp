@@ -164,7 +164,113 @@ TEST_P(BatchInvariance, NothingAroundARequestChangesABitOfIt) {
         EXPECT_GT(small.num_preemptions(), 3);
     }
 }
+
+// Drafts that are what comes, but for some, in every place: with any number of them, cut by a small
+// budget or for want of pages, and over the two micro-batches that a step has here.
+TEST_P(BatchInvariance, DraftsChangeNoBit) {
+    const std::map<int64_t, Completion> expected = alone();
+    int64_t num_steps_without = 0;
+    for (const int64_t num_drafts : {0, 1, 3, 16})
+        for (const int64_t num_pages : {128, 24}) {
+            SCOPED_TRACE(fmt::format("{} drafts, {} pages", num_drafts, num_pages));
+            Engine engine = make_engine({.scheduler = {.max_batch = kRequests,
+                                                       .max_batch_tokens = 300,
+                                                       .max_prefill_chunk = 64,
+                                                       .max_drafts = num_drafts},
+                                         .num_pages = num_pages});
+            Random random(static_cast<uint64_t>(num_drafts));
+            int64_t num_proposed = 0;
+            engine.set_drafter(
+                [&](const Request& request, std::vector<int32_t>& tokens, int64_t max) {
+                    const std::vector<int32_t>& all = expected.at(request.index).tokens;
+                    const size_t done = tokens.size() - request.prompt_tokens.size();
+                    EXPECT_LT(static_cast<int64_t>(done) + max, request.sampling.max_tokens);
+                    const int64_t num = random.next_u32() % (static_cast<uint32_t>(max) + 1);
+                    for (size_t i = done; i < done + static_cast<size_t>(num); ++i)
+                        tokens.push_back(random.next_u32() % 5 == 0 ? (all[i] + 1) % 256 : all[i]);
+                    num_proposed += num;
+                    return num;
+                });
+            int64_t num_steps = 0;
+            for (Request& request : requests()) engine.submit(std::move(request));
+            for (bool more = true; more; ++num_steps) {
+                more = engine.step();
+                const Engine::StepRows rows = engine.last_step();
+                ASSERT_LE(rows.prompt + rows.generated, 300);
+                ASSERT_LE(rows.chosen, rows.wanted);
+            }
+            std::map<int64_t, Completion> all;
+            for (Completion& completion : engine.take_finished())
+                all.emplace(completion.index, std::move(completion));
+            expect_same(all, expected);
+            EXPECT_EQ(engine.pages().num_held(), 0);
+            EXPECT_LE(engine.num_drafts(), num_proposed);
+            EXPECT_LT(engine.num_accepted_drafts(), std::max<int64_t>(engine.num_drafts(), 1));
+            EXPECT_GE(3 * engine.num_accepted_drafts(), engine.num_drafts());
+            EXPECT_EQ(engine.num_preemptions() > 3, num_pages == 24);
+            if (num_drafts == 0 && num_pages == 128) num_steps_without = num_steps;
+            if (num_drafts >= 3 && num_pages == 128) {
+                EXPECT_LT(3 * num_steps, 2 * num_steps_without);
+            }
+        }
+}
 INSTANTIATE_TEST_SUITE_P(Caches, BatchInvariance, testing::Values(DType::f32, DType::bf16));
+
+// What ends a text ends it within drafts as well.
+TEST_F(EngineTest, DraftsGoNoFurtherThanTheText) {
+    const auto stopping = [&](const std::vector<int32_t>& tokens, int64_t min_tokens) {
+        Request request = this->request(3, 20, 30);
+        if (!tokens.empty()) request.sampling.stop_token_ids = {tokens[9]};
+        request.sampling.min_tokens = min_tokens;
+        return request;
+    };
+    Engine plain = make_engine({});
+    const std::vector<int32_t> tokens = run(plain, {stopping({}, 0)}).at(3).tokens;
+    for (const int64_t min_tokens : {0, 15}) {
+        const Completion expected = run(plain, {stopping(tokens, min_tokens)}).at(3);
+        Engine engine = make_engine({.scheduler = {.max_drafts = 16}});
+        engine.set_drafter([&](const Request&, std::vector<int32_t>& so_far, int64_t max) {
+            const size_t done = so_far.size() - 20;
+            const auto first = static_cast<int64_t>(done);
+            const auto& right = min_tokens == 0 ? tokens : expected.tokens;
+            const int64_t num = std::clamp<int64_t>(std::ssize(right) - first, 0, max);
+            so_far.insert(so_far.end(), right.begin() + first, right.begin() + first + num);
+            return num;
+        });
+        std::vector<int32_t> seen;
+        engine.set_token_hook([&](const Request&, int32_t token) { seen.push_back(token); });
+        const Completion got = run(engine, {stopping(tokens, min_tokens)}).at(3);
+        EXPECT_EQ(got.tokens, expected.tokens);
+        EXPECT_EQ(got.finish_reason, expected.finish_reason);
+        EXPECT_EQ(seen, expected.tokens);
+        EXPECT_EQ(got.logprobs, expected.logprobs);
+        EXPECT_GT(engine.num_accepted_drafts(), 2);
+        EXPECT_EQ(engine.num_generated_tokens(), std::ssize(expected.tokens));
+    }
+}
+
+// A text that repeats itself is found out by prompt lookup.
+TEST_F(EngineTest, PromptLookupSavesSteps) {
+    std::map<int64_t, Completion> expected;
+    int64_t num_steps[2] = {};
+    for (const int64_t num_drafts : {0, 4}) {
+        Engine engine = make_engine(
+            {.scheduler = {.max_batch = 4, .max_batch_tokens = 64, .max_drafts = num_drafts}});
+        for (int64_t i = 0; i < 4; ++i) {
+            Request repeats = request(i, 20, 200);
+            repeats.sampling.repetition_penalty = 0.5;  // what was said before is likelier
+            engine.submit(std::move(repeats));
+        }
+        while (engine.step()) ++num_steps[num_drafts > 0];
+        std::map<int64_t, Completion> all;
+        for (Completion& completion : engine.take_finished())
+            all.emplace(completion.index, std::move(completion));
+        if (num_drafts == 0) expected = all;
+        expect_same(all, expected);
+        EXPECT_EQ(engine.num_accepted_drafts() > 100, num_drafts > 0);
+    }
+    EXPECT_LT(num_steps[1], num_steps[0]);
+}
 
 // The cost of a step follows its tokens: neither the size of the cache nor the requests that wait
 // count.
@@ -263,14 +369,18 @@ TEST_F(EngineTest, MoreLogprobsThanTokensAreAllOfThem) {
 }
 
 TEST_F(EngineTest, StepsDoNotAllocate) {
-    Engine engine = make_engine({.scheduler = {.max_batch = 8, .max_batch_tokens = 64}});
-    for (int64_t i = 0; i < 8; ++i) engine.submit(request(i, 100, 150));
-    for (int i = 0; i < 40; ++i) engine.step();
-    ASSERT_EQ(engine.num_running(), 8);
-    const int64_t before = num_allocations();
-    for (int i = 0; i < 100; ++i) engine.step();
-    EXPECT_EQ(num_allocations() - before, 0);
-    ASSERT_EQ(engine.num_running(), 8);
+    for (const int64_t num_drafts : {0, 4}) {
+        Engine engine = make_engine(
+            {.scheduler = {.max_batch = 8, .max_batch_tokens = 64, .max_drafts = num_drafts}});
+        for (int64_t i = 0; i < 8; ++i) engine.submit(request(i, 100, 600));
+        for (int i = 0; i < 40; ++i) engine.step();
+        ASSERT_EQ(engine.num_running(), 8);
+        const int64_t before = num_allocations();
+        for (int i = 0; i < 100; ++i) engine.step();
+        EXPECT_EQ(num_allocations() - before, 0);
+        ASSERT_EQ(engine.num_running(), 8);
+        EXPECT_EQ(engine.num_accepted_drafts() > 0, num_drafts > 0);
+    }
 }
 
 TEST_F(EngineTest, ChunksOfAPromptDoNotAllocate) {

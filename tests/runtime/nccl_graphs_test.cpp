@@ -49,7 +49,7 @@ std::vector<LayoutOptions> layouts(int num_ranks) {
 // This rank of a small model, over NCCL.
 class Rank {
   public:
-    Rank(const char* family, const LayoutOptions& layout, bool cuda_graphs)
+    Rank(const char* family, const LayoutOptions& layout, bool cuda_graphs, int64_t max_drafts = 0)
         : source_(testing::golden_folder("models/") + family),
           device_(cuda_device(test_world().rank())),
           kernels_(make_cuda_kernels(test_world().rank())),
@@ -59,6 +59,7 @@ class Rank {
           rank_(source_, *kernels_, {}, fabric(), *transport_) {
         EngineOptions options = kOptions;
         options.cuda_graphs = cuda_graphs;
+        options.scheduler.max_drafts = max_drafts;
         if (rank_.fabric().attention_rank() >= 0)
             engine_.emplace(*kernels_, rank_.model(), rank_.fabric(), rank_.experts(), options,
                             std::vector<int32_t>{}, std::nullopt);
@@ -125,12 +126,16 @@ std::vector<Completion> sorted(std::vector<Completion> completions) {
 struct Outcome {
     std::vector<Completion> completions;
     StepGraphs::Counts steps;
+    int64_t num_accepted_drafts = 0;
 };
 
-Outcome run(const char* family, const LayoutOptions& layout, bool cuda_graphs) {
-    Rank rank(family, layout, cuda_graphs);
+// With drafts, if given what came of the requests before.
+Outcome run(const char* family, const LayoutOptions& layout, bool cuda_graphs,
+            const std::vector<Completion>* before = nullptr) {
+    Rank rank(family, layout, cuda_graphs, before != nullptr ? 2 : 0);
     Outcome outcome;
     if (Engine* engine = rank.engine()) {
+        if (before != nullptr) engine->set_drafter(drafts_of(*before));
         EXPECT_EQ(engine->why_no_step_is_repeated(), "");
         const RankFabric& fabric = rank.model().fabric();
         const std::vector<Request> requests = requests_of(fabric.attention_rank());
@@ -149,6 +154,7 @@ Outcome run(const char* family, const LayoutOptions& layout, bool cuda_graphs) {
         }
         EXPECT_EQ(engine->num_unfinished(), 0);
         outcome.completions = sorted(engine->take_finished());
+        outcome.num_accepted_drafts = engine->num_accepted_drafts();
     } else {
         rank.model().experts()->run();
     }
@@ -175,14 +181,17 @@ TEST_P(NcclGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
         const Outcome launched = run(GetParam(), layout, false);
         if (layout.tp_size == 1) one_by_one = launched;
         expect_same_bits(launched.completions, one_by_one.completions);
-        const Outcome repeated = run(GetParam(), layout, true);
+        const bool drafts = layout.tp_size > 1;
+        const Outcome repeated =
+            run(GetParam(), layout, true, drafts ? &one_by_one.completions : nullptr);
+        EXPECT_EQ(world.all_sum(repeated.num_accepted_drafts) > 5, drafts);
         // All ranks alike.
         EXPECT_EQ(launched.steps.recorded, 0);
         for (const int64_t count :
              {repeated.steps.launched, repeated.steps.recorded, repeated.steps.repeated})
             EXPECT_EQ(world.all_max(count), count);
         EXPECT_GE(repeated.steps.recorded, 1);
-        EXPECT_GE(repeated.steps.repeated, 3);
+        EXPECT_GE(repeated.steps.repeated, drafts ? 1 : 3);
         expect_same_bits(repeated.completions, launched.completions);
         if (launched.completions.empty() || layout.tp_size > 1) continue;
         SmallEngine cpu(make_cpu_kernels(1), {.family = GetParam()});

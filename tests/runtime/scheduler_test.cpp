@@ -24,15 +24,30 @@ Sequence make_sequence(int64_t arrival, int64_t prompt, int64_t generate, int32_
     return sequence;
 }
 
-// A token for each of a step's sequences, of which some end. Returns how many.
-size_t generate(Scheduler& scheduler, const std::vector<Sequence*>& sequences, Random& random) {
+// A token for each of the logit rows [begin, end) of a step that counts, of a draft three times in
+// four. Some sequences end; returns how many.
+size_t generate(Scheduler& scheduler, const StepPlan& plan, Random& random, size_t begin = 0,
+                size_t end = SIZE_MAX) {
     size_t num_ended = 0;
-    for (Sequence* sequence : sequences) {
-        sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
-        const bool ends = random.next_u32() % 50 == 0;
-        if (!ends && static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length) continue;
-        scheduler.finish(*sequence);
-        ++num_ended;
+    for (size_t i = begin; i < std::min(end, plan.logit_sequences.size()); ++i) {
+        if (plan.logit_sequences[i] == nullptr) continue;
+        Sequence& sequence = *plan.logit_sequences[i];
+        const bool right = sequence.num_drafts > 0 && random.next_u32() % 4 != 0;
+        if (right) {
+            --sequence.num_drafts;
+        } else {
+            scheduler.reject_drafts(sequence);
+            sequence.tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
+        }
+        if (random.next_u32() % 50 == 0 || sequence.length() >= sequence.max_length) {
+            scheduler.finish(sequence);
+            ++num_ended;
+        } else if (!right) {
+            const auto most = static_cast<uint32_t>(scheduler.max_drafts(sequence));
+            sequence.num_drafts = random.next_u32() % (most + 1);
+            sequence.tokens.resize(sequence.tokens.size() +
+                                   static_cast<size_t>(sequence.num_drafts));
+        }
     }
     return num_ended;
 }
@@ -184,6 +199,62 @@ TEST(Scheduler, ForgetsWhatWasAheadWhenASequenceOfItEnds) {
     EXPECT_EQ(plan.prompt[0].num_rows, 49);  // of c
 }
 
+TEST(Scheduler, DraftsAreComputedWithTheTokenBeforeThem) {
+    PageAllocator pages(3, false);
+    Scheduler scheduler({.max_batch = 2, .max_batch_tokens = 8, .max_drafts = 4}, pages);
+    Sequence a = make_sequence(0, 5, 100), b = make_sequence(1, 1, 4);
+    scheduler.add(a);
+    scheduler.add(b);
+    const StepPlan& plan = scheduler.plan();
+    ASSERT_EQ(plan.logit_sequences, (std::vector<Sequence*>{&a, &b}));
+    scheduler.complete();
+    EXPECT_EQ(scheduler.max_drafts(a), 4);
+    EXPECT_EQ(scheduler.max_drafts(b), 3);  // one token comes of its last row anyway
+    a.tokens.insert(a.tokens.end(), {50, 51, 52, 53, 54});
+    a.num_drafts = 4;
+    b.tokens.insert(b.tokens.end(), {60, 61, 62});
+    b.num_drafts = 2;
+
+    scheduler.plan();
+    EXPECT_EQ(plan.tokens, (std::vector<int32_t>{50, 51, 52, 53, 54, 60, 61, 62}));
+    EXPECT_EQ(plan.logit_rows, (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7}));
+    ASSERT_EQ(plan.generated.size(), 2u);
+    EXPECT_EQ(plan.generated[0].num_rows, 5);
+    scheduler.complete();
+    --a.num_drafts;  // 51 is right, 52 is not
+    scheduler.reject_drafts(a);
+    EXPECT_EQ(a.tokens.back(), 51);
+    EXPECT_EQ(a.num_computed, 7);
+    const std::vector<Sequence*> left{nullptr, nullptr, nullptr, nullptr, nullptr, &b, &b, &b};
+    EXPECT_EQ(plan.logit_sequences, left);
+    a.tokens.insert(a.tokens.end(), {70, 71, 72, 73, 74});
+    a.num_drafts = 4;
+    b.num_drafts = 0;
+    b.tokens.push_back(63);
+
+    // Of drafts as many as the budget leaves, first come first served.
+    Sequence c = make_sequence(2, 40, 4);
+    scheduler.add(c);
+    scheduler.plan();
+    EXPECT_EQ(plan.tokens, (std::vector<int32_t>{70, 71, 72, 73, 74, 63}));
+    scheduler.complete();
+    scheduler.finish(b);
+    scheduler.reject_drafts(a);
+    // A page for the drafts would be the last one, which a running sequence may need.
+    a.tokens.resize(63, 7);
+    a.num_computed = 63;
+    a.num_drafts = 0;
+    scheduler.plan();  // 7 of c
+    EXPECT_EQ(plan.prompt.size(), 1u);
+    scheduler.complete();
+    a.tokens.insert(a.tokens.end(), {80, 81, 82});
+    a.num_drafts = 2;
+    scheduler.plan();
+    EXPECT_EQ(plan.tokens.back(), 80);
+    EXPECT_EQ(a.num_drafts, 0);
+    EXPECT_EQ(a.tokens.back(), 80);
+}
+
 // What was said of the next step holds, whatever tokens came of this one, and though others begin
 // to wait meanwhile; everything finishes all the same.
 TEST(Scheduler, StepsThatOnlyGenerateAreAsWasSaid) {
@@ -191,7 +262,11 @@ TEST(Scheduler, StepsThatOnlyGenerateAreAsWasSaid) {
     for (uint64_t seed = 0; seed < 12; ++seed) {
         Random random(seed);
         PageAllocator pages(12, seed % 2 == 0);
-        Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 40, .max_prefill_chunk = 33},
+        const int64_t max_drafts = seed / 2 % 3 * 3;
+        Scheduler scheduler({.max_batch = 4,
+                             .max_batch_tokens = seed < 6 ? 40 : 12,
+                             .max_prefill_chunk = 33,
+                             .max_drafts = max_drafts},
                             pages);
         std::vector<std::unique_ptr<Sequence>> all;
         size_t done = 0;
@@ -209,20 +284,25 @@ TEST(Scheduler, StepsThatOnlyGenerateAreAsWasSaid) {
             const StepPlan& plan = generates ? scheduler.plan_generated() : scheduler.plan();
             if (generates) {
                 ASSERT_TRUE(plan.prompt.empty());
-                ASSERT_EQ(plan.logit_rows.size(), plan.generated.size());
+                ASSERT_EQ(plan.logit_rows.size(), plan.tokens.size());
+                ASSERT_LE(plan.tokens.size(), num_keys.size());
                 std::multiset<int64_t> left(num_keys.begin(), num_keys.end());
-                for (const SequenceRows& rows : plan.generated) {
-                    ASSERT_EQ(rows.num_rows, 1);
-                    const auto found = left.find(rows.first_position + 1);
+                std::vector<int32_t> positions = plan.positions;
+                std::ranges::sort(positions, std::greater<>());
+                for (const int32_t position : positions) {  // the longest room for the longest
+                    ASSERT_FALSE(left.empty());
+                    const auto found =
+                        max_drafts == 0 ? left.find(position + 1) : std::prev(left.end());
                     ASSERT_NE(found, left.end());
+                    ASSERT_GE(*found, position + 1);
                     left.erase(found);
                 }
             }
             (generates ? num_generating : num_others) += plan.empty() ? 0 : 1;
             generates = scheduler.only_generates_next(num_keys) && !num_keys.empty();
-            const std::vector<Sequence*> next = plan.logit_sequences;
+            ASSERT_TRUE(!generates || num_keys.size() <= (seed < 6 ? 40 : 12));
             scheduler.complete();
-            done += generate(scheduler, next, random);
+            done += generate(scheduler, plan, random);
         }
         EXPECT_EQ(done, kSequences);
         EXPECT_EQ(pages.num_available(), 12);
@@ -236,7 +316,11 @@ TEST(Scheduler, RandomLoadsKeepTheInvariants) {
     for (uint64_t seed = 0; seed < 20; ++seed) {
         Random random(seed);
         PageAllocator pages(10, seed % 2 == 0);
-        Scheduler scheduler({.max_batch = 5, .max_batch_tokens = 40, .max_prefill_chunk = 33},
+        const int64_t max_drafts = seed % 3 * 2;
+        Scheduler scheduler({.max_batch = 5,
+                             .max_batch_tokens = 40,
+                             .max_prefill_chunk = 33,
+                             .max_drafts = max_drafts},
                             pages);
         std::vector<std::unique_ptr<Sequence>> all;
         for (int64_t i = 0; i < 30; ++i) {
@@ -268,21 +352,30 @@ TEST(Scheduler, RandomLoadsKeepTheInvariants) {
             for (const auto* list : {&plan.prompt, &plan.generated})
                 for (const SequenceRows& r : *list) rows += r.num_rows;
             ASSERT_EQ(rows, static_cast<int64_t>(plan.tokens.size()));
-            const std::vector<Sequence*> next = plan.logit_sequences;
             if (looks_ahead) {
                 const int64_t left = scheduler.num_prompt_rows_left();
                 ahead = scheduler.plan_ahead();
                 ASSERT_LE(static_cast<int64_t>(ahead.tokens.size()), std::min<int64_t>(left, 40));
                 for (int64_t slot : ahead.slots) ASSERT_EQ(++slots[slot], 1);
             }
-            scheduler.complete();
-            for (Sequence* sequence : next) {
-                ASSERT_EQ(sequence->num_computed, static_cast<int64_t>(sequence->tokens.size()));
-                sequence->tokens.push_back(static_cast<int32_t>(random.next_u32() % 100));
-                if (static_cast<int64_t>(sequence->tokens.size()) < sequence->max_length) continue;
-                scheduler.finish(*sequence);
-                ++done;
+            // As when one micro-batch is through before the other: its sequences go on ahead.
+            const std::vector<Sequence*>& sequences = plan.logit_sequences;
+            const size_t half = looks_ahead ? sequences.size() / 2 : 0;
+            for (size_t i = 0; i < half; ++i)
+                if (sequences[i + 1] != sequences[i]) scheduler.complete(*sequences[i]);
+            if (half > 0) {
+                done += generate(scheduler, plan, random, 0, half);
+                ahead = scheduler.plan_more_ahead();
+                ASSERT_LE(ahead.tokens.size(), 40u);
+                ASSERT_EQ(std::set<int64_t>(ahead.slots.begin(), ahead.slots.end()).size(),
+                          ahead.slots.size());
             }
+            scheduler.complete();
+            for (size_t i = half; i < sequences.size(); ++i) {
+                if (sequences[i] == nullptr) continue;
+                ASSERT_EQ(sequences[i]->num_computed, std::ssize(sequences[i]->tokens));
+            }
+            done += generate(scheduler, plan, random, half);
         }
         EXPECT_EQ(begun > 0, looks_ahead);
         EXPECT_EQ(done, all.size());
@@ -355,7 +448,6 @@ TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
             const StepPlan& plan = scheduler.plan();
             const auto rows = static_cast<int64_t>(plan.tokens.size());
             memory.expand(plan, plan.num_begun, rows, 0);
-            const std::vector<Sequence*> next = plan.logit_sequences;
             if (looks_ahead) {
                 const StepPlan& ahead = scheduler.plan_ahead();
                 memory.expand(ahead, 0, static_cast<int64_t>(ahead.tokens.size()), 0);
@@ -364,7 +456,7 @@ TEST(Scheduler, ChunksFindWhatEarlierOnesHaveExpanded) {
             memory.expand(plan, rows / 2, rows, 1);
             ASSERT_FALSE(HasFatalFailure()) << "seed " << seed << " step " << step;
             scheduler.complete();
-            done += generate(scheduler, next, random);
+            done += generate(scheduler, plan, random);
             // One that is cancelled takes what the others have ahead with it.
             const auto ahead = std::ranges::find_if(all, [](const auto& s) { return s->is_ahead; });
             if (ahead == all.end() || random.next_u32() % 8 != 0) continue;

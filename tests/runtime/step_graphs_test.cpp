@@ -58,7 +58,20 @@ TEST(FilledStep, RowsBehindTheBatchsBelongToNobody) {
     EXPECT_EQ(step.generated[3].first_position + step.generated[3].num_rows, 0);
     EXPECT_EQ(step.logit_rows[3], 3);
 
+    // A draft is a row of its own.
+    generated.pop_back();
+    generated[1].num_rows = 2;
     StepBatch other = batch;
+    other.generated = generated;
+    ASSERT_TRUE(is_decode_step(other));
+    const StepBatch& split = filled.fill(other, 4);
+    ASSERT_EQ(split.generated.size(), 4u);
+    EXPECT_EQ(split.generated[2].first_row, 2);
+    EXPECT_EQ(split.generated[2].num_rows, 1);
+    EXPECT_EQ(split.generated[2].first_position, 1);
+    EXPECT_EQ(split.generated[2].pages.data(), pages.data());
+
+    other = batch;
     other.prompt = std::span(generated).first(1);
     EXPECT_FALSE(is_decode_step(other));
     other = batch;
@@ -96,7 +109,7 @@ struct Outcome {
     std::vector<Completion> completions;
     std::vector<std::vector<int64_t>> expert_load;  // by MoE layer
     StepGraphs::Counts steps;
-    int64_t num_preemptions = 0;
+    int64_t num_preemptions = 0, num_accepted_drafts = 0;
 };
 
 Request long_request(int64_t index, int64_t prompt, int64_t max_tokens) {
@@ -112,15 +125,20 @@ Request long_request(int64_t index, int64_t prompt, int64_t max_tokens) {
 
 // Requests that end one by one, over the boundary of a page, when there is none left for all of
 // them; and one that comes while they are running.
-Outcome run(bool cuda_graphs) {
-    SmallEngine engine(make_cuda_kernels(0), {.num_pages = 3, .cuda_graphs = cuda_graphs});
+// With drafts, if given what came of them before.
+Outcome run(bool cuda_graphs, const std::vector<Completion>* before = nullptr) {
+    SmallEngine engine(
+        make_cuda_kernels(0),
+        {.num_pages = 3, .max_drafts = before != nullptr ? 2 : 0, .cuda_graphs = cuda_graphs});
+    if (before != nullptr) engine->set_drafter(drafts_of(*before));
     for (int64_t i = 0; i < 2; ++i) engine->submit(long_request(i, 56 + i, 12));
     for (int step = 0; step < 3; ++step) engine->step();
     engine->submit(long_request(2, 4, 7));
     Outcome outcome{.completions = engine.run({}),
                     .expert_load = {},
                     .steps = engine->step_counts(),
-                    .num_preemptions = engine->num_preemptions()};
+                    .num_preemptions = engine->num_preemptions(),
+                    .num_accepted_drafts = engine->num_accepted_drafts()};
     for (int64_t layer = 0; layer < engine.num_moe_layers(); ++layer) {
         const auto load =
             engine.exchange().expert_load(static_cast<int>(engine.first_moe_layer() + layer));
@@ -147,6 +165,19 @@ TEST(StepGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
     EXPECT_GE(repeated.steps.repeated, 4);
     EXPECT_GE(repeated.steps.recorded, 2);
     EXPECT_LE(repeated.steps.recorded, 4);
+}
+
+TEST(StepGraphs, RowsOfDraftsAreRepeatedLikeOthers) {
+    const Outcome plain = run(false);
+    const Outcome drafted = run(true, &plain.completions);
+    ASSERT_EQ(drafted.completions.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+        SCOPED_TRACE(i);
+        EXPECT_EQ(drafted.completions[i].tokens, plain.completions[i].tokens);
+        EXPECT_EQ(drafted.completions[i].logprobs, plain.completions[i].logprobs);
+    }
+    EXPECT_GE(drafted.num_accepted_drafts, 8);
+    EXPECT_GE(drafted.steps.repeated, 1);
 }
 
 // Those that were last in use are kept; the others begin again.
