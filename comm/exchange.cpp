@@ -133,7 +133,7 @@ ExchangeSetup checked(ExchangeSetup setup) {
     FERRY_CHECK(options.dim > 0 && options.topk > 0 && options.max_tokens >= 0);
     FERRY_CHECK(!setup.placements.empty());
     FERRY_CHECK(setup.placements.size() == 1 ||
-                static_cast<int>(setup.placements.size()) == setup.num_layers);
+                static_cast<int>(setup.placements.size()) == setup.num_blocks());
     if (options.num_micro_batches < 1 || options.num_micro_batches > kMaxMicroBatches)
         throw Error(ErrorKind::usage, "exchange: {} micro-batches; 1 to {} can be in flight",
                     options.num_micro_batches, kMaxMicroBatches);

@@ -207,7 +207,12 @@ struct ExchangeSetup {
     // for all, or one per layer; slots per rank may differ between layers.
     int first_layer = 0;
     int num_layers = 1;
+    // Behind those of each step so many exchanges of one layer more, with the next number (drafts).
+    // Between GPUs each step has them; what ranks agree on comes with the layers before.
+    int num_rounds = 0;
     std::vector<Placement> placements{};
+
+    int num_blocks() const { return num_layers + (num_rounds > 0 ? 1 : 0); }
 };
 
 // Collective over all ranks of the transport: opens lanes and connects. Keeps a reference to the

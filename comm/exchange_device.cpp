@@ -98,8 +98,9 @@ class DeviceExpertSide final : public ExpertSide {
         std::vector<MessageHeader> received;  // by attention rank; sized mode
     };
     struct Position {
-        int layer = 0, micro_batch = 0;
+        int layer = 0, micro_batch = 0, round = 0;
     };
+    Position after(Position position) const;
     const ExpertBatch* receive_at(Position position);
     bool begin_step();
     const ExpertBatch* take(Position position);
@@ -335,7 +336,7 @@ void DeviceAttentionSide::close() {
 DeviceExpertSide::DeviceExpertSide(DeviceShared& shared)
     : shared_(shared),
       attention_ranks_(shared.ranks_of_attention()),
-      next_{shared.setup.first_layer, 0},
+      next_{.layer = shared.setup.first_layer},
       pinned_header_(pinned_host_memory(sizeof(MessageHeader))),
       step_done_(shared.device()) {
     const ExchangeOptions& options = shared.setup.options;
@@ -352,7 +353,8 @@ DeviceExpertSide::DeviceExpertSide(DeviceShared& shared)
     counts_ = Buffer(device, slots * sizeof(int32_t));
     offsets_ = Buffer(device, (slots + 1) * sizeof(int64_t));
     position_ = Buffer(device, static_cast<size_t>(max_rows) * sizeof(int32_t));
-    load_ = Buffer(device, slots * static_cast<size_t>(shared.setup.num_layers) * sizeof(int64_t));
+    load_ =
+        Buffer(device, slots * static_cast<size_t>(shared.setup.num_blocks()) * sizeof(int64_t));
     load_on_host_.resize(slots);
 }
 
@@ -405,11 +407,18 @@ const ExpertBatch* DeviceExpertSide::receive() {
     const Position position = next_;
     const ExpertBatch* batch = receive_at(position);
     if (batch == nullptr) return nullptr;
-    next_.micro_batch = (position.micro_batch + 1) % shared_.setup.options.num_micro_batches;
-    if (next_.micro_batch == 0)
-        next_.layer =
-            shared_.is_last_layer(position.layer) ? shared_.setup.first_layer : position.layer + 1;
+    next_ = after(position);
     return batch;
+}
+
+DeviceExpertSide::Position DeviceExpertSide::after(Position position) const {
+    const ExchangeSetup& setup = shared_.setup;
+    const int first_round = setup.first_layer + setup.num_layers;
+    if (position.micro_batch + 1 < setup.options.num_micro_batches)
+        return {position.layer, position.micro_batch + 1, position.round};
+    if (position.layer + 1 < first_round) return {position.layer + 1, 0};
+    const bool another = position.round < setup.num_rounds;
+    return {another ? first_round : setup.first_layer, 0, another ? position.round + 1 : 0};
 }
 
 const ExpertBatch* DeviceExpertSide::receive_at(Position position) {

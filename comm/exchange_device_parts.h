@@ -64,7 +64,7 @@ struct DeviceShared {
     }
     size_t placement_index(int layer) const {
         const int index = layer - setup.first_layer;
-        FERRY_CHECK(index >= 0 && index < setup.num_layers, "layer {} has no experts", layer);
+        FERRY_CHECK(index >= 0 && index < setup.num_blocks(), "layer {} has no experts", layer);
         return setup.placements.size() == 1 ? 0 : static_cast<size_t>(index);
     }
     // The only rank: its blocks stay where they are, both sides have the same ones.

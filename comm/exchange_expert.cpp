@@ -41,7 +41,7 @@ ExpertSideImpl::ExpertSideImpl(ExchangeShared& shared, int expert_rank)
         sums_.resize(static_cast<size_t>(shared.num_threads() * options.dim));
         terms_.resize(static_cast<size_t>(shared.num_threads() * options.topk));
     }
-    load_.assign(shared.setup.num_layers, std::vector<int64_t>(num_slots));
+    load_.assign(shared.setup.num_blocks(), std::vector<int64_t>(num_slots));
     sends_.reserve(layout.num_attention());
 
     // Twice an even share of full bounded slots, or the worst case if that is less; batches beyond

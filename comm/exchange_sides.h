@@ -47,7 +47,7 @@ struct ExchangeShared {
 
     const Placement& placement(int layer) const {
         const int idx = layer - setup.first_layer;
-        FERRY_CHECK(idx >= 0 && idx < setup.num_layers, "layer {} has no experts", layer);
+        FERRY_CHECK(idx >= 0 && idx < setup.num_blocks(), "layer {} has no experts", layer);
         return setup.placements.size() == 1 ? setup.placements[0] : setup.placements[idx];
     }
     // Rows that come back from an expert rank for so many rows and entries.

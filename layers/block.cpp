@@ -3,12 +3,12 @@
 namespace ferry {
 
 Block::Block(WeightLoader& loader, int64_t layer, const ModelPart& part, const Numerics& numerics)
-    : attn_norm_(loader.plain(fmt::format("layers/{}/attn_norm", layer))),
-      ffn_norm_(loader.plain(fmt::format("layers/{}/ffn_norm", layer))),
-      mla_(loader, fmt::format("layers/{}/attn/", layer)),
+    : attn_norm_(loader.plain(block_prefix(loader.config(), layer) + "attn_norm")),
+      ffn_norm_(loader.plain(block_prefix(loader.config(), layer) + "ffn_norm")),
+      mla_(loader, block_prefix(loader.config(), layer) + "attn/"),
       eps_(static_cast<float>(loader.config().norm_eps)) {
     const ModelConfig& c = loader.config();
-    const std::string ffn = fmt::format("layers/{}/ffn/", layer);
+    const std::string ffn = block_prefix(c, layer) + "ffn/";
     if (!c.is_moe_layer(layer)) {
         mlp_.emplace(loader, ffn, c.inter_dim, part, numerics);
         return;

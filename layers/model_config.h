@@ -58,7 +58,13 @@ struct ModelConfig {
 
     bool tie_word_embeddings = false;
 
+    // Of the multi-token-prediction modules that it comes with, those that run: 0 or 1. Its block
+    // counts as layer n_layers.
+    int64_t n_mtp_layers = 0;
+
     bool is_moe_layer(int64_t layer) const { return layer >= n_dense_layers; }
+    int64_t num_blocks() const { return n_layers + n_mtp_layers; }
+    int64_t num_moe_blocks() const { return num_blocks() - n_dense_layers; }
     int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
     int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }
     // (nope + rope)^-1/2, times m(factor, mscale_all_dim)^2 under YaRN.

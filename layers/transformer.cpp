@@ -17,9 +17,9 @@ Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Nume
     const int64_t before = loader.bytes_read();
     if (part.attention) {
         load_vocabulary(loader);
-        blocks_.reserve(static_cast<size_t>(config_.n_layers));
+        blocks_.reserve(static_cast<size_t>(config_.num_blocks()));
     }
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    for (int64_t layer = 0; layer < config_.num_blocks(); ++layer) {
         if (part.attention) {
             const WeightLoader::HeldAlike held_alike(loader, loader.shares().attention);
             blocks_.emplace_back(loader, layer, part, numerics);
@@ -30,8 +30,12 @@ Transformer::Transformer(WeightLoader& loader, const ModelPart& part, const Nume
         if (held.empty() && shared.empty())
             experts_.emplace_back();
         else
-            experts_.emplace_back(loader, fmt::format("layers/{}/ffn/experts/", layer), held,
+            experts_.emplace_back(loader, block_prefix(config_, layer) + "ffn/experts/", held,
                                   shared);
+    }
+    if (part.attention && config_.n_mtp_layers > 0) {
+        const WeightLoader::HeldAlike held_alike(loader, loader.shares().attention);
+        mtp_.emplace(loader, block_prefix(config_, config_.n_layers));
     }
     loader.finish();
     weight_bytes_ = loader.bytes_read() - before;
@@ -54,12 +58,17 @@ void Transformer::load_vocabulary(WeightLoader& loader) {
     head_ = Linear(loader.linear("head", vocab, {0, config_.dim}));
 }
 
-void Transformer::head(Kernels& kernels, Workspace& workspace, const Tensor& h,
+void Transformer::head(Kernels& kernels, Workspace& workspace, const Tensor& h, int64_t layer,
                        const Tensor& logits) const {
     const Workspace::Scope scope(workspace);
     const Tensor x = workspace.take(DType::f32, {h.rows(), h.dim(1)});
-    kernels.rms_norm(h, norm_, static_cast<float>(config_.norm_eps), x);
+    kernels.rms_norm(h, norm_after(layer), static_cast<float>(config_.norm_eps), x);
     head_.forward(kernels, workspace, x, logits);
+}
+
+void Transformer::mtp_input(Kernels& kernels, Workspace& workspace, const Tensor& embedded,
+                            const Tensor& h, int64_t layer, const Tensor& x) const {
+    mtp_->input(kernels, workspace, embedded, h, norm_after(layer), x);
 }
 
 size_t Transformer::workspace_bytes(const ModelConfig& c, const Numerics& numerics, int64_t tokens,

@@ -2,10 +2,12 @@
 // routed experts of an expert rank, or all of it.
 #pragma once
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "layers/block.h"
 #include "layers/experts.h"
+#include "layers/mtp.h"
 
 namespace ferry {
 
@@ -25,8 +27,13 @@ class Transformer {
 
     // [vocabulary slice, dim], f32 or bf16.
     const Tensor& embedding() const { return embedding_.view(); }
-    // logits [rows, vocabulary slice] = head(norm(h)).
-    void head(Kernels& kernels, Workspace& workspace, const Tensor& h, const Tensor& logits) const;
+    // logits [rows, vocabulary slice] = head(norm(h)), h being what comes out of `layer`: the last
+    // one or the multi-token-prediction module's.
+    void head(Kernels& kernels, Workspace& workspace, const Tensor& h, int64_t layer,
+              const Tensor& logits) const;
+    // Of a model with n_mtp_layers: Mtp::input() of rows that come out of `layer`.
+    void mtp_input(Kernels& kernels, Workspace& workspace, const Tensor& embedded, const Tensor& h,
+                   int64_t layer, const Tensor& x) const;
 
     // Workspace for any step of at most `tokens` rows, over contexts of at most `context`
     // positions, with the kernels' kv_expansion().
@@ -39,14 +46,18 @@ class Transformer {
 
   private:
     void load_vocabulary(WeightLoader& loader);
+    const Tensor& norm_after(int64_t layer) const {
+        return layer < config_.n_layers ? norm_.view() : mtp_->head_norm();
+    }
 
     ModelConfig config_;
     ModelPart part_;
     Numerics numerics_;
     OwnedTensor embedding_, norm_;
     Linear head_;
-    std::vector<Block> blocks_;     // empty on a rank without attention
-    std::vector<Experts> experts_;  // per layer; without experts for dense layers
+    std::vector<Block> blocks_;     // of num_blocks(); empty on a rank without attention
+    std::vector<Experts> experts_;  // alike; without experts for dense layers
+    std::optional<Mtp> mtp_;
     int64_t weight_bytes_ = 0;
 };
 

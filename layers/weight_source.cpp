@@ -2,6 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdlib>
+
+#include "base/check.h"
+
 namespace ferry {
 namespace {
 
@@ -14,16 +19,23 @@ class TensorList {
         for (int64_t layer = 0; layer < c_.n_layers; ++layer) add_layer(layer);
         plain("norm", {c_.dim});
         if (!c_.tie_word_embeddings) linear("head", {c_.vocab_size, c_.dim});
+        for (int64_t layer = c_.n_layers; layer < c_.num_blocks(); ++layer) {
+            const std::string prefix = block_prefix(c_, layer);
+            for (const char* name : {"enorm", "hnorm", "head_norm"}) plain(prefix + name, {c_.dim});
+            linear(prefix + "eh_proj", {c_.dim, 2 * c_.dim});
+            add_layer(layer);
+        }
         return std::move(list_);
     }
 
   private:
     void add_layer(int64_t layer) {
-        const std::string prefix = fmt::format("layers/{}/", layer);
+        const std::string prefix = block_prefix(c_, layer);
         plain(prefix + "attn_norm", {c_.dim});
         plain(prefix + "ffn_norm", {c_.dim});
         add_attention(prefix + "attn/");
-        if (c_.is_moe_layer(layer))
+        // A module's block is of the last layer's kind.
+        if (c_.is_moe_layer(std::min(layer, c_.n_layers - 1)))
             add_moe(prefix + "ffn/");
         else
             add_mlp(prefix + "ffn/", c_.inter_dim);
@@ -76,6 +88,20 @@ class TensorList {
 
 std::vector<TensorSpec> model_tensors(const ModelConfig& config) {
     return TensorList(config).build();
+}
+
+std::string block_prefix(const ModelConfig& config, int64_t layer) {
+    return layer < config.n_layers ? fmt::format("layers/{}/", layer)
+                                   : fmt::format("mtp/{}/", layer - config.n_layers);
+}
+
+int64_t layer_of(const ModelConfig& config, const std::string& name) {
+    const int64_t index = std::atoll(name.c_str() + name.find('/') + 1);
+    return name.starts_with("mtp/") ? config.n_layers + index : index;
+}
+
+void WeightSource::add_mtp() {
+    FERRY_CHECK(false, "weights that have no multi-token-prediction module");
 }
 
 bool can_be_int4(const TensorSpec& spec) {

@@ -21,6 +21,7 @@ namespace ferry {
 //   layers/N/ffn/{w1, w2, w3}                              dense layers
 //   layers/N/ffn/gate/{weight, bias}                       MoE layers; bias when has_gate_bias
 //   layers/N/ffn/shared/{w1, w2, w3}, layers/N/ffn/experts/{w1, w2, w3}
+//   mtp/0/{enorm, hnorm, eh_proj, head_norm}, and a block as layers/N/   with n_mtp_layers
 // An fp8 tensor NAME has its scales in NAME_scale: f32 [ceil(out/128), ceil(in/128)], experts first
 // when it has them. Linear weights may be int4x2: [.., out, in / 2] bytes of two values, with
 // scales bf16 [.., out, in / 32].
@@ -33,6 +34,10 @@ struct TensorSpec {
 };
 
 std::vector<TensorSpec> model_tensors(const ModelConfig& config);
+// Where names of a block's tensors begin: "layers/3/", or "mtp/0/" of layer n_layers.
+std::string block_prefix(const ModelConfig& config, int64_t layer);
+// The layer of a tensor of a block.
+int64_t layer_of(const ModelConfig& config, const std::string& name);
 
 // "[4, 128]", for messages.
 std::string describe_shape(std::span<const int64_t> shape);
@@ -68,6 +73,9 @@ class WeightSource {
   public:
     virtual ~WeightSource() = default;
     virtual const ModelConfig& config() const = 0;
+    // From now on config() has the model's multi-token-prediction module, mtp/0/, which must be
+    // there. Not all sources can.
+    virtual void add_mtp();
     // Nothing when there is no tensor of that name.
     virtual std::optional<TensorInfo> find(const std::string& name) const = 0;
     // The box `ranges` (one per dimension) of a tensor as plain row-major elements of its stored

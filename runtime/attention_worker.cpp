@@ -17,7 +17,8 @@ size_t AttentionWorker::workspace_bytes(const ModelConfig& c, const Numerics& nu
     constexpr int64_t kSlack = 256 << 10;
     return Transformer::workspace_bytes(c, numerics, tokens, limits.max_context, limits.expansion,
                                         0) +
-           static_cast<size_t>(4 * tokens * 5 * c.dim + routing + head + kSlack);
+           static_cast<size_t>(4 * tokens * (5 + 3 * c.n_mtp_layers) * c.dim + routing + head +
+                               kSlack);
 }
 
 int64_t AttentionWorker::expanded_unit_bytes(const ModelConfig& config,
@@ -62,6 +63,8 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       rope_table_(make_rope_table(model.config(), limits.max_context, kernels.device())),
       hidden_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       wanted_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().dim}),
+      drafted_(kernels.device(), DType::f32,
+               {model.config().n_mtp_layers > 0 ? limits.max_tokens : 0, model.config().dim}),
       ffn_out_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       combined_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
       logits_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().vocab_size}),
@@ -91,7 +94,7 @@ Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) cons
 }
 
 bool AttentionWorker::works_on_wanted(const ModelConfig& config, int64_t layer) {
-    return layer + 1 == config.n_layers && layer > config.n_dense_layers;
+    return layer + 1 == config.num_blocks() && layer > config.n_dense_layers;
 }
 
 Tensor AttentionWorker::wanted_rows(int micro_batch) const {
@@ -168,17 +171,43 @@ Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& option
         }
     for (int mb = 0; mb < num; ++mb) {
         if (first < num_layers) agreed = finish_exchange(num_layers - 1, mb);
-        const Range rows = run_head(batch.logit_rows, mb);
-        if (!options.logits_ready || mb + 1 == num) continue;
-        ahead_.grow(options.logits_ready(logits_.view().slice_rows(rows.begin, rows.num),
-                                         rows.begin, rows.begin + rows.num));
-        begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
+        const Range rows = run_head(batch.logit_rows, num_layers - 1, mb);
+        if (!options.next_rows || mb + 1 == num) continue;
+        if (options.logits_ready) {
+            ahead_.grow(options.logits_ready(logits_.view().slice_rows(rows.begin, rows.num),
+                                             rows.begin, rows.begin + rows.num));
+            begin_rows(ahead_.slice(), ahead_.slice_rows(), -1);
+        }
         begin_ahead(mb + 1);
     }
     return agreed;
 }
 
+Tensor AttentionWorker::draft(const StepBatch& batch, std::span<const int32_t> rows, bool of_step) {
+    const int64_t layer = model_.config().n_layers;  // the module's block
+    const Tensor h = hidden_.view().slice_rows(0, batch.num_tokens());
+    {
+        ScopedZone zone(Zone::embed);
+        const Tensor before = drafted_.view().slice_rows(0, batch.num_tokens());
+        kernels_.gather_rows(of_step ? hidden_ : wanted_, rows, before);
+        const Workspace::Scope scope(workspace_);
+        const Tensor embedded = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
+        fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_,
+                                              embedded);
+        model_.mtp_input(kernels_, workspace_, embedded, before, of_step ? layer - 1 : layer, h);
+    }
+    micro_batches_.split(batch);
+    for (int mb = 0; mb < micro_batches_.num(); ++mb) start_layer(batch, layer, mb, {});
+    for (int mb = 0; mb < micro_batches_.num(); ++mb) {
+        finish_exchange(layer, mb);
+        run_head(batch.logit_rows, layer, mb);
+    }
+    return logits_.view().slice_rows(0, static_cast<int64_t>(batch.logit_rows.size()));
+}
+
 std::string_view AttentionWorker::why_no_step_is_repeated() const {
+    if (model_.config().n_mtp_layers > 0 && fabric_.layout().num_ranks() > 1)
+        return "what drafts exchange is not";
     if (!fabric_.has_exchange())
         return fabric_.tensor_parallel().size() == 1
                    ? ""
@@ -399,7 +428,7 @@ void AttentionWorker::start_exchange(int64_t layer, int micro_batch, const Tenso
         zone.bytes = 4 * model_.config().dim * model_.config().n_routed_experts;
         block.gate().forward(kernels_, workspace_, x, routing);
     }
-    routing_recorder().add(zone_layer, routing.experts);
+    if (layer < model_.config().n_layers) routing_recorder().add(zone_layer, routing.experts);
     fabric_.exchange().attention()->dispatch(zone_layer, micro_batch, x, routing, say);
     if (block.has_shared()) {
         ScopedZone zone(Zone::shared, zone_layer, micro_batch);
@@ -442,19 +471,19 @@ void AttentionWorker::gather_wanted(std::span<const int32_t> logit_rows, int mic
 }
 
 // Logits of those rows of the step that lie in the micro-batch; returns which logit rows they are.
-Range AttentionWorker::run_head(std::span<const int32_t> logit_rows, int micro_batch) {
+Range AttentionWorker::run_head(std::span<const int32_t> logit_rows, int64_t layer,
+                                int micro_batch) {
     ScopedZone zone(Zone::head, -1, micro_batch);
     zone.bytes = model_.head_bytes();
     const Range wanted = micro_batches_.logit_rows(micro_batch);
-    if (!works_on_wanted(model_.config(), model_.config().n_layers - 1))
-        gather_wanted(logit_rows, micro_batch);
+    if (!works_on_wanted(model_.config(), layer)) gather_wanted(logit_rows, micro_batch);
     const Workspace::Scope scope(workspace_);
     TensorParallel& group = fabric_.tensor_parallel();
     const Tensor all = group.gather_rows(wanted_rows(micro_batch)).rows;
     const int64_t columns =
         vocab_slice(model_.config().vocab_size, model_.part().tp_rank, model_.part().tp_size).num;
     const Tensor local = workspace_.take(DType::f32, {all.rows(), columns});
-    model_.head(kernels_, workspace_, all, local);
+    model_.head(kernels_, workspace_, all, layer, local);
     group.scatter_columns(local, vocab_offsets_,
                           logits_.view().slice_rows(wanted.begin, wanted.num));
     return wanted;

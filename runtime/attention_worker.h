@@ -34,7 +34,7 @@ class AttentionWorker {
                     ExpertWorker* experts, const WorkerLimits& limits);
 
     // Whether a layer's latents are of all rows of a step, and the rest of what it computes only of
-    // those whose logits are wanted: the last layer, unless it is the first MoE layer, where the
+    // those whose logits are wanted: the last block, unless it is the first MoE layer, where the
     // next step's rows begin.
     static bool works_on_wanted(const ModelConfig& config, int64_t layer);
 
@@ -54,9 +54,9 @@ class AttentionWorker {
     bool looks_ahead() const;
 
     // Called in a step that looks ahead: once when all have agreed, for rows with which the next
-    // step begins, at most agreed.max of them on any rank. Then whenever logits of some rows are
-    // there before the others', logits [begin, end) of the step, for the same rows and what follows
-    // them now.
+    // step begins, at most agreed.max of them on any rank. Then, if asked for, whenever logits of
+    // some rows are there before the others', logits [begin, end) of the step, for the same rows
+    // and what follows them now.
     using NextRows = std::function<StepBatch()>;
     using LogitsReady = std::function<StepBatch(const Tensor& logits, int64_t begin, int64_t end)>;
     struct StepOptions {
@@ -78,6 +78,13 @@ class AttentionWorker {
     StepGraphs::Counts step_counts() const {
         return graphs_ != nullptr ? graphs_->counts() : StepGraphs::Counts{};
     }
+
+    // Of a model with n_mtp_layers, after step() or another draft(): logits of the tokens after the
+    // next ones, by layers/mtp.h. `batch` lists rows that came out of it (`rows`; of draft() those
+    // whose logits were wanted, numbered as its logits), with the tokens behind them, as generated
+    // rows at their own places. What it writes are the module's own latents. All attention ranks
+    // together.
+    Tensor draft(const StepBatch& batch, std::span<const int32_t> rows, bool of_step);
 
     // Computes the batch, which may have no rows, and writes its latents to the cache. All
     // attention ranks take every step together.
@@ -120,7 +127,7 @@ class AttentionWorker {
     Agreement finish_exchange(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
     void gather_wanted(std::span<const int32_t> logit_rows, int micro_batch);
-    Range run_head(std::span<const int32_t> logit_rows, int micro_batch);
+    Range run_head(std::span<const int32_t> logit_rows, int64_t layer, int micro_batch);
     Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
     Tensor wanted_rows(int micro_batch) const;
     Tensor residual(int64_t layer, int micro_batch) const;
@@ -137,6 +144,7 @@ class AttentionWorker {
     OwnedTensor rope_table_;
     OwnedTensor hidden_;    // [max_tokens, dim] residual stream
     OwnedTensor wanted_;    // [max_logit_rows, dim] the same of rows whose logits are wanted
+    OwnedTensor drafted_;   // [max_tokens, dim] of rows that drafts are made of
     OwnedTensor ffn_out_;   // [max_tokens, dim] dense MLP or shared experts
     OwnedTensor combined_;  // [max_tokens, dim] routed experts
     OwnedTensor logits_;    // [max_logit_rows, vocab]

@@ -23,6 +23,7 @@ class Checkpoint : public WeightSource {
     ~Checkpoint() override;
 
     const ModelConfig& config() const override { return description_.model; }
+    void add_mtp() override { description_.model.n_mtp_layers = 1; }
     std::optional<TensorInfo> find(const std::string& name) const override;
     void read(const std::string& name, std::span<const Range> ranges, void* dst) override;
 

@@ -83,6 +83,7 @@ DummyWeights::DummyWeights(ModelConfig config, const DummyOptions& options)
         config_.n_layers = options.n_layers;
         config_.n_dense_layers = std::min(config_.n_dense_layers, config_.n_layers);
     }
+    config_.n_mtp_layers = options.mtp ? 1 : 0;
     config_.validate("dummy weights");
 
     const DType plain = options.dtype == DType::f32 ? DType::f32 : DType::bf16;

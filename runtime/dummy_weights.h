@@ -14,6 +14,7 @@ struct DummyOptions {
     DType dtype = DType::bf16;
     Int4Weights int4 = Int4Weights::experts;
     int64_t n_layers = 0;  // fewer layers than the shape has; 0: all
+    bool mtp = false;      // with a multi-token-prediction module
 };
 
 // The value of an element depends on seed, tensor name and position only. Weights have random signs

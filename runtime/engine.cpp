@@ -83,6 +83,8 @@ Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
       worker_(kernels, model, fabric, experts, worker_limits(options)),
       scheduler_(with_room(options.scheduler, worker_, model.config()), pages_),
       chooser_(kernels, model.config().vocab_size, options.scheduler.max_logit_rows()) {
+    if (options.scheduler.max_drafts > 0 && model.config().n_mtp_layers > 0)
+        draft_rounds_.emplace(options.scheduler);
     next_keys_.reserve(
         static_cast<size_t>(options.scheduler.max_batch * (1 + options.scheduler.max_drafts)));
 }
@@ -181,6 +183,7 @@ bool Engine::step(bool more_coming) {
     choose_tokens(logits.slice_rows(num_chosen_, logits.rows() - num_chosen_), num_chosen_,
                   logits.rows());
     scheduler_.complete();
+    if (draft_rounds_) draft();
     last_step_.chosen = num_generated_tokens_ - num_before;
     trace_marks().sample(num_running(), num_generated_tokens_);
     return alone ? num_unfinished() > 0 || more_coming : (agreed.any & kBusy) != 0;
@@ -189,7 +192,11 @@ bool Engine::step(bool more_coming) {
 void Engine::step_idly() {
     FERRY_CHECK(active_.empty());
     settle();
-    if (fabric_.layout().num_ranks() > 1) worker_.step({});
+    if (fabric_.layout().num_ranks() == 1) return;
+    worker_.step({});
+    if (draft_rounds_)
+        for (int64_t round = 0; round < options_.scheduler.max_drafts; ++round)
+            worker_.draft({}, {}, round == 0);
 }
 
 void Engine::settle() {
@@ -211,6 +218,7 @@ AttentionWorker::StepOptions Engine::step_options(bool busy) {
     options.say.max = static_cast<uint32_t>(
         std::min(scheduler_.num_prompt_rows_left(), options_.scheduler.max_batch_tokens));
     options.next_rows = [this] { return scheduler_.plan_ahead().batch(); };
+    if (draft_rounds_) return options;  // generated rows wait for their drafts
     options.logits_ready = [this](const Tensor& logits, int64_t begin, int64_t end) {
         choose_tokens(logits, begin, end);
         return scheduler_.plan_more_ahead().batch();
@@ -249,8 +257,13 @@ void Engine::note_drafts() {
     for (Sequence* sequence : plan_->logit_sequences) {
         if (sequence == last) continue;
         last = sequence;
-        static_cast<Active*>(sequence)->num_planned_drafts = sequence->num_drafts;
-        num_drafts_ += sequence->num_drafts;
+        Active& active = static_cast<Active&>(*sequence);
+        active.num_planned_drafts = active.num_drafts;
+        num_drafts_ += active.num_drafts;
+        if (!on_drafts_ || active.num_drafts == 0) continue;
+        const std::span<const int32_t> tokens = active.tokens;
+        const auto length = static_cast<size_t>(active.length());
+        on_drafts_(active.request, tokens.first(length), tokens.subspan(length));
     }
 }
 
@@ -301,10 +314,26 @@ void Engine::take_token(Active& active, const SampledToken& sampled) {
         propose(active);
 }
 
+// By the model's own module, for the next step. All attention ranks take as many rounds.
+void Engine::draft() {
+    draft_rounds_->begin(*plan_, scheduler_);
+    for (int64_t round = 0; round < options_.scheduler.max_drafts; ++round) {
+        if (round > 0) draft_rounds_->next(scheduler_);
+        const Tensor logits =
+            worker_.draft(draft_rounds_->batch(), draft_rounds_->rows(), round == 0);
+        ScopedZone zone(Zone::sample);
+        chooser_.choose(
+            logits, [this](size_t) { return SampleInput{.logits = {}, .params = greedy_}; },
+            [this](size_t i, const SampledToken& sampled) {
+                draft_rounds_->take(i, std::max(sampled.token, 0));
+            });
+    }
+}
+
 // Drafts to be computed with the token that was just chosen.
 void Engine::propose(Active& active) {
     const int64_t most = scheduler_.max_drafts(active);
-    if (most == 0) return;
+    if (most == 0 || draft_rounds_) return;
     active.num_drafts = drafter_ ? drafter_(active.request, active.tokens, most)
                                  : active.lookup.extend(active.tokens, most);
 }

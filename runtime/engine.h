@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/attention_worker.h"
+#include "runtime/draft_rounds.h"
 #include "runtime/request.h"
 #include "runtime/scheduler.h"
 #include "runtime/token_chooser.h"
@@ -71,10 +72,15 @@ class Engine {
     void set_token_hook(TokenHook hook) { on_choice_ = std::move(hook); }
 
     // Adds at most `max` draft tokens to the end of a request's tokens and returns how many:
-    // instead of PromptLookup. The same bits come of it on the CPU whatever they are.
+    // instead of PromptLookup, where no module of the model drafts. The same bits come of it on the
+    // CPU whatever they are.
     using Drafter =
         std::function<int64_t(const Request& request, std::vector<int32_t>& tokens, int64_t max)>;
     void set_drafter(Drafter drafter) { drafter_ = std::move(drafter); }
+    // Called with a request's tokens so far and the drafts behind them, when there are some.
+    using DraftHook = std::function<void(const Request& request, std::span<const int32_t> tokens,
+                                         std::span<const int32_t> drafts)>;
+    void set_draft_hook(DraftHook hook) { on_drafts_ = std::move(hook); }
 
     // Rows of the last step: of prompts (and what is computed again), of generated tokens and
     // drafts, and those of both whose logits were wanted; and how many tokens came of it.
@@ -114,6 +120,7 @@ class Engine {
     SampleInput sample_input(const Active& active, int64_t length) const;
     void take_token(Active& active, const SampledToken& sampled);
     void propose(Active& active);
+    void draft();
     bool append_token(Active& active, int32_t token);
     void finish(Active& active, FinishReason reason, const std::string& error = {});
 
@@ -137,6 +144,9 @@ class Engine {
     TokenCallback on_token_;
     TokenHook on_choice_;
     Drafter drafter_;
+    DraftHook on_drafts_;
+    const SamplingParams greedy_{};            // of drafts
+    std::optional<DraftRounds> draft_rounds_;  // if the model's own module drafts
     StepRows last_step_;
     int64_t next_arrival_ = 0;
     int64_t num_generated_tokens_ = 0;

@@ -20,6 +20,7 @@ class HfModel : public WeightSource {
     explicit HfModel(std::string directory);
 
     const ModelConfig& config() const override { return description_.model; }
+    void add_mtp() override { description_.model.n_mtp_layers = 1; }
     std::optional<TensorInfo> find(const std::string& name) const override;
     void read(const std::string& name, std::span<const Range> ranges, void* dst) override;
 

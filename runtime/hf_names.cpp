@@ -108,23 +108,14 @@ bool is_shared_with_model(const TensorSpec& mtp_tensor) {
 
 std::vector<TensorSpec> mtp_tensors(const ModelConfig& config, int64_t idx) {
     const std::string prefix = fmt::format("mtp/{}/", idx);
-    const int64_t dim = config.dim;
     std::vector<TensorSpec> list{
-        {.name = prefix + "embed", .shape = {config.vocab_size, dim}},
-        {.name = prefix + "enorm", .shape = {dim}},
-        {.name = prefix + "hnorm", .shape = {dim}},
-        {.name = prefix + "eh_proj", .shape = {dim, 2 * dim}, .is_linear = true},
-        {.name = prefix + "head_norm", .shape = {dim}},
-        {.name = prefix + "head", .shape = {config.vocab_size, dim}, .is_linear = true},
+        {.name = prefix + "embed", .shape = {config.vocab_size, config.dim}},
+        {.name = prefix + "head", .shape = {config.vocab_size, config.dim}, .is_linear = true},
     };
-    ModelConfig block = config;  // one layer of the kind that the module has
-    block.n_layers = 1;
-    block.n_dense_layers = config.n_dense_layers == config.n_layers ? 1 : 0;
-    for (TensorSpec& spec : model_tensors(block)) {
-        if (!spec.name.starts_with("layers/0/")) continue;
-        spec.name = prefix + spec.name.substr(std::string_view("layers/0/").size());
-        list.push_back(std::move(spec));
-    }
+    ModelConfig with_modules = config;
+    with_modules.n_mtp_layers = idx + 1;
+    for (TensorSpec& spec : model_tensors(with_modules))
+        if (spec.name.starts_with(prefix)) list.push_back(std::move(spec));
     return list;
 }
 

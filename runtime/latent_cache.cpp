@@ -7,7 +7,7 @@ namespace ferry {
 LatentCache::LatentCache(Device& device, const ModelConfig& config, const Numerics& numerics,
                          int64_t num_pages)
     : storage_(device, numerics.cache_dtype,
-               {config.n_layers, num_pages, kPageTokens, config.latent_dim()}) {}
+               {config.num_blocks(), num_pages, kPageTokens, config.latent_dim()}) {}
 
 Tensor LatentCache::layer(int64_t index) const {
     const Tensor& all = storage_.view();
@@ -15,7 +15,7 @@ Tensor LatentCache::layer(int64_t index) const {
 }
 
 int64_t LatentCache::page_bytes(const ModelConfig& config, const Numerics& numerics) {
-    return config.n_layers * kPageTokens * config.latent_dim() *
+    return config.num_blocks() * kPageTokens * config.latent_dim() *
            ferry::size_bytes(numerics.cache_dtype);
 }
 

@@ -47,17 +47,22 @@ bool on_gpu(const Config& config) {
     return config.engine.device == Config::Engine::Device::cuda;
 }
 
+SchedulerOptions scheduler_options(const Config& config) {
+    const Config::Engine& engine = config.engine;
+    return {.max_batch = engine.max_batch,
+            .max_batch_tokens = engine.max_batch_tokens,
+            .max_prefill_chunk = engine.max_prefill_chunk,
+            .max_drafts = engine.draft_tokens,
+            .num_parts = engine.micro_batches};
+}
+
 }  // namespace
 
 EngineOptions engine_options(const Config& config, const ModelConfig& model,
                              const Numerics& numerics) {
     const Config::Engine& engine = config.engine;
     EngineOptions options;
-    options.scheduler = {.max_batch = engine.max_batch,
-                         .max_batch_tokens = engine.max_batch_tokens,
-                         .max_prefill_chunk = engine.max_prefill_chunk,
-                         .max_drafts = engine.draft_tokens,
-                         .num_parts = engine.micro_batches};
+    options.scheduler = scheduler_options(config);
     options.expanded_bytes = static_cast<int64_t>(engine.prefill_gib * kGibibyte);
     options.share_prefixes = engine.prefix_cache;
     options.cuda_graphs = engine.cuda_graphs;
@@ -153,7 +158,9 @@ FabricOptions fabric_options(const Config& config, const ModelConfig& model, con
                           .placements = make_placements(config, model, layout, world),
                           .exchange = {},
                           .max_tokens = config.engine.max_batch_tokens,
-                          .max_logit_rows = config.engine.max_batch};
+                          .max_logit_rows = scheduler_options(config).max_logit_rows()};
+    if (model.n_mtp_layers > 0)
+        options.num_draft_rounds = static_cast<int>(config.engine.draft_tokens);
     const Config::Exchange& exchange = config.exchange;
     switch (exchange.dtype) {
         case Config::Exchange::Payload::f32:
@@ -214,7 +221,7 @@ int64_t bytes_to_load(const WeightSource& source, const Layout& layout, const Mo
                 size += elements * static_cast<double>(size_bytes(info->dtype));
             }
         if (spec.is_expert) {
-            const int64_t layer = std::atoll(spec.name.c_str() + spec.name.find('/') + 1);
+            const int64_t layer = layer_of(source.config(), spec.name);
             bytes += size * expert_part(source.config(), part, shares, layer);
             continue;
         }

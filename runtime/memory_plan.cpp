@@ -1,7 +1,6 @@
 #include "runtime/memory_plan.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "base/error.h"
 #include "comm/exchange_kernels.h"
@@ -28,8 +27,7 @@ int64_t weight_bytes(const WeightSource& source, const ModelPart& part, bool on_
         double size = static_cast<double>(size_bytes(widened ? DType::f32 : info->dtype));
         for (const int64_t extent : info->shape) size *= static_cast<double>(extent);
         if (spec.is_expert) {
-            const int64_t layer = std::atoll(spec.name.c_str() + spec.name.find('/') + 1);
-            size *= static_cast<double>(part.experts_of(c, layer).size()) /
+            size *= static_cast<double>(part.experts_of(c, layer_of(c, spec.name)).size()) /
                     static_cast<double>(c.n_routed_experts);
         } else if (spec.name == "embed" || spec.name == "head" ||
                    (spec.is_linear && spec.name.find("/ffn/") != std::string::npos)) {
@@ -193,6 +191,7 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
                              // as they come, and as penalties change them
                              2 * limits.max_logit_rows * c.vocab_size +
                              limits.max_logit_rows * c.dim +
+                             (c.n_mtp_layers > 0 ? limits.max_tokens * c.dim : 0) +
                              limits.max_context * c.qk_rope_head_dim;
         plan.parts.push_back({"activations", 4 * rows});
         plan.parts.push_back(

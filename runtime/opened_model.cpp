@@ -168,6 +168,10 @@ void open_checkpoint(const Config& config, OpenedModel& model) {
     }
 }
 
+bool drafts_by_mtp(const Config& config) {
+    return config.engine.draft_tokens > 0 && config.engine.drafter == Config::Engine::Drafter::mtp;
+}
+
 DType dummy_dtype(Config::Model::Weights dtype, DType published) {
     switch (dtype) {
         case Config::Model::Weights::automatic:
@@ -199,7 +203,8 @@ void open_dummy(const Config& config, OpenedModel& model) {
         shape.config, DummyOptions{.seed = config.model.seed,
                                    .dtype = dummy_dtype(config.model.dtype, shape.weights),
                                    .int4 = int4_weights(config.model.dtype),
-                                   .n_layers = config.model.layers});
+                                   .n_layers = config.model.layers,
+                                   .mtp = drafts_by_mtp(config)});
     model.identity = checksum_line("shape", read_text_file(config.model.dummy, kMaxTextBytes));
 }
 
@@ -215,6 +220,18 @@ bool has_int4(const WeightSource& source) {
         const std::optional<TensorInfo> info = source.find(spec.name);
         return info && info->dtype == DType::int4x2;
     });
+}
+
+void add_mtp(OpenedModel& model) {
+    const ModelConfig& config = model.source->config();
+    if (config.n_layers == config.n_dense_layers)
+        throw Error(ErrorKind::usage, "engine.drafter: mtp is for models with MoE layers");
+    if (!model.source->find("mtp/0/eh_proj"))
+        throw Error(ErrorKind::usage,
+                    "engine.drafter: mtp, but {} has no multi-token-prediction module; "
+                    "prompt_lookup needs none",
+                    model.name);
+    if (config.n_mtp_layers == 0) model.source->add_mtp();
 }
 
 // Whatever reads the latent cache rounds to bf16: attention, and what expands latents to keys and
@@ -276,13 +293,15 @@ OpenedModel open_model(const Config& config) {
         open_checkpoint(config, model);
     else
         open_dummy(config, model);
-    model.weight_bytes = total_bytes(*model.source);
     if (config.engine.device == Config::Engine::Device::cpu) {
         model.cpu = cpu_options(config, *model.source);
         // The same bits, in half the memory.
         if (reads_latents_in_bf16(*model.source, model.cpu))
             model.numerics.cache_dtype = DType::bf16;
     }
+    // After what numerics go by, which drafts must not change.
+    if (drafts_by_mtp(config)) add_mtp(model);
+    model.weight_bytes = total_bytes(*model.source);
     open_texts(config, config.model.path.empty() ? "" : folder_of(config.model.path), model);
     return model;
 }

@@ -171,6 +171,8 @@ std::vector<Placement> chosen_placements(const Config& config, const ModelConfig
 std::vector<Placement> make_placements(const Config& config, const ModelConfig& model,
                                        const Layout& layout, World& world) {
     std::vector<Placement> placements = chosen_placements(config, model, layout, world);
+    if (placements.size() > 1)
+        placements.resize(static_cast<size_t>(model.num_moe_blocks()), placements.back());
     const auto has_copies = [](const Placement& each) {
         return each.num_copies() > each.num_experts();
     };

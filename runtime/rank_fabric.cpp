@@ -23,12 +23,12 @@ RankFabric::RankFabric(const FabricOptions& options, const ModelConfig& model,
             tensor_parallel_ = make_device_tensor_parallel(std::move(tensor_parallel_), kernels,
                                                            options_, members, model);
     }
-    const int64_t num_moe_layers = model.n_layers - model.n_dense_layers;
-    if (num_moe_layers > 0) {
+    if (model.n_layers > model.n_dense_layers) {
         ExchangeSetup setup{.options = options_.exchange,
                             .layout = options_.layout,
                             .first_layer = static_cast<int>(model.n_dense_layers),
-                            .num_layers = static_cast<int>(num_moe_layers),
+                            .num_layers = static_cast<int>(model.n_layers - model.n_dense_layers),
+                            .num_rounds = options_.num_draft_rounds,
                             .placements = options_.placements};
         setup.options.dim = model.dim;
         setup.options.topk = model.n_activated_experts;
@@ -83,7 +83,8 @@ FabricOptions single_rank_fabric(const ModelConfig& model, int64_t max_tokens,
         .layout = make_layout({.mode = LayoutMode::colocated, .tp_size = 1}, node_of_rank),
         .placements = {},
         .exchange = {.num_micro_batches = num_micro_batches, .dtype = DType::f32},
-        .max_tokens = max_tokens};
+        .max_tokens = max_tokens,
+        .num_draft_rounds = static_cast<int>(model.n_mtp_layers)};
     if (model.n_routed_experts > 0)
         options.placements = {contiguous_placement(static_cast<int>(model.n_routed_experts), 1)};
     return options;

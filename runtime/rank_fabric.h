@@ -17,6 +17,7 @@ struct FabricOptions {
     ExchangeOptions exchange;           // dim, topk and max_tokens are filled from model and limits
     int64_t max_tokens = 512;           // rows of one micro-batch of one attention rank
     int64_t max_logit_rows = 32;        // of them
+    int num_draft_rounds = 0;           // of each step, of a model with n_mtp_layers
     // Between GPUs: null where rows go through host memory. Of this rank's tensor-parallel group,
     // too. Must outlive the fabric.
     BlockTransport* blocks = nullptr;

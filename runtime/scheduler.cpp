@@ -31,6 +31,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
         plan->slots.reserve(rows);
         plan->prompt.reserve(sequences);
         plan->generated.reserve(sequences);
+        plan->prompt_sequences.reserve(sequences);
+        plan->generated_sequences.reserve(sequences);
         plan->logit_rows.reserve(static_cast<size_t>(options.max_logit_rows()));
         plan->logit_sequences.reserve(static_cast<size_t>(options.max_logit_rows()));
     }
@@ -402,6 +404,8 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
     plan.slots.clear();
     plan.prompt.clear();
     plan.generated.clear();
+    plan.prompt_sequences.clear();
+    plan.generated_sequences.clear();
     plan.logit_rows.clear();
     plan.logit_sequences.clear();
     // Of its sequence's last token and the drafts behind it.
@@ -415,6 +419,7 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.begin >= sequence.prompt_length) continue;
+        plan.prompt_sequences.push_back(chunk.sequence);
         add_rows(sequence, chunk.begin, std::min(chunk.end(), sequence.prompt_length),
                  chunk.expanded, plan, plan.prompt);
         if (chunk.end() <= sequence.prompt_length) wants_logits(chunk);
@@ -422,6 +427,7 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.end() <= sequence.prompt_length) continue;
+        plan.generated_sequences.push_back(chunk.sequence);
         add_rows(sequence, std::max(chunk.begin, sequence.prompt_length), chunk.end(), {}, plan,
                  plan.generated);
         wants_logits(chunk);
@@ -450,14 +456,15 @@ void Scheduler::reject_drafts(Sequence& sequence) {
     sequence.tokens.resize(static_cast<size_t>(length));
     sequence.num_drafts = 0;
     sequence.num_computed = std::min(sequence.num_computed, length);
-    forget_logit_rows(sequence);
+    replace(plan_.logit_sequences, sequence);
     if (sequence.chunk < 0) return;
     Chunk& chunk = chunks_[static_cast<size_t>(sequence.chunk)];
     chunk.num_tokens = std::min(chunk.num_tokens, length - chunk.begin);
 }
 
-void Scheduler::forget_logit_rows(const Sequence& sequence) {
-    std::ranges::replace(plan_.logit_sequences, &sequence, nullptr);
+// By nobody.
+void Scheduler::replace(std::vector<Sequence*>& list, const Sequence& sequence) {
+    std::ranges::replace(list, &sequence, nullptr);
 }
 
 void Scheduler::complete(Sequence& sequence) {
@@ -480,7 +487,9 @@ void Scheduler::finish(Sequence& sequence) {
     if (sequence.chunk >= 0) chunks_[static_cast<size_t>(sequence.chunk)].sequence = nullptr;
     sequence.chunk = -1;
     if (sequence.is_ahead) clear_ahead();
-    forget_logit_rows(sequence);
+    for (std::vector<Sequence*>* list :
+         {&plan_.logit_sequences, &plan_.prompt_sequences, &plan_.generated_sequences})
+        replace(*list, sequence);
     release_pages(sequence);
 }
 

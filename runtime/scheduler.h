@@ -65,6 +65,8 @@ struct StepPlan {
     // Whose next token each logit row gives; null: nobody's, as the sequence is done or the row is
     // of a draft that is not right.
     std::vector<Sequence*> logit_sequences;
+    // Whose rows those of `prompt` and `generated` are; null: of one that is done.
+    std::vector<Sequence*> prompt_sequences, generated_sequences;
     int64_t num_begun = 0;  // leading rows that were planned ahead
 
     StepBatch batch() const;
@@ -141,7 +143,6 @@ class Scheduler {
     void complete(const Chunk& chunk);
     void take_next_tokens(bool prompts_too, int64_t& budget);
     void take_drafts(Chunk& chunk, int64_t& budget);
-    void forget_logit_rows(const Sequence& sequence);
     bool admit(Sequence& sequence);
     bool reserve_pages(Sequence& sequence, int64_t length);
     bool preempt_after(const Sequence& sequence);
@@ -157,6 +158,7 @@ class Scheduler {
     static void add_rows(const Sequence& sequence, int64_t begin, int64_t end,
                          const ExpandedPrompt& expanded, StepPlan& plan,
                          std::vector<SequenceRows>& list);
+    static void replace(std::vector<Sequence*>& list, const Sequence& sequence);
 
     SchedulerOptions options_;
     PageAllocator& pages_;

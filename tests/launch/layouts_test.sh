@@ -109,6 +109,24 @@ for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 k2-int4 tied fused glm; do
     check 4 default $(layout 3 1 1 2) engine.max_prefill_chunk=5
     check 3 default $(layout 1 2 1 1) exchange.mode=sized
 done
+# The module for multi-token prediction drafts: one exchange more for each draft, of all ranks or of none.
+mtp="engine.draft_tokens=2 engine.drafter=mtp"
+model=$source/tests/golden/data/models/v3
+# shellcheck disable=SC2046,SC2086
+{
+    check 1 default $mtp
+    check 4 default $(layout 3 1 1 2) $mtp engine.max_prefill_chunk=5
+    check 6 default $(layout 2 4 2 2) $mtp exchange.mode=bounded
+    check 3 exchange.dtype=fp8 $mtp engine.micro_batches=3 exchange.mode=sized
+    check 3 default $(layout 1 2 1 2) log.expert_load="$work/v3-load.json"
+    check 4 default $(layout 1 3 1 2) $mtp layout.placement=balanced layout.expert_load="$work/v3-load.json" \
+        layout.redundant_experts=2
+    "$ferry" convert "$model" "$work/v3" --expert-shards 3 2>/dev/null || exit 1
+    model=$work/v3
+    check 5 default $(layout 2 3 2 2) $mtp engine.prefill_gib=0
+    model=$source/tests/golden/data/models/glm
+    check 4 default $(layout 2 2 1 2) $mtp
+}
 model=$source/tests/golden/data/models/v3-bf16
 check 4 "numerics.bf16_activations=true exchange.dtype=bf16" $(layout 2 2 1 2)
 check 3 numerics.bf16_activations=true engine.max_prefill_chunk=5

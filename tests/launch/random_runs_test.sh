@@ -37,7 +37,8 @@ draw_numerics() {
 }
 
 draw_layout() { # ranks, settings
-    local attention batch
+    local attention batch drafter=prompt_lookup
+    case $model in *v3 | *glm) drafter=$(one_of prompt_lookup mtp mtp) ;; esac # those with a module
     ranks=$(one_of 1 2 3 4 5)
     attention=$ranks
     settings=()
@@ -49,7 +50,7 @@ draw_layout() { # ranks, settings
     batch=$(one_of 1 2 5 16)
     settings+=("engine.micro_batches=$(one_of 1 2 3 4)" "exchange.mode=$(one_of auto bounded sized)" "exchange.progress_thread=$(one_of true false)"
         "engine.max_batch=$batch" "engine.max_batch_tokens=$(one_of 16 64 300)" "engine.max_prefill_chunk=$(one_of 1 5 64 512)"
-        "engine.prefix_cache=$(one_of true false)" "engine.prefill_gib=$(one_of 0 0.0001 0.01)" "engine.cache_pages=$(one_of 4 5 8 40)"
+        "engine.drafter=$drafter" "engine.prefix_cache=$(one_of true false)" "engine.prefill_gib=$(one_of 0 0.0001 0.01)" "engine.cache_pages=$(one_of 4 5 8 40)"
         "engine.draft_tokens=$(one_of 0 1 3 16)" "engine.threads=$(one_of 1 2)" "output.sync_interval_s=$(one_of 0 1)")
 }
 

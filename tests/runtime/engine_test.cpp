@@ -12,6 +12,7 @@
 #include "runtime/hf_model.h"
 #include "runtime/rank_model.h"
 #include "tests/support/allocation_count.h"
+#include "tests/support/one_rank_model.h"
 
 namespace ferry {
 namespace {
@@ -26,8 +27,8 @@ class EngineTest : public testing::Test {
     static constexpr int64_t kRequests = 32;
     static constexpr int64_t kMaxTokens = 4096;  // of one step
 
-    explicit EngineTest(const Numerics& numerics = {})
-        : source_(golden_model("v3")),
+    explicit EngineTest(const Numerics& numerics = {}, bool mtp = false)
+        : source_(golden_model("v3"), mtp),
           kernels_(make_cpu_kernels(2)),
           transport_(make_self_transport()),
           rank_(source_, *kernels_, numerics, single_rank_fabric(source_.config(), kMaxTokens, 2),
@@ -111,7 +112,12 @@ class EngineTest : public testing::Test {
         return all;
     }
 
-    HfModel source_;
+    struct Source : HfModel {
+        Source(const std::string& folder, bool mtp) : HfModel(folder) {
+            if (mtp) add_mtp();
+        }
+    };
+    Source source_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Transport> transport_;
     RankModel rank_;
@@ -215,6 +221,59 @@ TEST_P(BatchInvariance, DraftsChangeNoBit) {
         }
 }
 INSTANTIATE_TEST_SUITE_P(Caches, BatchInvariance, testing::Values(DType::f32, DType::bf16));
+
+// The model's own module drafts: whatever it says, the bits are those without; and it says what it
+// does of the same tokens computed anew, though most of its drafts were wrong and taken off before.
+class MtpTest : public EngineTest {
+  protected:
+    MtpTest() : EngineTest({}, true) {}
+};
+
+TEST_F(MtpTest, ChangesNoBitAndDraftsWhatItDoesAnew) {
+    const std::map<int64_t, Completion> expected = alone();
+    OneRankModel anew(source_);
+    for (const int64_t num_pages : {128, 24}) {
+        SCOPED_TRACE(num_pages);
+        Engine engine = make_engine({.scheduler = {.max_batch = kRequests,
+                                                   .max_batch_tokens = 300,
+                                                   .max_prefill_chunk = 64,
+                                                   .max_drafts = 3},
+                                     .num_pages = num_pages,
+                                     .share_prefixes = false});
+        int64_t num_checked = 0, num_full = 0;
+        engine.set_draft_hook([&](const Request& request, std::span<const int32_t> tokens,
+                                  std::span<const int32_t> drafts) {
+            num_full += drafts.size() == 3;
+            if (tokens.size() > 150 || (tokens.size() + drafts.size()) % 16 != 0) return;
+            std::vector<int32_t> again;
+            anew.mtp_logits({tokens.begin(), tokens.end()}, std::ssize(request.prompt_tokens), 512,
+                            std::ssize(drafts) - 1, again);
+            EXPECT_TRUE(std::ranges::equal(again, drafts)) << request.index;
+            ++num_checked;
+        });
+        expect_same(run(engine, requests()), expected);
+        EXPECT_EQ(engine.pages().num_held(), 0);
+        EXPECT_GT(num_checked, 20);
+        EXPECT_GT(num_full, 300);
+        EXPECT_GT(engine.num_drafts(), 3 * num_full);
+        EXPECT_EQ(engine.num_preemptions() > 3, num_pages == 24);
+    }
+}
+
+TEST_F(MtpTest, SharesPrefixesAndDoesNotAllocate) {
+    const std::map<int64_t, Completion> expected = alone();
+    Engine engine = make_engine(
+        {.scheduler = {.max_batch = kRequests, .max_batch_tokens = 300, .max_drafts = 2},
+         .num_pages = 128});
+    expect_same(run(engine, requests()), expected);
+    EXPECT_GT(engine.num_prefix_hits(), 0);
+    for (int64_t i = 0; i < 8; ++i) engine.submit(request(i, 100, 400));
+    for (int i = 0; i < 40; ++i) engine.step();
+    const int64_t before = num_allocations();
+    for (int i = 0; i < 100; ++i) engine.step();
+    EXPECT_EQ(num_allocations() - before, 0);
+    ASSERT_EQ(engine.num_running(), 8);
+}
 
 // What ends a text ends it within drafts as well.
 TEST_F(EngineTest, DraftsGoNoFurtherThanTheText) {

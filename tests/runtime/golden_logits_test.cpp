@@ -118,6 +118,37 @@ TEST(GoldenNorms, OfLatentsHaveAnEpsOfTheirOwn) {
     EXPECT_EQ(eps_of, expected);
 }
 
+// The multi-token-prediction module, and rounds of drafts that go on from its own.
+TEST(GoldenMtp, LogitsAndDraftsAgree) {
+    HfModel source(model_folder("v3"));
+    source.add_mtp();
+    const Golden golden = read_golden(model_folder("v3"));
+    const auto& mtp = golden.json.at("mtp");
+    const GoldenRows expected(model_folder("v3") + "/" + mtp.at("file").get<std::string>(),
+                              golden.json.at("vocab_size"));
+    const std::vector<int64_t> positions = mtp.at("positions");
+    const std::vector<int32_t> golden_drafts = mtp.at("drafts");
+    const GoldenPrompt& prompt = golden.prompts.at(mtp.at("prompt_index").get<size_t>());
+    const auto num_more = std::ssize(golden_drafts) - 1;
+    for (const int micro_batches : {1, 2})
+        for (const int64_t chunk : {3, 512}) {
+            SCOPED_TRACE(fmt::format("chunks of {}, {} micro-batches", chunk, micro_batches));
+            OneRankModel model(source, {}, 1, micro_batches);
+            std::vector<int32_t> drafts;
+            const auto logits =
+                model.mtp_logits(prompt.tokens(), static_cast<int64_t>(prompt.prompt.size()), chunk,
+                                 num_more, drafts);
+            EXPECT_EQ(drafts, golden_drafts);
+            ASSERT_EQ(std::ssize(logits), positions.back() + 1);
+            double largest = 0;
+            for (size_t i = 0; i < positions.size(); ++i)
+                largest =
+                    std::max(largest, largest_difference(logits[static_cast<size_t>(positions[i])],
+                                                         expected.row(static_cast<int64_t>(i))));
+            EXPECT_LT(largest / mtp.at("max_abs_logit").get<double>(), 2e-4);
+        }
+}
+
 class GoldenLogits : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenLogits, AgreeInEveryForm) {

@@ -17,8 +17,9 @@ inline constexpr int64_t kMaxTokens = 64;  // of one step
 
 class SmallModel {
   public:
-    SmallModel(std::unique_ptr<Kernels> kernels, const std::string& family, int64_t max_tokens)
-        : source_(testing::golden_folder("models/") + family),
+    SmallModel(std::unique_ptr<Kernels> kernels, const std::string& family, int64_t max_tokens,
+               bool mtp = false)
+        : source_(testing::golden_folder("models/") + family, mtp),
           kernels_(std::move(kernels)),
           transport_(make_self_transport()),
           blocks_(blocks_of(kernels_->device())),
@@ -42,7 +43,12 @@ class SmallModel {
         return options;
     }
 
-    HfModel source_;
+    struct Source : HfModel {
+        Source(const std::string& folder, bool mtp) : HfModel(folder) {
+            if (mtp) add_mtp();
+        }
+    };
+    Source source_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<BlockTransport> blocks_;
@@ -53,13 +59,14 @@ struct SmallEngineOptions {
     const char* family = "v3";
     int64_t num_pages = 16;
     int64_t max_drafts = 0;
+    bool mtp = false;  // the model's own module drafts
     bool cuda_graphs = true;
 };
 
 class SmallEngine {
   public:
     explicit SmallEngine(std::unique_ptr<Kernels> kernels, const SmallEngineOptions& options = {})
-        : model_(std::move(kernels), options.family, kMaxTokens),
+        : model_(std::move(kernels), options.family, kMaxTokens, options.mtp),
           engine_(model_.kernels(), model_.rank().model(), model_.rank().fabric(),
                   model_.rank().experts(),
                   {.scheduler = {.max_batch = 8,

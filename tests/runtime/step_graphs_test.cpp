@@ -180,6 +180,31 @@ TEST(StepGraphs, RowsOfDraftsAreRepeatedLikeOthers) {
     EXPECT_GE(drafted.steps.repeated, 1);
 }
 
+// The model's own module drafts between steps that are repeated, what it does on the CPU.
+TEST(StepGraphs, AModuleDraftsBetweenThem) {
+    using Drafts = std::vector<std::vector<int32_t>>;
+    const auto run = [](std::unique_ptr<Kernels> kernels, Drafts& drafts) {
+        SmallEngine engine(std::move(kernels), {.max_drafts = 2, .mtp = true});
+        engine->set_draft_hook([&](const Request& request, std::span<const int32_t> tokens,
+                                   std::span<const int32_t> guesses) {
+            drafts.push_back(
+                {static_cast<int32_t>(request.index), static_cast<int32_t>(tokens.size())});
+            drafts.back().insert(drafts.back().end(), guesses.begin(), guesses.end());
+        });
+        for (int64_t i = 0; i < 2; ++i) engine->submit(long_request(i, 60 + i, 9));
+        std::vector<Completion> completions = engine.run({});
+        return std::pair(std::move(completions), engine->step_counts());
+    };
+    Drafts expected_drafts, drafts;
+    const auto [expected, none] = run(make_cpu_kernels(1), expected_drafts);
+    const auto [got, steps] = run(make_cuda_kernels(0), drafts);
+    EXPECT_EQ(drafts, expected_drafts);
+    EXPECT_GT(drafts.size(), 8u);
+    ASSERT_EQ(got.size(), 2u);
+    for (size_t i = 0; i < 2; ++i) EXPECT_EQ(got[i].tokens, expected[i].tokens);
+    EXPECT_GE(steps.repeated, 1);
+}
+
 // Those that were last in use are kept; the others begin again.
 TEST(StepGraphs, AsManyFormsAreKeptAsWasSaid) {
     const auto kernels = make_cuda_kernels(0);

@@ -67,6 +67,66 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
     return result;
 }
 
+std::vector<std::vector<float>> OneRankModel::mtp_logits(const std::vector<int32_t>& tokens,
+                                                         int64_t prompt_length, int64_t chunk,
+                                                         int64_t num_more,
+                                                         std::vector<int32_t>& drafts) {
+    PageAllocator pages(kLimits.num_pages, false);
+    Scheduler scheduler({.max_batch = 1, .max_batch_tokens = chunk, .max_prefill_chunk = chunk},
+                        pages);
+    Sequence sequence;
+    sequence.tokens.assign(tokens.begin(), tokens.end() - 1);
+    sequence.prompt_length = prompt_length;
+    sequence.max_length = static_cast<int64_t>(tokens.size()) + num_more;
+    scheduler.add(sequence);
+    std::vector<std::vector<float>> result;
+    std::vector<int32_t> rows, next;
+    const auto keep = [&](const Tensor& device_logits) {
+        const Tensor logits = host_logits_.of(device_logits);
+        for (int64_t i = 0; i < logits.rows(); ++i)
+            result.emplace_back(logits.row<float>(i), logits.row<float>(i) + vocab_size());
+    };
+    while (sequence.num_computed < std::ssize(sequence.tokens)) {
+        const StepPlan& plan = scheduler.plan();
+        StepBatch batch = plan.batch();
+        worker_.step(batch);
+        rows.resize(plan.tokens.size());
+        std::iota(rows.begin(), rows.end(), 0);
+        next.assign(tokens.begin() + plan.positions.front() + 1,
+                    tokens.begin() + plan.positions.back() + 2);
+        const SequenceRows all{.first_row = 0,
+                               .num_rows = std::ssize(rows),
+                               .first_position = plan.positions.front(),
+                               .pages = sequence.pages};
+        batch.tokens = next;
+        batch.prompt = {};
+        batch.generated = {&all, 1};
+        batch.logit_rows = rows;
+        keep(worker_.draft(batch, rows, true));
+        scheduler.complete();
+    }
+    drafts.clear();
+    for (int64_t round = 0;; ++round) {
+        const std::vector<float>& last = result.back();
+        drafts.push_back(static_cast<int32_t>(std::ranges::max_element(last) - last.begin()));
+        if (round == num_more) return result;
+        const auto position = static_cast<int32_t>(tokens.size()) - 1 + static_cast<int32_t>(round);
+        const int32_t row = round == 0 ? rows.back() : 0, only = 0;
+        const int64_t slot =
+            sequence.pages.at(static_cast<size_t>(position / kPageTokens)) * kPageTokens +
+            position % kPageTokens;
+        const SequenceRows one{
+            .first_row = 0, .num_rows = 1, .first_position = position, .pages = sequence.pages};
+        keep(worker_.draft({.tokens = {&drafts.back(), 1},
+                            .positions = {&position, 1},
+                            .slots = {&slot, 1},
+                            .prompt = {},
+                            .generated = {&one, 1},
+                            .logit_rows = {&only, 1}},
+                           {&row, 1}, false));
+    }
+}
+
 std::vector<int32_t> OneRankModel::greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
                                           int64_t chunk) {
     return greedy_tokens(worker_, kernels_->device(), prompt, num_tokens, kLimits.num_pages, chunk);

@@ -36,6 +36,13 @@ class OneRankModel {
     std::vector<std::vector<float>> logits(const std::vector<int32_t>& tokens,
                                            int64_t prompt_length, int64_t chunk = 512,
                                            int32_t every = 1);
+    // Of a source with its multi-token-prediction module: logits of the second token after each
+    // position but the last one of `tokens`, then those of `num_more` rounds that go on from the
+    // last and from their own best tokens. Leaves the drafts that were chosen, one more than
+    // `num_more`, in `drafts`.
+    std::vector<std::vector<float>> mtp_logits(const std::vector<int32_t>& tokens,
+                                               int64_t prompt_length, int64_t chunk,
+                                               int64_t num_more, std::vector<int32_t>& drafts);
     // The greedy continuation of a prompt.
     std::vector<int32_t> greedy(const std::vector<int32_t>& prompt, int64_t num_tokens,
                                 int64_t chunk = 512);
