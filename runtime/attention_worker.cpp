@@ -207,7 +207,7 @@ Tensor AttentionWorker::draft(const StepBatch& batch, std::span<const int32_t> r
 
 std::string_view AttentionWorker::why_no_step_is_repeated() const {
     if (model_.config().n_mtp_layers > 0 && fabric_.layout().num_ranks() > 1)
-        return "what drafts exchange is not";
+        return "drafts of several ranks are";
     if (!fabric_.has_exchange())
         return fabric_.tensor_parallel().size() == 1
                    ? ""

@@ -226,11 +226,18 @@ void add_mtp(OpenedModel& model) {
     const ModelConfig& config = model.source->config();
     if (config.n_layers == config.n_dense_layers)
         throw Error(ErrorKind::usage, "engine.drafter: mtp is for models with MoE layers");
-    if (!model.source->find("mtp/0/eh_proj"))
+    const std::optional<TensorInfo> projection = model.source->find("mtp/0/eh_proj");
+    if (!projection)
         throw Error(ErrorKind::usage,
                     "engine.drafter: mtp, but {} has no multi-token-prediction module; "
                     "prompt_lookup needs none",
                     model.name);
+    if (const std::optional<ScaleForm> form = scale_form(projection->dtype);
+        form && config.dim % form->columns != 0)
+        throw Error(ErrorKind::usage,
+                    "engine.drafter: mtp, but the halves of {}'s eh_proj, {} columns of {}, have "
+                    "no scales of their own; prompt_lookup needs none",
+                    model.name, config.dim, to_string(projection->dtype));
     if (config.n_mtp_layers == 0) model.source->add_mtp();
 }
 

@@ -5,6 +5,14 @@
 #include "base/check.h"
 
 namespace ferry {
+namespace {
+
+// Rows that were its own are nobody's.
+void forget(std::vector<Sequence*>& list, const Sequence& sequence) {
+    std::ranges::replace(list, &sequence, nullptr);
+}
+
+}  // namespace
 
 StepBatch StepPlan::batch() const {
     return {.tokens = tokens,
@@ -456,15 +464,10 @@ void Scheduler::reject_drafts(Sequence& sequence) {
     sequence.tokens.resize(static_cast<size_t>(length));
     sequence.num_drafts = 0;
     sequence.num_computed = std::min(sequence.num_computed, length);
-    replace(plan_.logit_sequences, sequence);
+    forget(plan_.logit_sequences, sequence);
     if (sequence.chunk < 0) return;
     Chunk& chunk = chunks_[static_cast<size_t>(sequence.chunk)];
     chunk.num_tokens = std::min(chunk.num_tokens, length - chunk.begin);
-}
-
-// By nobody.
-void Scheduler::replace(std::vector<Sequence*>& list, const Sequence& sequence) {
-    std::ranges::replace(list, &sequence, nullptr);
 }
 
 void Scheduler::complete(Sequence& sequence) {
@@ -489,7 +492,7 @@ void Scheduler::finish(Sequence& sequence) {
     if (sequence.is_ahead) clear_ahead();
     for (std::vector<Sequence*>* list :
          {&plan_.logit_sequences, &plan_.prompt_sequences, &plan_.generated_sequences})
-        replace(*list, sequence);
+        forget(*list, sequence);
     release_pages(sequence);
 }
 

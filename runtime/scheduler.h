@@ -158,7 +158,6 @@ class Scheduler {
     static void add_rows(const Sequence& sequence, int64_t begin, int64_t end,
                          const ExpandedPrompt& expanded, StepPlan& plan,
                          std::vector<SequenceRows>& list);
-    static void replace(std::vector<Sequence*>& list, const Sequence& sequence);
 
     SchedulerOptions options_;
     PageAllocator& pages_;

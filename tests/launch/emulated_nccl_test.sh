@@ -47,7 +47,7 @@ run 2 launched --set layout.mode=colocated --set engine.cuda_graphs=false
 mtp=(--set engine.draft_tokens=2 --set engine.drafter=mtp)
 run 2 drafted "${mtp[@]}" --set layout.mode=colocated
 says drafted 'engine.draft_tokens: [1-9][0-9]* drafts were computed'
-says drafted 'steps are launched kernel by kernel, as what drafts exchange is'
+says drafted 'steps are launched kernel by kernel, as drafts of several ranks are'
 run 3 sized --set layout.mode=disaggregated --set layout.attention_ranks=1 --set layout.expert_ranks=2 \
     --set exchange.mode=sized "${mtp[@]}" --set engine.micro_batches=2
 for name in launched drafted sized; do

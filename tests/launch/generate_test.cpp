@@ -248,6 +248,27 @@ TEST(Generate, ModelsThatCannotBeReachedSayWhy) {
                  "File name too long");
 }
 
+TEST(Generate, DraftsAreToldOfAndNeedAModuleWhereOneIsAskedFor) {
+    const auto run = [](std::vector<std::string> more) {
+        std::vector<std::string> command{"generate",
+                                         "--model",
+                                         kDemo,
+                                         "--prompt",
+                                         "It is a truth universally acknowledged, that",
+                                         "--set",
+                                         "sampling.max_tokens=150"};
+        command.insert(command.end(), more.begin(), more.end());
+        return ferry(command);
+    };
+    const ProcessResult plain = run({}), drafted = run({"--set", "engine.draft_tokens=3"});
+    EXPECT_EQ(drafted.exit_code, 0) << drafted.err;
+    EXPECT_EQ(drafted.out, plain.out);
+    EXPECT_THAT(drafted.err, HasSubstr("drafts were computed, "));
+    EXPECT_EQ(plain.err.find("draft"), std::string::npos);
+    expect_error(run({"--set", "engine.draft_tokens=1", "--set", "engine.drafter=mtp"}), 2,
+                 "engine.drafter: mtp, but " + kDemo + " has no multi-token-prediction module");
+}
+
 TEST(Generate, ACacheBeyondTheMachineIsRefused) {
     expect_error(ferry({"generate", "--model", kDemo, "--prompt", "x", "--set",
                         "engine.cache_pages=1000000000"}),
