@@ -46,11 +46,13 @@ run 2 launched --set layout.mode=colocated --set engine.cuda_graphs=false
 # The model's own module drafts, its exchange among the others.
 mtp=(--set engine.draft_tokens=2 --set engine.drafter=mtp)
 run 2 drafted "${mtp[@]}" --set layout.mode=colocated
+run 3 drafted_apart "${mtp[@]}" --set layout.mode=disaggregated --set layout.attention_ranks=2 --set layout.expert_ranks=1 \
+    --set layout.tp_size=1 --set engine.micro_batches=2
 says drafted 'engine.draft_tokens: [1-9][0-9]* drafts were computed'
 says drafted 'steps are launched kernel by kernel, as drafts of several ranks are'
 run 3 sized --set layout.mode=disaggregated --set layout.attention_ranks=1 --set layout.expert_ranks=2 \
     --set exchange.mode=sized "${mtp[@]}" --set engine.micro_batches=2
-for name in launched drafted sized; do
+for name in launched drafted drafted_apart sized; do
     if grep -q 'launched as a whole' "$work/$name.log"; then fail "$name repeated steps: $(cat "$work/$name.log")"; fi
 done
 echo "emulated_nccl_test: ok, every layout wrote the CPU's tokens"
