@@ -9,9 +9,9 @@
 #include <map>
 
 #include "base/random.h"
-#include "runtime/hf_model.h"
 #include "runtime/rank_model.h"
 #include "tests/support/allocation_count.h"
+#include "tests/support/mtp_model.h"
 #include "tests/support/one_rank_model.h"
 
 namespace ferry {
@@ -112,12 +112,7 @@ class EngineTest : public testing::Test {
         return all;
     }
 
-    struct Source : HfModel {
-        Source(const std::string& folder, bool mtp) : HfModel(folder) {
-            if (mtp) add_mtp();
-        }
-    };
-    Source source_;
+    MtpModel source_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Transport> transport_;
     RankModel rank_;

@@ -10,6 +10,7 @@
 #include "runtime/hf_model.h"
 #include "tests/support/golden_models.h"
 #include "tests/support/int4_models.h"
+#include "tests/support/mtp_model.h"
 #include "tests/support/one_rank_model.h"
 
 namespace ferry {
@@ -120,8 +121,7 @@ TEST(GoldenNorms, OfLatentsHaveAnEpsOfTheirOwn) {
 
 // The multi-token-prediction module, and rounds of drafts that go on from its own.
 TEST(GoldenMtp, LogitsAndDraftsAgree) {
-    HfModel source(model_folder("v3"));
-    source.add_mtp();
+    MtpModel source(model_folder("v3"), true);
     const Golden golden = read_golden(model_folder("v3"));
     const auto& mtp = golden.json.at("mtp");
     const GoldenRows expected(model_folder("v3") + "/" + mtp.at("file").get<std::string>(),

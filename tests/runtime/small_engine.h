@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "runtime/engine.h"
-#include "runtime/hf_model.h"
 #include "runtime/rank_model.h"
 #include "tests/support/golden_models.h"
+#include "tests/support/mtp_model.h"
 
 namespace ferry {
 
@@ -43,12 +43,7 @@ class SmallModel {
         return options;
     }
 
-    struct Source : HfModel {
-        Source(const std::string& folder, bool mtp) : HfModel(folder) {
-            if (mtp) add_mtp();
-        }
-    };
-    Source source_;
+    MtpModel source_;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Transport> transport_;
     std::unique_ptr<BlockTransport> blocks_;
