@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,40 +27,68 @@ def hf_config(c):
     return config
 
 
-@torch.no_grad()
-def hf_tensors(model, c):
-    """Rounds the model's own weights in place and returns them under their Hugging Face names."""
-    for p in model.parameters():
-        p.copy_(p.bfloat16().float())
-    for moe in model.moes():
-        # Only differences between biases matter. Non-negative ones choose alike under every form of the group mask.
-        moe.bias.copy_((moe.bias - moe.bias.min()).bfloat16().float())
-    out = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm, "lm_head.weight": model.head}
+def stored(tensors):
+    return {k: v.detach().bfloat16().contiguous().clone() for k, v in tensors.items()}
+
+
+def block_tensors(block, i):
+    """A block's tensors as layer i's, all but the gate's bias."""
+    at, a, out = f"model.layers.{i}.", block.attn, {}
 
     def mlp(name, w13, w2):
         out[name + ".gate_proj.weight"], out[name + ".up_proj.weight"] = w13.chunk(2, 0)
         out[name + ".down_proj.weight"] = w2
 
-    for i, block in enumerate(model.blocks):
-        at, a = f"model.layers.{i}.", block.attn
-        out.update({
-            at + "input_layernorm.weight": block.norm1, at + "post_attention_layernorm.weight": block.norm2,
-            at + "self_attn.q_a_proj.weight": a.wq_a, at + "self_attn.q_a_layernorm.weight": a.q_norm,
-            at + "self_attn.q_b_proj.weight": a.wq_b, at + "self_attn.kv_a_proj_with_mqa.weight": a.wkv_a,
-            at + "self_attn.kv_a_layernorm.weight": a.kv_norm, at + "self_attn.kv_b_proj.weight": a.wkv_b,
-            at + "self_attn.o_proj.weight": a.wo})
-        if i < c["first_k_dense_replace"]:
-            mlp(at + "mlp", block.ffn.w13, block.ffn.w2)
-            continue
-        out[at + "mlp.gate.weight"] = block.ffn.gate
-        mlp(at + "mlp.shared_experts", block.ffn.shared.w13, block.ffn.shared.w2)
-        for e in range(c["n_routed_experts"]):
-            mlp(at + f"mlp.experts.{e}", block.ffn.w13[e], block.ffn.w2[e])
-    out = {k: v.detach().bfloat16().contiguous().clone() for k, v in out.items()}
-    for i, block in enumerate(model.blocks):
-        if i >= c["first_k_dense_replace"]:
-            out[f"model.layers.{i}.mlp.gate.e_score_correction_bias"] = block.ffn.bias.float().clone()
+    out.update({
+        at + "input_layernorm.weight": block.norm1, at + "post_attention_layernorm.weight": block.norm2,
+        at + "self_attn.q_a_proj.weight": a.wq_a, at + "self_attn.q_a_layernorm.weight": a.q_norm,
+        at + "self_attn.q_b_proj.weight": a.wq_b, at + "self_attn.kv_a_proj_with_mqa.weight": a.wkv_a,
+        at + "self_attn.kv_a_layernorm.weight": a.kv_norm, at + "self_attn.kv_b_proj.weight": a.wkv_b,
+        at + "self_attn.o_proj.weight": a.wo})
+    if not hasattr(block.ffn, "gate"):
+        mlp(at + "mlp", block.ffn.w13, block.ffn.w2)
+        return out
+    out[at + "mlp.gate.weight"] = block.ffn.gate
+    mlp(at + "mlp.shared_experts", block.ffn.shared.w13, block.ffn.shared.w2)
+    for e in range(len(block.ffn.w13)):
+        mlp(at + f"mlp.experts.{e}", block.ffn.w13[e], block.ffn.w2[e])
     return out
+
+
+def bias_tensors(block, i):
+    if not hasattr(block.ffn, "gate"):
+        return {}
+    return {f"model.layers.{i}.mlp.gate.e_score_correction_bias": block.ffn.bias.float().clone()}
+
+
+@torch.no_grad()
+def round_weights(model):
+    for p in model.parameters():
+        p.copy_(p.bfloat16().float())
+    for moe in model.moes():
+        # Only differences between biases matter. Non-negative ones choose alike under every form of the group mask.
+        moe.bias.copy_((moe.bias - moe.bias.min()).bfloat16().float())
+
+
+def hf_tensors(model):
+    """Rounds the model's own weights in place and returns them under their Hugging Face names."""
+    round_weights(model)
+    out = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm, "lm_head.weight": model.head}
+    for i, block in enumerate(model.blocks):
+        out.update(block_tensors(block, i))
+    out = stored(out)
+    for i, block in enumerate(model.blocks):
+        out.update(bias_tensors(block, i))
+    return out
+
+
+def mtp_tensors(module, i):
+    """The same of the multi-token-prediction module, as layer i."""
+    round_weights(module)
+    at = f"model.layers.{i}."
+    out = {at + "enorm.weight": module.enorm, at + "hnorm.weight": module.hnorm, at + "eh_proj.weight": module.eh_proj,
+           at + "shared_head.norm.weight": module.head_norm}
+    return {**stored({**out, **block_tensors(module.block, i)}), **bias_tensors(module.block, i)}
 
 
 def write_json(folder, name, value):
@@ -70,7 +99,7 @@ def write_json(folder, name, value):
 
 def write_model(model, c, folder):
     os.makedirs(folder, exist_ok=True)
-    tensors = hf_tensors(model, c)
+    tensors = hf_tensors(model)
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     shards, size = [{}], 0
     for name, tensor in tensors.items():
@@ -92,6 +121,26 @@ def write_model(model, c, folder):
         tokenizer_class="PreTrainedTokenizerFast", bos_token=demo_text.BOS, eos_token=demo_text.EOS,
         pad_token=demo_text.PAD, add_bos_token=True, add_eos_token=False, clean_up_tokenization_spaces=False,
         model_max_length=c["max_position_embeddings"], chat_template=demo_text.CHAT_TEMPLATE))
+
+
+def add_mtp(module, c, model, folder):
+    """The Hugging Face folder `model` with the module in one more shard, the others' bytes unchanged -> folder."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(model, "model.safetensors.index.json"), encoding="utf-8") as f:
+        index = json.load(f)
+    old = sorted(set(index["weight_map"].values()))
+    new = {file: f"model-{i + 1:05d}-of-{len(old) + 1:05d}.safetensors" for i, file in enumerate([*old, None])}
+    for name in os.listdir(model):
+        shutil.copyfile(os.path.join(model, name), os.path.join(folder, new.get(name, name)))
+    tensors = mtp_tensors(module, c["num_hidden_layers"])
+    save_file(tensors, os.path.join(folder, new[None]), metadata={"format": "pt"})
+    os.chmod(os.path.join(folder, new[None]), 0o644)
+    index["metadata"]["total_size"] += sum(t.numel() * t.element_size() for t in tensors.values())
+    index["weight_map"] = {name: new[file] for name, file in index["weight_map"].items()}
+    index["weight_map"].update({name: new[None] for name in tensors})
+    write_json(folder, "model.safetensors.index.json", index)
+    with open(os.path.join(model, "config.json"), encoding="utf-8") as f:
+        write_json(folder, "config.json", {**json.load(f), "num_nextn_predict_layers": 1})
 
 
 def write_curve(log, final, folder):

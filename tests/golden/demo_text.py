@@ -118,10 +118,10 @@ def conversations(chapters_, rng):
 class Data:
     """Token streams. Windows of an epoch do not overlap; where documents begin changes from epoch to epoch."""
 
-    def __init__(self, work, chat_share=0.2):
+    def __init__(self, work, chat_share=0.2, tokenizer=None):
         from tokenizers import Tokenizer
 
-        self.tokenizer = Tokenizer.from_file(os.path.join(work, "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(tokenizer or os.path.join(work, "tokenizer.json"))
         with open(os.path.join(work, "corpus.json"), encoding="utf-8") as f:
             corpus = json.load(f)
         self.chapters, self.chat_share = corpus["train"], chat_share

@@ -5,6 +5,8 @@
   train_demo.py train   --work DIR --minutes M     training (stop it at any time; it resumes from DIR/demo.ckpt)
   train_demo.py export  --work DIR --out OUT       Hugging Face form, loss picture and loss.csv -> OUT
 
+train_demo_mtp.py adds the multi-token-prediction module.
+
 The corpus is Jane Austen's six novels (public domain), from Debian's r-cran-janeaustenr (needs Rscript).
 The forward pass is the mathematics of DeepSeek-V3 in f32; make_demo_golden.py holds it against Transformers.
 """
@@ -120,7 +122,7 @@ class Attention(nn.Module):
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.cat([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, cos, sin, mask=None):
         b, t, _ = x.shape
         q = F.linear(F.rms_norm(F.linear(x, self.wq_a), (self.wq_a.shape[0],), self.q_norm, self.eps), self.wq_b)
         q_nope, q_pe = q.view(b, t, self.heads, -1).transpose(1, 2).split([self.nope, self.rope], -1)
@@ -130,7 +132,8 @@ class Attention(nn.Module):
         k_pe = self.rotate(k_pe.unsqueeze(1), cos, sin).expand(-1, self.heads, -1, -1)
         q = torch.cat([q_nope, self.rotate(q_pe, cos, sin)], -1)
         k = torch.cat([k_nope, k_pe], -1)
-        o = F.scaled_dot_product_attention(q, k, v.contiguous(), is_causal=True, scale=self.scale)
+        o = F.scaled_dot_product_attention(q, k, v.contiguous(), attn_mask=mask, is_causal=mask is None,
+                                           scale=self.scale)
         return F.linear(o.transpose(1, 2).reshape(b, t, -1), self.wo)
 
 
@@ -186,9 +189,9 @@ class Block(nn.Module):
         self.ffn = Mlp(d, c["intermediate_size"], c["num_hidden_layers"]) if dense else Moe(c)
         self.eps = c["rms_norm_eps"]
 
-    def forward(self, x, cos, sin, dropout):
+    def forward(self, x, cos, sin, dropout, mask=None):
         norm = lambda x, w: F.rms_norm(x, (x.shape[-1],), w, self.eps)
-        x = x + F.dropout(self.attn(norm(x, self.norm1), cos, sin), dropout, self.training)
+        x = x + F.dropout(self.attn(norm(x, self.norm1), cos, sin, mask), dropout, self.training)
         return x + F.dropout(self.ffn(norm(x, self.norm2)), dropout, self.training)
 
 
@@ -202,13 +205,16 @@ class Model(nn.Module):
         self.head = weight(c["vocab_size"], c["hidden_size"], std=0.5 * c["hidden_size"] ** -0.5)
         self.register_buffer("freq", yarn_frequencies(c), persistent=False)
 
-    def forward(self, ids):
+    def hidden(self, ids):
         angle = torch.arange(ids.shape[1])[:, None] * self.freq
         cos, sin = angle.cos(), angle.sin()
         x = F.dropout(F.embedding(ids, self.embed), self.dropout, self.training)
         for block in self.blocks:
             x = block(x, cos, sin, self.dropout)
-        return F.linear(F.rms_norm(x, (x.shape[-1],), self.norm, self.c["rms_norm_eps"]), self.head)
+        return F.rms_norm(x, (x.shape[-1],), self.norm, self.c["rms_norm_eps"])
+
+    def forward(self, ids):
+        return F.linear(self.hidden(ids), self.head)
 
     def moes(self):
         return [b.ffn for b in self.blocks if isinstance(b.ffn, Moe)]

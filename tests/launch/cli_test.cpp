@@ -228,7 +228,7 @@ class ConvertTest : public ::testing::Test {
 
 TEST_F(ConvertTest, BrokenInputEndsWith3AndLeavesNothing) {
     copy_demo();
-    const std::string file = hf_ + "/model-00002-of-00002.safetensors";
+    const std::string file = hf_ + "/model-00002-of-00003.safetensors";
     const std::string whole = read_file(file);
     // Every refusal names the file and, where there is one, the tensor.
     const auto refused = [&](const std::string& bytes, const std::string& part,
@@ -236,7 +236,7 @@ TEST_F(ConvertTest, BrokenInputEndsWith3AndLeavesNothing) {
         write_file(file, bytes);
         const ProcessResult result = convert();
         expect_error(result, 3, part);
-        EXPECT_THAT(result.err, HasSubstr("model-00002-of-00002.safetensors"));
+        EXPECT_THAT(result.err, HasSubstr("model-00002-of-00003.safetensors"));
         EXPECT_THAT(result.err, HasSubstr(tensor));
         EXPECT_TRUE(contents(out_).empty());
     };

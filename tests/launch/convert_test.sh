@@ -40,10 +40,10 @@ mpirun 2 "$ferry" generate --model "$work/no_tokenizer" --input "$work/in.jsonl"
 
 # A broken input ends all ranks with the code of a checkpoint error.
 cp -r "$source/configs/demo" "$work/hf"
-truncate -s 1000000 "$work/hf/model-00002-of-00002.safetensors"
+truncate -s 1000000 "$work/hf/model-00002-of-00003.safetensors"
 mpirun 3 "$ferry" convert "$work/hf" "$work/broken"
 [ $? -eq 3 ] || fail "exit code of a broken input"
-grep -q "rank 0 .*model-00002-of-00002.safetensors.*truncated" "$work/log" || fail "message of a broken input"
+grep -q "rank 0 .*model-00002-of-00003.safetensors.*truncated" "$work/log" || fail "message of a broken input"
 [ ! -e "$work/broken/model.h5" ] || fail "a broken input left a checkpoint"
 
 # One conversion at a time.

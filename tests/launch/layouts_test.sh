@@ -66,6 +66,7 @@ layout() { echo "$d layout.attention_ranks=$1 layout.expert_ranks=$2 layout.tp_s
     check 7 default engine.micro_batches=2 engine.cache_pages=4 engine.max_context=256
     check 1 default engine.draft_tokens=3
     check 5 default $(layout 3 2 1 2) engine.draft_tokens=16 engine.max_batch_tokens=32
+    check 5 default $(layout 2 3 2 2) engine.draft_tokens=3 engine.drafter=mtp engine.max_batch_tokens=64
     # Prompts in pieces and too few pages: steps begin the next one's rows, or find that they cannot.
     check 4 default $(layout 2 2 2 2) engine.max_prefill_chunk=3 engine.max_batch_tokens=32
     check 3 default $(layout 1 2 1 3) engine.cache_pages=4 engine.max_context=256 engine.max_prefill_chunk=5

@@ -38,7 +38,7 @@ draw_numerics() {
 
 draw_layout() { # ranks, settings
     local attention batch drafter=prompt_lookup
-    case $model in *v3 | *glm) drafter=$(one_of prompt_lookup mtp mtp) ;; esac # those with a module
+    case $model in *v3 | *glm | *demo) drafter=$(one_of prompt_lookup mtp mtp) ;; esac # those with a module
     ranks=$(one_of 1 2 3 4 5)
     attention=$ranks
     settings=()
