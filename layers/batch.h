@@ -17,6 +17,7 @@ struct StepBatch {
     std::span<const SequenceRows> prompt;
     std::span<const SequenceRows> generated;
     std::span<const int32_t> logit_rows;  // rows whose logits are wanted, ascending
+    int64_t most_keys = 0;  // not 0: StepForm::num_keys, which alone says what is launched
 
     int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
 };

@@ -1,26 +1,9 @@
 #include "layers/gate.h"
 
-#include <memory>
-
 namespace ferry {
-namespace {
-
-Weight load_f32(WeightLoader& loader, const std::string& name) {
-    const std::vector<int64_t> shape = loader.shape(name);
-    Weight weight =
-        loader.make_weight({.dtype = DType::f32, .groups = 1, .out = shape[0], .in = shape[1]});
-    if (loader.is_mine(0))
-        loader.later(weight.size_bytes(), [&loader, name, rows = shape[0],
-                                           to = std::make_shared<Weight>(view_of(weight))] {
-            loader.kernels().pack(*to, 0, 0, loader.dequantised(name, {0, rows}), nullptr);
-        });
-    return weight;
-}
-
-}  // namespace
 
 Gate::Gate(WeightLoader& loader, const std::string& prefix)
-    : weight_(load_f32(loader, prefix + "weight")) {
+    : weight_(loader.linear_f32(prefix + "weight")) {
     const ModelConfig& c = loader.config();
     if (c.has_gate_bias) bias_ = loader.plain(prefix + "bias");
     params_ = {.score_func = c.score_func,

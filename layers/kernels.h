@@ -146,8 +146,24 @@ struct DecodeAttention {
     Tensor cache;     // one layer: [pages, kPageTokens, kv_lora + rope], f32 or bf16
     Tensor out;       // [rows, heads, kv_lora]
     std::span<const SequenceRows> sequences;  // rows of other forms are simply not listed
+    // Of sparse attention, else empty: [rows, index_topk] i32, the positions that a row attends to,
+    // as KeySelection has them. They are attended to as if they were all that there is.
+    Tensor chosen{};
     int64_t first_row = 0;  // row of the batch that row 0 of q_latent, q_rope and out is
     float scale = 1;
+
+    bool is_sparse() const { return chosen.count() > 0; }
+};
+
+// Of each row the positions that it attends to (layers/indexer.h).
+struct KeySelection {
+    Tensor q;        // [rows, index heads, index_head_dim], rope applied
+    Tensor weights;  // [rows, index heads]
+    Tensor keys;     // one layer: [pages, kPageTokens, index_head_dim], f32 or bf16
+    Tensor chosen;   // out: [rows, index_topk] i32, ascending; of a row that has no more keys, all
+    Tensor scores;   // memory for it: [rows at once, positions] f32
+    std::span<const SequenceRows> sequences;
+    int64_t first_row = 0;  // row of the batch that row 0 of q, weights and chosen is
 };
 
 // ---- Gate
@@ -232,10 +248,8 @@ class Kernels {
     // date ahead of its first kernel; a step that is repeated needs it each time. Does nothing on
     // the CPU.
     virtual void begin_step(const StepBatch&) {}
-    // Of a model whose attention has so many heads and latents of that rank. Null where steps are
-    // not repeated.
-    virtual std::unique_ptr<StepGraphs> make_step_graphs(int64_t /*num_heads*/,
-                                                         int64_t /*kv_lora_rank*/) {
+    // Of that model. Null where steps are not repeated.
+    virtual std::unique_ptr<StepGraphs> make_step_graphs(const ModelConfig& /*model*/) {
         return nullptr;
     }
 
@@ -321,6 +335,10 @@ class Kernels {
     // y = x / sqrt(mean(x^2) + eps) * weight. Sum of squares in 16 interleaved partial sums, then
     // by halves.
     virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) = 0;
+    // y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias; y may be x. Sums as of
+    // rms_norm.
+    virtual void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                            const Tensor& y) = 0;
     virtual void add(const Tensor& x, const Tensor& y) = 0;  // y += x
     // h += x; y = rms_norm(h). The bits of add and rms_norm.
     virtual void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
@@ -335,13 +353,13 @@ class Kernels {
     virtual void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
                                    const Tensor& scales, const int64_t* num_rows = nullptr) = 0;
 
-    // RoPE (rope.cpp). table: [positions, r] f32, cos and sin interleaved (rope.h). Rotates the
-    // last r columns of each head in place: x [m, heads, head_dim].
-    virtual void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
-                      bool interleave) = 0;
+    // RoPE (rope.cpp). table: [positions, r] f32, cos and sin interleaved (rope.h). Rotates r
+    // columns of each head in place, from first_column on: x [m, heads, head_dim].
+    virtual void rope(const Tensor& x, int64_t first_column, std::span<const int32_t> positions,
+                      const Tensor& table, bool interleave) = 0;
     // Writes latent rows [m, kv_lora + rope] to their cache slots: slot = page * kPageTokens +
     // position % kPageTokens. cache: [pages, kPageTokens, kv_lora + rope], f32 or bf16 (rounded to
-    // nearest even).
+    // nearest even). Or rows and a cache of another width.
     virtual void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                              const Tensor& cache) = 0;
     // Both in one: rope of latent rows [m, kv_lora + rope] as of one head, then write_cache, with
@@ -360,6 +378,9 @@ class Kernels {
     virtual KvExpansion kv_expansion(const ModelConfig& /*config*/) const { return {}; }
     virtual void mla_prefill(const PrefillAttention& attention) = 0;
     virtual void mla_decode(const DecodeAttention& attention) = 0;
+    // Sparse attention (select_keys.cpp). A score's heads are summed in 16 interleaved partial
+    // sums, then by halves; equal scores go to the lower position.
+    virtual void select_keys(const KeySelection& selection) = 0;
 
     // Gate (gate.cpp). scores [m, experts] = x W^T (from gemm); bias: [experts] f32 or null. Ties
     // go to the lower index. Out: experts [m, topk] i32 by falling choice, weights [m, topk] f32.

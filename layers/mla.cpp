@@ -101,6 +101,7 @@ Mla::Mla(WeightLoader& loader, const std::string& prefix)
     wkv_a_ = Linear(loader.linear(prefix + "wkv_a"));
     wo_ = Linear(loader.linear(prefix + "wo"));
     load_wkv_b(loader, prefix + "wkv_b");
+    if (config_.index_topk > 0) indexer_.emplace(loader, prefix + "indexer/");
 }
 
 // Read once: as it is, and absorbed. Scales do not survive the transposition that absorbed_k is: of
@@ -144,7 +145,7 @@ void Mla::forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const
                   const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                   MlaForm form) const {
     const Workspace::Scope scope(workspace);
-    const LinearInput input(kernels, workspace, x, {query_dtype(), wkv_a_.dtype()});
+    const LinearInput input(kernels, workspace, x, {query_dtype(), wkv_a_.dtype(), key_dtype()});
     write_latents(kernels, workspace, input, batch, rope_table, cache);
     attend(kernels, workspace, input, batch, rope_table, cache, y, form);
 }
@@ -153,7 +154,7 @@ void Mla::write_latents(Kernels& kernels, Workspace& workspace, const Tensor& x,
                         const StepBatch& batch, const Tensor& rope_table,
                         const LayerCache& cache) const {
     const Workspace::Scope scope(workspace);
-    const LinearInput input(kernels, workspace, x, {wkv_a_.dtype()});
+    const LinearInput input(kernels, workspace, x, {wkv_a_.dtype(), key_dtype()});
     write_latents(kernels, workspace, input, batch, rope_table, cache);
 }
 
@@ -175,6 +176,7 @@ void Mla::write_latents(Kernels& kernels, Workspace& workspace, const LinearInpu
     kernels.rms_norm(c, kv_norm_, kLatentNormEps, c);
     kernels.rope_write_cache(latent, batch.positions, rope_table, config_.rope_interleave,
                              batch.slots, cache.latents);
+    if (indexer_) indexer_->write_keys(kernels, workspace, x, batch, rope_table, cache.index_keys);
     for (const SequenceRows& rows : batch.prompt)
         if (rows.expanded.holds(cache.layer)) expand(kernels, workspace, cache, rows);
 }
@@ -184,36 +186,51 @@ void Mla::attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
                  const Tensor& y, MlaForm form) const {
     const Workspace::Scope scope(workspace);
     const int64_t tokens = batch.num_tokens();
-    const Tensor q = workspace.take(DType::f32, {tokens, config_.n_heads, config_.qk_head_dim()});
     const Tensor out = workspace.take(DType::f32, {tokens, config_.n_heads, config_.v_head_dim});
-    project(kernels, workspace, x, batch, rope_table, q);
+    const Queries queries = project(kernels, workspace, x, batch, rope_table);
     if (form == MlaForm::absorb)
-        attend_absorbed(kernels, workspace, q, cache, batch.prompt, out);
+        attend_absorbed(kernels, workspace, queries, cache, batch.prompt, out);
     else
-        attend_naive(kernels, workspace, q, cache, batch.prompt, out);
-    if (form == MlaForm::naive)
-        attend_naive(kernels, workspace, q, cache, batch.generated, out);
+        attend_prompts(kernels, workspace, queries, cache, batch.prompt, out);
+    if (form == MlaForm::naive && !queries.index)
+        attend_naive(kernels, workspace, queries.q, cache, batch.generated, out);
     else
-        attend_absorbed(kernels, workspace, q, cache, batch.generated, out);
+        attend_absorbed(kernels, workspace, queries, cache, batch.generated, out);
     wo_.forward(kernels, workspace, out.reshape({tokens, config_.n_heads * config_.v_head_dim}), y);
 }
 
-void Mla::project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
-                  const StepBatch& batch, const Tensor& rope_table, const Tensor& q) const {
+Mla::Queries Mla::project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                          const StepBatch& batch, const Tensor& rope_table) const {
     const int64_t tokens = batch.num_tokens();
-    const Tensor q_flat = q.reshape({tokens, config_.n_heads * config_.qk_head_dim()});
+    Queries queries{
+        .q = workspace.take(DType::f32, {tokens, config_.n_heads, config_.qk_head_dim()}),
+        .index = {},
+        .max_positions = rope_table.rows(),
+        .most_keys = batch.most_keys};
+    const Tensor q = queries.q.reshape({tokens, config_.n_heads * config_.qk_head_dim()});
+    if (some_choose(batch.prompt, batch.most_keys) || some_choose(batch.generated, batch.most_keys))
+        queries.index = indexer_->take_queries(workspace, tokens);
     const Workspace::Scope scope(workspace);
-    if (config_.q_lora_rank > 0) {
+    if (config_.q_lora_rank == 0) {
+        wq_.forward(kernels, x, q);
+    } else {
         const Tensor q_a = workspace.take(DType::f32, {tokens, config_.q_lora_rank});
         wq_a_.forward(kernels, x, q_a);
-        wq_b_.forward(
-            kernels,
-            LinearInput::rms_norm(kernels, workspace, q_a, q_norm_, kLatentNormEps, wq_b_.dtype()),
-            q_flat);
-    } else {
-        wq_.forward(kernels, x, q_flat);
+        if (queries.index) {
+            kernels.rms_norm(q_a, q_norm_, kLatentNormEps, q_a);
+            const LinearInput c(kernels, workspace, q_a, {wq_b_.dtype(), indexer_->query_dtype()});
+            wq_b_.forward(kernels, c, q);
+            indexer_->make_queries(kernels, x, c, batch.positions, rope_table, *queries.index);
+        } else {
+            wq_b_.forward(kernels,
+                          LinearInput::rms_norm(kernels, workspace, q_a, q_norm_, kLatentNormEps,
+                                                wq_b_.dtype()),
+                          q);
+        }
     }
-    kernels.rope(q, batch.positions, rope_table, config_.rope_interleave);
+    kernels.rope(queries.q, config_.qk_nope_head_dim, batch.positions, rope_table,
+                 config_.rope_interleave);
+    return queries;
 }
 
 // Of a prompt that stays expanded in this layer: the new rows, read back as the cache stores them.
@@ -288,6 +305,29 @@ void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
     }
 }
 
+bool Mla::some_choose(std::span<const SequenceRows> sequences, int64_t most_keys) const {
+    return most_keys > config_.dense_positions() ||
+           std::ranges::any_of(sequences, [this](auto& rows) { return chooses(rows); });
+}
+
+// Those that choose their keys, and those that do not.
+void Mla::attend_prompts(Kernels& kernels, Workspace& workspace, const Queries& queries,
+                         const LayerCache& cache, std::span<const SequenceRows> sequences,
+                         const Tensor& out) const {
+    for (size_t first = 0, end = 0; first < sequences.size(); first = end) {
+        const bool chosen = chooses(sequences[first]);
+        for (end = first; end < sequences.size() && chooses(sequences[end]) == chosen; ++end)
+            FERRY_CHECK(!chosen || sequences[end].first_position >= config_.dense_positions(),
+                        "prompt rows {}+{}, of which some choose keys",
+                        sequences[end].first_position, sequences[end].num_rows);
+        const auto run = sequences.subspan(first, end - first);
+        if (chosen)
+            attend_absorbed(kernels, workspace, queries, cache, run, out);
+        else
+            attend_naive(kernels, workspace, queries.q, cache, run, out);
+    }
+}
+
 // Prompt rows that stay expanded nowhere: K and V of all positions so far are rebuilt from the
 // cache, of the first `shared` ones, which are in the same pages, once for all sequences. A prompt
 // that is computed at once, or for whose chunks there was no room. The latter cost 2 x positions x
@@ -344,7 +384,7 @@ void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Keys& keys,
                          .scale = static_cast<float>(config_.softmax_scale())});
 }
 
-void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& q,
+void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries& queries,
                           const LayerCache& cache, std::span<const SequenceRows> sequences,
                           const Tensor& out) const {
     if (sequences.empty()) return;
@@ -361,15 +401,29 @@ void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& 
     const Tensor q_latent = workspace.take(DType::f32, {tokens, heads, rank});
     const Tensor q_rope = workspace.take(DType::f32, {tokens, heads, rope});
     const Tensor o_latent = workspace.take(DType::f32, {tokens, heads, rank});
-    const Tensor q_rows = q.slice_rows(begin, tokens);
+    const Tensor q_rows = queries.q.slice_rows(begin, tokens);
     kernels.head_gemm(q_rows.reshape({tokens, heads * config_.qk_head_dim()}),
                       config_.qk_head_dim(), absorbed_k_, q_latent);
     kernels.copy_head_columns(q_rows, nope, q_rope);
+    Tensor chosen;
+    if (some_choose(sequences, queries.most_keys)) {
+        const int64_t positions = queries.max_positions;
+        chosen = workspace.take(DType::i32, {tokens, config_.index_topk});
+        kernels.select_keys({.q = queries.index->q.slice_rows(begin, tokens),
+                             .weights = queries.index->weights.slice_rows(begin, tokens),
+                             .keys = cache.index_keys,
+                             .chosen = chosen,
+                             .scores = workspace.take(
+                                 DType::f32, {Indexer::rows_at_once(tokens, positions), positions}),
+                             .sequences = sequences,
+                             .first_row = begin});
+    }
     kernels.mla_decode({.q_latent = q_latent,
                         .q_rope = q_rope,
                         .cache = cache.latents,
                         .out = o_latent,
                         .sequences = sequences,
+                        .chosen = chosen,
                         .first_row = begin,
                         .scale = static_cast<float>(config_.softmax_scale())});
     kernels.head_gemm(o_latent.reshape({tokens, heads * rank}), rank, absorbed_v_,
@@ -381,7 +435,7 @@ int64_t Mla::weight_bytes() const {
                     absorbed_k_.size_bytes() + absorbed_v_.size_bytes();
     bytes += config_.q_lora_rank == 0 ? wq_.weight().size_bytes()
                                       : wq_a_.weight().size_bytes() + wq_b_.weight().size_bytes();
-    return bytes;
+    return bytes + (indexer_ ? indexer_->weight_bytes() : 0);
 }
 
 int64_t Mla::expanded_values(const ModelConfig& c) {
@@ -396,12 +450,13 @@ size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t contex
     const int64_t per_token = c.n_heads * (c.qk_head_dim() + c.v_head_dim) + c.latent_dim() +
                               2 * (c.q_lora_rank + c.dim + c.n_heads * c.v_head_dim);
     const int64_t naive =
-        context *
+        std::min(context, c.dense_positions()) *
         (4 * (c.latent_dim() + c.kv_lora_rank + ceil_div(c.kv_lora_rank, kScaleBlock)) +
          std::min(c.n_heads, expansion.heads_at_once) * head_rows * size_bytes(expansion.dtype));
     const int64_t absorbed = 4 * tokens * c.n_heads * (2 * c.kv_lora_rank + c.qk_rope_head_dim);
+    const int64_t index = c.index_topk > 0 ? Indexer::workspace_bytes(c, tokens, context) : 0;
     constexpr int64_t kSlack = 64 << 10;  // alignment
-    return static_cast<size_t>(4 * tokens * per_token + std::max(naive, absorbed) + kSlack);
+    return static_cast<size_t>(4 * tokens * per_token + std::max(naive, absorbed) + index + kSlack);
 }
 
 }  // namespace ferry

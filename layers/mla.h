@@ -1,9 +1,11 @@
 // [4] Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1;
 // MODEL.md "MLA").
 #pragma once
+#include <optional>
 #include <vector>
 
 #include "layers/batch.h"
+#include "layers/indexer.h"
 #include "layers/layer_cache.h"
 #include "layers/linear.h"
 
@@ -21,6 +23,9 @@ class Mla {
     // and values of prompts that stay expanded, then attends to it: keys are always read back as
     // the cache stores them. The same bits whether a prompt stays expanded or not, on the CPU; on a
     // GPU as far as products do not depend on the number of their rows.
+    //
+    // Sparse attention: rows of a prompt from position index_topk on are SequenceRows of their own
+    // (Scheduler) and take the absorbed form, each over the keys that it chose.
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
                  const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                  MlaForm form = MlaForm::by_row) const;
@@ -48,15 +53,29 @@ class Mla {
     void load_wkv_b(WeightLoader& loader, const std::string& name);
     // The dtype of the weight that makes queries of x.
     DType query_dtype() const { return config_.q_lora_rank > 0 ? wq_a_.dtype() : wq_.dtype(); }
+    DType key_dtype() const { return indexer_ ? indexer_->key_dtype() : wkv_a_.dtype(); }
     void write_latents(Kernels& kernels, Workspace& workspace, const LinearInput& x,
                        const StepBatch& batch, const Tensor& rope_table,
                        const LayerCache& cache) const;
     void attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
                 const StepBatch& batch, const Tensor& rope_table, const LayerCache& cache,
                 const Tensor& y, MlaForm form) const;
-    // Queries [tokens, heads, nope + rope], rope applied.
-    void project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
-                 const StepBatch& batch, const Tensor& rope_table, const Tensor& q) const;
+    // What rows attend with: queries [tokens, heads, nope + rope], rope applied, and, where some
+    // choose their keys, the indexer's.
+    struct Queries {
+        Tensor q;
+        std::optional<Indexer::Queries> index;
+        int64_t max_positions = 0, most_keys = 0;  // of the cache, and as StepBatch's
+    };
+    Queries project(Kernels& kernels, Workspace& workspace, const LinearInput& x,
+                    const StepBatch& batch, const Tensor& rope_table) const;
+    bool chooses(const SequenceRows& rows) const {
+        return rows.end_position() > config_.dense_positions();
+    }
+    bool some_choose(std::span<const SequenceRows> sequences, int64_t most_keys) const;
+    void attend_prompts(Kernels& kernels, Workspace& workspace, const Queries& queries,
+                        const LayerCache& cache, std::span<const SequenceRows> sequences,
+                        const Tensor& out) const;
     void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
                       const LayerCache& cache, std::span<const SequenceRows> sequences,
                       const Tensor& out) const;
@@ -75,12 +94,13 @@ class Mla {
     Keys kept_keys(const LayerCache& cache, const ExpandedPrompt& kept, size_t piece) const;
     void attend_heads(Kernels& kernels, const Tensor& q, const Keys& keys, const SequenceRows& rows,
                       const Tensor& out) const;
-    void attend_absorbed(Kernels& kernels, Workspace& workspace, const Tensor& q,
+    void attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries& queries,
                          const LayerCache& cache, std::span<const SequenceRows> sequences,
                          const Tensor& out) const;
 
     ModelConfig config_;
     KvExpansion expansion_;
+    std::optional<Indexer> indexer_;
     Linear wq_, wq_a_, wq_b_, wkv_a_, wo_;
     OwnedTensor q_norm_, kv_norm_;
     // wkv_b three times: a few heads per matrix for the expanded form (bounds the memory of K and

@@ -17,7 +17,12 @@ int64_t attention_parameters(const ModelConfig& c) {
                           : c.q_lora_rank * (c.dim + c.n_heads * c.qk_head_dim() + 1);
     const int64_t kv = c.dim * c.latent_dim() + c.kv_lora_rank +
                        c.kv_lora_rank * c.n_heads * (c.qk_nope_head_dim + c.v_head_dim);
-    return q + kv + c.n_heads * c.v_head_dim * c.dim + 2 * c.dim;  // + wo, two block norms
+    const int64_t index = c.index_topk == 0
+                              ? 0
+                              : c.index_n_heads * (c.q_lora_rank * c.index_head_dim + c.dim) +
+                                    c.index_head_dim * (c.dim + 2);
+    // + wo, two block norms
+    return q + kv + index + c.n_heads * c.v_head_dim * c.dim + 2 * c.dim;
 }
 
 int64_t parameters(const ModelConfig& c, int64_t experts_used) {
@@ -71,6 +76,16 @@ void ModelConfig::validate(const std::string& where, const FieldNames& names) co
     if (q_lora_rank < 0) fail("q_lora_rank must not be negative");
     if (qk_rope_head_dim % 2 != 0)
         fail(fmt::format("qk_rope_head_dim must be even, is {}", qk_rope_head_dim));
+    if (index_topk < 0) fail("index_topk must not be negative");
+    if (index_topk > 0) {
+        positive(index_n_heads, "index_n_heads");
+        positive(index_head_dim, "index_head_dim");
+        positive(index_topk, "index_topk");
+        positive(q_lora_rank, "q_lora_rank");  // the indexer's queries are made of it
+        if (index_head_dim < qk_rope_head_dim)
+            fail(fmt::format("index_head_dim {} is less than qk_rope_head_dim {}", index_head_dim,
+                             qk_rope_head_dim));
+    }
     if (n_dense_layers < 0 || n_dense_layers > n_layers)
         fail(fmt::format("{} must be in 0..{}, is {}", named("n_dense_layers"), n_layers,
                          n_dense_layers));

@@ -1,6 +1,7 @@
 // [1] The shape of a DeepSeek-style model: every number that the layers need, and nothing of files.
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -45,6 +46,13 @@ struct ModelConfig {
     std::optional<YarnConfig> yarn;
     double norm_eps = 1e-6;  // of blocks and the last norm (layers/mla.cpp: of latents)
 
+    // Sparse attention (layers/indexer.h): a token attends to the index_topk tokens before it that
+    // score highest. 0: to all.
+    int64_t index_topk = 0;
+    int64_t index_n_heads = 0;
+    int64_t index_head_dim = 0;
+    bool index_rope_interleave = false;
+
     // MoE
     int64_t n_routed_experts = 0;
     int64_t n_shared_experts = 0;
@@ -67,6 +75,10 @@ struct ModelConfig {
     int64_t num_moe_blocks() const { return num_blocks() - n_dense_layers; }
     int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
     int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }
+    // Leading positions of a sequence that attend to all before them.
+    int64_t dense_positions() const {
+        return index_topk > 0 ? index_topk : std::numeric_limits<int64_t>::max();
+    }
     // (nope + rope)^-1/2, times m(factor, mscale_all_dim)^2 under YaRN.
     double softmax_scale() const;
 

@@ -295,6 +295,18 @@ Weight WeightLoader::linear(const std::string& name) {
     return linear(name, {0, tensor.shape[0]}, {0, num_values(tensor.dtype, tensor.shape[1])});
 }
 
+Weight WeightLoader::linear_f32(const std::string& name) {
+    const std::vector<int64_t> sizes = shape(name);
+    Weight weight =
+        make_weight({.dtype = DType::f32, .groups = 1, .out = sizes[0], .in = sizes[1]});
+    if (is_mine(0))
+        later(weight.size_bytes(),
+              [this, name, rows = sizes[0], to = std::make_shared<Weight>(view_of(weight))] {
+                  kernels().pack(*to, 0, 0, dequantised(name, {0, rows}), nullptr);
+              });
+    return weight;
+}
+
 Weight WeightLoader::linear(const std::string& name, Range out, Range in) {
     const DType stored = info(name).dtype;
     const ScaleForm form = scale_form(stored).value_or(ScaleForm{DType::f32, 1, 1});

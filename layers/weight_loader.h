@@ -92,6 +92,8 @@ class WeightLoader {
     // stays so on the CPU and becomes bf16 (value * scale, rounded) on GPUs.
     Weight linear(const std::string& name);
     Weight linear(const std::string& name, Range out, Range in);
+    // The same, widened to f32: of small weights whose products decide a choice.
+    Weight linear_f32(const std::string& name);
     // The named experts of [experts, out, in], one group each. Collective over the node's expert
     // ranks when some are `shared` there. int4 stays so.
     Weight experts(const std::string& name, std::span<const int32_t> experts,

@@ -79,7 +79,7 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
                  model.numerics()),
       filled_(std::min(limits.max_tokens, limits.max_logit_rows)) {
     if (limits.cuda_graphs && why_no_step_is_repeated().empty())
-        graphs_ = kernels.make_step_graphs(model.config().n_heads, model.config().kv_lora_rank);
+        graphs_ = kernels.make_step_graphs(model.config());
     num_keys_.reserve(static_cast<size_t>(limits.max_sequences));
     const int64_t tp_size = model.part().tp_size;
     for (int64_t rank = 0; rank <= tp_size; ++rank)
@@ -264,7 +264,7 @@ Agreement AttentionWorker::repeat(const StepBatch& batch, const StepForm& form, 
     FERRY_CHECK(batch.num_tokens() == 0 || is_decode_step(batch),
                 "a step of {} rows, some of prompts, instead of {} generated ones",
                 batch.num_tokens(), form.num_rows);
-    const StepBatch& filled = filled_.fill(batch, form.num_rows);
+    const StepBatch& filled = filled_.fill(batch, form);
     {
         ScopedZone zone(Zone::schedule);
         micro_batches_.split(filled);
@@ -279,14 +279,19 @@ Agreement AttentionWorker::repeat(const StepBatch& batch, const StepForm& form, 
 }
 
 LayerCache AttentionWorker::layer_cache(int64_t layer) const {
-    return {cache_.layer(layer), expanded_, layer};
+    return {cache_.layer(layer), cache_.index_keys(layer), expanded_, layer};
 }
 
 int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
-    int64_t tokens = 0;
+    const ModelConfig& c = model_.config();
+    int64_t values = 0;
     for (const std::span<const SequenceRows> sequences : {batch.prompt, batch.generated})
-        for (const SequenceRows& rows : sequences) tokens += rows.first_position + rows.num_rows;
-    return tokens * model_.config().latent_dim() * size_bytes(model_.numerics().cache_dtype);
+        for (const SequenceRows& rows : sequences) {
+            const int64_t keys = rows.end_position();
+            values += std::min(keys, c.dense_positions()) * c.latent_dim();
+            if (keys > c.dense_positions()) values += keys * c.index_head_dim;
+        }
+    return values * size_bytes(model_.numerics().cache_dtype);
 }
 
 bool AttentionWorker::has_no_rows(const StepBatch& batch) const {

@@ -33,6 +33,7 @@ class AttentionWorker {
     AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                     ExpertWorker* experts, const WorkerLimits& limits);
 
+    const ModelConfig& config() const { return model_.config(); }
     // Whether a layer's latents are of all rows of a step, and the rest of what it computes only of
     // those whose logits are wanted: the last block, unless it is the first MoE layer, where the
     // next step's rows begin.

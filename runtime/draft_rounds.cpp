@@ -8,7 +8,7 @@ DraftRounds::DraftRounds(const SchedulerOptions& options) {
     for (auto* list : {&tokens_, &positions_, &rows_}) list->reserve(rows);
     slots_.reserve(rows);
     logit_rows_.reserve(sequences);
-    generated_.reserve(2 * sequences);  // a sequence may have rows of both kinds
+    generated_.reserve(3 * sequences);  // a sequence may have rows of all kinds
     wanted_.reserve(sequences);
     before_.reserve(sequences);
 }

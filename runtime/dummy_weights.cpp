@@ -88,7 +88,7 @@ DummyWeights::DummyWeights(ModelConfig config, const DummyOptions& options)
 
     const DType plain = options.dtype == DType::f32 ? DType::f32 : DType::bf16;
     for (const TensorSpec& spec : model_tensors(config_)) {
-        if (spec.name.ends_with("gate/bias"))
+        if (spec.name.ends_with("bias"))
             add(spec.name, {DType::f32, spec.shape}, 0, 0);
         else if (spec.name.ends_with("norm"))
             add(spec.name, {plain, spec.shape}, 0, in_all_lanes(bits_of(1, plain), plain));

@@ -113,8 +113,7 @@ void ExpertWorker::repeat_step() {
     ExpertSide& side = *fabric_.exchange().experts();
     const int64_t num_micro_batches = fabric_.num_micro_batches();
     const int64_t num_layers = model_.config().n_layers - model_.config().n_dense_layers;
-    if (graphs_ == nullptr)
-        graphs_ = kernels_.make_step_graphs(model_.config().n_heads, model_.config().kv_lora_rank);
+    if (graphs_ == nullptr) graphs_ = kernels_.make_step_graphs(model_.config());
     graphs_->begin(next_form_);
     side.begin_repeated_step(ceil_div(next_form_.num_rows, num_micro_batches));
     graphs_->run([&] {

@@ -60,8 +60,9 @@ FilledStep::FilledStep(int64_t max_rows)
     std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
 }
 
-const StepBatch& FilledStep::fill(const StepBatch& batch, int64_t num_rows) {
-    const auto own = static_cast<size_t>(batch.num_tokens()), all = static_cast<size_t>(num_rows);
+const StepBatch& FilledStep::fill(const StepBatch& batch, const StepForm& form) {
+    const auto own = static_cast<size_t>(batch.num_tokens());
+    const auto all = static_cast<size_t>(form.num_rows);
     FERRY_CHECK(own <= all && all <= tokens_.size(), "{} rows filled up to {} of {}", own, all,
                 tokens_.size());
     std::ranges::copy(batch.tokens, tokens_.begin());
@@ -85,7 +86,8 @@ const StepBatch& FilledStep::fill(const StepBatch& batch, int64_t num_rows) {
               .slots = std::span(slots_).first(all),
               .prompt = {},
               .generated = std::span(generated_).first(all),
-              .logit_rows = std::span(logit_rows_).first(all)};
+              .logit_rows = std::span(logit_rows_).first(all),
+              .most_keys = form.num_keys};
     return batch_;
 }
 

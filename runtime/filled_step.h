@@ -38,11 +38,11 @@ class FilledStep {
     explicit FilledStep(int64_t max_rows);
 
     int64_t max_rows() const { return static_cast<int64_t>(tokens_.size()); }
-    // The batch, a decode step or empty, with `num_rows` rows, at most max_rows. Those behind the
-    // batch's attend to nothing (position -1), are written nowhere (kNoSlot), and have logits too.
-    // Each row is a sequence of its own, as if it had no drafts.
-    // Arrays stay where they are from step to step; pages are the batch's.
-    const StepBatch& fill(const StepBatch& batch, int64_t num_rows);
+    // The batch, a decode step or empty, with form.num_rows rows, at most max_rows. Those behind
+    // the batch's attend to nothing (position -1), are written nowhere (kNoSlot), and have logits
+    // too. Each row is a sequence of its own, as if it had no drafts. Arrays stay where they are
+    // from step to step; pages are the batch's.
+    const StepBatch& fill(const StepBatch& batch, const StepForm& form);
 
   private:
     std::vector<int32_t> tokens_, positions_, logit_rows_;

@@ -14,7 +14,8 @@
 namespace ferry {
 namespace {
 
-constexpr const char* kModelTypes[] = {"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"};
+constexpr const char* kModelTypes[] = {"deepseek_v2", "deepseek_v3",   "deepseek_v32",
+                                       "kimi_k2",     "glm4_moe_lite", "glm_moe_dsa"};
 // Models of text and images whose text_config is one of those.
 constexpr const char* kImageModelTypes[] = {"kimi_k25", "kimi_vl"};
 
@@ -144,11 +145,6 @@ Fields text_fields(const Fields& file) {
     return f;
 }
 
-void check_attention_type(const Fields& f) {
-    if (f.has("index_topk"))  // DeepSeek-V3.2 under another name
-        f.fail("index_topk", "is not supported: Ferry computes no sparse attention");
-}
-
 // What Transformers' class for a model fills in where its file leaves it out.
 struct Defaults {
     double norm_eps = ModelConfig().norm_eps;
@@ -158,6 +154,8 @@ struct Defaults {
     const char* scoring_func = "softmax";
     const char* topk_method = "greedy";
     int64_t n_group = 1, topk_group = 1;
+    int64_t index_topk = 0, index_n_heads = 64;
+    bool index_rope_interleave = false;
 };
 Defaults defaults_of(const Fields& f) {
     const std::string type = f.text("model_type", kModelTypes[1]);
@@ -174,6 +172,17 @@ Defaults defaults_of(const Fields& f) {
         defaults.routed_scaling_factor = 2.5;
         defaults.n_group = 8;
         defaults.topk_group = 4;
+    }
+    if (type == "deepseek_v32" || type == "glm_moe_dsa") {
+        defaults.n_dense_layers = 3;
+        defaults.index_topk = 2048;
+    }
+    if (type == "glm_moe_dsa") {
+        defaults.norm_eps = 1e-5;
+        defaults.n_group = 1;
+        defaults.topk_group = 1;
+        defaults.index_n_heads = 32;
+        defaults.index_rope_interleave = true;
     }
     return defaults;
 }
@@ -216,6 +225,21 @@ void read_attention(const Fields& f, ModelConfig& c, std::vector<std::string>& n
         scaling.note_misspellings(notes);
         break;
     }
+}
+
+// Which tokens are attended to, of models that choose: DeepSeek-V3.2, GLM-5.
+void read_indexer(const Fields& f, const Defaults& defaults, ModelConfig& c) {
+    c.index_topk = f.integer("index_topk", defaults.index_topk);
+    if (c.index_topk == 0) return;
+    c.index_n_heads = f.integer("index_n_heads", defaults.index_n_heads);
+    c.index_head_dim = f.integer("index_head_dim", 128);
+    c.index_rope_interleave = f.boolean("indexer_rope_interleave", defaults.index_rope_interleave);
+    // Layers that go by an earlier one's choice.
+    f.only("index_topk_freq", 1);
+    if (f.has("index_topk_pattern")) f.fail("index_topk_pattern", "is not supported");
+    if (const Json* types = f.find("indexer_types"))
+        for (const Json& type : *types)
+            if (type != "full") f.fail("indexer_types", "is not \"full\" for all layers");
 }
 
 // GLM-4.7-Flash may name the kind of every layer instead of counting those that are dense.
@@ -334,7 +358,6 @@ ModelDescription parse_hf_config(std::string_view json_text, const std::string& 
     ModelDescription config;
     ModelConfig& c = config.model;
     std::vector<std::string> notes;
-    check_attention_type(f);
     f.only("hidden_act", "silu");
     f.only("mlp_bias", false);
     c.vocab_size = f.integer("vocab_size");
@@ -346,6 +369,7 @@ ModelDescription parse_hf_config(std::string_view json_text, const std::string& 
     c.norm_eps = f.number("rms_norm_eps", defaults.norm_eps);
     c.tie_word_embeddings = f.boolean("tie_word_embeddings", false);
     read_attention(f, c, notes);
+    read_indexer(f, defaults, c);
     read_moe(f, defaults, c);
     config.num_mtp_layers = f.integer("num_nextn_predict_layers", 0);
     read_quantization(f, file, config, notes);

@@ -21,7 +21,7 @@ constexpr std::array<NamePair, 3> kModelNames{{
     {"head", "lm_head.weight"},
 }};
 // After layers/N/ or mtp/N/, and model.layers.N. there.
-constexpr std::array<NamePair, 24> kLayerNames{{
+constexpr std::array<NamePair, 29> kLayerNames{{
     {"attn_norm", "input_layernorm.weight"},
     {"ffn_norm", "post_attention_layernorm.weight"},
     {"attn/wq", "self_attn.q_proj.weight"},
@@ -32,6 +32,11 @@ constexpr std::array<NamePair, 24> kLayerNames{{
     {"attn/kv_norm", "self_attn.kv_a_layernorm.weight"},
     {"attn/wkv_b", "self_attn.kv_b_proj.weight"},
     {"attn/wo", "self_attn.o_proj.weight"},
+    {"attn/indexer/wq_b", "self_attn.indexer.wq_b.weight"},
+    {"attn/indexer/wk", "self_attn.indexer.wk.weight"},
+    {"attn/indexer/k_norm", "self_attn.indexer.k_norm.weight"},
+    {"attn/indexer/k_norm_bias", "self_attn.indexer.k_norm.bias"},
+    {"attn/indexer/weights", "self_attn.indexer.weights_proj.weight"},
     {"ffn/w1", "mlp.gate_proj.weight"},
     {"ffn/w2", "mlp.down_proj.weight"},
     {"ffn/w3", "mlp.up_proj.weight"},

@@ -49,7 +49,7 @@ void pick(std::span<const SequenceRows> all, int64_t first_row, std::span<const 
 }  // namespace
 
 StepPart::StepPart(int64_t max_sequences) {
-    prompt_.reserve(static_cast<size_t>(max_sequences));
+    prompt_.reserve(2 * static_cast<size_t>(max_sequences));
     generated_.reserve(static_cast<size_t>(max_sequences));
 }
 
@@ -63,7 +63,8 @@ void StepPart::take(const StepBatch& step, int64_t begin, int64_t end) {
               .slots = step.slots.subspan(first, count),
               .prompt = prompt_,
               .generated = generated_,
-              .logit_rows = {}};
+              .logit_rows = {},
+              .most_keys = step.most_keys};
 }
 
 PickedRows::PickedRows(int64_t max_rows) {
@@ -88,7 +89,8 @@ void PickedRows::take(const StepBatch& part, int64_t first_row, std::span<const 
               .slots = {},
               .prompt = prompt_,
               .generated = generated_,
-              .logit_rows = {}};
+              .logit_rows = {},
+              .most_keys = part.most_keys};
 }
 
 MicroBatches::MicroBatches(int num, int64_t max_tokens, int64_t max_sequences,

@@ -23,6 +23,10 @@ void visit_model_fields(Config& c, Visit&& visit) {
     visit("rope_theta", c.rope_theta);
     visit("rope_interleave", c.rope_interleave);
     visit("norm_eps", c.norm_eps);
+    visit("index_topk", c.index_topk);
+    visit("index_n_heads", c.index_n_heads);
+    visit("index_head_dim", c.index_head_dim);
+    visit("index_rope_interleave", c.index_rope_interleave);
     visit("n_routed_experts", c.n_routed_experts);
     visit("n_shared_experts", c.n_shared_experts);
     visit("n_activated_experts", c.n_activated_experts);

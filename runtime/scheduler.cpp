@@ -37,9 +37,9 @@ Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
         plan->tokens.reserve(rows);
         plan->positions.reserve(rows);
         plan->slots.reserve(rows);
-        plan->prompt.reserve(sequences);
+        plan->prompt.reserve(2 * sequences);
         plan->generated.reserve(sequences);
-        plan->prompt_sequences.reserve(sequences);
+        plan->prompt_sequences.reserve(2 * sequences);
         plan->generated_sequences.reserve(sequences);
         plan->logit_rows.reserve(static_cast<size_t>(options.max_logit_rows()));
         plan->logit_sequences.reserve(static_cast<size_t>(options.max_logit_rows()));
@@ -138,18 +138,19 @@ bool Scheduler::admit(Sequence& sequence) {
 // share what they expand of those pages anyway (Mla).
 void Scheduler::take_room(Sequence& sequence, int64_t begin, int64_t num_tokens) {
     const bool in_parts = options_.num_parts > 1 && num_tokens > 1;
-    const bool ends = begin + num_tokens >= sequence.prompt_length;
+    const int64_t length = expanded_length(sequence);
+    const bool ends = begin + num_tokens >= length;
     FoundPrefix prefix;
     if (begin == sequence.num_published * kPageTokens) prefix = {sequence.last_node, begin};
     if (ends && (prefix.node == 0 ? !in_parts : room_.has_in_use(prefix))) return;
-    sequence.expanded = room_.take(sequence.prompt_length, prefix);
+    sequence.expanded = room_.take(length, prefix);
 }
 
 // Tokens of a sequence. What earlier chunks have expanded is known of those that are complete or
 // planned, not of one that was planned ahead and dropped.
 Scheduler::Chunk Scheduler::chunk_of(Sequence& sequence, int64_t begin, int64_t num_tokens) {
     Chunk chunk{.sequence = &sequence, .begin = begin, .num_tokens = num_tokens};
-    if (begin >= sequence.prompt_length) return chunk;
+    if (begin >= expanded_length(sequence)) return chunk;
     if (sequence.expanded.num_layers == 0) take_room(sequence, begin, num_tokens);
     chunk.expanded = sequence.expanded;
     if (sequence.chunk >= 0)
@@ -388,10 +389,12 @@ void Scheduler::extend_last_ahead(int64_t& budget) {
     budget -= num;
 }
 
-void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+void Scheduler::add_rows(const Chunk& chunk, int64_t begin, int64_t end,
                          const ExpandedPrompt& expanded, StepPlan& plan,
-                         std::vector<SequenceRows>& list) {
+                         std::vector<SequenceRows>& list, std::vector<Sequence*>& sequences) {
     if (begin >= end) return;
+    const Sequence& sequence = *chunk.sequence;
+    sequences.push_back(chunk.sequence);
     list.push_back({.first_row = static_cast<int64_t>(plan.tokens.size()),
                     .num_rows = end - begin,
                     .first_position = begin,
@@ -406,7 +409,7 @@ void Scheduler::add_rows(const Sequence& sequence, int64_t begin, int64_t end,
     }
 }
 
-void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
+void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) const {
     plan.tokens.clear();
     plan.positions.clear();
     plan.slots.clear();
@@ -427,17 +430,18 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) {
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.begin >= sequence.prompt_length) continue;
-        plan.prompt_sequences.push_back(chunk.sequence);
-        add_rows(sequence, chunk.begin, std::min(chunk.end(), sequence.prompt_length),
-                 chunk.expanded, plan, plan.prompt);
+        const int64_t end = std::min(chunk.end(), sequence.prompt_length);
+        const int64_t dense = std::clamp(options_.dense_positions, chunk.begin, end);
+        add_rows(chunk, chunk.begin, dense, chunk.expanded, plan, plan.prompt,
+                 plan.prompt_sequences);
+        add_rows(chunk, dense, end, {}, plan, plan.prompt, plan.prompt_sequences);
         if (chunk.end() <= sequence.prompt_length) wants_logits(chunk);
     }
     for (const Chunk& chunk : chunks) {
         const Sequence& sequence = *chunk.sequence;
         if (chunk.end() <= sequence.prompt_length) continue;
-        plan.generated_sequences.push_back(chunk.sequence);
-        add_rows(sequence, std::max(chunk.begin, sequence.prompt_length), chunk.end(), {}, plan,
-                 plan.generated);
+        add_rows(chunk, std::max(chunk.begin, sequence.prompt_length), chunk.end(), {}, plan,
+                 plan.generated, plan.generated_sequences);
         wants_logits(chunk);
     }
 }
@@ -454,7 +458,7 @@ void Scheduler::complete(const Chunk& chunk) {
     Sequence& sequence = *chunk.sequence;
     sequence.num_computed = chunk.end();
     if (chunk.expanded.num_layers > 0) sequence.expanded.num_expanded = chunk.end();
-    if (chunk.end() >= sequence.prompt_length) room_.release(sequence.expanded);
+    if (chunk.end() >= expanded_length(sequence)) room_.release(sequence.expanded);
     publish_prompt_pages(sequence);
 }
 

@@ -11,6 +11,7 @@
 #pragma once
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <vector>
 
 #include "layers/batch.h"
@@ -46,8 +47,10 @@ struct SchedulerOptions {
     int64_t max_batch_tokens = 512;    // rows of one step; at least max_batch
     int64_t max_prefill_chunk = 4096;  // rows of one sequence's prompt in one step
     int64_t max_drafts = 0;            // of one sequence in one step
-    int64_t num_parts = 1;             // micro-batches, into which the rows of a step are cut
-    int64_t num_expanded_units = 0;    // PromptRoom, of a model of so many layers
+    // Prompt rows from here on choose their keys and are SequenceRows of their own (layers/mla.h).
+    int64_t dense_positions = std::numeric_limits<int64_t>::max();
+    int64_t num_parts = 1;           // micro-batches, into which the rows of a step are cut
+    int64_t num_expanded_units = 0;  // PromptRoom, of a model of so many layers
     int64_t num_layers = 0;
 
     // Most rows of a step whose logits are wanted.
@@ -154,10 +157,14 @@ class Scheduler {
     void start(Sequence& sequence);
     void release_pages(Sequence& sequence);
     void publish_prompt_pages(Sequence& sequence);
-    static void lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan);
-    static void add_rows(const Sequence& sequence, int64_t begin, int64_t end,
+    void lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) const;
+    static void add_rows(const Chunk& chunk, int64_t begin, int64_t end,
                          const ExpandedPrompt& expanded, StepPlan& plan,
-                         std::vector<SequenceRows>& list);
+                         std::vector<SequenceRows>& list, std::vector<Sequence*>& sequences);
+    // Positions of a prompt whose keys and values are expanded.
+    int64_t expanded_length(const Sequence& sequence) const {
+        return std::min(sequence.prompt_length, options_.dense_positions);
+    }
 
     SchedulerOptions options_;
     PageAllocator& pages_;

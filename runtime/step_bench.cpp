@@ -43,17 +43,21 @@ WorkerLimits limits_of(const std::vector<StepWorkload>& workloads) {
 // Latents as large as a norm makes them, so that attention has work of the ordinary kind.
 void fill_cache(LatentCache& cache, int64_t num_layers, Device& device) {
     Stage host(device, StageSide::host);
-    for (int64_t layer = 0; layer < num_layers; ++layer) {
-        const Tensor latents = host.shaped_like(cache.layer(layer));
-        for (int64_t i = 0; i < latents.count(); ++i) {
+    const auto fill = [&](const Tensor& cached, int64_t layer) {
+        const Tensor values = host.shaped_like(cached);
+        for (int64_t i = 0; i < values.count(); ++i) {
             const uint64_t bits = mix64(static_cast<uint64_t>(i * 31 + layer));
             const float value = static_cast<float>(bits >> 40) * 0x1p-23f - 1;
-            if (latents.dtype() == DType::f32)
-                latents.as<float>()[i] = value;
+            if (values.dtype() == DType::f32)
+                values.as<float>()[i] = value;
             else
-                latents.as<uint16_t>()[i] = f32_to_bf16(value);
+                values.as<uint16_t>()[i] = f32_to_bf16(value);
         }
-        put(device, latents, cache.layer(layer));
+        put(device, values, cached);
+    };
+    for (int64_t layer = 0; layer < num_layers; ++layer) {
+        fill(cache.layer(layer), layer);
+        fill(cache.index_keys(layer), layer);
     }
 }
 
@@ -150,14 +154,20 @@ StepBench::Rows StepBench::rows_of(const StepWorkload& workload, int64_t first_s
     Rows rows;
     rows.prefill = workload.prefill;
     const int64_t num_pages = pages_of(workload) / workload.sequences;
+    rows.pages.reserve(static_cast<size_t>(workload.sequences));
     for (int64_t i = first_sequence; i < workload.sequences; ++i) {
         std::vector<int32_t>& pages = rows.pages.emplace_back();
         for (int64_t page = 0; page < num_pages; ++page)
             pages.push_back(static_cast<int32_t>(page * workload.sequences + i));  // not in a row
-        rows.sequences.push_back({.first_row = static_cast<int64_t>(rows.tokens.size()),
-                                  .num_rows = end - begin,
-                                  .first_position = begin,
-                                  .pages = {}});
+        const int64_t dense =
+            workload.prefill ? std::clamp(config_.dense_positions(), begin, end) : end;
+        const auto first_row = static_cast<int64_t>(rows.tokens.size());
+        for (const auto& [first, last] : {std::pair(begin, dense), std::pair(dense, end)})
+            if (first < last)
+                rows.sequences.push_back({.first_row = first_row + first - begin,
+                                          .num_rows = last - first,
+                                          .first_position = first,
+                                          .pages = pages});
         for (int64_t position = begin; position < end; ++position) {
             const uint64_t random = mix64(static_cast<uint64_t>(i * 1000003 + position));
             rows.tokens.push_back(
@@ -168,7 +178,6 @@ StepBench::Rows StepBench::rows_of(const StepWorkload& workload, int64_t first_s
         }
         rows.logit_rows.push_back(static_cast<int32_t>(rows.tokens.size()) - 1);
     }
-    for (size_t i = 0; i < rows.pages.size(); ++i) rows.sequences[i].pages = rows.pages[i];
     return rows;
 }
 
@@ -269,15 +278,31 @@ void StepBench::count_work(StepTimes& times, const std::vector<int64_t>& touched
         (c.q_lora_rank > 0 ? product(c.q_lora_rank, c.dim + c.n_heads * c.qk_head_dim())
                            : product(c.dim, c.n_heads, c.qk_head_dim())) +
         product(c.dim, c.n_heads, c.v_head_dim);
-    const double latents = product(c.dim, c.latent_dim());
+    const double latents =
+        product(c.dim, c.latent_dim() + (c.index_topk > 0 ? c.index_head_dim : 0));
     const double expand = product(c.kv_lora_rank, c.n_heads, kv);
     const double tokens = static_cast<double>(w.last_position() + 1);
-    const double last_keys = product(w.sequences, tokens);  // that the last rows attend to
-    const double all_keys = w.prefill ? last_keys * (tokens + 1) / 2 : last_keys;
+    const double dense = std::min(tokens, static_cast<double>(c.dense_positions()));
+    const bool chooses = dense < tokens;
+    const double last_keys = product(w.sequences, dense);  // that the last rows attend to
+    const double all_keys =
+        w.prefill ? product(w.sequences, dense * (dense + 1) / 2 + (tokens - dense) * dense)
+                  : last_keys;
+    // That rows choose among, and what the indexer does for a row and for a key.
+    const double seen_keys =
+        chooses
+            ? product(w.sequences, w.prefill ? (tokens + dense + 1) * (tokens - dense) / 2 : tokens)
+            : 0;
+    const double last_seen_keys = chooses ? product(w.sequences, tokens) : 0;
+    const double per_seen_key = product(c.index_n_heads, c.index_head_dim + 1);
+    const double index_queries =
+        chooses ? product(c.index_n_heads, c.q_lora_rank * c.index_head_dim + c.dim) : 0;
     const double per_key = w.prefill ? product(c.n_heads, c.qk_head_dim() + c.v_head_dim)
                                      : product(c.n_heads, c.kv_lora_rank + c.latent_dim());
     const double cache_bytes =
-        product(w.sequences, tokens, c.latent_dim(), size_bytes(numerics_.cache_dtype));
+        product(w.sequences, size_bytes(numerics_.cache_dtype),
+                dense * static_cast<double>(c.latent_dim()) +
+                    (chooses ? tokens * static_cast<double>(c.index_head_dim) : 0));
 
     for (StepStage& stage : times.stages) {
         for (int64_t layer = 0; layer < c.n_layers; ++layer) {
@@ -285,11 +310,13 @@ void StepBench::count_work(StepTimes& times, const std::vector<int64_t>& touched
             const bool only_last = AttentionWorker::works_on_wanted(c, layer);
             const double asked = only_last ? static_cast<double>(w.sequences) : rows;
             const double keys = only_last ? last_keys : all_keys;
+            const double seen = only_last ? last_seen_keys : seen_keys;
             const auto mlp = [&](int64_t inter) { return product(6, asked, c.dim, inter); };
             if (stage.name == "attention") {
                 stage.bytes += static_cast<double>(block.mla().weight_bytes()) + cache_bytes;
                 stage.flops +=
-                    2 * (rows * (latents + expand) + asked * projections + keys * per_key);
+                    2 * (rows * (latents + expand) + asked * (projections + index_queries) +
+                         keys * per_key + seen * per_seen_key);
             } else if (stage.name == "dense" && !block.is_moe()) {
                 stage.bytes += static_cast<double>(block.mlp().weight_bytes());
                 stage.flops += mlp(c.inter_dim);

@@ -48,6 +48,8 @@ class CpuKernels : public Kernels {
     void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) override;
     void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) override;
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
+    void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                    const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
     void silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) override;
     void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
@@ -58,8 +60,8 @@ class CpuKernels : public Kernels {
     void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
                            const Tensor& scales, const int64_t* num_rows) override;
 
-    void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
-              bool interleave) override;
+    void rope(const Tensor& x, int64_t first_column, std::span<const int32_t> positions,
+              const Tensor& table, bool interleave) override;
     void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                      const Tensor& cache) override;
     void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
@@ -70,6 +72,7 @@ class CpuKernels : public Kernels {
 
     void mla_prefill(const PrefillAttention& attention) override;
     void mla_decode(const DecodeAttention& attention) override;
+    void select_keys(const KeySelection& selection) override;
 
     void gate(const Tensor& scores, const Tensor* bias, const GateParams& params,
               const Tensor& experts, const Tensor& weights) override;

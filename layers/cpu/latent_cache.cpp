@@ -66,7 +66,8 @@ void CpuKernels::write_cache(const Tensor& latent, std::span<const int64_t> slot
 void CpuKernels::rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
                                   const Tensor& table, bool interleave,
                                   std::span<const int64_t> slots, const Tensor& cache) {
-    rope(latent.reshape({latent.rows(), 1, latent.dim(1)}), positions, table, interleave);
+    rope(latent.reshape({latent.rows(), 1, latent.dim(1)}), latent.dim(1) - table.dim(1), positions,
+         table, interleave);
     write_cache(latent, slots, cache);
 }
 

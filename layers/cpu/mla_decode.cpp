@@ -60,7 +60,7 @@ namespace HWY_NAMESPACE {
 Ahead next_page(const DecodeAttention& a, const SequenceRows& rows, const DecodeSizes& sizes,
                 int64_t key, int64_t end, int64_t words) {
     const int64_t row_bytes = (sizes.kv_lora + sizes.rope) * size_bytes(a.cache.dtype());
-    const bool is_last = key + kPageTokens >= end;
+    const bool is_last = key + kPageTokens >= end || a.is_sparse();  // whose rows lie apart
     const int64_t page = rows.pages[static_cast<size_t>(key / kPageTokens + (is_last ? 0 : 1))];
     const std::byte* const at = a.cache.as<std::byte>() + page * kPageTokens * row_bytes;
     if (is_last) return {at, 0};
@@ -71,13 +71,19 @@ Ahead next_page(const DecodeAttention& a, const SequenceRows& rows, const Decode
 
 // One past the last key that a task's split has for its last row; for its i-th panel, how many of
 // the page at `key`.
-int64_t end_key(const DecodeSizes& sizes, const DecodeTask& task) {
+int64_t end_key(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task) {
     const int64_t last_row = (task.first_panel + task.num_panels - 1) / sizes.row_panels;
-    return std::min(task.first_key() + kDecodeSplitTokens, num_keys(*task.sequence, last_row));
+    return std::min(task.first_key() + kDecodeSplitTokens, num_keys(a, *task.sequence, last_row));
 }
-int64_t panel_keys(const DecodeSizes& sizes, const DecodeTask& task, int64_t i, int64_t key) {
+int64_t panel_keys(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                   int64_t i, int64_t key) {
     const int64_t row = (task.first_panel + i) / sizes.row_panels;
-    return std::clamp<int64_t>(num_keys(*task.sequence, row) - key, 0, kPageTokens);
+    return std::clamp<int64_t>(num_keys(a, *task.sequence, row) - key, 0, kPageTokens);
+}
+
+KeyRows keys_from(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
+                  int64_t key) {
+    return {a, *task.sequence, task.first_panel / sizes.row_panels, key};
 }
 
 // Queries of a task's panels, into the scratch of its thread.
@@ -142,14 +148,14 @@ void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const Deco
     const PageParts all{.keys = true, .first_column = 0, .num_columns = sizes.out_width};
     pack_task<Form>(a, sizes, task, scratch);
     for (int64_t i = 0; i < task.num_panels; ++i) start_state(slot + i * sizes.panel_state);
-    const int64_t begin = task.first_key(), end = end_key(sizes, task);
+    const int64_t begin = task.first_key(), end = end_key(a, sizes, task);
     const int64_t words = Form::words(sizes.kv_lora) + Form::words(sizes.rope);
     for (int64_t key = begin; key < end; key += kPageTokens) {
-        const Page page = take_page<Form>(a, *task.sequence, sizes, key,
+        const Page page = take_page<Form>(a, keys_from(a, sizes, task, key), sizes,
                                           std::min(kPageTokens, end - key), all, scratch);
         Ahead ahead = next_page(a, *task.sequence, sizes, key, end, task.num_panels * words);
         for (int64_t i = 0; i < task.num_panels; ++i) {
-            const int64_t keys = panel_keys(sizes, task, i, key);
+            const int64_t keys = panel_keys(a, sizes, task, i, key);
             if (keys == 0) continue;
             float* const state = slot + i * sizes.panel_state;
             score_page<Form>(sizes, scratch + sizes.queries_offset() + i * sizes.panel_queries,
@@ -164,7 +170,7 @@ void attend_split(const DecodeAttention& a, const DecodeSizes& sizes, const Deco
 template <class Form>
 void score_pages(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
                  const Part& part, float* scratch, float* slot) {
-    const int64_t end = end_key(sizes, task);
+    const int64_t end = end_key(a, sizes, task);
     const int64_t pages = ceil_div(end - task.first_key(), kPageTokens);
     const int64_t last = part.end(pages);
     const int64_t words = Form::words(sizes.kv_lora) + Form::words(sizes.rope);
@@ -172,15 +178,15 @@ void score_pages(const DecodeAttention& a, const DecodeSizes& sizes, const Decod
     pack_task<Form>(a, sizes, task, scratch);
     for (int64_t p = part.begin(pages); p < last; ++p) {
         const int64_t key = task.first_key() + p * kPageTokens;
-        const Page page =
-            take_page<Form>(a, *task.sequence, sizes, key, std::min(kPageTokens, end - key),
-                            {.keys = true, .first_column = 0, .num_columns = 0}, scratch);
+        const Page page = take_page<Form>(
+            a, keys_from(a, sizes, task, key), sizes, std::min(kPageTokens, end - key),
+            {.keys = true, .first_column = 0, .num_columns = 0}, scratch);
         Ahead ahead = next_page(a, *task.sequence, sizes, key,
                                 std::min(end, task.first_key() + last * kPageTokens),
                                 task.num_panels * words);
         for (int64_t i = 0; i < task.num_panels; ++i)
             score_page<Form>(sizes, scratch + sizes.queries_offset() + i * sizes.panel_queries,
-                             page, panel_keys(sizes, task, i, key), ahead,
+                             page, panel_keys(a, sizes, task, i, key), ahead,
                              slot + i * sizes.panel_state + sizes.split_scores_offset() +
                                  p * kPageTokens * kPanelHeads);
     }
@@ -190,7 +196,7 @@ void score_pages(const DecodeAttention& a, const DecodeSizes& sizes, const Decod
 template <class Form>
 void soften_panels(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
                    const Part& part, float* /*scratch*/, float* slot) {
-    const int64_t end = end_key(sizes, task);
+    const int64_t end = end_key(a, sizes, task);
     for (int64_t i = part.begin(task.num_panels); i < part.end(task.num_panels); ++i) {
         float* const state = slot + i * sizes.panel_state;
         float* scores = state + sizes.split_scores_offset();
@@ -198,7 +204,7 @@ void soften_panels(const DecodeAttention& a, const DecodeSizes& sizes, const Dec
         start_state(state);
         for (int64_t key = task.first_key(); key < end;
              key += kPageTokens, scores += kPageTokens * kPanelHeads, corrections += kPanelHeads)
-            if (const int64_t keys = panel_keys(sizes, task, i, key); keys > 0)
+            if (const int64_t keys = panel_keys(a, sizes, task, i, key); keys > 0)
                 soften_page<Form>(a, keys, scores, state, corrections);
     }
 }
@@ -207,16 +213,16 @@ void soften_panels(const DecodeAttention& a, const DecodeSizes& sizes, const Dec
 template <class Form>
 void add_values(const DecodeAttention& a, const DecodeSizes& sizes, const DecodeTask& task,
                 const Part& part, float* scratch, float* slot) {
-    const int64_t end = end_key(sizes, task), strips = sizes.out_width / kStrip;
+    const int64_t end = end_key(a, sizes, task), strips = sizes.out_width / kStrip;
     const PageParts columns{.keys = false,
                             .first_column = part.begin(strips) * kStrip,
                             .num_columns = (part.end(strips) - part.begin(strips)) * kStrip};
     if (columns.num_columns == 0) return;
     for (int64_t key = task.first_key(), p = 0; key < end; key += kPageTokens, ++p) {
-        const Page page = take_page<Form>(a, *task.sequence, sizes, key,
+        const Page page = take_page<Form>(a, keys_from(a, sizes, task, key), sizes,
                                           std::min(kPageTokens, end - key), columns, scratch);
         for (int64_t i = 0; i < task.num_panels; ++i) {
-            const int64_t keys = panel_keys(sizes, task, i, key);
+            const int64_t keys = panel_keys(a, sizes, task, i, key);
             if (keys == 0) continue;
             float* const state = slot + i * sizes.panel_state;
             value_page<Form>(sizes, page, columns, keys,
@@ -277,35 +283,47 @@ namespace {
 
 HWY_EXPORT(decode_functions);
 
-// Task `index` of the call: sequences in order, of each its groups of panels, of each its splits.
-DecodeTask find_task(const DecodeAttention& a, const DecodeSizes& sizes, int64_t index) {
+// visit(task) of every group of panels, with the number of its splits, in order, until it says
+// true. Rows that chose their keys are groups of their own.
+template <typename Visit>
+void for_groups(const DecodeAttention& a, const DecodeSizes& sizes, Visit&& visit) {
     for (const SequenceRows& rows : a.sequences) {
-        const int64_t panels = rows.num_rows * sizes.row_panels;
-        for (int64_t first = 0; first < panels; first += sizes.group_panels) {
-            const int64_t num_panels = std::min(sizes.group_panels, panels - first);
-            const int64_t last_row = (first + num_panels - 1) / sizes.row_panels;
-            const int64_t splits = num_splits(num_keys(rows, last_row));
-            if (index < splits)
-                return {.sequence = &rows,
-                        .first_panel = first,
-                        .num_panels = num_panels,
-                        .split = index,
-                        .num_splits = splits};
-            index -= splits;
+        const int64_t together = a.is_sparse() ? 1 : rows.num_rows;
+        for (int64_t row = 0; row < rows.num_rows; row += together) {
+            const int64_t end = (row + together) * sizes.row_panels;
+            for (int64_t first = row * sizes.row_panels; first < end; first += sizes.group_panels) {
+                const int64_t num_panels = std::min(sizes.group_panels, end - first);
+                const int64_t last_row = (first + num_panels - 1) / sizes.row_panels;
+                if (visit({.sequence = &rows,
+                           .first_panel = first,
+                           .num_panels = num_panels,
+                           .num_splits = num_splits(num_keys(a, rows, last_row))}))
+                    return;
+            }
         }
     }
-    return {};
+}
+
+// Task `index` of the call: sequences in order, of each its groups of panels, of each its splits.
+DecodeTask find_task(const DecodeAttention& a, const DecodeSizes& sizes, int64_t index) {
+    DecodeTask found;
+    for_groups(a, sizes, [&](DecodeTask group) {
+        if (index >= 0 && index < group.num_splits) {
+            found = group;
+            found.split = index;
+        }
+        index -= group.num_splits;
+        return index < 0;
+    });
+    return found;
 }
 
 int64_t count_tasks(const DecodeAttention& a, const DecodeSizes& sizes) {
     int64_t tasks = 0;
-    for (const SequenceRows& rows : a.sequences) {
-        const int64_t panels = rows.num_rows * sizes.row_panels;
-        for (int64_t first = 0; first < panels; first += sizes.group_panels) {
-            const int64_t last = std::min(first + sizes.group_panels, panels) - 1;
-            tasks += num_splits(num_keys(rows, last / sizes.row_panels));
-        }
-    }
+    for_groups(a, sizes, [&](const DecodeTask& group) {
+        tasks += group.num_splits;
+        return false;
+    });
     return tasks;
 }
 
@@ -409,7 +427,7 @@ void CpuKernels::mla_decode(const DecodeAttention& a) {
             float* total = first_split == 0 ? slot(2 + index - task.split) : carried;
             for (int64_t i = 0; i < task.num_panels; ++i) {
                 const int64_t panel = task.first_panel + i, row = panel / sizes.row_panels;
-                const int64_t splits = num_splits(num_keys(*task.sequence, row));
+                const int64_t splits = num_splits(num_keys(a, *task.sequence, row));
                 float* state = total + i * sizes.panel_state;
                 for (int64_t split = std::max<int64_t>(1, first_split);
                      split <= std::min(task.split, splits - 1); ++split)

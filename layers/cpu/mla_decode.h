@@ -10,8 +10,9 @@ constexpr int64_t kPanelHeads = 16;
 constexpr int64_t kWidestStrip = 32;  // columns are padded to the widest of all targets
 constexpr int64_t kSplitPages = kDecodeSplitTokens / kPageTokens;
 
-// What one task reads and writes: some panels of consecutive rows of a sequence, over one split.
-// A panel is (row, 16 heads); panels count through the heads of a row, then the next row.
+// What one task reads and writes: some panels of consecutive rows of a sequence, or of one row that
+// chose its keys, over one split. A panel is (row, 16 heads); panels count through the heads of a
+// row, then the next row.
 struct DecodeTask {
     const SequenceRows* sequence = nullptr;
     int64_t first_panel = 0, num_panels = 0;
@@ -51,7 +52,8 @@ struct DecodeSizes {
           panel_state(split_scores_offset() +
                       (is_shared ? (kDecodeSplitTokens + kSplitPages) * kPanelHeads : 0)),
           rounds(rounds_factors),
-          direct(a.cache.dtype() == DType::f32 && out_width == kv_lora && !rounds),
+          direct(a.cache.dtype() == DType::f32 && out_width == kv_lora && !rounds &&
+                 !a.is_sparse()),
           shared(is_shared) {}
 
     static int64_t even(int64_t num) { return num + num % 2; }
@@ -76,9 +78,28 @@ struct DecodeSizes {
     int64_t slot_floats() const { return group_panels * panel_state; }
 };
 
-inline int64_t num_keys(const SequenceRows& rows, int64_t row) {
-    return rows.first_position + row + 1;
+inline int64_t num_keys(const DecodeAttention& a, const SequenceRows& rows, int64_t row) {
+    const int64_t before = rows.first_position + row + 1;
+    return a.is_sparse() ? std::min(before, a.chosen.dim(1)) : before;
 }
+// Of a split's keys, where those from `key` on lie.
+struct KeyRows {
+    std::span<const int32_t> pages;
+    const int32_t* positions;  // of the keys that a row chose; null: of all, from `first` on
+    int64_t first;
+
+    KeyRows(const DecodeAttention& a, const SequenceRows& rows, int64_t row, int64_t key)
+        : pages(rows.pages),
+          positions(a.is_sparse() ? a.chosen.row<int32_t>(rows.first_row - a.first_row + row) + key
+                                  : nullptr),
+          first(key) {}
+    // Row of the cache, counted through its pages, of the j-th.
+    int64_t operator[](int64_t j) const {
+        const int64_t position = positions != nullptr ? positions[j] : first + j;
+        return pages[static_cast<size_t>(position / kPageTokens)] * kPageTokens +
+               position % kPageTokens;
+    }
+};
 inline int64_t num_splits(int64_t keys) {
     return ceil_div(keys, kDecodeSplitTokens);
 }

@@ -93,19 +93,20 @@ HWY_EXPORT(rotate_halves);
 
 }  // namespace
 
-void CpuKernels::rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
-                      bool interleave) {
+void CpuKernels::rope(const Tensor& x, int64_t first_column, std::span<const int32_t> positions,
+                      const Tensor& table, bool interleave) {
     constexpr int64_t kRowsAtOnce = 16;
     const int64_t rows = x.rows(), heads = x.dim(1), head_dim = x.dim(2), r = table.dim(1);
     check_shape(x, "x", DType::f32, {static_cast<int64_t>(positions.size()), heads, head_dim});
     check_shape(table, "table", DType::f32, {table.rows(), r});
-    FERRY_CHECK(r % 2 == 0 && r <= head_dim, "{} rotated columns of {}", r, head_dim);
+    FERRY_CHECK(r % 2 == 0 && first_column + r <= head_dim, "rotated columns {}+{} of {}",
+                first_column, r, head_dim);
     const auto rotate = interleave ? &HWY_DYNAMIC_DISPATCH(rotate_interleaved)
                                    : &HWY_DYNAMIC_DISPATCH(rotate_halves);
     threads_.parallel_for(ceil_div(rows, kRowsAtOnce), [&](int64_t block, int) {
         const int64_t end = std::min(rows, (block + 1) * kRowsAtOnce);
         for (int64_t row = block * kRowsAtOnce; row < end; ++row)
-            rotate(x.row<float>(row) + head_dim - r, heads, head_dim, r,
+            rotate(x.row<float>(row) + first_column, heads, head_dim, r,
                    table.row<float>(positions[static_cast<size_t>(row)]));
     });
 }

@@ -33,14 +33,18 @@ void CudaKernels::begin_step(const StepBatch& batch) {
     step_arrays_.on_device(batch.logit_rows);
     // Before the first decode its shape is not known; then it places its arrays itself.
     if (batch.generated.empty() || decode_shape_.heads == 0) return;
-    place_decode(batch.generated,
-                 std::ranges::min(batch.generated, {}, &SequenceRows::first_row).first_row);
+    const int64_t first_row =
+        std::ranges::min(batch.generated, {}, &SequenceRows::first_row).first_row;
+    place_decode(batch.generated, first_row, index_topk_);
+    if (index_topk_ > 0 && form_.num_keys > index_topk_)
+        place_selection(batch.generated, first_row);
 }
 
-std::unique_ptr<StepGraphs> CudaKernels::make_step_graphs(int64_t num_heads, int64_t kv_lora_rank) {
+std::unique_ptr<StepGraphs> CudaKernels::make_step_graphs(const ModelConfig& model) {
     keeps_scratch_ = true;
+    index_topk_ = model.index_topk;
     return std::make_unique<CudaStepGraphs>(
-        *this, decode_slot_limit({.heads = num_heads, .kv_lora = kv_lora_rank}));
+        *this, decode_slot_limit({.heads = model.n_heads, .kv_lora = model.kv_lora_rank}));
 }
 
 std::unique_ptr<TensorParallel> CudaKernels::make_tensor_parallel(

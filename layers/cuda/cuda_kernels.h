@@ -28,7 +28,7 @@ class CudaKernels final : public Kernels {
     ThreadPool& threads() override { return threads_; }
 
     void begin_step(const StepBatch& batch) override;
-    std::unique_ptr<StepGraphs> make_step_graphs(int64_t num_heads, int64_t kv_lora_rank) override;
+    std::unique_ptr<StepGraphs> make_step_graphs(const ModelConfig& model) override;
     std::unique_ptr<TensorParallel> make_tensor_parallel(std::unique_ptr<TensorParallel> host,
                                                          BlockTransport& blocks,
                                                          std::vector<int> members,
@@ -60,6 +60,8 @@ class CudaKernels final : public Kernels {
     void embed(std::span<const int32_t> tokens, const Tensor& table, const Tensor& y) override;
     void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& y) override;
     void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
+    void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                    const Tensor& y) override;
     void add(const Tensor& x, const Tensor& y) override;
     void silu_mul(const Tensor& gate_up, const Tensor& y, const int64_t* num_rows) override;
     void add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,
@@ -70,8 +72,8 @@ class CudaKernels final : public Kernels {
     void silu_mul_quantise(const Tensor& gate_up, bool power_of_two_scales, const Tensor& q,
                            const Tensor& scales, const int64_t* num_rows) override;
 
-    void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
-              bool interleave) override;
+    void rope(const Tensor& x, int64_t first_column, std::span<const int32_t> positions,
+              const Tensor& table, bool interleave) override;
     void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                      const Tensor& cache) override;
     void rope_write_cache(const Tensor& latent, std::span<const int32_t> positions,
@@ -83,6 +85,7 @@ class CudaKernels final : public Kernels {
     KvExpansion kv_expansion(const ModelConfig& config) const override;
     void mla_prefill(const PrefillAttention& attention) override;
     void mla_decode(const DecodeAttention& attention) override;
+    void select_keys(const KeySelection& selection) override;
 
     void gate(const Tensor& scores, const Tensor* bias, const GateParams& params,
               const Tensor& experts, const Tensor& weights) override;
@@ -120,9 +123,17 @@ class CudaKernels final : public Kernels {
     struct PlacedDecode {
         DecodePlan plan;
         const DecodeRow* rows = nullptr;
+        const DecodeRow* chosen_rows = nullptr;
         const int32_t* pages = nullptr;
     };
-    PlacedDecode place_decode(std::span<const SequenceRows> sequences, int64_t first_row);
+    PlacedDecode place_decode(std::span<const SequenceRows> sequences, int64_t first_row,
+                              int64_t topk);
+    struct PlacedSelection {
+        const SelectRow* rows = nullptr;
+        const int32_t* pages = nullptr;
+        int64_t num_rows = 0, most_keys = 0;
+    };
+    PlacedSelection place_selection(std::span<const SequenceRows> sequences, int64_t first_row);
     void pack_int4(Weight& weight, int64_t group, int64_t first_out, const Tensor& w,
                    const Tensor* scales);
     void multiply(const GemmShape& shape, const GemmOperands& operands);
@@ -150,6 +161,7 @@ class CudaKernels final : public Kernels {
     std::vector<Buffer> kept_scratch_;
     StepForm form_;
     DecodeShape decode_shape_;      // of the model, since its first decode
+    int64_t index_topk_ = 0;        // of the model whose steps are repeated
     int64_t max_shared_bytes_ = 0;  // that a block may have
 };
 

@@ -5,13 +5,13 @@
 
 namespace ferry {
 
-// Two arrays that every layer of a step makes alike: found again by the sequences' address.
+// Arrays that every layer of a step makes alike: found again by the sequences' address.
 CudaKernels::PlacedDecode CudaKernels::place_decode(std::span<const SequenceRows> sequences,
-                                                    int64_t first_row) {
+                                                    int64_t first_row, int64_t topk) {
     PlacedDecode placed{
         .plan = plan_decode(decode_shape_, sequences, first_row,
                             {.shared_limit = max_shared_bytes_, .capability = info_.capability},
-                            decode_slot_limit(decode_shape_), form_.num_keys)};
+                            decode_slot_limit(decode_shape_), form_.num_keys, topk)};
     // Of the longest rows that the form allows.
     const auto page_bytes = static_cast<size_t>(static_cast<int64_t>(placed.plan.rows.size()) *
                                                 ceil_div(form_.num_keys, kPageTokens) * 4);
@@ -20,6 +20,8 @@ CudaKernels::PlacedDecode CudaKernels::place_decode(std::span<const SequenceRows
         step_arrays_.on_device(key, std::as_bytes(std::span(placed.plan.rows))));
     placed.pages = static_cast<const int32_t*>(
         step_arrays_.on_device(key + 1, std::as_bytes(std::span(placed.plan.pages)), page_bytes));
+    placed.chosen_rows = static_cast<const DecodeRow*>(
+        step_arrays_.on_device(key + 2, std::as_bytes(std::span(placed.plan.chosen_rows))));
     return placed;
 }
 
@@ -33,7 +35,8 @@ void CudaKernels::mla_decode(const DecodeAttention& a) {
                 a.cache.describe());
 
     decode_shape_ = {.heads = heads, .kv_lora = kv_lora, .rope = rope, .cache = a.cache.dtype()};
-    const auto [plan, device_rows, device_pages] = place_decode(a.sequences, a.first_row);
+    const auto [plan, device_rows, device_chosen_rows, device_pages] =
+        place_decode(a.sequences, a.first_row, a.is_sparse() ? a.chosen.dim(1) : 0);
     if (plan.rows.empty()) return;
     for (const DecodeRow& row : plan.rows)
         FERRY_CHECK(row.batch_row >= 0 && row.batch_row < rows, "row {} of {}", row.batch_row,
@@ -55,13 +58,20 @@ void CudaKernels::mla_decode(const DecodeAttention& a) {
                         .q_latent_stride = a.q_latent.row_stride(),
                         .q_rope_stride = a.q_rope.row_stride(),
                         .out_stride = a.out.row_stride(),
+                        .chosen_stride = a.is_sparse() ? a.chosen.row_stride() : 0,
                         .scale_log2 = a.scale * kLog2E};
-    for (const DecodeWave& wave : plan.waves) {
-        DecodeGrid grid = plan.grid;
+    const auto launch_rows = [&](const DecodeWave& wave, DecodeGrid grid, const DecodeRow* from,
+                                 const int32_t* chosen) {
         grid.num_rows = static_cast<int>(wave.num_rows);
         grid.num_splits = static_cast<int>(std::max<int64_t>(1, wave.num_splits));
-        params.rows = device_rows + wave.first_row;
+        params.rows = from + wave.first_row;
+        params.chosen = chosen;
         launch_decode(params, grid, stream());
+    };
+    for (const DecodeWave& wave : plan.waves) {
+        launch_rows(wave, plan.grid, device_rows, nullptr);
+        if (!plan.chosen_rows.empty())
+            launch_rows(wave, plan.chosen_grid, device_chosen_rows, a.chosen.as<int32_t>());
     }
 }
 

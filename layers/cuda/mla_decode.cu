@@ -54,6 +54,22 @@ __device__ void load_page(std::byte* to, const std::byte* page, int num_keys) {
     commit_copies();
 }
 
+// The same of keys that lie apart.
+__device__ void load_chosen(std::byte* to, const DecodeParams& p, const DecodeRow& row,
+                            const int32_t* positions, int num_keys) {
+#pragma unroll 3
+    for (int i = threadIdx.x; i < kKeys * kChunks; i += kThreads) {
+        const int key = i / kChunks, chunk = i % kChunks;
+        const int position = key < num_keys ? positions[key] : positions[0];
+        const int64_t page = p.pages[row.first_page + position / kKeys];
+        copy_async(to + tile_offset(key, chunk, kPitch),
+                   static_cast<const std::byte*>(p.cache) +
+                       (page * kKeys + position % kKeys) * kPitch + chunk * 16,
+                   key < num_keys);
+    }
+    commit_copies();
+}
+
 template <int kHeads>
 __device__ void load_queries(std::byte* to, const float* latent, const float* rope, int num_heads) {
 #pragma unroll 2
@@ -97,12 +113,17 @@ __global__ __launch_bounds__(kThreads, 1) void attend_split(DecodeParams p) {
     const int first_key = split * row.split_keys;
     const int num_keys = min(row.num_keys - first_key, row.split_keys);
     const int num_tiles = (num_keys + kKeys - 1) / kKeys;
-    const int32_t* page_list = p.pages + row.first_page + first_key / kKeys;
     const auto load_tile = [&](int tile) {
-        load_page(pages + tile % kStages * Block::kPageBytes,
-                  static_cast<const std::byte*>(p.cache) +
-                      static_cast<int64_t>(page_list[tile]) * Block::kPageBytes,
-                  num_keys - tile * kKeys);
+        std::byte* const to = pages + tile % kStages * Block::kPageBytes;
+        const int begin = first_key + tile * kKeys, num = num_keys - tile * kKeys;
+        if (p.chosen != nullptr)
+            load_chosen(to, p, row, p.chosen + row.batch_row * p.chosen_stride + begin, num);
+        else
+            load_page(to,
+                      static_cast<const std::byte*>(p.cache) +
+                          static_cast<int64_t>(p.pages[row.first_page + begin / kKeys]) *
+                              Block::kPageBytes,
+                      num);
     };
     load_tile(0);
     load_queries<kHeads>(
@@ -288,14 +309,18 @@ __global__ __launch_bounds__(kPlainThreads) void attend_split_plain(DecodeParams
     float maximum = -FLT_MAX, sum = 0;
     for (int begin = first_key; begin < end_key; begin += kKeys) {
         const int num_keys = min(kKeys, end_key - begin);
-        const Value* page =
-            static_cast<const Value*>(p.cache) +
-            static_cast<int64_t>(p.pages[row.first_page + begin / kKeys]) * kKeys * width;
+        const auto latent = [&](int key) {
+            const int position = p.chosen != nullptr
+                                     ? p.chosen[row.batch_row * p.chosen_stride + begin + key]
+                                     : begin + key;
+            const int64_t page = p.pages[row.first_page + position / kKeys];
+            return static_cast<const Value*>(p.cache) + (page * kKeys + position % kKeys) * width;
+        };
         __syncthreads();
         for (int key = warp; key < num_keys; key += kPlainThreads / 32) {
             float dot = 0;
             for (int i = lane; i < width; i += 32)
-                dot = fmaf(query[i], to_f32(page[key * width + i]), dot);
+                dot = fmaf(query[i], to_f32(latent(key)[i]), dot);
             dot = warp_sum(dot);
             if (lane == 0) scores[key] = dot * p.scale_log2;
         }
@@ -309,7 +334,7 @@ __global__ __launch_bounds__(kPlainThreads) void attend_split_plain(DecodeParams
         for (int i = threadIdx.x; i < p.kv_lora; i += kPlainThreads) {
             float value = out[i] * correction;
             for (int key = 0; key < num_keys; ++key)
-                value = fmaf(exp2f(scores[key] - maximum), to_f32(page[key * width + i]), value);
+                value = fmaf(exp2f(scores[key] - maximum), to_f32(latent(key)[i]), value);
             out[i] = value;
         }
     }

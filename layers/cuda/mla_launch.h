@@ -40,11 +40,18 @@ struct DecodeRow {
     int32_t batch_row = 0;
     int32_t num_keys = 0;    // positions [0, num_keys)
     int32_t first_page = 0;  // into the pages of all rows
-    int32_t num_splits = 0;  // 0: no keys, the result is zeros
+    int32_t num_splits = 0;  // 0: no keys, the result is zeros; -1: another launch's
     int32_t first_slot = 0;  // of the partial results; a row of one split has none
     int32_t split_keys = kCudaDecodeSplitTokens;  // split i begins at position i * split_keys
 
     bool operator==(const DecodeRow&) const = default;
+};
+
+// One row that chooses its keys (select_keys.cu).
+struct SelectRow {
+    int32_t batch_row = 0;
+    int32_t num_keys = 0;    // that it chooses among: positions [0, num_keys)
+    int32_t first_page = 0;  // into the pages of all rows
 };
 
 struct DecodeParams {
@@ -54,12 +61,14 @@ struct DecodeParams {
     float* out = nullptr;             // [rows, heads, kv_lora]
     const DecodeRow* rows = nullptr;  // of this launch
     const int32_t* pages = nullptr;   // of all rows, DecodeRow::first_page
+    const int32_t* chosen = nullptr;  // [rows, ...]: positions of a row's keys; null: all, in order
     float* partial_out = nullptr;     // [slot, heads, kv_lora]
     float* partial_sums = nullptr;    // [slot, heads, 2]: maximum (of log2 units) and sum
     int heads = 0, kv_lora = 0, rope = 0;
     int64_t num_pages = 0;                                           // of the cache
     int64_t q_latent_stride = 0, q_rope_stride = 0, out_stride = 0;  // elements between rows
-    float scale_log2 = 1;                                            // softmax scale * log2(e)
+    int64_t chosen_stride = 0;
+    float scale_log2 = 1;  // softmax scale * log2(e)
 };
 
 struct DecodeGrid {

@@ -57,6 +57,22 @@ void widen(DecodePlan& plan, int64_t most_keys, int64_t slot_limit) {
     wave.num_slots = std::min(slot_limit, wave.num_rows * num_slots(splits));
 }
 
+// Tensor cores by mma.sync: what brings keys to wgmma takes whole pages.
+void add_chosen(DecodePlan& plan, std::span<const SequenceRows> sequences, const DecodeShape& shape,
+                const DecodeGpu& gpu, int64_t most_keys, int64_t topk) {
+    for (const SequenceRows& sequence : sequences)
+        most_keys = std::max(most_keys, sequence.end_position());
+    if (most_keys <= topk) return;
+    plan.chosen_grid = choose_grid(shape, {.shared_limit = gpu.shared_limit, .capability = 0});
+    plan.chosen_rows = plan.rows;
+    size_t row = 0;
+    for (const SequenceRows& sequence : sequences)
+        for (int64_t i = 0; i < sequence.num_rows; ++i, ++row) {
+            const bool chooses = sequence.first_position + i + 1 > topk;
+            (chooses ? plan.rows : plan.chosen_rows)[row].num_splits = -1;
+        }
+}
+
 }  // namespace
 
 int64_t decode_slot_limit(const DecodeShape& shape) {
@@ -98,7 +114,7 @@ int64_t decode_wgmma_shared_bytes() {
 
 DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> sequences,
                        int64_t first_row, const DecodeGpu& gpu, int64_t slot_limit,
-                       int64_t most_keys) {
+                       int64_t most_keys, int64_t topk) {
     constexpr int64_t kMostGridRows = 65535;
     DecodePlan plan;
     plan.grid = choose_grid(shape, gpu);
@@ -116,7 +132,8 @@ DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> s
         plan.pages.insert(plan.pages.end(), sequence.pages.begin(),
                           sequence.pages.begin() + num_pages);
         for (int64_t i = 0; i < sequence.num_rows; ++i) {
-            const int64_t keys = sequence.first_position + i + 1;
+            const int64_t before = sequence.first_position + i + 1;
+            const int64_t keys = topk > 0 ? std::min(before, topk) : before;
             const int64_t splits = num_splits(keys), slots = num_slots(splits);
             if (wave.num_slots + slots > slot_limit || wave.num_rows == kMostGridRows) end_wave();
             plan.rows.push_back(
@@ -132,7 +149,8 @@ DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> s
         }
     }
     end_wave();
-    if (most_keys > 0) widen(plan, most_keys, slot_limit);
+    if (most_keys > 0) widen(plan, topk > 0 ? std::min(most_keys, topk) : most_keys, slot_limit);
+    if (topk > 0) add_chosen(plan, sequences, shape, gpu, most_keys, topk);
     return plan;
 }
 

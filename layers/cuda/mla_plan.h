@@ -23,6 +23,10 @@ struct DecodeWave {
 struct DecodePlan {
     DecodeGrid grid;  // but for the rows and splits of each wave
     std::vector<DecodeRow> rows;
+    // Of sparse attention, where some may have chosen their keys: the same rows, launched once more
+    // with this grid. A row is computed by one of the two launches.
+    DecodeGrid chosen_grid;
+    std::vector<DecodeRow> chosen_rows;
     std::vector<int32_t> pages;
     std::vector<DecodeWave> waves;
 
@@ -58,10 +62,10 @@ struct DecodeGpu {
 // of the batch that the tensors' row 0 is. `slot_limit`: partial results that the workspace holds;
 // a row of more splits than that is a wave of its own. `most_keys`: not 0 where launches may depend
 // on it and the number of rows only, and not on how many keys these have (StepForm); they fit one
-// wave then.
+// wave then. `topk`: keys that a row chooses of more than that; 0: it takes all.
 DecodePlan plan_decode(const DecodeShape& shape, std::span<const SequenceRows> sequences,
                        int64_t first_row, const DecodeGpu& gpu, int64_t slot_limit,
-                       int64_t most_keys = 0);
+                       int64_t most_keys = 0, int64_t topk = 0);
 
 // bf16 keys and values for the tensor cores where heads are of the sizes that they take, else f32.
 KvExpansion kv_expansion_of(int64_t nope, int64_t rope, int64_t v);

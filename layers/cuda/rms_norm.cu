@@ -1,5 +1,5 @@
-// RMSNorm, by itself, after adding to the residual stream, or quantised. One block per row, which
-// is read once and kept in shared memory.
+// RMSNorm, by itself, after adding to the residual stream, or quantised, and LayerNorm. One block
+// per row, which is read once and kept in shared memory.
 #include "base/cuda_launch.h"
 #include "layers/cuda/cuda_kernels.h"
 #include "layers/cuda/fp8.h"
@@ -64,6 +64,27 @@ __global__ void rms_norm_kernel(Norm norm) {
     }
 }
 
+// y may be x.
+__global__ void layer_norm_kernel(Norm norm, const float* bias) {
+    FERRY_DYNAMIC_SHARED(shared);
+    __shared__ float sums[2][kWarpThreads];
+    float* const row = reinterpret_cast<float*>(shared);
+    const float* const x = norm.x + blockIdx.x * norm.x_stride;
+    float* const y = norm.y + blockIdx.x * norm.y_stride;
+    float sum = 0, squares = 0;
+    for (int64_t i = threadIdx.x; i < norm.dim; i += blockDim.x) {
+        row[i] = x[i];
+        sum += row[i];
+    }
+    const float mean = block_sum(sum, sums[0]) / static_cast<float>(norm.dim);
+    for (int64_t i = threadIdx.x; i < norm.dim; i += blockDim.x)
+        squares = fmaf(row[i] - mean, row[i] - mean, squares);
+    const float variance = block_sum(squares, sums[1]) / static_cast<float>(norm.dim);
+    const float scale = 1.0f / sqrtf(variance + norm.eps);
+    for (int64_t i = threadIdx.x; i < norm.dim; i += blockDim.x)
+        y[i] = fmaf((row[i] - mean) * scale, norm.weight[i], bias[i]);
+}
+
 // A warp quantises 128 columns at a time, four to a lane.
 template <int kWidth>
 __global__ void rms_norm_quantise_kernel(Norm norm) {
@@ -117,6 +138,23 @@ void CudaKernels::rms_norm(const Tensor& x, const Tensor& weight, float eps, con
     with_width(takes_vectors(dim, {x, y, weight.reshape({1, dim})}), [&](auto width) {
         launch_early(rms_norm_kernel<width>, row_shape(rows, dim), stream(), norm);
     });
+}
+
+void CudaKernels::layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                             const Tensor& y) {
+    const int64_t rows = x.rows(), dim = x.dim(1);
+    check_norm(x, weight, y, DType::f32);
+    check_shape(bias, "bias", DType::f32, {dim});
+    if (x.empty()) return;
+    launch(layer_norm_kernel, row_shape(rows, dim), stream(),
+           Norm{.x = x.as<float>(),
+                .weight = weight.as<float>(),
+                .y = y.as<float>(),
+                .dim = dim,
+                .x_stride = x.row_stride(),
+                .y_stride = y.row_stride(),
+                .eps = eps},
+           bias.as<float>());
 }
 
 void CudaKernels::add_rms_norm(const Tensor& x, const Tensor& h, const Tensor& weight, float eps,

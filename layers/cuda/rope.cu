@@ -36,19 +36,19 @@ __global__ void rope_kernel(Rope rope) {
 
 }  // namespace
 
-void CudaKernels::rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
-                       bool interleave) {
+void CudaKernels::rope(const Tensor& x, int64_t first_column, std::span<const int32_t> positions,
+                       const Tensor& table, bool interleave) {
     const int64_t rows = x.rows(), heads = x.dim(1), head_dim = x.dim(2), r = table.dim(1);
     check_shape(x, "x", DType::f32, {static_cast<int64_t>(positions.size()), heads, head_dim});
     check_shape(table, "table", DType::f32, {table.rows(), r});
-    FERRY_CHECK(r % 2 == 0 && r <= head_dim && table.contiguous(), "{} rotated columns of {}", r,
-                head_dim);
+    FERRY_CHECK(r % 2 == 0 && first_column + r <= head_dim && table.contiguous(),
+                "rotated columns {}+{} of {}", first_column, r, head_dim);
     for (int32_t position : positions)
         FERRY_CHECK(position >= 0 && position < table.rows(), "position {} of {}", position,
                     table.rows());
     if (x.empty() || r == 0) return;
     launch_early(rope_kernel, elementwise_shape(rows, heads * r / 2), stream(),
-                 Rope{.x = x.as<float>() + head_dim - r,
+                 Rope{.x = x.as<float>() + first_column,
                       .row_stride = x.row_stride(),
                       .num_rows = rows,
                       .heads = heads,

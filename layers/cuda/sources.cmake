@@ -27,6 +27,7 @@ set(FERRY_CUDA_SOURCES
     layers/cuda/rope.cu
     layers/cuda/sampling.cpp
     layers/cuda/sampling.cu
+    layers/cuda/select_keys.cu
     layers/cuda/staged_upload.cpp
     layers/cuda/step_arrays.cpp
     layers/cuda/step_graphs.cpp
@@ -47,4 +48,5 @@ set(FERRY_CUDA_UNSPILLED
     layers/cuda/mla_prefill.cu
     layers/cuda/mla_prefill_hopper.cu
     layers/cuda/quantise.cu
-    layers/cuda/rms_norm.cu)
+    layers/cuda/rms_norm.cu
+    layers/cuda/select_keys.cu)

@@ -164,7 +164,7 @@ void rope(benchmark::State& state) {
         const OwnedTensor x = filled({rows, heads, 192}), table = filled({rows, 64});
         std::vector<int32_t> positions;
         for (int64_t i = 0; i < rows; ++i) positions.push_back(static_cast<int32_t>(i));
-        run(8.0 / 3, 1, [&] { kernels.rope(x, positions, table, true); });
+        run(8.0 / 3, 1, [&] { kernels.rope(x, 128, positions, table, true); });
     });
 }
 void copy_head_columns(benchmark::State& state) {

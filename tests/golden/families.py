@@ -31,9 +31,10 @@ V3 = dict(architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", rop
 
 
 class Family:
-    def __init__(self, dtype, seed, shards=1, fused=False, routed_gain=1.0, branch_gain=1.0,
+    def __init__(self, dtype, seed, shards=1, fused=False, newer=False, routed_gain=1.0, branch_gain=1.0,
                  prompts=(1, 5, 17, 70), **config):
         self.dtype, self.seed, self.shards, self.fused, self.prompts = dtype, seed, shards, fused, prompts
+        self.newer = newer or fused  # config.json as Transformers 5 saves it
         self.routed_gain = routed_gain  # of the routed experts' output
         self.branch_gain = branch_gain  # of what every attention and MLP adds to the residual stream
         self.config = {**BASE, **config, "torch_dtype": "float32" if dtype == "f32" else "bfloat16"}
@@ -84,6 +85,15 @@ FAMILIES = {
         "n_routed_experts": 12, "num_experts_per_tok": 4, "rope_theta": 1000000, "rope_scaling": None,
         "max_position_embeddings": 1024, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0,
         "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 32}),
+    "v32": Family("f32", 11, **{
+        **V3, "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32", "n_routed_experts": 12,
+        "index_n_heads": 8, "index_head_dim": 24, "index_topk": 16}),
+    "glm5": Family("bf16", 12, newer=True, **{
+        **V3, "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa", "n_group": 1, "topk_group": 1,
+        "n_routed_experts": 12, "num_experts_per_tok": 4, "rope_theta": 1000000, "rope_scaling": None,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8,
+        "qk_head_dim": 32, "head_dim": 8, "v_head_dim": 32, "num_nextn_predict_layers": 0, "rope_interleave": True,
+        "index_n_heads": 6, "index_head_dim": 32, "index_topk": 20, "indexer_rope_interleave": True}),
 }
 
 
@@ -114,6 +124,12 @@ def draw_weights(family):
             linear(a + "q_a_proj.weight", c["q_lora_rank"], dim)
             norm(a + "q_a_layernorm.weight", c["q_lora_rank"])
             linear(a + "q_b_proj.weight", heads * (nope + r), c["q_lora_rank"], 1.5)
+        if "index_topk" in c:
+            linear(a + "indexer.wq_b.weight", c["index_n_heads"] * c["index_head_dim"], c["q_lora_rank"], 1.5)
+            linear(a + "indexer.wk.weight", c["index_head_dim"], dim)
+            norm(a + "indexer.k_norm.weight", c["index_head_dim"])
+            weights[a + "indexer.k_norm.bias"] = torch.randn(c["index_head_dim"], generator=generator) * 0.2
+            linear(a + "indexer.weights_proj.weight", c["index_n_heads"], dim)
         linear(a + "kv_a_proj_with_mqa.weight", c["kv_lora_rank"] + r, dim, 1.5)
         norm(a + "kv_a_layernorm.weight", c["kv_lora_rank"])
         linear(a + "kv_b_proj.weight", heads * (nope + v_dim), c["kv_lora_rank"], 1.5)

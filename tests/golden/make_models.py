@@ -17,7 +17,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM,
-                          Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM)
+                          DeepseekV32Config, DeepseekV32ForCausalLM, Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM,
+                          GlmMoeDsaConfig, GlmMoeDsaForCausalLM)
 
 import reference
 from families import FAMILIES, draw_weights, stored_tensors
@@ -26,6 +27,7 @@ from hf_fp8 import fp8_golden
 DATA = pathlib.Path(__file__).parent / "data" / "models"
 STEPS = 64
 MIN_MARGIN, MIN_GAP = 1e-4, 1e-3
+MIN_INDEX_MARGIN = 2e-5  # of the largest |score| of the query's row
 REFERENCE_TOLERANCE = 1e-5  # of the largest logit
 
 
@@ -76,7 +78,9 @@ def load_hf(folder, config):
              "deepseek_v3": (DeepseekV3Config, DeepseekV3ForCausalLM),
              # Kimi K2 ships its own copy of the V3 code under this name.
              "kimi_k2": (DeepseekV3Config, DeepseekV3ForCausalLM),
-             "glm4_moe_lite": (Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM)}
+             "glm4_moe_lite": (Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM),
+             "deepseek_v32": (DeepseekV32Config, DeepseekV32ForCausalLM),
+             "glm_moe_dsa": (GlmMoeDsaConfig, GlmMoeDsaForCausalLM)}
     config_class, model_class = kinds[config["model_type"]]
     settings = {k: v for k, v in config.items() if k not in ("model_type", "torch_dtype", "dtype")}
     hf_config = config_class(**json.loads(json.dumps(settings)))
@@ -103,19 +107,23 @@ def check_hf_deviations(model, config):
         if abs(layer.self_attn.scaling - ours.scale) > 1e-6 * ours.scale:
             print("  patching the softmax scale of Transformers", transformers.__version__)
             layer.self_attn.scaling = ours.scale
+        if "index_topk" in config:  # every layer has an indexer of its own, none reads the choice of another
+            assert layer.self_attn.indexer is not None and layer.self_attn.indexer.k_norm.eps == 1e-6
     if config["model_type"] == "deepseek_v2":
         assert not config["norm_topk_prob"] and config["scoring_func"] == "softmax"
 
 
 class Probe:
-    """Collects every gate's margins, and per layer outputs when asked, during a forward pass."""
+    """Collects every gate's and indexer's margins, and per layer outputs when asked, during a forward pass."""
 
     def __init__(self, model, config):
-        self.config, self.margins, self.hidden, self.routing = config, [], None, {}
+        self.config, self.margins, self.index_margins, self.hidden, self.routing = config, [], [], None, {}
         for n, layer in enumerate(model.model.layers):
             layer.self_attn.register_forward_hook(lambda m, a, out, n=n: self.keep(f"layer{n}.attention", out[0]))
             layer.mlp.register_forward_hook(lambda m, a, out, n=n: self.keep(f"layer{n}.ffn", out))
-            layer.register_forward_hook(lambda m, a, out, n=n: self.keep(f"layer{n}.out", out))
+            layer.register_forward_hook(
+                lambda m, a, out, n=n: self.keep(f"layer{n}.out", out[0] if isinstance(out, tuple) else out))
+            self.watch_indexer(layer.self_attn)
             if n >= config["first_k_dense_replace"]:
                 layer.mlp.gate.register_forward_hook(lambda m, a, out, n=n: self.gate(n, m, out))
         model.model.embed_tokens.register_forward_hook(lambda m, a, out: self.keep("embed", out))
@@ -137,6 +145,27 @@ class Probe:
         self.margins.append(reference.gate_margin(choice, bias is not None, self.config))
         self.routing[n] = (chosen, expected)
 
+    def watch_indexer(self, attention):
+        if "index_topk" not in self.config:
+            return
+        ours = reference.Model(self.config, attention.indexer.state_dict())
+
+        def hook(module, args, kwargs, out):
+            if kwargs["past_key_values"] is None:  # with the cache the same choices are made
+                self.index_margins.append(torch.stack([self.indexer(ours, *rows) for rows in zip(*args[:2], out)]))
+
+        attention.indexer.register_forward_hook(hook, with_kwargs=True)
+
+    def indexer(self, ours, x, q_resid, indices):
+        """x, q_resid, indices of one sequence [tokens, ...] -> margin per token."""
+        tables = reference.rope_tables(ours.freqs, len(x), ours.table_scale)
+        scores = ours.index_scores("", x.double(), q_resid.double(), *tables)
+        margin = reference.index_margin(scores, self.config["index_topk"])
+        keys = [torch.zeros_like(scores, dtype=torch.bool).scatter(-1, i.long(), True) & ~scores.isneginf()
+                for i in (indices, reference.choose(scores, self.config["index_topk"]))]
+        assert ((keys[0] == keys[1]).all(-1) | ~(margin > MIN_INDEX_MARGIN)).all(), "indexer disagrees"
+        return margin
+
 
 @torch.no_grad()
 def continue_greedily(model, prompts, steps):
@@ -155,7 +184,7 @@ def pick_prompt(model, probe, config, length, seed, candidates=96, min_margin=MI
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(2, config["vocab_size"], (candidates, length), generator=generator)
     tokens = continue_greedily(model, prompts, STEPS)
-    probe.margins = []
+    probe.margins, probe.index_margins = [], []
     logits = model(tokens, use_cache=False).logits  # teacher-forced: must choose the same tokens again
     margin = torch.stack(probe.margins).view(len(probe.margins), candidates, -1).amin((0, 2))
     top2 = logits[:, length - 1 : -1].topk(2, dim=-1).values
@@ -164,10 +193,16 @@ def pick_prompt(model, probe, config, length, seed, candidates=96, min_margin=MI
     distinct = torch.tensor([len(set(row[length:].tolist())) for row in tokens])
     ends = (tokens[:, length:] == config["eos_token_id"]).any(-1)
     fit = (margin > min_margin) & (gap > min_gap) & same & ~ends
+    if probe.index_margins:
+        index_margin = torch.stack(probe.index_margins).amin((0, 2))
+        fit &= index_margin > MIN_INDEX_MARGIN
     assert fit.any(), f"no prompt of length {length} is clear of rounding: best margin {margin.max()}"
     best = torch.where(fit, distinct, -1).argmax()
-    return tokens[best].tolist(), dict(min_gate_margin=margin[best].item(), min_top2_gap=gap[best].item(),
-                                       distinct_tokens=distinct[best].item())
+    facts = dict(min_gate_margin=margin[best].item(), min_top2_gap=gap[best].item(),
+                 distinct_tokens=distinct[best].item())
+    if probe.index_margins:
+        facts["min_index_margin"] = index_margin[best].item()
+    return tokens[best].tolist(), facts
 
 
 def kept_positions(length):
@@ -229,7 +264,7 @@ def inner_values(model, probe, tokens, folder):
 def newer_config(config):
     """config.json as Transformers 5 saves it: rope_parameters and dtype in place of rope_scaling and torch_dtype."""
     config = dict(config)
-    rope = dict(config.pop("rope_scaling"))
+    rope = dict(config.pop("rope_scaling") or {"type": "default"})
     rope["rope_type"], rope["rope_theta"] = rope.pop("type"), config.pop("rope_theta")
     return {**config, "rope_parameters": rope, "dtype": config.pop("torch_dtype"),
             "transformers_version": transformers.__version__}
@@ -238,7 +273,7 @@ def newer_config(config):
 def make(name):
     family, folder = FAMILIES[name], DATA / name
     print(name)
-    if family.fused:
+    if family.newer:
         family.config = newer_config(family.config)
     stored, effective, fp8 = stored_tensors(family, draw_weights(family))
     write_checkpoint(folder, family.config, stored, family.shards)

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 import reference
 from families import fuse_experts
-from make_models import (DATA, MIN_GAP, MIN_MARGIN, REFERENCE_TOLERANCE, Probe, load_hf, to_json, write_checkpoint,
-                         write_f32, write_json)
+from make_models import (DATA, MIN_GAP, MIN_INDEX_MARGIN, MIN_MARGIN, REFERENCE_TOLERANCE, Probe, load_hf, to_json,
+                         write_checkpoint, write_f32, write_json)
 
 PROMPT, DRAFTS = 1, 3
 
@@ -65,8 +65,9 @@ class Module:
         kept = self.layer.state_dict().keys()
         self.layer.load_state_dict({name: w for name, w in own.items() if name in kept})
         assert self.layer.self_attn.scaling == last.self_attn.scaling
-        self.probe = Probe(model, config)  # of which only the margins of this layer's gate are wanted
+        self.probe = Probe(model, config)  # of which only the margins of this layer's gate and indexer are wanted
         self.layer.mlp.gate.register_forward_hook(lambda m, a, out: self.probe.gate(n, m, out))
+        self.probe.watch_indexer(self.layer.self_attn)
 
     def hidden(self, tokens):
         return self.model.model(torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
@@ -137,9 +138,11 @@ def make(name):
     rows = rows.view(-1, golden["vocab_size"])[entry["logits_row"] :][: len(at)]
     main_difference = ((module.model.lm_head(hidden)[at] - rows).abs().max() / rows.abs().max()).item()
     assert main_difference < REFERENCE_TOLERANCE, main_difference
-    module.probe.margins = []
+    module.probe.margins, module.probe.index_margins = [], []
     drafts, logits = draft(module.forward, tokens, hidden)
     margin = min(m.min().item() for m in module.probe.margins)
+    index_margin = min([m.min().item() for m in module.probe.index_margins], default=float("inf"))
+    assert index_margin > MIN_INDEX_MARGIN, index_margin
     top2 = logits[-DRAFTS:].topk(2, dim=-1)
     gaps = (top2.values[:, 0] - top2.values[:, 1]).tolist()
     assert margin > MIN_MARGIN and min(gaps) > MIN_GAP and top2.indices[:, 0].tolist() == drafts, (margin, gaps)
@@ -158,11 +161,12 @@ def make(name):
     golden["mtp"] = dict(file="golden_mtp_logits.bin", prompt_index=PROMPT, positions=positions, drafts=drafts,
                          max_abs_logit=largest)
     write_json(folder / "golden.json", golden)
-    print(f"  main logits {main_difference:.1e}, smallest gate margin {margin:.1e}, drafts {drafts}, gaps {gaps}")
+    print(f"  main logits {main_difference:.1e}, smallest gate margin {margin:.1e}, indexer's {index_margin:.1e},"
+          f" drafts {drafts}, gaps {gaps}")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    for family_name in sys.argv[1:] or ["v3"]:
+    for family_name in sys.argv[1:] or ["v3", "v32"]:
         make(family_name)

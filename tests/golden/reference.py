@@ -69,6 +69,11 @@ def rms_norm(x, weight, eps=1e-6):
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
+def layer_norm(x, weight, bias, eps=1e-6):
+    x = x - x.mean(-1, keepdim=True)
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight + bias
+
+
 def choose(values, k):
     """Indices of the k largest, largest first, ties to the lower index."""
     return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
@@ -110,6 +115,18 @@ def gate_margin(choice, has_bias, config):
     if ranked.shape[-1] > k:
         margin = torch.minimum(margin, ranked[..., k - 1] - ranked[..., k])
     return margin
+
+
+def index_margin(scores, k):
+    """By how much each query's k-th key leads the next, over the largest |score| of its row.
+
+    scores [..., queries, keys], -inf for keys after the query; inf where no key is left out."""
+    if scores.shape[-1] <= k:
+        return torch.full(scores.shape[:-1], math.inf, dtype=scores.dtype)
+    ranked = scores.sort(-1, descending=True).values
+    largest = scores.masked_fill(scores.isneginf(), 0).abs().amax(-1)
+    gap = ranked[..., k - 1] - ranked[..., k]
+    return torch.where(ranked[..., k].isneginf(), math.inf, gap / largest)
 
 
 def quantise_activations(x, ue8m0=False):
@@ -203,6 +220,21 @@ class Model:
             return fp8_linear(x.float(), *self.fp8[name])
         return x @ self.w[name].T
 
+    def index_scores(self, p, x, q_resid, cos, sin):
+        """The indexer's score of every query and key [tokens, tokens], -inf for keys after the query."""
+        heads, dim, r = (self.c[k] for k in ("index_n_heads", "index_head_dim", "qk_rope_head_dim"))
+        interleave = self.c["model_type"] == "glm_moe_dsa"  # deepseek_v32: halves, unlike its attention
+
+        def turn(y):
+            return torch.cat([rope(y[..., :r], cos, sin, interleave), y[..., r:]], dim=-1)
+
+        q = turn(self.linear(p + "wq_b.weight", q_resid).view(-1, heads, dim))
+        k = self.linear(p + "wk.weight", x)
+        k = turn(layer_norm(k, self.w[p + "k_norm.weight"], self.w[p + "k_norm.bias"]))
+        weights = self.linear(p + "weights_proj.weight", x) * dim**-0.5 * heads**-0.5
+        score = torch.einsum("qh,qhk->qk", weights, torch.einsum("qhd,kd->qhk", q, k).relu())
+        return score.masked_fill(torch.ones_like(score, dtype=torch.bool).triu(1), -math.inf)
+
     def attention(self, p, x, cos, sin):
         c, tokens = self.c, x.shape[0]
         heads, nope, v_dim = c["num_attention_heads"], c["qk_nope_head_dim"], c["v_head_dim"]
@@ -210,8 +242,8 @@ class Model:
         if c.get("q_lora_rank") is None:
             q = self.linear(p + "q_proj.weight", x)
         else:
-            q = self.linear(p + "q_a_proj.weight", x)
-            q = self.linear(p + "q_b_proj.weight", rms_norm(q, self.w[p + "q_a_layernorm.weight"]))
+            q_resid = rms_norm(self.linear(p + "q_a_proj.weight", x), self.w[p + "q_a_layernorm.weight"])
+            q = self.linear(p + "q_b_proj.weight", q_resid)
         q = q.view(tokens, heads, -1)
         q_nope, q_pe = q[..., :nope], rope(q[..., nope:], cos, sin, interleave)
         kv = self.linear(p + "kv_a_proj_with_mqa.weight", x)
@@ -225,8 +257,11 @@ class Model:
             wkv_b = self.w[p + "kv_b_proj.weight"].view(heads, nope + v_dim, -1)
             q_latent = torch.einsum("qhd,hdc->qhc", q_nope, wkv_b[:, :nope])
             score = score + torch.einsum("qhc,kc->hqk", q_latent, latent)
-        future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
-        probs = (score * self.scale).masked_fill(future, -math.inf).softmax(-1)
+        unread = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+        if "index_topk" in c:
+            chosen = choose(self.index_scores(p + "indexer.", x, q_resid, cos, sin), c["index_topk"])
+            unread |= torch.ones_like(unread).scatter(-1, chosen, False)
+        probs = (score * self.scale).masked_fill(unread, -math.inf).softmax(-1)
         if self.form == "naive":
             out = torch.einsum("hqk,khv->qhv", probs, k_v[..., nope:])
         else:

@@ -120,11 +120,14 @@ TEST(GoldenNorms, OfLatentsHaveAnEpsOfTheirOwn) {
 }
 
 // The multi-token-prediction module, and rounds of drafts that go on from its own.
-TEST(GoldenMtp, LogitsAndDraftsAgree) {
-    MtpModel source(model_folder("v3"), true);
-    const Golden golden = read_golden(model_folder("v3"));
+class GoldenMtp : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenMtp, LogitsAndDraftsAgree) {
+    const std::string folder = model_folder(GetParam());
+    MtpModel source(folder, true);
+    const Golden golden = read_golden(folder);
     const auto& mtp = golden.json.at("mtp");
-    const GoldenRows expected(model_folder("v3") + "/" + mtp.at("file").get<std::string>(),
+    const GoldenRows expected(folder + "/" + mtp.at("file").get<std::string>(),
                               golden.json.at("vocab_size"));
     const std::vector<int64_t> positions = mtp.at("positions");
     const std::vector<int32_t> golden_drafts = mtp.at("drafts");
@@ -148,6 +151,8 @@ TEST(GoldenMtp, LogitsAndDraftsAgree) {
             EXPECT_LT(largest / mtp.at("max_abs_logit").get<double>(), 2e-4);
         }
 }
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenMtp, ::testing::Values("v3", "v32"));
 
 class GoldenLogits : public ::testing::TestWithParam<std::string> {};
 

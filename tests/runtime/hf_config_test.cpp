@@ -242,8 +242,9 @@ TEST(HfConfig, RefusesWhatFerryDoesNotCompute) {
 
 TEST(HfConfig, RefusesOtherModelTypes) {
     const std::string supported =
-        "deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, kimi_k25, kimi_vl";
-    for (const char* type : {"llama", "deepseek_v32", "deepseek", ""})
+        "deepseek_v2, deepseek_v3, deepseek_v32, kimi_k2, glm4_moe_lite, glm_moe_dsa, kimi_k25, "
+        "kimi_vl";
+    for (const char* type : {"llama", "deepseek_v4", "deepseek", ""})
         EXPECT_ERROR(parse(with("model_type", type)), ErrorKind::checkpoint,
                      "config.json: model_type \"" + std::string(type) + "\" is not supported",
                      supported);
@@ -252,8 +253,43 @@ TEST(HfConfig, RefusesOtherModelTypes) {
     // A model of another kind may lack everything else: its type comes first.
     EXPECT_ERROR(parse({{"model_type", "llama"}, {"hidden_act", "gelu"}}), ErrorKind::checkpoint,
                  "model_type");
-    EXPECT_ERROR(parse(with("index_topk", 2048)), ErrorKind::checkpoint, "index_topk",
-                 "sparse attention");
+}
+
+TEST(HfConfig, ModelsThatChooseTheirKeys) {
+    EXPECT_EQ(parse(deepseek_v3()).model.index_topk, 0);
+    const ModelConfig v32 = parse(with("model_type", "deepseek_v32")).model;
+    EXPECT_EQ(v32.index_topk, 2048);
+    EXPECT_EQ(v32.index_n_heads, 64);
+    EXPECT_EQ(v32.index_head_dim, 128);
+    EXPECT_FALSE(v32.index_rope_interleave);
+    EXPECT_EQ(v32.n_expert_groups, 8);
+    Json glm = with("model_type", "glm_moe_dsa");
+    for (const char* key : {"n_group", "topk_group", "rms_norm_eps"}) glm.erase(key);
+    const ModelConfig glm5 = parse(glm).model;
+    EXPECT_EQ(glm5.index_n_heads, 32);
+    EXPECT_TRUE(glm5.index_rope_interleave);
+    EXPECT_EQ(glm5.n_expert_groups, 1);
+    EXPECT_EQ(glm5.norm_eps, 1e-5);
+    // Under another name.
+    EXPECT_EQ(parse(with("index_topk", 512)).model.index_topk, 512);
+
+    glm["indexer_rope_interleave"] = false;
+    glm["indexer_types"] = std::vector<std::string>(61, "full");
+    glm["index_topk_freq"] = 1;
+    EXPECT_FALSE(parse(glm).model.index_rope_interleave);
+    // GLM-5.2 has layers that go by the choice of an earlier one.
+    const std::pair<const char*, Json> refused[] = {
+        {"indexer_types", Json::parse(R"(["full", "shared"])")},
+        {"index_topk_freq", 4},
+        {"index_topk_pattern", "FSSF"}};
+    for (const auto& [key, value] : refused) {
+        Json shared = glm;
+        shared[key] = value;
+        EXPECT_ERROR(parse(shared), ErrorKind::checkpoint, key);
+    }
+    Json narrow = with("model_type", "deepseek_v32");
+    narrow["index_head_dim"] = 32;
+    EXPECT_ERROR(parse(narrow), ErrorKind::checkpoint, "index_head_dim 32", "qk_rope_head_dim 64");
 }
 
 // Kimi-K2.5 and K2.6, Kimi-VL.

@@ -52,6 +52,50 @@ size_t generate(Scheduler& scheduler, const StepPlan& plan, Random& random, size
     return num_ended;
 }
 
+// Rows of a prompt from dense_positions on are SequenceRows of their own, without a place that is
+// expanded.
+TEST(Scheduler, PromptRowsThatChooseTheirKeysAreApart) {
+    PageAllocator pages(100, false);
+    Scheduler scheduler({.max_batch = 2,
+                         .max_batch_tokens = 60,
+                         .max_prefill_chunk = 60,
+                         .dense_positions = 100,
+                         .num_expanded_units = 1000,
+                         .num_layers = 1},
+                        pages);
+    Sequence sequence;
+    sequence.tokens.assign(200, 7);
+    sequence.prompt_length = 190;
+    sequence.max_length = 210;
+    scheduler.add(sequence);
+    struct Part {
+        int64_t first_row, num_rows, first_position;
+        bool operator==(const Part&) const = default;
+    };
+    std::vector<std::vector<Part>> steps;
+    while (sequence.num_computed < 200) {
+        const StepPlan& plan = scheduler.plan();
+        std::vector<Part>& step = steps.emplace_back();
+        EXPECT_EQ(plan.prompt_sequences.size(), plan.prompt.size());
+        for (const SequenceRows& rows : plan.prompt) {
+            step.push_back({rows.first_row, rows.num_rows, rows.first_position});
+            EXPECT_EQ(rows.expanded.holds(0), rows.first_position < 100);
+            if (rows.expanded.holds(0)) {
+                EXPECT_EQ(rows.expanded.num_expanded, rows.first_position);
+                EXPECT_LE(rows.end_position(), rows.expanded.num_positions);
+            }
+        }
+        for (const SequenceRows& rows : plan.generated)
+            step.push_back({rows.first_row, rows.num_rows, rows.first_position});
+        scheduler.complete();
+        EXPECT_EQ(scheduler.room().num_held(), sequence.num_computed < 100 ? 100 : 0);
+    }
+    const std::vector<std::vector<Part>> expected{
+        {{0, 60, 0}}, {{0, 40, 60}, {40, 20, 100}}, {{0, 60, 120}}, {{0, 10, 180}, {10, 10, 190}}};
+    EXPECT_EQ(steps, expected);
+    scheduler.finish(sequence);
+}
+
 TEST(Scheduler, ChunksAPromptUnderTheBudget) {
     PageAllocator pages(8, false);
     Scheduler scheduler({.max_batch = 4, .max_batch_tokens = 100, .max_prefill_chunk = 80}, pages);

@@ -46,9 +46,10 @@ TEST(FilledStep, RowsBehindTheBatchsBelongToNobody) {
                           .logit_rows = logit_rows};
     ASSERT_TRUE(is_decode_step(batch));
     FilledStep filled(6);
-    filled.fill(batch, 6);
-    const StepBatch& step = filled.fill(batch, 4);
+    filled.fill(batch, {.num_rows = 6, .num_keys = 1024});
+    const StepBatch& step = filled.fill(batch, {.num_rows = 4, .num_keys = 2048});
     ASSERT_EQ(step.num_tokens(), 4);
+    EXPECT_EQ(step.most_keys, 2048);
     EXPECT_TRUE(is_decode_step(step));
     EXPECT_TRUE(std::ranges::equal(step.tokens.first(3), tokens));
     EXPECT_TRUE(std::ranges::equal(step.positions.first(3), positions));
@@ -64,7 +65,7 @@ TEST(FilledStep, RowsBehindTheBatchsBelongToNobody) {
     StepBatch other = batch;
     other.generated = generated;
     ASSERT_TRUE(is_decode_step(other));
-    const StepBatch& split = filled.fill(other, 4);
+    const StepBatch& split = filled.fill(other, {.num_rows = 4, .num_keys = 1024});
     ASSERT_EQ(split.generated.size(), 4u);
     EXPECT_EQ(split.generated[2].first_row, 2);
     EXPECT_EQ(split.generated[2].num_rows, 1);
@@ -126,10 +127,11 @@ Request long_request(int64_t index, int64_t prompt, int64_t max_tokens) {
 // Requests that end one by one, over the boundary of a page, when there is none left for all of
 // them; and one that comes while they are running.
 // With drafts, if given what came of them before.
-Outcome run(bool cuda_graphs, const std::vector<Completion>* before = nullptr) {
-    SmallEngine engine(
-        make_cuda_kernels(0),
-        {.num_pages = 3, .max_drafts = before != nullptr ? 2 : 0, .cuda_graphs = cuda_graphs});
+Outcome run(const char* family, bool cuda_graphs, const std::vector<Completion>* before = nullptr) {
+    SmallEngine engine(make_cuda_kernels(0), {.family = family,
+                                              .num_pages = 3,
+                                              .max_drafts = before != nullptr ? 2 : 0,
+                                              .cuda_graphs = cuda_graphs});
     if (before != nullptr) engine->set_drafter(drafts_of(*before));
     for (int64_t i = 0; i < 2; ++i) engine->submit(long_request(i, 56 + i, 12));
     for (int step = 0; step < 3; ++step) engine->step();
@@ -147,8 +149,12 @@ Outcome run(bool cuda_graphs, const std::vector<Completion>* before = nullptr) {
     return outcome;
 }
 
-TEST(StepGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
-    const Outcome launched = run(false), repeated = run(true);
+// With dense attention, and where longer sequences choose their keys.
+class FamilyGraphs : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Families, FamilyGraphs, ::testing::Values("v3", "v32"));
+
+TEST_P(FamilyGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
+    const Outcome launched = run(GetParam(), false), repeated = run(GetParam(), true);
     ASSERT_EQ(repeated.completions.size(), 3u);
     ASSERT_EQ(launched.completions.size(), 3u);
     for (size_t i = 0; i < 3; ++i) {
@@ -167,9 +173,9 @@ TEST(StepGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
     EXPECT_LE(repeated.steps.recorded, 4);
 }
 
-TEST(StepGraphs, RowsOfDraftsAreRepeatedLikeOthers) {
-    const Outcome plain = run(false);
-    const Outcome drafted = run(true, &plain.completions);
+TEST_P(FamilyGraphs, RowsOfDraftsAreRepeatedLikeOthers) {
+    const Outcome plain = run(GetParam(), false);
+    const Outcome drafted = run(GetParam(), true, &plain.completions);
     ASSERT_EQ(drafted.completions.size(), 3u);
     for (size_t i = 0; i < 3; ++i) {
         SCOPED_TRACE(i);
@@ -208,7 +214,10 @@ TEST(StepGraphs, AModuleDraftsBetweenThem) {
 // Those that were last in use are kept; the others begin again.
 TEST(StepGraphs, AsManyFormsAreKeptAsWasSaid) {
     const auto kernels = make_cuda_kernels(0);
-    const auto graphs = kernels->make_step_graphs(2, 16);
+    ModelConfig model;
+    model.n_heads = 2;
+    model.kv_lora_rank = 16;
+    const auto graphs = kernels->make_step_graphs(model);
     OwnedTensor sum(kernels->device(), DType::f32, {1, 1}),
         one(kernels->device(), DType::f32, {1, 1});
     const float value = 1;

@@ -152,6 +152,11 @@ class GuardedKernels final : public Kernels {
         const Open open;
         cpu_->silu_mul_quantise(gate_up, power_of_two_scales, q, scales, num_rows);
     }
+    void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps,
+                    const Tensor& y) override {
+        const Open open;
+        cpu_->layer_norm(x, weight, bias, eps, y);
+    }
     void add(const Tensor& x, const Tensor& y) override {
         const Open open;
         cpu_->add(x, y);
@@ -160,10 +165,10 @@ class GuardedKernels final : public Kernels {
         const Open open;
         cpu_->silu_mul(gate_up, y, num_rows);
     }
-    void rope(const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
-              bool interleave) override {
+    void rope(const Tensor& x, int64_t first_column, std::span<const int32_t> positions,
+              const Tensor& table, bool interleave) override {
         const Open open;
-        cpu_->rope(x, positions, table, interleave);
+        cpu_->rope(x, first_column, positions, table, interleave);
     }
     void write_cache(const Tensor& latent, std::span<const int64_t> slots,
                      const Tensor& cache) override {
@@ -188,6 +193,10 @@ class GuardedKernels final : public Kernels {
     void mla_decode(const DecodeAttention& attention) override {
         const Open open;
         cpu_->mla_decode(attention);
+    }
+    void select_keys(const KeySelection& selection) override {
+        const Open open;
+        cpu_->select_keys(selection);
     }
     void gate(const Tensor& scores, const Tensor* bias, const GateParams& params,
               const Tensor& experts, const Tensor& weights) override {

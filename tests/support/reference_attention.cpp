@@ -160,4 +160,33 @@ void reference_decode(const DecodeAttention& a, bool rounded) {
             }
 }
 
+std::vector<float> reference_key_scores(const KeySelection& s, const SequenceRows& rows,
+                                        int64_t row, bool rounded) {
+    const auto factor = [&](float x) { return rounded ? to_bf16(x) : x; };
+    const int64_t heads = s.q.dim(1), dim = s.q.dim(2),
+                  batch_row = rows.first_row - s.first_row + row;
+    const std::vector<int64_t> order = order_of(dim, rounded);
+    std::vector<float> scores;
+    for (int64_t position = 0; position <= rows.first_position + row; ++position) {
+        const int64_t page = rows.pages[static_cast<size_t>(position / kPageTokens)];
+        const int64_t at = (page * kPageTokens + position % kPageTokens) * dim;
+        float sums[16] = {};
+        for (int64_t head = 0; head < heads; ++head) {
+            float dot = 0;
+            for (int64_t i : order) {
+                const float key = s.keys.dtype() == DType::f32
+                                      ? factor(s.keys.as<float>()[at + i])
+                                      : bf16_to_f32(s.keys.as<uint16_t>()[at + i]);
+                dot = std::fma(factor(s.q.row<float>(batch_row)[head * dim + i]), key, dot);
+            }
+            sums[head % 16] = std::fma(s.weights.row<float>(batch_row)[head], std::max(dot, 0.0f),
+                                       sums[head % 16]);
+        }
+        for (int width = 8; width >= 1; width /= 2)
+            for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+        scores.push_back(sums[0]);
+    }
+    return scores;
+}
+
 }  // namespace ferry

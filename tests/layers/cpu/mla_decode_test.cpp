@@ -189,6 +189,67 @@ TEST_P(MlaDecodeBits, OfUnfinishedRowsAreCarriedFromWaveToWave) {
     EXPECT_EQ(different_rows(batch.run(2), expected), std::vector<int64_t>());
 }
 
+// Keys that a row chose are as good as a cache that holds these alone; rows with no more than there
+// are to choose have them all.
+TEST_P(MlaDecodeBits, OfChosenKeysAreThoseOfACacheOfThem) {
+    constexpr int64_t kTopk = 700;
+    for (const Shape& shape : {kSmall, kPublished, Shape{.heads = 35, .kv_lora = 7, .rope = 5}})
+        for (DType dtype : {DType::f32, DType::bf16}) {
+            Batch batch(shape, {{900, 3}, {40, 1}, {698, 4}}, dtype);
+            batch.rounded = GetParam();
+            const int64_t width = shape.kv_lora + shape.rope, pages = ceil_div(kTopk, kPageTokens);
+            const OwnedTensor chosen(cpu_device(), DType::i32, {8, kTopk});
+            const OwnedTensor gathered(cpu_device(), dtype, {8 * pages, kPageTokens, width});
+            const OwnedTensor expected = zeros({8, shape.heads, shape.kv_lora});
+            std::vector<int32_t> own_pages(static_cast<size_t>(8 * pages));
+            std::iota(own_pages.begin(), own_pages.end(), 0);
+            std::vector<SequenceRows> of_chosen;
+            Random random(3);
+            for (const SequenceRows& rows : batch.sequences)
+                for (int64_t i = 0; i < rows.num_rows; ++i) {
+                    const int64_t row = rows.first_row + i, keys = rows.first_position + i + 1;
+                    const int64_t num = std::min(keys, kTopk);
+                    std::vector<int32_t> positions(static_cast<size_t>(keys));
+                    std::iota(positions.begin(), positions.end(), 0);
+                    while (std::ssize(positions) > num)
+                        positions.erase(positions.begin() + random.next_u32() % positions.size());
+                    std::copy(positions.begin(), positions.end(), chosen.view().row<int32_t>(row));
+                    const int64_t bytes = width * size_bytes(dtype);
+                    for (int64_t j = 0; j < num; ++j) {
+                        const int64_t position = positions[static_cast<size_t>(j)];
+                        const int64_t page =
+                            rows.pages[static_cast<size_t>(position / kPageTokens)];
+                        std::memcpy(gathered.view().as<std::byte>() +
+                                        (row * pages * kPageTokens + j) * bytes,
+                                    batch.cache.view().as<std::byte>() +
+                                        (page * kPageTokens + position % kPageTokens) * bytes,
+                                    static_cast<size_t>(bytes));
+                    }
+                    of_chosen.push_back(
+                        {.first_row = row,
+                         .num_rows = 1,
+                         .first_position = num - 1,
+                         .pages = std::span(own_pages).subspan(static_cast<size_t>(row * pages),
+                                                               static_cast<size_t>(pages))});
+                }
+            DecodeAttention of_them = batch.attention(expected);
+            of_them.cache = gathered;
+            of_them.sequences = of_chosen;
+            reference_decode(of_them, batch.rounded);
+            for_each_vector_target([&] {
+                for (int threads : {1, 2, 7}) {
+                    const OwnedTensor out = zeros({8, shape.heads, shape.kv_lora});
+                    DecodeAttention attention = batch.attention(out);
+                    attention.chosen = chosen;
+                    make_cpu_kernels(threads, {.bf16_activations = batch.rounded})
+                        ->mla_decode(attention);
+                    EXPECT_EQ(different_rows(out, expected), std::vector<int64_t>())
+                        << shape.heads << " heads, " << to_string(dtype) << ", " << threads;
+                }
+            });
+        }
+}
+
 TEST_P(MlaDecodeBits, DoNotDependOnLaterKeys) {
     for (int64_t position : {69, 70}) {
         Batch batch(kSmall, {{position, 1}}, DType::f32);

@@ -38,6 +38,41 @@ TEST(RmsNorm, HasTheBitsOfTheReference) {
     });
 }
 
+TEST(LayerNorm, HasTheBitsOfTheReferenceInPlace) {
+    constexpr float kEps = 1e-6f;
+    for_each_vector_target([] {
+        const auto kernels = make_cpu_kernels(2);
+        for (int64_t rows : {0, 1, 40})
+            for (int64_t dim : {1, 7, 16, 24, 100, 128}) {
+                Matrix x(rows, dim, 1), expected(rows, dim, 1);
+                const Matrix weight(1, dim, 2), bias(1, dim, 3);
+                for (int64_t row = 0; row < rows; ++row) {
+                    float* values = expected.view.row<float>(row);
+                    const auto sum_of = [&](auto&& add) {
+                        float sums[16] = {};
+                        for (int64_t i = 0; i < dim; ++i)
+                            sums[i % 16] = add(values[i], sums[i % 16]);
+                        for (int width = 8; width >= 1; width /= 2)
+                            for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+                        return sums[0] / static_cast<float>(dim);
+                    };
+                    const float mean = sum_of([](float value, float sum) { return sum + value; });
+                    const float variance = sum_of([mean](float value, float sum) {
+                        return std::fma(value - mean, value - mean, sum);
+                    });
+                    const float scale = 1 / std::sqrt(variance + kEps);
+                    for (int64_t i = 0; i < dim; ++i)
+                        values[i] = std::fma((values[i] - mean) * scale,
+                                             weight.values[static_cast<size_t>(i)],
+                                             bias.values[static_cast<size_t>(i)]);
+                }
+                kernels->layer_norm(x.view, weight.view.reshape({dim}), bias.view.reshape({dim}),
+                                    kEps, x.view);
+                EXPECT_EQ(num_different(x, expected), 0) << rows << " x " << dim;
+            }
+    });
+}
+
 TEST(RmsNorm, InPlaceOnARangeOfColumns) {
     Matrix x(3, 80, 1), expected(3, 80, 1);
     const Matrix weight(1, 50, 2);

@@ -57,7 +57,8 @@ TEST(CudaLatentCache, RotatesAndWritesTheBitsOfTheCpu) {
                     const CudaTensor cache_device(dtype, {2, kPageTokens, width});
                     const CudaTensor out_device(DType::f32, {5, width});
                     cpu->fill_zero(cache);
-                    cpu->rope(latent.view.reshape({rows, 1, width}), used, table.view, interleave);
+                    cpu->rope(latent.view.reshape({rows, 1, width}), width - table.view.dim(1),
+                              used, table.view, interleave);
                     cpu->write_cache(latent.view, to, cache);
                     cpu->read_cache(cache, page, 0, out.view);
                     cuda_kernels().fill_zero(cache_device);

@@ -57,13 +57,14 @@ struct Batch {
         return order;
     }
 
-    std::vector<float> on_cpu() const {
+    std::vector<float> on_cpu(const Tensor& chosen = {}) const {
         const OwnedTensor out = zeros({num_rows, q_latent.view().dim(1), q_latent.view().dim(2)});
         make_cpu_kernels(2)->mla_decode({.q_latent = q_latent,
                                          .q_rope = q_rope,
                                          .cache = cache,
                                          .out = out,
                                          .sequences = sequences,
+                                         .chosen = chosen,
                                          .scale = kScale});
         return values_of(out);
     }
@@ -75,12 +76,14 @@ struct Batch {
         return out.values();
     }
     std::vector<float> on_cuda() const { return on_cuda(sequences); }
-    void run(std::span<const SequenceRows> listed, const Tensor& out) const {
+    void run(std::span<const SequenceRows> listed, const Tensor& out,
+             const Tensor& chosen = {}) const {
         cuda_kernels().mla_decode({.q_latent = cuda_q_latent,
                                    .q_rope = cuda_q_rope,
                                    .cache = cuda_cache,
                                    .out = out,
                                    .sequences = listed,
+                                   .chosen = chosen,
                                    .scale = kScale});
     }
 
@@ -134,6 +137,37 @@ TEST(CudaMlaDecode, OtherCachesAgreeWithTheCpu) {
     // More keys than kDecodeSplits of the shortest splits have.
     const Batch longer(kSmall, {{kDecodeSplits * kCudaDecodeSplitTokens, 1}}, DType::bf16);
     EXPECT_LT(relative_error(longer.on_cuda(), longer.on_cpu()), kF32Error);
+}
+
+// Rows that have no more keys than there are to choose keep the bits that they have alone, with all
+// of their keys.
+TEST(CudaMlaDecode, ChosenKeysAgreeWithTheCpu) {
+    for (const Shape& shape : {published(20), published(70), kSmall})
+        for (DType dtype : {DType::bf16, DType::f32})
+            for (const int64_t topk : {70, on_gpu() ? 2048 : 1100}) {
+                if (topk > 100 && (dtype == DType::f32 || shape.heads == 70)) continue;
+                const Batch batch(shape, {{topk + 50, 2}, {topk - 2, 3}, {20, 1}}, dtype);
+                const OwnedTensor chosen(cpu_device(), DType::i32, {6, topk});
+                for (int64_t row = 0; row < 6; ++row)  // all but the first few of the longer rows
+                    std::iota(chosen.view().row<int32_t>(row),
+                              chosen.view().row<int32_t>(row) + topk,
+                              row < 2    ? 11
+                              : row == 4 ? 1
+                                         : 0);
+                const CudaTensor cuda_chosen(chosen.view());
+                const CudaTensor out(DType::f32, {6, shape.heads, shape.kv_lora});
+                batch.run(batch.sequences, out, cuda_chosen);
+                const bool rounded = dtype == DType::bf16 && shape.kv_lora == 512;
+                const std::vector<float> got = out.values();
+                EXPECT_LT(relative_error(got, batch.on_cpu(chosen)),
+                          rounded ? kBf16Error : kF32Error)
+                    << shape.heads << " heads, " << topk;
+                const std::vector<float> all = batch.on_cuda();
+                const int64_t row = shape.heads * shape.kv_lora;
+                for (const int64_t begin : {2 * row, 5 * row})
+                    expect_same_bits({got.begin() + begin, got.begin() + begin + row},
+                                     {all.begin() + begin, all.begin() + begin + row});
+            }
 }
 
 TEST(CudaMlaDecode, RunsHaveTheSameBits) {

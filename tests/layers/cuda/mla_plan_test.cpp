@@ -28,6 +28,29 @@ struct Sequences {
     std::vector<SequenceRows> list;
 };
 
+TEST(MlaPlan, ARowIsComputedByOneOfTwoLaunches) {
+    const Sequences sequences({{100, 1}, {62, 3}, {-1, 1}});
+    DecodePlan plan = plan_decode(kPublished, sequences.list, 0, kHopper, kNoLimit, 0, 64);
+    EXPECT_TRUE(plan.grid.wgmma);
+    EXPECT_FALSE(plan.chosen_grid.wgmma);
+    EXPECT_EQ(plan.chosen_grid.row_tiles, 4);
+    ASSERT_EQ(plan.rows.size(), 5u);
+    ASSERT_EQ(plan.chosen_rows.size(), 5u);
+    const int splits[] = {-1, 1, 1, -1, 0}, of_chosen[] = {1, -1, -1, 1, -1};
+    const int keys[] = {64, 63, 64, 64, 0};
+    for (size_t row = 0; row < 5; ++row) {
+        EXPECT_EQ(plan.rows[row].num_splits, splits[row]) << row;
+        EXPECT_EQ(plan.chosen_rows[row].num_splits, of_chosen[row]) << row;
+        EXPECT_EQ(plan.chosen_rows[row].num_keys, keys[row]) << row;
+    }
+    // None chooses; one may, in a step that is repeated.
+    EXPECT_TRUE(
+        plan_decode(kPublished, sequences.list, 0, kHopper, kNoLimit, 0, 128).chosen_rows.empty());
+    plan = plan_decode(kPublished, sequences.list, 0, kHopper, kNoLimit, 4096, 2048);
+    EXPECT_EQ(plan.chosen_rows.size(), 5u);
+    EXPECT_EQ(plan.waves.at(0).num_splits, 2);  // of 2048 keys
+}
+
 // 64 queries and two pages of 576 bf16, 64 x 64 probabilities, maxima of two warps and corrections.
 TEST(MlaPlan, SharedMemoryByHand) {
     EXPECT_EQ(decode_shared_bytes(4, 2), 64 * 1152 + 2 * 73728 + 64 * 128 + 3 * 64 * 4);

@@ -19,6 +19,21 @@ TEST(CudaRmsNorm, AgreesWithTheCpu) {
         }
 }
 
+TEST(CudaLayerNorm, AgreesWithTheCpu) {
+    const auto cpu = make_cpu_kernels(1);
+    for (int64_t rows : {0, 1, 5})
+        for (int64_t dim : {1, 24, 100, 128, 2048}) {
+            Matrix x(rows, dim, 1);
+            const Matrix weight(1, dim, 2), bias(1, dim, 3);
+            const CudaTensor on_device(x), factors(weight.view.reshape({dim})),
+                added(bias.view.reshape({dim}));
+            cuda_kernels().layer_norm(on_device, factors, added, 1e-6f, on_device);
+            cpu->layer_norm(x.view, weight.view.reshape({dim}), bias.view.reshape({dim}), 1e-6f,
+                            x.view);
+            expect_close(on_device.values(), x.values, 2e-6f, 2e-6f);
+        }
+}
+
 TEST(CudaRmsNorm, InPlaceOnARangeOfColumns) {
     const auto cpu = make_cpu_kernels(1);
     for (int64_t first : {8, 10}) {

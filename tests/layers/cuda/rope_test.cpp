@@ -17,10 +17,12 @@ TEST(CudaRope, HasTheBitsOfTheCpu) {
                     Matrix x(rows, heads * head_dim, 1);
                     const CudaTensor x_device(x), table_device(table);
                     const std::span used(positions.data(), static_cast<size_t>(rows));
-                    cpu->rope(x.view.reshape({rows, heads, head_dim}), used, table.view,
-                              interleave);
-                    cuda_kernels().rope(x_device.view().reshape({rows, heads, head_dim}), used,
-                                        table_device, interleave);
+                    for (const int64_t first : {int64_t{8}, int64_t{0}}) {
+                        cpu->rope(x.view.reshape({rows, heads, head_dim}), first, used, table.view,
+                                  interleave);
+                        cuda_kernels().rope(x_device.view().reshape({rows, heads, head_dim}), first,
+                                            used, table_device, interleave);
+                    }
                     expect_same_bits(x_device.values(), x.values);
                 }
 }

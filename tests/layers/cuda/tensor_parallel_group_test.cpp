@@ -186,7 +186,9 @@ TEST(CudaTensorParallel, GivesTheBytesOfTheHostsGroup) {
 TEST(CudaTensorParallel, IsRepeatedWithoutTheHost) {
     Group group;
     const int64_t rows = 4;
-    const std::unique_ptr<StepGraphs> graphs = cuda_kernels().make_step_graphs(1, 1);
+    ModelConfig model;
+    model.n_heads = model.kv_lora_rank = 1;
+    const std::unique_ptr<StepGraphs> graphs = cuda_kernels().make_step_graphs(model);
     OnGpus on_gpus(group, rows, rows * group.size(), kDim);
     std::vector<int32_t> ids(static_cast<size_t>(rows));  // stay where they are
     for (uint64_t step = 0; step < 5; ++step) {

@@ -1,0 +1,218 @@
+// Sparse attention: which keys a row attends to. Heads lie in vector lanes, 16 to a panel, and a
+// product is summed as attention's scores are (attention-inl.h). Of a key, lane l adds up
+// w_h relu(q_h . k) of heads h = l, l + 16, ... by FMAs from 0; then lanes are added by halves.
+//
+// Tasks are a row's keys in splits of kDecodeSplitTokens, as many rows at once as there is memory
+// for their scores, then those rows, of which each looks for its highest.
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+#include "layers/cpu/cpu_kernels.h"
+#include "layers/sampling_math.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "layers/cpu/select_keys.cpp"
+#include "layers/cpu/vector_targets.h"
+//
+#include <hwy/foreach_target.h>
+//
+#include "layers/cpu/attention-inl.h"
+#include "layers/cpu/bf16-inl.h"
+
+#ifndef FERRY_LAYERS_CPU_SELECT_KEYS_ONCE
+#define FERRY_LAYERS_CPU_SELECT_KEYS_ONCE
+namespace ferry {
+namespace {
+
+constexpr int64_t kLaneHeads = 16;
+
+// Of what a task needs, in a thread's scratch, in floats.
+struct SelectSizes {
+    int64_t heads, head_dim, panels;
+
+    explicit SelectSizes(const KeySelection& s)
+        : heads(s.q.dim(1)), head_dim(s.q.dim(2)), panels(ceil_div(heads, kLaneHeads)) {}
+
+    int64_t words() const { return head_dim + head_dim % 2; }  // at most, of a key
+    int64_t keys_offset() const { return panels * words() * kLaneHeads; }
+    int64_t products_offset() const { return keys_offset() + kPageTokens * words(); }
+    int64_t sums_offset() const {
+        return products_offset() + std::max(kPageTokens * kLaneHeads, words());
+    }
+    int64_t floats() const { return sums_offset() + kPageTokens * kLaneHeads; }
+};
+
+using ScoreKeys = void (*)(const KeySelection&, const SequenceRows&, int64_t row, int64_t begin,
+                           int64_t end, float* scratch, float* scores);
+
+}  // namespace
+}  // namespace ferry
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace ferry {
+namespace HWY_NAMESPACE {
+
+// Keys of a page as rows of a form's words. `room`: for one of them as f32.
+template <class Form>
+void take_keys(const Tensor& cache, int64_t page, int64_t num_keys, float* room, float* to) {
+    const int64_t width = cache.dim(2), words = Form::words(width);
+    for (int64_t j = 0; j < num_keys; ++j, to += words) {
+        const int64_t from = (page * kPageTokens + j) * width;
+        float* const values = Form::kRounds ? room : to;
+        if (cache.dtype() == DType::f32)
+            std::copy_n(cache.as<float>() + from, width, values);
+        else
+            widen_bf16(cache.as<uint16_t>() + from, width, values);
+        if constexpr (Form::kRounds) round_words<Form>(values, width, to);
+    }
+}
+
+// sums[j][lane] = fma(weights[lane], relu(scores[j][lane]), sums[j][lane]).
+HWY_INLINE void add_heads(const float* HWY_RESTRICT scores, const float* HWY_RESTRICT weights,
+                          int64_t num_keys, float* HWY_RESTRICT sums) {
+    const Floats d;
+    for (int64_t lane = 0; lane < kLaneHeads; lane += kLanes) {
+        const FloatVector weight = hn::Load(d, weights + lane);
+        for (int64_t at = lane; at < num_keys * kLaneHeads; at += kLaneHeads) {
+            const FloatVector score = hn::Max(hn::Load(d, scores + at), hn::Zero(d));
+            hn::Store(fused_multiply_add(weight, score, hn::Load(d, sums + at)), d, sums + at);
+        }
+    }
+}
+
+// Scores of a row for keys [begin, end) of its sequence; begin is a page's first.
+template <class Form>
+void score_keys(const KeySelection& s, const SequenceRows& rows, int64_t row, int64_t begin,
+                int64_t end, float* scratch, float* scores) {
+    const SelectSizes sizes(s);
+    const int64_t words = Form::words(sizes.head_dim);
+    float* const keys = scratch + sizes.keys_offset();
+    float* const products = scratch + sizes.products_offset();
+    float* const sums = scratch + sizes.sums_offset();
+    HWY_ALIGN float weights[kLaneHeads];
+    for (int64_t panel = 0; panel < sizes.panels; ++panel) {
+        const int64_t head = panel * kLaneHeads;
+        pack_words<Form>(s.q.row<float>(row) + head * sizes.head_dim, sizes.head_dim,
+                         std::min(kLaneHeads, sizes.heads - head), sizes.head_dim, keys,
+                         scratch + panel * words * kLaneHeads);
+    }
+    for (int64_t key = begin; key < end; key += kPageTokens) {
+        const int64_t num_keys = std::min(kPageTokens, end - key);
+        take_keys<Form>(s.keys, rows.pages[static_cast<size_t>(key / kPageTokens)], num_keys,
+                        products, keys);
+        std::fill_n(sums, num_keys * kLaneHeads, 0.0f);
+        for (int64_t panel = 0; panel < sizes.panels; ++panel) {
+            const int64_t head = panel * kLaneHeads;
+            std::fill(std::copy_n(s.weights.row<float>(row) + head,
+                                  std::min(kLaneHeads, sizes.heads - head), weights),
+                      weights + kLaneHeads, 0.0f);
+            Ahead nothing{.at = reinterpret_cast<const std::byte*>(keys), .step = 0};
+            score_block<Form>(scratch + panel * words * kLaneHeads, words, keys, words, num_keys,
+                              false, nothing, products);
+            add_heads(products, weights, num_keys, sums);
+        }
+        for (int64_t j = 0; j < num_keys; ++j) {
+            float* const lanes = sums + j * kLaneHeads;
+            for (int64_t width = kLaneHeads / 2; width >= 1; width /= 2)
+                for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+            scores[key - begin + j] = lanes[0];
+        }
+    }
+}
+
+ScoreKeys score_function(bool rounds, bool dots) {
+    if (!rounds) return score_keys<Exact>;
+    return dots ? score_keys<Dots> : score_keys<Pairs>;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace ferry
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ferry {
+namespace {
+
+HWY_EXPORT(score_function);
+
+// The positions of the highest scores, as many as `chosen` has room for, ascending.
+void choose_highest(const float* scores, int64_t num_keys, uint32_t* order,
+                    std::span<int32_t> chosen) {
+    const std::span all(order, static_cast<size_t>(num_keys));
+    std::transform(scores, scores + num_keys, all.begin(), rank_key);
+    const auto last = all.begin() + std::ssize(chosen) - 1;
+    std::nth_element(all.begin(), last, all.end(), std::greater<>());
+    const uint32_t lowest = *last;
+    int64_t num_equal =
+        std::ssize(chosen) - std::count_if(scores, scores + num_keys,
+                                           [&](float score) { return rank_key(score) > lowest; });
+    auto to = chosen.begin();
+    for (int64_t key = 0; key < num_keys && to != chosen.end(); ++key) {
+        const uint32_t score = rank_key(scores[key]);
+        if (score > lowest || (score == lowest && num_equal-- > 0))
+            *to++ = static_cast<int32_t>(key);
+    }
+}
+
+// The rows of a call, counted through its sequences.
+struct SelectingRow {
+    const SequenceRows* sequence = nullptr;
+    int64_t row = 0;  // of q
+    int64_t num_keys = 0;
+};
+SelectingRow find_row(const KeySelection& s, int64_t index) {
+    for (const SequenceRows& rows : s.sequences) {
+        if (index < rows.num_rows)
+            return {&rows, rows.first_row - s.first_row + index, rows.first_position + index + 1};
+        index -= rows.num_rows;
+    }
+    return {};
+}
+
+}  // namespace
+
+void CpuKernels::select_keys(const KeySelection& s) {
+    const int64_t tokens = s.q.rows(), topk = s.chosen.dim(1);
+    check_shape(s.q, "q", DType::f32, {tokens, s.q.dim(1), s.q.dim(2)});
+    check_shape(s.weights, "weights", DType::f32, {tokens, s.q.dim(1)});
+    check_shape(s.keys, "keys", s.keys.dtype(), {s.keys.dim(0), kPageTokens, s.q.dim(2)});
+    check_shape(s.chosen, "chosen", DType::i32, {tokens, topk});
+    const SelectSizes sizes(s);
+    const int64_t at_once = s.scores.rows(), positions = s.scores.dim(1);
+    const auto room = static_cast<int64_t>(threads_.scratch_bytes() / sizeof(float));
+    FERRY_CHECK(at_once > 0 && std::max(sizes.floats(), positions) <= room,
+                "{} bytes of scratch are too few for {} index heads of {} over {} positions",
+                threads_.scratch_bytes(), sizes.heads, sizes.head_dim, positions);
+    const ScoreKeys score =
+        HWY_DYNAMIC_DISPATCH(score_function)(options_.bf16_activations, uses_bf16_dots());
+    int64_t num_rows = 0;
+    for (const SequenceRows& rows : s.sequences) num_rows += rows.num_rows;
+    const int64_t splits = ceil_div(positions, kDecodeSplitTokens);
+    for (int64_t begin = 0; begin < num_rows; begin += at_once) {
+        const int64_t num = std::min(at_once, num_rows - begin);
+        threads_.parallel_for(num * splits, [&](int64_t task, int thread) {
+            const SelectingRow row = find_row(s, begin + task / splits);
+            const int64_t first = task % splits * kDecodeSplitTokens;
+            if (row.num_keys <= topk || first >= row.num_keys) return;
+            score(s, *row.sequence, row.row, first,
+                  std::min(first + kDecodeSplitTokens, row.num_keys),
+                  reinterpret_cast<float*>(threads_.scratch(thread)),
+                  s.scores.row<float>(task / splits) + first);
+        });
+        threads_.parallel_for(num, [&](int64_t index, int thread) {
+            const SelectingRow row = find_row(s, begin + index);
+            const std::span chosen(s.chosen.row<int32_t>(row.row),
+                                   static_cast<size_t>(std::min(topk, row.num_keys)));
+            if (row.num_keys <= topk)
+                std::iota(chosen.begin(), chosen.end(), 0);
+            else
+                choose_highest(s.scores.row<float>(index), row.num_keys,
+                               reinterpret_cast<uint32_t*>(threads_.scratch(thread)), chosen);
+        });
+    }
+}
+
+}  // namespace ferry
+#endif  // HWY_ONCE
