@@ -101,6 +101,8 @@ int64_t scratch_bytes(const WeightSource& source, const WorkerLimits& limits) {
 // Kernels and copies of a decode step, per micro-batch: of a layer's attention with its dense or
 // shared experts, of a layer's exchange and gate, of a layer's routed experts, and of all else.
 constexpr int64_t kBlockNodes = 36, kExchangeNodes = 14, kExpertNodes = 14, kStepNodes = 12;
+// What sparse attention adds to a layer.
+constexpr int64_t kIndexNodes = 14;
 // What a tensor-parallel group adds to a layer, and to embedding and head.
 constexpr int64_t kGroupNodes = 6;
 
@@ -112,7 +114,8 @@ int64_t graph_bytes(const ModelConfig& c, const FabricOptions& options, const Mo
     if (!repeats) return 0;
     const int64_t num_moe = c.n_layers - c.n_dense_layers;
     int64_t nodes = 0;
-    if (part.attention) nodes += kStepNodes + c.n_layers * kBlockNodes + num_moe * kExchangeNodes;
+    const int64_t block_nodes = kBlockNodes + (c.index_topk > 0 ? kIndexNodes : 0);
+    if (part.attention) nodes += kStepNodes + c.n_layers * block_nodes + num_moe * kExchangeNodes;
     if (part.attention && part.tp_size > 1) nodes += (c.n_layers + 2) * kGroupNodes;
     if (!part.experts.empty()) nodes += num_moe * kExpertNodes;
     const int64_t rows = std::min(limits.max_tokens, limits.max_logit_rows);

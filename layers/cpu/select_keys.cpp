@@ -5,6 +5,7 @@
 // Tasks are a row's keys in splits of kDecodeSplitTokens, as many rows at once as there is memory
 // for their scores, then those rows, of which each looks for its highest.
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <numeric>
 
@@ -27,6 +28,9 @@ namespace {
 
 constexpr int64_t kLaneHeads = 16;
 
+// Rows of a task: what they share of a page is taken from the cache once.
+constexpr int64_t kRowsAtOnce = 4;
+
 // Of what a task needs, in a thread's scratch, in floats.
 struct SelectSizes {
     int64_t heads, head_dim, panels;
@@ -35,7 +39,10 @@ struct SelectSizes {
         : heads(s.q.dim(1)), head_dim(s.q.dim(2)), panels(ceil_div(heads, kLaneHeads)) {}
 
     int64_t words() const { return head_dim + head_dim % 2; }  // at most, of a key
-    int64_t keys_offset() const { return panels * words() * kLaneHeads; }
+    int64_t row_queries() const { return panels * words() * kLaneHeads; }
+    int64_t row_weights() const { return panels * kLaneHeads; }
+    int64_t weights_offset() const { return kRowsAtOnce * row_queries(); }
+    int64_t keys_offset() const { return weights_offset() + kRowsAtOnce * row_weights(); }
     int64_t products_offset() const { return keys_offset() + kPageTokens * words(); }
     int64_t sums_offset() const {
         return products_offset() + std::max(kPageTokens * kLaneHeads, words());
@@ -43,8 +50,15 @@ struct SelectSizes {
     int64_t floats() const { return sums_offset() + kPageTokens * kLaneHeads; }
 };
 
-using ScoreKeys = void (*)(const KeySelection&, const SequenceRows&, int64_t row, int64_t begin,
-                           int64_t end, float* scratch, float* scores);
+// A row of a call.
+struct SelectingRow {
+    const SequenceRows* sequence = nullptr;
+    int64_t row = 0;  // of q
+    int64_t num_keys = 0;
+    float* scores = nullptr;
+};
+using ScoreKeys = void (*)(const KeySelection&, std::span<const SelectingRow>, int64_t begin,
+                           float* scratch);
 
 }  // namespace
 }  // namespace ferry
@@ -61,6 +75,11 @@ void take_keys(const Tensor& cache, int64_t page, int64_t num_keys, float* room,
     for (int64_t j = 0; j < num_keys; ++j, to += words) {
         const int64_t from = (page * kPageTokens + j) * width;
         float* const values = Form::kRounds ? room : to;
+        if constexpr (Form::kRounds)
+            if (cache.dtype() == DType::bf16 && width % 2 == 0) {
+                Form::join(cache.as<uint16_t>() + from, width, to);
+                continue;
+            }
         if (cache.dtype() == DType::f32)
             std::copy_n(cache.as<float>() + from, width, values);
         else
@@ -82,42 +101,74 @@ HWY_INLINE void add_heads(const float* HWY_RESTRICT scores, const float* HWY_RES
     }
 }
 
-// Scores of a row for keys [begin, end) of its sequence; begin is a page's first.
+// By halves.
+HWY_INLINE float add_lanes(const float* HWY_RESTRICT lanes) {
+#if HWY_TARGET == HWY_SCALAR
+    float sums[kLaneHeads];
+    std::copy_n(lanes, kLaneHeads, sums);
+    for (int64_t width = kLaneHeads / 2; width >= 1; width /= 2)
+        for (int64_t lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+    return sums[0];
+#else
+    const hn::FixedTag<float, 4> d4;
+    const auto low = hn::Add(hn::Load(d4, lanes), hn::Load(d4, lanes + 8));
+    const auto high = hn::Add(hn::Load(d4, lanes + 4), hn::Load(d4, lanes + 12));
+    HWY_ALIGN float sums[4];
+    hn::Store(hn::Add(low, high), d4, sums);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+#endif
+}
+
+// Queries and weights of the rows of a task.
 template <class Form>
-void score_keys(const KeySelection& s, const SequenceRows& rows, int64_t row, int64_t begin,
-                int64_t end, float* scratch, float* scores) {
+void pack_rows(const KeySelection& s, const SelectSizes& sizes, std::span<const SelectingRow> rows,
+               float* scratch) {
+    const int64_t words = Form::words(sizes.head_dim);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        float* const queries = scratch + static_cast<int64_t>(i) * sizes.row_queries();
+        float* const weights =
+            scratch + sizes.weights_offset() + static_cast<int64_t>(i) * sizes.row_weights();
+        std::fill(std::copy_n(s.weights.row<float>(rows[i].row), sizes.heads, weights),
+                  weights + sizes.row_weights(), 0.0f);
+        for (int64_t panel = 0; panel < sizes.panels; ++panel) {
+            const int64_t head = panel * kLaneHeads;
+            pack_words<Form>(s.q.row<float>(rows[i].row) + head * sizes.head_dim, sizes.head_dim,
+                             std::min(kLaneHeads, sizes.heads - head), sizes.head_dim,
+                             scratch + sizes.keys_offset(), queries + panel * words * kLaneHeads);
+        }
+    }
+}
+
+// Scores of some rows for the split of keys that begins at `begin`.
+template <class Form>
+void score_keys(const KeySelection& s, std::span<const SelectingRow> rows, int64_t begin,
+                float* scratch) {
     const SelectSizes sizes(s);
     const int64_t words = Form::words(sizes.head_dim);
     float* const keys = scratch + sizes.keys_offset();
     float* const products = scratch + sizes.products_offset();
     float* const sums = scratch + sizes.sums_offset();
-    HWY_ALIGN float weights[kLaneHeads];
-    for (int64_t panel = 0; panel < sizes.panels; ++panel) {
-        const int64_t head = panel * kLaneHeads;
-        pack_words<Form>(s.q.row<float>(row) + head * sizes.head_dim, sizes.head_dim,
-                         std::min(kLaneHeads, sizes.heads - head), sizes.head_dim, keys,
-                         scratch + panel * words * kLaneHeads);
-    }
-    for (int64_t key = begin; key < end; key += kPageTokens) {
-        const int64_t num_keys = std::min(kPageTokens, end - key);
-        take_keys<Form>(s.keys, rows.pages[static_cast<size_t>(key / kPageTokens)], num_keys,
-                        products, keys);
-        std::fill_n(sums, num_keys * kLaneHeads, 0.0f);
-        for (int64_t panel = 0; panel < sizes.panels; ++panel) {
-            const int64_t head = panel * kLaneHeads;
-            std::fill(std::copy_n(s.weights.row<float>(row) + head,
-                                  std::min(kLaneHeads, sizes.heads - head), weights),
-                      weights + kLaneHeads, 0.0f);
-            Ahead nothing{.at = reinterpret_cast<const std::byte*>(keys), .step = 0};
-            score_block<Form>(scratch + panel * words * kLaneHeads, words, keys, words, num_keys,
-                              false, nothing, products);
-            add_heads(products, weights, num_keys, sums);
-        }
-        for (int64_t j = 0; j < num_keys; ++j) {
-            float* const lanes = sums + j * kLaneHeads;
-            for (int64_t width = kLaneHeads / 2; width >= 1; width /= 2)
-                for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-            scores[key - begin + j] = lanes[0];
+    pack_rows<Form>(s, sizes, rows, scratch);
+    for (int64_t key = begin; key < begin + kDecodeSplitTokens; key += kPageTokens) {
+        int64_t taken = -1, num_taken = 0;  // page of the cache, and how many of its keys
+        for (size_t i = 0; i < rows.size(); ++i) {
+            const int64_t num_keys = std::min(kPageTokens, rows[i].num_keys - key);
+            if (num_keys <= 0) continue;
+            const int64_t page = rows[i].sequence->pages[static_cast<size_t>(key / kPageTokens)];
+            if (page != taken || num_keys > num_taken)
+                take_keys<Form>(s.keys, taken = page, num_taken = num_keys, products, keys);
+            const float* const queries = scratch + static_cast<int64_t>(i) * sizes.row_queries();
+            const float* const weights =
+                scratch + sizes.weights_offset() + static_cast<int64_t>(i) * sizes.row_weights();
+            std::fill_n(sums, num_keys * kLaneHeads, 0.0f);
+            for (int64_t panel = 0; panel < sizes.panels; ++panel) {
+                Ahead nothing{.at = reinterpret_cast<const std::byte*>(keys), .step = 0};
+                score_block<Form>(queries + panel * words * kLaneHeads, words, keys, words,
+                                  num_keys, false, nothing, products);
+                add_heads(products, weights + panel * kLaneHeads, num_keys, sums);
+            }
+            for (int64_t j = 0; j < num_keys; ++j)
+                rows[i].scores[key + j] = add_lanes(sums + j * kLaneHeads);
         }
     }
 }
@@ -156,16 +207,13 @@ void choose_highest(const float* scores, int64_t num_keys, uint32_t* order,
     }
 }
 
-// The rows of a call, counted through its sequences.
-struct SelectingRow {
-    const SequenceRows* sequence = nullptr;
-    int64_t row = 0;  // of q
-    int64_t num_keys = 0;
-};
+// The index-th row of a call, counted through its sequences.
 SelectingRow find_row(const KeySelection& s, int64_t index) {
     for (const SequenceRows& rows : s.sequences) {
         if (index < rows.num_rows)
-            return {&rows, rows.first_row - s.first_row + index, rows.first_position + index + 1};
+            return {.sequence = &rows,
+                    .row = rows.first_row - s.first_row + index,
+                    .num_keys = rows.first_position + index + 1};
         index -= rows.num_rows;
     }
     return {};
@@ -192,14 +240,19 @@ void CpuKernels::select_keys(const KeySelection& s) {
     const int64_t splits = ceil_div(positions, kDecodeSplitTokens);
     for (int64_t begin = 0; begin < num_rows; begin += at_once) {
         const int64_t num = std::min(at_once, num_rows - begin);
-        threads_.parallel_for(num * splits, [&](int64_t task, int thread) {
-            const SelectingRow row = find_row(s, begin + task / splits);
+        threads_.parallel_for(ceil_div(num, kRowsAtOnce) * splits, [&](int64_t task, int thread) {
+            std::array<SelectingRow, kRowsAtOnce> rows;
+            size_t num_rows_here = 0;
             const int64_t first = task % splits * kDecodeSplitTokens;
-            if (row.num_keys <= topk || first >= row.num_keys) return;
-            score(s, *row.sequence, row.row, first,
-                  std::min(first + kDecodeSplitTokens, row.num_keys),
-                  reinterpret_cast<float*>(threads_.scratch(thread)),
-                  s.scores.row<float>(task / splits) + first);
+            const int64_t first_row = task / splits * kRowsAtOnce;
+            for (int64_t i = first_row; i < std::min(first_row + kRowsAtOnce, num); ++i) {
+                SelectingRow row = find_row(s, begin + i);
+                row.scores = s.scores.row<float>(i);
+                if (row.num_keys > topk && row.num_keys > first) rows[num_rows_here++] = row;
+            }
+            if (num_rows_here > 0)
+                score(s, std::span(rows).first(num_rows_here), first,
+                      reinterpret_cast<float*>(threads_.scratch(thread)));
         });
         threads_.parallel_for(num, [&](int64_t index, int thread) {
             const SelectingRow row = find_row(s, begin + index);

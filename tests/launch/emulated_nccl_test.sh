@@ -10,10 +10,12 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/ferry-nccl.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 fail() { echo "emulated_nccl_test: $*" >&2; exit 1; }
 
-"$ferry" convert "$source/tests/golden/data/models/v3" "$work/checkpoint" >/dev/null 2>&1
+"$ferry" convert "$source/tests/golden/data/models/v32" "$work/checkpoint" >/dev/null 2>&1
+# Most come to choose their keys after some steps, one in its prompt.
 for i in 1 2 3 4 5; do echo "{\"id\": $i, \"prompt_tokens\": [3, 14, $((15 + i)), 92, 65]}"; done >"$work/input.jsonl"
+echo "{\"id\": 6, \"prompt_tokens\": [$(seq -s, 3 23)]}" >>"$work/input.jsonl"
 settings=(--model "$work/checkpoint" --input "$work/input.jsonl" --set sampling.temperature=0
-    --set sampling.max_tokens=12 --set sampling.ignore_eos=true --set engine.cache_pages=8 --set engine.max_context=128
+    --set sampling.max_tokens=15 --set sampling.ignore_eos=true --set engine.cache_pages=8 --set engine.max_context=128
     --set engine.threads=1 --set engine.max_batch_tokens=16 --set engine.max_batch=4 --set log.progress=off)
 tokens() { sed 's/.*"tokens": *\(\[[^]]*\]\).*/\1/' "$work/$1/completions.jsonl"; }
 run() { # RANKS NAME ARGUMENT...
