@@ -270,8 +270,8 @@ TEST_F(ConvertTest, OtherModelsEndWith3AndMisspellingsAreTold) {
             convert(), ferry({"inspect", hf_}),
             ferry({"generate", "--model", hf_, "--prompt", "x", "--set", "sampling.max_tokens=1"})};
     };
-    for (const ProcessResult& result : results_of_edited("deepseek_v3", "deepseek_v32"))
-        expect_error(result, 3, hf_ + "/config.json: model_type \"deepseek_v32\" is not supported");
+    for (const ProcessResult& result : results_of_edited("deepseek_v3", "deepseek_v4"))
+        expect_error(result, 3, hf_ + "/config.json: model_type \"deepseek_v4\" is not supported");
     EXPECT_TRUE(contents(out_).empty());
     for (const ProcessResult& result : results_of_edited("rope_scaling", "rope_scalin")) {
         EXPECT_EQ(result.exit_code, 0) << result.err;
