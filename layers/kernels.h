@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -124,6 +125,10 @@ struct SequenceRows {
 struct KvExpansion {
     int64_t heads_at_once = 8;
     DType dtype = DType::f32;  // or bf16
+    // Rows of a prompt up to here take the expanded form, where the model chooses keys with those
+    // that a row did not choose left out; rows behind take the absorbed form over what they chose.
+    // At least index_topk of such a model.
+    int64_t positions = std::numeric_limits<int64_t>::max();
 };
 
 struct PrefillAttention {
@@ -138,6 +143,10 @@ struct PrefillAttention {
     SequenceRows rows;
     int64_t nope_dim = 0, rope_dim = 0, v_dim = 0;
     float scale = 1;
+    // Of sparse attention, else empty: what KeySelection::mask is, of rows from mask_row of the
+    // batch on. CPU only.
+    Tensor mask{};
+    int64_t mask_row = 0;
 };
 
 struct DecodeAttention {
@@ -160,8 +169,11 @@ struct KeySelection {
     Tensor q;        // [rows, index heads, index_head_dim], rope applied
     Tensor weights;  // [rows, index heads]
     Tensor keys;     // one layer: [pages, kPageTokens, index_head_dim], f32 or bf16
-    Tensor chosen;   // out: [rows, index_topk] i32, ascending; of a row that has no more keys, all
-    Tensor scores;   // memory for it: [rows at once, positions] f32
+    int64_t topk = 0;
+    // Out: either. Of a row that has no more keys than topk all are chosen.
+    Tensor chosen{};  // [rows, topk] i32, ascending
+    Tensor mask{};    // [rows, 2 pages] i32: key i is chosen if bit i % 32 of word i / 32 is set
+    Tensor scores;    // memory for it: [rows at once, positions] f32
     std::span<const SequenceRows> sequences;
     int64_t first_row = 0;  // row of the batch that row 0 of q, weights and chosen is
 };

@@ -85,6 +85,16 @@ int64_t common_positions(const SequenceRows& a, const SequenceRows& b) {
     return pages * kPageTokens;
 }
 
+// Rows that `sequences` lie in. They are consecutive in practice (generated tokens come last).
+Range hull_of(std::span<const SequenceRows> sequences) {
+    int64_t begin = sequences[0].first_row, end = begin;
+    for (const SequenceRows& rows : sequences) {
+        begin = std::min(begin, rows.first_row);
+        end = std::max(end, rows.first_row + rows.num_rows);
+    }
+    return {begin, end - begin};
+}
+
 }  // namespace
 
 Mla::Mla(WeightLoader& loader, const std::string& prefix)
@@ -193,7 +203,7 @@ void Mla::attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
     else
         attend_prompts(kernels, workspace, queries, cache, batch.prompt, out);
     if (form == MlaForm::naive && !queries.index)
-        attend_naive(kernels, workspace, queries.q, cache, batch.generated, out);
+        attend_naive(kernels, workspace, queries.q, {}, cache, batch.generated, out);
     else
         attend_absorbed(kernels, workspace, queries, cache, batch.generated, out);
     wo_.forward(kernels, workspace, out.reshape({tokens, config_.n_heads * config_.v_head_dim}), y);
@@ -269,18 +279,19 @@ Mla::Keys Mla::kept_keys(const LayerCache& cache, const ExpandedPrompt& kept, si
             .rope = columns(config_.n_heads * head_rows, config_.qk_rope_head_dim)};
 }
 
-void Mla::attend_expanded(Kernels& kernels, const Tensor& q, const LayerCache& cache,
-                          const SequenceRows& rows, const Tensor& out) const {
+void Mla::attend_expanded(Kernels& kernels, const Tensor& q, const Mask& mask,
+                          const LayerCache& cache, const SequenceRows& rows,
+                          const Tensor& out) const {
     const int64_t positions = rows.end_position();
     for (size_t piece = 0; piece < wkv_b_.size(); ++piece) {
         Keys keys = kept_keys(cache, rows.expanded, piece);
         keys.kv = keys.kv.slice_rows(0, positions);
         keys.rope = keys.rope.slice_rows(0, positions);
-        attend_heads(kernels, q, keys, rows, out);
+        attend_heads(kernels, q, mask, keys, rows, out);
     }
 }
 
-void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
+void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
                        const LayerCache& cache, std::span<const SequenceRows> sequences,
                        const Tensor& out) const {
     const auto holds = [&](const SequenceRows& rows) { return rows.expanded.holds(cache.layer); };
@@ -288,7 +299,7 @@ void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
         const SequenceRows& rows = sequences[first];
         end = first + 1;
         if (holds(rows)) {
-            attend_expanded(kernels, q, cache, rows, out);
+            attend_expanded(kernels, q, mask, cache, rows, out);
             continue;
         }
         // With those that follow and have at least as many leading pages in common with it as the
@@ -300,8 +311,8 @@ void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
             if (shared == 0) shared = common;
         }
         if (end == first + 1) shared = rows.end_position();
-        attend_rebuilt(kernels, workspace, q, cache, sequences.subspan(first, end - first), shared,
-                       out);
+        attend_rebuilt(kernels, workspace, q, mask, cache, sequences.subspan(first, end - first),
+                       shared, out);
     }
 }
 
@@ -310,22 +321,57 @@ bool Mla::some_choose(std::span<const SequenceRows> sequences, int64_t most_keys
            std::ranges::any_of(sequences, [this](auto& rows) { return chooses(rows); });
 }
 
-// Those that choose their keys, and those that do not.
+// Runs of those that take the expanded form, and of those that take the absorbed form.
 void Mla::attend_prompts(Kernels& kernels, Workspace& workspace, const Queries& queries,
                          const LayerCache& cache, std::span<const SequenceRows> sequences,
                          const Tensor& out) const {
+    const auto is_expanded = [this](const SequenceRows& rows) {
+        return rows.end_position() <= expansion_.positions;
+    };
     for (size_t first = 0, end = 0; first < sequences.size(); first = end) {
-        const bool chosen = chooses(sequences[first]);
-        for (end = first; end < sequences.size() && chooses(sequences[end]) == chosen; ++end)
-            FERRY_CHECK(!chosen || sequences[end].first_position >= config_.dense_positions(),
-                        "prompt rows {}+{}, of which some choose keys",
-                        sequences[end].first_position, sequences[end].num_rows);
+        const bool expanded = is_expanded(sequences[first]);
+        for (end = first; end < sequences.size() && is_expanded(sequences[end]) == expanded; ++end)
+            FERRY_CHECK(expanded || sequences[end].first_position >= expansion_.positions,
+                        "prompt rows {}+{} over position {}", sequences[end].first_position,
+                        sequences[end].num_rows, expansion_.positions);
         const auto run = sequences.subspan(first, end - first);
-        if (chosen)
+        if (!expanded) {
             attend_absorbed(kernels, workspace, queries, cache, run, out);
-        else
-            attend_naive(kernels, workspace, queries.q, cache, run, out);
+            continue;
+        }
+        const Workspace::Scope scope(workspace);
+        const Mask mask = choose_mask(kernels, workspace, queries, cache, run);
+        attend_naive(kernels, workspace, queries.q, mask, cache, run, out);
     }
+}
+
+Mla::Mask Mla::choose_mask(Kernels& kernels, Workspace& workspace, const Queries& queries,
+                           const LayerCache& cache, std::span<const SequenceRows> sequences) const {
+    if (!some_choose(sequences, 0)) return {};
+    const Range rows = hull_of(sequences);
+    int64_t positions = 0;
+    for (const SequenceRows& one : sequences) positions = std::max(positions, one.end_position());
+    const Tensor bits =
+        workspace.take(DType::i32, {rows.num, 2 * ceil_div(positions, kPageTokens)});
+    const Workspace::Scope scope(workspace);
+    select(kernels, workspace, queries, cache, sequences, rows, {}, bits);
+    return {bits, rows.begin};
+}
+
+void Mla::select(Kernels& kernels, Workspace& workspace, const Queries& queries,
+                 const LayerCache& cache, std::span<const SequenceRows> sequences, Range rows,
+                 const Tensor& chosen, const Tensor& mask) const {
+    const int64_t positions = queries.max_positions;
+    kernels.select_keys({.q = queries.index->q.slice_rows(rows.begin, rows.num),
+                         .weights = queries.index->weights.slice_rows(rows.begin, rows.num),
+                         .keys = cache.index_keys,
+                         .topk = config_.index_topk,
+                         .chosen = chosen,
+                         .mask = mask,
+                         .scores = workspace.take(
+                             DType::f32, {Indexer::rows_at_once(rows.num, positions), positions}),
+                         .sequences = sequences,
+                         .first_row = rows.begin});
 }
 
 // Prompt rows that stay expanded nowhere: K and V of all positions so far are rebuilt from the
@@ -333,7 +379,7 @@ void Mla::attend_prompts(Kernels& kernels, Workspace& workspace, const Queries& 
 // that is computed at once, or for whose chunks there was no room. The latter cost 2 x positions x
 // kv_lora x heads x (nope + v) FLOPs each. Counted for bench-8 and a prompt of 4096 tokens in
 // chunks of 512, it is 10 % of the FLOPs of the whole prefill (2 % in one chunk).
-void Mla::attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q,
+void Mla::attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
                          const LayerCache& cache, std::span<const SequenceRows> sequences,
                          int64_t shared, const Tensor& out) const {
     const Workspace::Scope scope(workspace);
@@ -363,13 +409,13 @@ void Mla::attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q
                 .kv = kv.slice_rows(0, positions),
                 .rope =
                     latent.slice_rows(0, positions).slice_columns(rank, config_.qk_rope_head_dim)};
-            attend_heads(kernels, q, keys, rows, out);
+            attend_heads(kernels, q, mask, keys, rows, out);
         }
         first_head += wkv_b.out() / (config_.qk_nope_head_dim + config_.v_head_dim);
     }
 }
 
-void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Keys& keys,
+void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Mask& mask, const Keys& keys,
                        const SequenceRows& rows, const Tensor& out) const {
     const int64_t nope = config_.qk_nope_head_dim, v = config_.v_head_dim;
     const int64_t heads = keys.kv.dim(1) / (nope + v);
@@ -381,22 +427,19 @@ void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Keys& keys,
                          .nope_dim = nope,
                          .rope_dim = config_.qk_rope_head_dim,
                          .v_dim = v,
-                         .scale = static_cast<float>(config_.softmax_scale())});
+                         .scale = static_cast<float>(config_.softmax_scale()),
+                         .mask = mask.bits,
+                         .mask_row = mask.first_row});
 }
 
 void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries& queries,
                           const LayerCache& cache, std::span<const SequenceRows> sequences,
                           const Tensor& out) const {
     if (sequences.empty()) return;
-    // The rows of the listed sequences are consecutive in practice (generated tokens come last):
-    // work on their hull.
-    int64_t begin = sequences[0].first_row, end = begin;
-    for (const SequenceRows& rows : sequences) {
-        begin = std::min(begin, rows.first_row);
-        end = std::max(end, rows.first_row + rows.num_rows);
-    }
     const Workspace::Scope scope(workspace);
-    const int64_t tokens = end - begin, heads = config_.n_heads, nope = config_.qk_nope_head_dim;
+    const Range hull = hull_of(sequences);  // worked on
+    const int64_t begin = hull.begin, tokens = hull.num;
+    const int64_t heads = config_.n_heads, nope = config_.qk_nope_head_dim;
     const int64_t rope = config_.qk_rope_head_dim, rank = config_.kv_lora_rank;
     const Tensor q_latent = workspace.take(DType::f32, {tokens, heads, rank});
     const Tensor q_rope = workspace.take(DType::f32, {tokens, heads, rope});
@@ -407,16 +450,8 @@ void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries&
     kernels.copy_head_columns(q_rows, nope, q_rope);
     Tensor chosen;
     if (some_choose(sequences, queries.most_keys)) {
-        const int64_t positions = queries.max_positions;
         chosen = workspace.take(DType::i32, {tokens, config_.index_topk});
-        kernels.select_keys({.q = queries.index->q.slice_rows(begin, tokens),
-                             .weights = queries.index->weights.slice_rows(begin, tokens),
-                             .keys = cache.index_keys,
-                             .chosen = chosen,
-                             .scores = workspace.take(
-                                 DType::f32, {Indexer::rows_at_once(tokens, positions), positions}),
-                             .sequences = sequences,
-                             .first_row = begin});
+        select(kernels, workspace, queries, cache, sequences, hull, chosen, {});
     }
     kernels.mla_decode({.q_latent = q_latent,
                         .q_rope = q_rope,
@@ -450,11 +485,14 @@ size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t contex
     const int64_t per_token = c.n_heads * (c.qk_head_dim() + c.v_head_dim) + c.latent_dim() +
                               2 * (c.q_lora_rank + c.dim + c.n_heads * c.v_head_dim);
     const int64_t naive =
-        std::min(context, c.dense_positions()) *
+        std::min(context, expansion.positions) *
         (4 * (c.latent_dim() + c.kv_lora_rank + ceil_div(c.kv_lora_rank, kScaleBlock)) +
          std::min(c.n_heads, expansion.heads_at_once) * head_rows * size_bytes(expansion.dtype));
     const int64_t absorbed = 4 * tokens * c.n_heads * (2 * c.kv_lora_rank + c.qk_rope_head_dim);
-    const int64_t index = c.index_topk > 0 ? Indexer::workspace_bytes(c, tokens, context) : 0;
+    const int64_t index =
+        c.index_topk > 0
+            ? Indexer::workspace_bytes(c, tokens, context, std::min(context, expansion.positions))
+            : 0;
     constexpr int64_t kSlack = 64 << 10;  // alignment
     return static_cast<size_t>(4 * tokens * per_token + std::max(naive, absorbed) + index + kSlack);
 }

@@ -24,8 +24,8 @@ class Mla {
     // the cache stores them. The same bits whether a prompt stays expanded or not, on the CPU; on a
     // GPU as far as products do not depend on the number of their rows.
     //
-    // Sparse attention: rows of a prompt from position index_topk on are SequenceRows of their own
-    // (Scheduler) and take the absorbed form, each over the keys that it chose.
+    // Sparse attention: rows of a prompt from KvExpansion::positions on are SequenceRows of their
+    // own (Scheduler) and take the absorbed form, each over the keys that it chose.
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
                  const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                  MlaForm form = MlaForm::by_row) const;
@@ -72,18 +72,29 @@ class Mla {
     bool chooses(const SequenceRows& rows) const {
         return rows.end_position() > config_.dense_positions();
     }
+    // Which keys rows of the batch from first_row on take.
+    struct Mask {
+        Tensor bits;
+        int64_t first_row = 0;
+    };
+    Mask choose_mask(Kernels& kernels, Workspace& workspace, const Queries& queries,
+                     const LayerCache& cache, std::span<const SequenceRows> sequences) const;
+    void select(Kernels& kernels, Workspace& workspace, const Queries& queries,
+                const LayerCache& cache, std::span<const SequenceRows> sequences, Range rows,
+                const Tensor& chosen, const Tensor& mask) const;
     bool some_choose(std::span<const SequenceRows> sequences, int64_t most_keys) const;
     void attend_prompts(Kernels& kernels, Workspace& workspace, const Queries& queries,
                         const LayerCache& cache, std::span<const SequenceRows> sequences,
                         const Tensor& out) const;
-    void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q,
+    void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
                       const LayerCache& cache, std::span<const SequenceRows> sequences,
                       const Tensor& out) const;
-    void attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q,
+    void attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
                         const LayerCache& cache, std::span<const SequenceRows> sequences,
                         int64_t shared, const Tensor& out) const;
-    void attend_expanded(Kernels& kernels, const Tensor& q, const LayerCache& cache,
-                         const SequenceRows& rows, const Tensor& out) const;
+    void attend_expanded(Kernels& kernels, const Tensor& q, const Mask& mask,
+                         const LayerCache& cache, const SequenceRows& rows,
+                         const Tensor& out) const;
     void expand(Kernels& kernels, Workspace& workspace, const LayerCache& cache,
                 const SequenceRows& rows) const;
     // Of a piece of wkv_b_, [positions, heads * (nope + v)] and [positions, rope].
@@ -92,8 +103,8 @@ class Mla {
         Tensor kv, rope;
     };
     Keys kept_keys(const LayerCache& cache, const ExpandedPrompt& kept, size_t piece) const;
-    void attend_heads(Kernels& kernels, const Tensor& q, const Keys& keys, const SequenceRows& rows,
-                      const Tensor& out) const;
+    void attend_heads(Kernels& kernels, const Tensor& q, const Mask& mask, const Keys& keys,
+                      const SequenceRows& rows, const Tensor& out) const;
     void attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries& queries,
                          const LayerCache& cache, std::span<const SequenceRows> sequences,
                          const Tensor& out) const;

@@ -33,7 +33,8 @@ class AttentionWorker {
     AttentionWorker(Kernels& kernels, const Transformer& model, RankFabric& fabric,
                     ExpertWorker* experts, const WorkerLimits& limits);
 
-    const ModelConfig& config() const { return model_.config(); }
+    // KvExpansion::positions.
+    int64_t expanded_positions() const { return kernels_.kv_expansion(model_.config()).positions; }
     // Whether a layer's latents are of all rows of a step, and the rest of what it computes only of
     // those whose logits are wanted: the last block, unless it is the first MoE layer, where the
     // next step's rows begin.

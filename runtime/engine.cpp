@@ -36,7 +36,7 @@ SchedulerOptions with_room(SchedulerOptions options, const AttentionWorker& work
                            const ModelConfig& model) {
     options.num_expanded_units = worker.num_expanded_units();
     options.num_layers = model.n_layers;
-    options.dense_positions = model.dense_positions();
+    options.expanded_positions = worker.expanded_positions();
     return options;
 }
 

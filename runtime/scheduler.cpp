@@ -431,7 +431,7 @@ void Scheduler::lay_out_rows(std::span<const Chunk> chunks, StepPlan& plan) cons
         const Sequence& sequence = *chunk.sequence;
         if (chunk.begin >= sequence.prompt_length) continue;
         const int64_t end = std::min(chunk.end(), sequence.prompt_length);
-        const int64_t dense = std::clamp(options_.dense_positions, chunk.begin, end);
+        const int64_t dense = std::clamp(options_.expanded_positions, chunk.begin, end);
         add_rows(chunk, chunk.begin, dense, chunk.expanded, plan, plan.prompt,
                  plan.prompt_sequences);
         add_rows(chunk, dense, end, {}, plan, plan.prompt, plan.prompt_sequences);

@@ -47,8 +47,8 @@ struct SchedulerOptions {
     int64_t max_batch_tokens = 512;    // rows of one step; at least max_batch
     int64_t max_prefill_chunk = 4096;  // rows of one sequence's prompt in one step
     int64_t max_drafts = 0;            // of one sequence in one step
-    // Prompt rows from here on choose their keys and are SequenceRows of their own (layers/mla.h).
-    int64_t dense_positions = std::numeric_limits<int64_t>::max();
+    // Prompt rows from here on are SequenceRows of their own (KvExpansion).
+    int64_t expanded_positions = std::numeric_limits<int64_t>::max();
     int64_t num_parts = 1;           // micro-batches, into which the rows of a step are cut
     int64_t num_expanded_units = 0;  // PromptRoom, of a model of so many layers
     int64_t num_layers = 0;
@@ -163,7 +163,7 @@ class Scheduler {
                          std::vector<SequenceRows>& list, std::vector<Sequence*>& sequences);
     // Positions of a prompt whose keys and values are expanded.
     int64_t expanded_length(const Sequence& sequence) const {
-        return std::min(sequence.prompt_length, options_.dense_positions);
+        return std::min(sequence.prompt_length, options_.expanded_positions);
     }
 
     SchedulerOptions options_;

@@ -160,7 +160,7 @@ StepBench::Rows StepBench::rows_of(const StepWorkload& workload, int64_t first_s
         for (int64_t page = 0; page < num_pages; ++page)
             pages.push_back(static_cast<int32_t>(page * workload.sequences + i));  // not in a row
         const int64_t dense =
-            workload.prefill ? std::clamp(config_.dense_positions(), begin, end) : end;
+            workload.prefill ? std::clamp(worker_.expanded_positions(), begin, end) : end;
         const auto first_row = static_cast<int64_t>(rows.tokens.size());
         for (const auto& [first, last] : {std::pair(begin, dense), std::pair(dense, end)})
             if (first < last)

@@ -7,7 +7,9 @@
 //   m' = max(m, s_0, s_1, ...), c = exp(m - m')
 //   p_j = exp(s_j - m'), l = l * c, then l += p_j for j ascending
 //   o_d = o_d * c, then o_d = fma(p_j, v_jd, o_d) for j ascending
-// A key beyond the query's position takes no part in any of them. First block: o_d starts at 0.
+// A key beyond the query's position takes no part in any of them; one that is left out by a mask
+// has s_j = -inf and p_j = 0, and while m is -inf exponents are of s_j itself. First block: o_d
+// starts at 0.
 //
 // Where factors are rounded to bf16 (Pairs, Dots), queries, keys, p_j and values are, after l has
 // been summed; the order within each pair of the depth and each pair of keys (2i, 2i + 1) is the
@@ -219,11 +221,14 @@ HWY_INLINE void score_block(const float* HWY_RESTRICT queries, int64_t depth,
 }
 
 // scores become p. `num_lane_keys`: keys of the block that each lane may see; null if all.
+// `lane_masks`: [2][kPanel], which of keys 0 to 31 and 32 to 63 each takes; null if all.
 HWY_INLINE void softmax_block(float* HWY_RESTRICT scores, int64_t num_keys, float scale,
-                              const int32_t* num_lane_keys, float* HWY_RESTRICT maxima,
-                              float* HWY_RESTRICT sums, float* HWY_RESTRICT corrections) {
+                              const int32_t* num_lane_keys, const uint32_t* lane_masks,
+                              float* HWY_RESTRICT maxima, float* HWY_RESTRICT sums,
+                              float* HWY_RESTRICT corrections) {
     const Floats d;
     const hn::RebindToSigned<Floats> di;
+    const hn::RebindToUnsigned<Floats> du;
     const FloatVector factor = hn::Set(d, scale);
     const FloatVector never = hn::Set(d, -std::numeric_limits<float>::infinity());
     for (int v = 0; v < kPanelVectors; ++v) {
@@ -237,13 +242,21 @@ HWY_INLINE void softmax_block(float* HWY_RESTRICT scores, int64_t num_keys, floa
                                          hn::Set(di, static_cast<int32_t>(j)));
                 s = hn::IfThenElse(hn::RebindMask(d, seen), s, never);
             }
+            if (lane_masks != nullptr) {
+                const auto bits = hn::Load(du, lane_masks + j / 32 * kPanel + v * kLanes);
+                const auto taken = hn::TestBit(bits, hn::Set(du, 1u << j % 32));
+                s = hn::IfThenElse(hn::RebindMask(d, taken), s, never);
+            }
             hn::Store(s, d, column + j * kPanel);
             maximum = hn::Max(maximum, s);
         }
-        const FloatVector correction = fast_exp(hn::Sub(old_maximum, maximum));
+        FloatVector shift = maximum;
+        if (lane_masks != nullptr)
+            shift = hn::IfThenElse(hn::Eq(maximum, never), hn::Zero(d), maximum);
+        const FloatVector correction = fast_exp(hn::Sub(old_maximum, shift));
         FloatVector sum = hn::Mul(hn::Load(d, sums + v * kLanes), correction);
         for (int64_t j = 0; j < num_keys; ++j) {
-            const FloatVector p = fast_exp(hn::Sub(hn::Load(d, column + j * kPanel), maximum));
+            const FloatVector p = fast_exp(hn::Sub(hn::Load(d, column + j * kPanel), shift));
             hn::Store(p, d, column + j * kPanel);
             sum = hn::Add(sum, p);
         }

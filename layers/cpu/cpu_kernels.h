@@ -70,6 +70,7 @@ class CpuKernels : public Kernels {
     void read_cache(const Tensor& cache, std::span<const int32_t> pages, int64_t first,
                     const Tensor& out) override;
 
+    KvExpansion kv_expansion(const ModelConfig& config) const override;
     void mla_prefill(const PrefillAttention& attention) override;
     void mla_decode(const DecodeAttention& attention) override;
     void select_keys(const KeySelection& selection) override;

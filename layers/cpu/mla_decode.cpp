@@ -122,7 +122,7 @@ void score_page(const DecodeSizes& sizes, const float* q, const Page& page, int6
 template <class Form>
 void soften_page(const DecodeAttention& a, int64_t keys, float* scores, float* state,
                  float* corrections) {
-    softmax_block(scores, keys, a.scale, nullptr, state, state + kPanelHeads, corrections);
+    softmax_block(scores, keys, a.scale, nullptr, nullptr, state, state + kPanelHeads, corrections);
     if constexpr (Form::kRounds) round_p<Form>(scores, keys);
 }
 

@@ -118,6 +118,7 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
     const int64_t batch_row = a.rows.first_row + first_row;
     const int64_t first_position = a.rows.first_position + first_row;
     const int64_t num_panels = ceil_div(num_rows, kPanelRows);
+    const bool masked = a.mask.count() > 0;
     const auto panel_rows = [&](int64_t panel) {
         return std::min(kPanelRows, num_rows - panel * kPanelRows);
     };
@@ -153,7 +154,17 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
             Ahead nothing{.at = reinterpret_cast<const std::byte*>(keys)};
             score_block<Form>(queries, depth_words, keys, depth_words, num_keys, false, nothing,
                               scores);
-            softmax_block(scores, num_keys, a.scale, limits, maxima, sums, corrections);
+            HWY_ALIGN uint32_t masks[2 * kPanelRows] = {};
+            if (masked)
+                for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
+                    const auto* words =
+                        a.mask.row<uint32_t>(batch_row - a.mask_row + panel * kPanelRows + lane) +
+                        begin / 32;
+                    masks[lane] = words[0];
+                    masks[kPanelRows + lane] = words[1];
+                }
+            softmax_block(scores, num_keys, a.scale, limits, masked ? masks : nullptr, maxima, sums,
+                          corrections);
             if constexpr (Form::kRounds) round_p<Form>(scores, num_keys);
             value_block<Form>(scores, num_keys, limits, values, kStrip, kPageTokens * kStrip,
                               corrections, begin == 0, panel_rows(panel), sizes.out_width,
@@ -198,6 +209,17 @@ HWY_EXPORT(attend_dots);
 
 }  // namespace
 
+// Of sparse attention, as long as all keys of the expanded form cost less than those chosen of the
+// absorbed form.
+KvExpansion CpuKernels::kv_expansion(const ModelConfig& c) const {
+    KvExpansion expansion;
+    if (c.index_topk > 0)
+        expansion.positions =
+            std::max(c.index_topk, c.index_topk * (c.kv_lora_rank + c.latent_dim()) /
+                                       (c.qk_head_dim() + c.v_head_dim));
+    return expansion;
+}
+
 void CpuKernels::mla_prefill(const PrefillAttention& a) {
     const int64_t heads = a.q.dim(1), positions = a.rows.end_position();
     check_shape(a.q, "q", DType::f32, {a.q.rows(), heads, a.nope_dim + a.rope_dim});
@@ -209,6 +231,12 @@ void CpuKernels::mla_prefill(const PrefillAttention& a) {
                 positions);
     FERRY_CHECK(a.rows.first_row + a.rows.num_rows <= a.q.rows(), "rows {}+{} of {}",
                 a.rows.first_row, a.rows.num_rows, a.q.rows());
+    if (a.mask.count() > 0)
+        FERRY_CHECK(a.mask.dtype() == DType::i32 && a.rows.first_row >= a.mask_row &&
+                        a.rows.first_row - a.mask_row + a.rows.num_rows <= a.mask.rows() &&
+                        ceil_div(positions, kPageTokens) * 2 <= a.mask.dim(1),
+                    "mask {} from row {} on for rows {}+{} of {} positions", a.mask.describe(),
+                    a.mask_row, a.rows.first_row, a.rows.num_rows, positions);
     const PrefillSizes sizes(a);
     FERRY_CHECK(threads_.scratch_bytes() >= static_cast<size_t>(sizes.total()) * sizeof(float),
                 "{} bytes of scratch are too few for heads of {} and {}", threads_.scratch_bytes(),

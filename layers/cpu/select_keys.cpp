@@ -188,22 +188,37 @@ namespace {
 
 HWY_EXPORT(score_function);
 
-// The positions of the highest scores, as many as `chosen` has room for, ascending.
-void choose_highest(const float* scores, int64_t num_keys, uint32_t* order,
-                    std::span<int32_t> chosen) {
+// take(position) of the `topk` highest scores, ascending.
+template <typename Take>
+void choose_highest(const float* scores, int64_t num_keys, int64_t topk, uint32_t* order,
+                    Take&& take) {
     const std::span all(order, static_cast<size_t>(num_keys));
     std::transform(scores, scores + num_keys, all.begin(), rank_key);
-    const auto last = all.begin() + std::ssize(chosen) - 1;
+    const auto last = all.begin() + topk - 1;
     std::nth_element(all.begin(), last, all.end(), std::greater<>());
     const uint32_t lowest = *last;
-    int64_t num_equal =
-        std::ssize(chosen) - std::count_if(scores, scores + num_keys,
-                                           [&](float score) { return rank_key(score) > lowest; });
-    auto to = chosen.begin();
-    for (int64_t key = 0; key < num_keys && to != chosen.end(); ++key) {
-        const uint32_t score = rank_key(scores[key]);
-        if (score > lowest || (score == lowest && num_equal-- > 0))
-            *to++ = static_cast<int32_t>(key);
+    const auto higher = [lowest](float score) { return rank_key(score) > lowest; };
+    int64_t num_equal = topk - std::count_if(scores, scores + num_keys, higher);
+    for (int64_t key = 0; key < num_keys; ++key) {
+        const uint32_t rank = rank_key(scores[key]);
+        if (rank > lowest || (rank == lowest && num_equal-- > 0)) take(key);
+    }
+}
+
+// Writes what a row chose.
+void choose(const KeySelection& s, const SelectingRow& row, uint32_t* order) {
+    const auto to_each = [&](auto&& take) {
+        if (row.num_keys > s.topk)
+            return choose_highest(row.scores, row.num_keys, s.topk, order, take);
+        for (int64_t key = 0; key < row.num_keys; ++key) take(key);
+    };
+    if (s.mask.count() > 0) {
+        auto* const words = s.mask.row<uint32_t>(row.row);
+        std::fill_n(words, ceil_div(row.num_keys, kPageTokens) * 2, 0u);
+        to_each([&](int64_t key) { words[key / 32] |= 1u << key % 32; });
+    } else {
+        auto* to = s.chosen.row<int32_t>(row.row);
+        to_each([&](int64_t key) { *to++ = static_cast<int32_t>(key); });
     }
 }
 
@@ -222,11 +237,14 @@ SelectingRow find_row(const KeySelection& s, int64_t index) {
 }  // namespace
 
 void CpuKernels::select_keys(const KeySelection& s) {
-    const int64_t tokens = s.q.rows(), topk = s.chosen.dim(1);
+    const int64_t tokens = s.q.rows(), topk = s.topk;
     check_shape(s.q, "q", DType::f32, {tokens, s.q.dim(1), s.q.dim(2)});
     check_shape(s.weights, "weights", DType::f32, {tokens, s.q.dim(1)});
     check_shape(s.keys, "keys", s.keys.dtype(), {s.keys.dim(0), kPageTokens, s.q.dim(2)});
-    check_shape(s.chosen, "chosen", DType::i32, {tokens, topk});
+    if (s.mask.count() > 0)
+        check_shape(s.mask, "mask", DType::i32, {tokens, s.mask.dim(1)});
+    else
+        check_shape(s.chosen, "chosen", DType::i32, {tokens, topk});
     const SelectSizes sizes(s);
     const int64_t at_once = s.scores.rows(), positions = s.scores.dim(1);
     const auto room = static_cast<int64_t>(threads_.scratch_bytes() / sizeof(float));
@@ -255,14 +273,12 @@ void CpuKernels::select_keys(const KeySelection& s) {
                       reinterpret_cast<float*>(threads_.scratch(thread)));
         });
         threads_.parallel_for(num, [&](int64_t index, int thread) {
-            const SelectingRow row = find_row(s, begin + index);
-            const std::span chosen(s.chosen.row<int32_t>(row.row),
-                                   static_cast<size_t>(std::min(topk, row.num_keys)));
-            if (row.num_keys <= topk)
-                std::iota(chosen.begin(), chosen.end(), 0);
-            else
-                choose_highest(s.scores.row<float>(index), row.num_keys,
-                               reinterpret_cast<uint32_t*>(threads_.scratch(thread)), chosen);
+            SelectingRow row = find_row(s, begin + index);
+            row.scores = s.scores.row<float>(index);
+            FERRY_CHECK(
+                s.mask.count() == 0 || ceil_div(row.num_keys, kPageTokens) * 2 <= s.mask.dim(1),
+                "mask {} of {} keys", s.mask.describe(), row.num_keys);
+            choose(s, row, reinterpret_cast<uint32_t*>(threads_.scratch(thread)));
         });
     }
 }

@@ -13,7 +13,9 @@ bool begins_on_16_bytes(const Tensor& x) {
 }  // namespace
 
 KvExpansion CudaKernels::kv_expansion(const ModelConfig& c) const {
-    return kv_expansion_of(c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim);
+    KvExpansion expansion = kv_expansion_of(c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim);
+    expansion.positions = c.dense_positions();
+    return expansion;
 }
 
 // The rotated part of the latents as the tensor cores take it.
@@ -44,6 +46,7 @@ void CudaKernels::mla_prefill(const PrefillAttention& a) {
                 positions);
     FERRY_CHECK(a.rows.first_row + a.rows.num_rows <= a.q.rows(), "rows {}+{} of {}",
                 a.rows.first_row, a.rows.num_rows, a.q.rows());
+    FERRY_CHECK(a.mask.count() == 0, "rows that leave keys out are absorbed");
     if (a.rows.num_rows == 0) return;
 
     const float* q = a.q.row<float>(a.rows.first_row);

@@ -268,7 +268,7 @@ CudaKernels::PlacedSelection CudaKernels::place_selection(std::span<const Sequen
 
 void CudaKernels::select_keys(const KeySelection& s) {
     const int64_t tokens = s.q.rows(), heads = s.q.dim(1), dim = s.q.dim(2);
-    const int64_t topk = s.chosen.dim(1), at_once = s.scores.rows();
+    const int64_t topk = s.topk, at_once = s.scores.rows();
     check_shape(s.q, "q", DType::f32, {tokens, heads, dim});
     check_shape(s.weights, "weights", DType::f32, {tokens, heads});
     check_shape(s.keys, "keys", s.keys.dtype(), {s.keys.dim(0), kPageTokens, dim});

@@ -52,14 +52,14 @@ size_t generate(Scheduler& scheduler, const StepPlan& plan, Random& random, size
     return num_ended;
 }
 
-// Rows of a prompt from dense_positions on are SequenceRows of their own, without a place that is
-// expanded.
+// Rows of a prompt from expanded_positions on are SequenceRows of their own, without a place that
+// is expanded.
 TEST(Scheduler, PromptRowsThatChooseTheirKeysAreApart) {
     PageAllocator pages(100, false);
     Scheduler scheduler({.max_batch = 2,
                          .max_batch_tokens = 60,
                          .max_prefill_chunk = 60,
-                         .dense_positions = 100,
+                         .expanded_positions = 100,
                          .num_expanded_units = 1000,
                          .num_layers = 1},
                         pages);

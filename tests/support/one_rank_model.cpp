@@ -24,11 +24,11 @@ FabricOptions fabric_of(const WeightSource& source, const Kernels& kernels, int6
 
 namespace {
 
-SchedulerOptions one_sequence(const ModelConfig& config, int64_t chunk) {
+SchedulerOptions one_sequence(const AttentionWorker& worker, int64_t chunk) {
     return {.max_batch = 1,
             .max_batch_tokens = chunk,
             .max_prefill_chunk = chunk,
-            .dense_positions = config.dense_positions()};
+            .expanded_positions = worker.expanded_positions()};
 }
 
 }  // namespace
@@ -50,7 +50,7 @@ std::vector<std::vector<float>> OneRankModel::logits(const std::vector<int32_t>&
                                                      int64_t prompt_length, int64_t chunk,
                                                      int32_t every) {
     PageAllocator pages(kLimits.num_pages, false);
-    Scheduler scheduler(one_sequence(source_.config(), chunk), pages);
+    Scheduler scheduler(one_sequence(worker_, chunk), pages);
     Sequence sequence;
     sequence.tokens = tokens;
     sequence.prompt_length = prompt_length;
@@ -82,7 +82,7 @@ std::vector<std::vector<float>> OneRankModel::mtp_logits(const std::vector<int32
                                                          int64_t num_more,
                                                          std::vector<int32_t>& drafts) {
     PageAllocator pages(kLimits.num_pages, false);
-    Scheduler scheduler(one_sequence(source_.config(), chunk), pages);
+    Scheduler scheduler(one_sequence(worker_, chunk), pages);
     Sequence sequence;
     sequence.tokens.assign(tokens.begin(), tokens.end() - 1);
     sequence.prompt_length = prompt_length;
@@ -146,7 +146,7 @@ std::vector<int32_t> greedy_tokens(AttentionWorker& worker, Device& device,
                                    int64_t num_pages, int64_t chunk) {
     HostView host_logits(device);
     PageAllocator pages(num_pages, false);
-    Scheduler scheduler(one_sequence(worker.config(), chunk), pages);
+    Scheduler scheduler(one_sequence(worker, chunk), pages);
     Sequence sequence;
     sequence.tokens = prompt;
     sequence.prompt_length = static_cast<int64_t>(prompt.size());

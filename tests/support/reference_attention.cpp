@@ -38,10 +38,11 @@ struct Softmax {
             p.push_back(score(j));
             maximum = std::max(maximum, p.back());
         }
-        const float correction = reference_exp(m - maximum);
+        const float shift = maximum == kNever ? 0 : maximum;  // all are left out
+        const float correction = reference_exp(m - shift);
         m = maximum;
         l *= correction;
-        for (float& x : p) l += x = reference_exp(x - maximum);
+        for (float& x : p) l += x = reference_exp(x - shift);
         const std::vector<int64_t> order = order_of(keys, rounded);
         for (size_t column = 0; column < o.size(); ++column) {
             o[column] *= correction;
@@ -99,6 +100,11 @@ void reference_prefill(const PrefillAttention& a, bool rounded) {
                 total.add_block(
                     std::min(kPageTokens, num_keys - begin),
                     [&](int64_t j) {
+                        const int64_t at = a.rows.first_row - a.mask_row + row,
+                                      word = (begin + j) / 32;
+                        if (a.mask.count() > 0 &&
+                            (a.mask.row<uint32_t>(at)[word] >> j % 32 & 1) == 0)
+                            return kNever;
                         const float* k_rope = a.rope.row<float>(begin + j);
                         float dot = 0;
                         for (int64_t i : depth) {

@@ -106,6 +106,52 @@ TEST_P(MlaPrefillBits, DoNotDependOnChunks) {
     }
 }
 
+// Keys that a mask leaves out have no weight; whole blocks of them, in front of what is taken, too.
+TEST_P(MlaPrefillBits, OfSomeKeysAreThoseOfTheReference) {
+    constexpr int64_t kPositions = 300, kWords = 2 * ((kPositions + kPageTokens - 1) / kPageTokens);
+    for (const Shape& shape : {kSmall, kOdd, kPublished}) {
+        const Prompt prompt(shape, kPositions);
+        const OwnedTensor mask(cpu_device(), DType::i32, {kPositions, kWords});
+        Random random(4);
+        for (int64_t row = 0; row < kPositions; ++row) {
+            auto* const words = mask.view().row<uint32_t>(row);
+            std::fill_n(words, kWords, 0u);
+            const int64_t first = row % 3 == 0 ? row / 2 : 0;
+            for (int64_t key = first; key <= row; ++key)
+                if (key == row || random.next_u32() % 4 == 0) words[key / 32] |= 1u << key % 32;
+        }
+        const auto chunk = [&](int64_t first, int64_t num, const Tensor& out) {
+            PrefillAttention attention = prompt.chunk(first, num, out);
+            attention.mask = mask.view().slice_rows(first, num);
+            return attention;
+        };
+        const OwnedTensor expected = prompt.output();
+        reference_prefill(chunk(0, kPositions, expected), GetParam());
+        for (const float value :
+             std::span(expected.view().as<float>(), static_cast<size_t>(expected.view().count())))
+            ASSERT_TRUE(std::isfinite(value));
+        for_each_vector_target([&] {
+            for (int64_t size : {kPositions, int64_t{70}}) {
+                const OwnedTensor out = prompt.output();
+                for (int64_t first = 0; first < kPositions; first += size)
+                    kernels(2)->mla_prefill(chunk(first, std::min(size, kPositions - first), out));
+                EXPECT_EQ(different_rows(out, expected), std::vector<int64_t>())
+                    << "chunks of " << size;
+            }
+        });
+    }
+    // One that leaves none out changes no bit.
+    const Prompt prompt(kSmall, 100);
+    OwnedTensor all(cpu_device(), DType::i32, {100, 4});
+    std::fill_n(all.view().as<uint32_t>(), 400, ~0u);
+    const OwnedTensor expected = prompt.output(), out = prompt.output();
+    kernels(1)->mla_prefill(prompt.chunk(0, 100, expected));
+    PrefillAttention attention = prompt.chunk(0, 100, out);
+    attention.mask = all;
+    kernels(1)->mla_prefill(attention);
+    EXPECT_EQ(different_rows(out, expected), std::vector<int64_t>());
+}
+
 // Later keys take no part at all: not even infinities and NaNs in them.
 TEST_P(MlaPrefillBits, DoNotDependOnLaterKeys) {
     for (int64_t spoilt : {70, 71}) {

@@ -73,6 +73,28 @@ TEST(SelectKeys, ScoresThatAreNoNumbers) {
     EXPECT_EQ(only_row(call), first);
 }
 
+TEST(SelectKeys, AMaskHasTheSameKeys) {
+    const Selecting call(8, 32, 64, {{300, 2}, {70, 1}, {20, 3}}, DType::bf16);
+    const Selecting::Rows expected = choose(call, call.sequences, 1, 6);
+    const int64_t num_words = 2 * ceil_div(call.positions, kPageTokens);
+    const OwnedTensor scores = zeros({2, call.positions});
+    const OwnedTensor mask(cpu_device(), DType::i32, {call.num_rows, num_words});
+    std::fill_n(mask.view().as<uint32_t>(), mask.view().count(), ~0u);
+    KeySelection selection = call.selection();
+    selection.mask = mask;
+    selection.scores = scores;
+    make_cpu_kernels(2)->select_keys(selection);
+    size_t row = 0;
+    for (const SequenceRows& rows : call.sequences)
+        for (int64_t i = 0; i < rows.num_rows; ++i, ++row) {
+            const auto* words = mask.view().row<uint32_t>(rows.first_row + i);
+            std::vector<int32_t> keys;
+            for (int32_t key = 0; key < ceil_div(rows.first_position + i + 1, 64) * 64; ++key)
+                if (words[key / 32] >> key % 32 & 1) keys.push_back(key);
+            EXPECT_EQ(keys, expected.at(row));
+        }
+}
+
 TEST(SelectKeys, OtherSequencesDoNotChangeBits) {
     const Selecting call(8, 32, 64, {{600, 2}, {70, 1}, {64, 3}}, DType::bf16);
     const Selecting::Rows together = choose(call, call.sequences, 2, 4);

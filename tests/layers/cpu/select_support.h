@@ -50,7 +50,7 @@ struct Selecting {
         return {.q = q,
                 .weights = weights,
                 .keys = keys,
-                .chosen = {},
+                .topk = topk,
                 .scores = {},
                 .sequences = sequences};
     }

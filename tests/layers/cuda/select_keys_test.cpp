@@ -17,6 +17,7 @@ Selected choose(const Selecting& call, std::span<const SequenceRows> sequences,
     cuda_kernels().select_keys({.q = q,
                                 .weights = weights,
                                 .keys = keys,
+                                .topk = call.topk,
                                 .chosen = chosen,
                                 .scores = scores,
                                 .sequences = sequences});
