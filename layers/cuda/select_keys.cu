@@ -173,6 +173,23 @@ __device__ unsigned count_before(unsigned* sums, bool flag, unsigned& total) {
     return before;
 }
 
+// Sum over the threads before this one.
+__device__ unsigned sum_before(unsigned* sums, unsigned value) {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    unsigned sum = value;
+#pragma unroll
+    for (unsigned distance = 1; distance < 32; distance *= 2) {
+        const unsigned other = __shfl_up_sync(~0u, sum, distance);
+        if (lane >= distance) sum += other;
+    }
+    __syncthreads();  // others have read what was there
+    if (lane == 31) sums[warp] = sum;
+    __syncthreads();
+    unsigned before = sum - value;
+    for (unsigned w = 0; w < warp; ++w) before += sums[w];
+    return before;
+}
+
 __global__ __launch_bounds__(kChooseThreads) void choose_keys(Selection s) {
     __shared__ unsigned digits[kDigits], sums[kChooseWarps];
     __shared__ unsigned found_digit, found_before;
@@ -193,10 +210,11 @@ __global__ __launch_bounds__(kChooseThreads) void choose_keys(Selection s) {
                 atomicAdd(&digits[rank >> shift & (kDigits - 1)], 1u);
         }
         __syncthreads();
-        if (thread == 0) {
-            unsigned before = 0;
-            int digit = kDigits - 1;
-            while (before + digits[digit] < num_equal) before += digits[digit--];
+        // Threads take digits from the highest down.
+        const int digit = kDigits - 1 - thread;
+        const unsigned count = digit >= 0 ? digits[digit] : 0;
+        const unsigned before = sum_before(sums, count);
+        if (before < num_equal && before + count >= num_equal) {
             found_digit = static_cast<unsigned>(digit);
             found_before = before;
         }
