@@ -5,7 +5,7 @@ namespace ferry {
 Block::Block(WeightLoader& loader, int64_t layer, const ModelPart& part, const Numerics& numerics)
     : attn_norm_(loader.plain(block_prefix(loader.config(), layer) + "attn_norm")),
       ffn_norm_(loader.plain(block_prefix(loader.config(), layer) + "ffn_norm")),
-      mla_(loader, block_prefix(loader.config(), layer) + "attn/"),
+      mla_(loader, layer),
       eps_(static_cast<float>(loader.config().norm_eps)) {
     const ModelConfig& c = loader.config();
     const std::string ffn = block_prefix(c, layer) + "ffn/";

@@ -54,12 +54,10 @@ int64_t Indexer::rows_at_once(int64_t tokens, int64_t context) {
     return std::clamp<int64_t>(kScoreBytes / (4 * context), 1, tokens);
 }
 
-int64_t Indexer::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t context,
-                                 int64_t masked) {
+int64_t Indexer::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t context) {
     const int64_t queries = tokens * c.index_n_heads * (c.index_head_dim + 1);
     const int64_t keys = tokens * c.index_head_dim;
-    const int64_t chosen = tokens * std::max(c.index_topk, 2 * ceil_div(masked, kPageTokens));
-    return 4 * (queries + std::max(keys, chosen + rows_at_once(tokens, context) * context));
+    return 4 * (queries + std::max(keys, rows_at_once(tokens, context) * context));
 }
 
 }  // namespace ferry

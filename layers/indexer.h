@@ -40,9 +40,7 @@ class Indexer {
     DType query_dtype() const { return wq_b_.dtype(); }
     int64_t weight_bytes() const;
     // What make_queries and write_keys take for so many rows, and Kernels::select_keys for scores.
-    // `masked`: positions of rows that take the expanded form.
-    static int64_t workspace_bytes(const ModelConfig& config, int64_t tokens, int64_t context,
-                                   int64_t masked);
+    static int64_t workspace_bytes(const ModelConfig& config, int64_t tokens, int64_t context);
     // Rows that select_keys scores at once over so many positions.
     static int64_t rows_at_once(int64_t tokens, int64_t context);
 

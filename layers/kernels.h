@@ -143,10 +143,10 @@ struct PrefillAttention {
     SequenceRows rows;
     int64_t nope_dim = 0, rope_dim = 0, v_dim = 0;
     float scale = 1;
-    // Of sparse attention, else empty: what KeySelection::mask is, of rows from mask_row of the
-    // batch on. CPU only.
+    // Of sparse attention, else empty: KeySelection::mask of the rows of the batch, of which those
+    // of at most topk keys take all. CPU only.
     Tensor mask{};
-    int64_t mask_row = 0;
+    int64_t topk = 0;
 };
 
 struct DecodeAttention {
@@ -155,8 +155,9 @@ struct DecodeAttention {
     Tensor cache;     // one layer: [pages, kPageTokens, kv_lora + rope], f32 or bf16
     Tensor out;       // [rows, heads, kv_lora]
     std::span<const SequenceRows> sequences;  // rows of other forms are simply not listed
-    // Of sparse attention, else empty: [rows, index_topk] i32, the positions that a row attends to,
-    // as KeySelection has them. They are attended to as if they were all that there is.
+    // Of sparse attention, else empty: [rows, index_topk] i32, the positions that a row of more
+    // keys attends to, as KeySelection has them. They are attended to as if they were all that
+    // there is.
     Tensor chosen{};
     int64_t first_row = 0;  // row of the batch that row 0 of q_latent, q_rope and out is
     float scale = 1;

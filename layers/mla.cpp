@@ -97,10 +97,10 @@ Range hull_of(std::span<const SequenceRows> sequences) {
 
 }  // namespace
 
-Mla::Mla(WeightLoader& loader, const std::string& prefix)
-    : config_(loader.config()),
-      expansion_(loader.kernels().kv_expansion(config_)),
-      kv_norm_(loader.plain(prefix + "kv_norm")) {
+Mla::Mla(WeightLoader& loader, int64_t layer)
+    : config_(loader.config()), expansion_(loader.kernels().kv_expansion(config_)) {
+    const std::string prefix = block_prefix(config_, layer) + "attn/";
+    kv_norm_ = loader.plain(prefix + "kv_norm");
     if (config_.q_lora_rank == 0) {
         wq_ = Linear(loader.linear(prefix + "wq"));
     } else {
@@ -111,7 +111,7 @@ Mla::Mla(WeightLoader& loader, const std::string& prefix)
     wkv_a_ = Linear(loader.linear(prefix + "wkv_a"));
     wo_ = Linear(loader.linear(prefix + "wo"));
     load_wkv_b(loader, prefix + "wkv_b");
-    if (config_.index_topk > 0) indexer_.emplace(loader, prefix + "indexer/");
+    if (config_.has_indexer(layer)) indexer_.emplace(loader, prefix + "indexer/");
 }
 
 // Read once: as it is, and absorbed. Scales do not survive the transposition that absorbed_k is: of
@@ -202,7 +202,7 @@ void Mla::attend(Kernels& kernels, Workspace& workspace, const LinearInput& x,
         attend_absorbed(kernels, workspace, queries, cache, batch.prompt, out);
     else
         attend_prompts(kernels, workspace, queries, cache, batch.prompt, out);
-    if (form == MlaForm::naive && !queries.index)
+    if (form == MlaForm::naive && !some_choose(batch.generated, batch.most_keys))
         attend_naive(kernels, workspace, queries.q, {}, cache, batch.generated, out);
     else
         attend_absorbed(kernels, workspace, queries, cache, batch.generated, out);
@@ -218,7 +218,8 @@ Mla::Queries Mla::project(Kernels& kernels, Workspace& workspace, const LinearIn
         .max_positions = rope_table.rows(),
         .most_keys = batch.most_keys};
     const Tensor q = queries.q.reshape({tokens, config_.n_heads * config_.qk_head_dim()});
-    if (some_choose(batch.prompt, batch.most_keys) || some_choose(batch.generated, batch.most_keys))
+    if (indexer_ && (some_choose(batch.prompt, batch.most_keys) ||
+                     some_choose(batch.generated, batch.most_keys)))
         queries.index = indexer_->take_queries(workspace, tokens);
     const Workspace::Scope scope(workspace);
     if (config_.q_lora_rank == 0) {
@@ -279,7 +280,7 @@ Mla::Keys Mla::kept_keys(const LayerCache& cache, const ExpandedPrompt& kept, si
             .rope = columns(config_.n_heads * head_rows, config_.qk_rope_head_dim)};
 }
 
-void Mla::attend_expanded(Kernels& kernels, const Tensor& q, const Mask& mask,
+void Mla::attend_expanded(Kernels& kernels, const Tensor& q, const Tensor& mask,
                           const LayerCache& cache, const SequenceRows& rows,
                           const Tensor& out) const {
     const int64_t positions = rows.end_position();
@@ -291,7 +292,7 @@ void Mla::attend_expanded(Kernels& kernels, const Tensor& q, const Mask& mask,
     }
 }
 
-void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
+void Mla::attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& mask,
                        const LayerCache& cache, std::span<const SequenceRows> sequences,
                        const Tensor& out) const {
     const auto holds = [&](const SequenceRows& rows) { return rows.expanded.holds(cache.layer); };
@@ -339,35 +340,28 @@ void Mla::attend_prompts(Kernels& kernels, Workspace& workspace, const Queries& 
             attend_absorbed(kernels, workspace, queries, cache, run, out);
             continue;
         }
-        const Workspace::Scope scope(workspace);
-        const Mask mask = choose_mask(kernels, workspace, queries, cache, run);
-        attend_naive(kernels, workspace, queries.q, mask, cache, run, out);
+        const bool choose = some_choose(run, 0);
+        if (choose) select(kernels, workspace, queries, cache, run, true);
+        attend_naive(kernels, workspace, queries.q, choose ? cache.choice.masks : Tensor(), cache,
+                     run, out);
     }
 }
 
-Mla::Mask Mla::choose_mask(Kernels& kernels, Workspace& workspace, const Queries& queries,
-                           const LayerCache& cache, std::span<const SequenceRows> sequences) const {
-    if (!some_choose(sequences, 0)) return {};
-    const Range rows = hull_of(sequences);
-    int64_t positions = 0;
-    for (const SequenceRows& one : sequences) positions = std::max(positions, one.end_position());
-    const Tensor bits =
-        workspace.take(DType::i32, {rows.num, 2 * ceil_div(positions, kPageTokens)});
-    const Workspace::Scope scope(workspace);
-    select(kernels, workspace, queries, cache, sequences, rows, {}, bits);
-    return {bits, rows.begin};
-}
-
+// Into cache.choice, unless what is there was chosen for this layer, too.
 void Mla::select(Kernels& kernels, Workspace& workspace, const Queries& queries,
-                 const LayerCache& cache, std::span<const SequenceRows> sequences, Range rows,
-                 const Tensor& chosen, const Tensor& mask) const {
+                 const LayerCache& cache, std::span<const SequenceRows> sequences,
+                 bool as_masks) const {
+    if (!indexer_) return;
+    const Workspace::Scope scope(workspace);
+    const Range rows = hull_of(sequences);
+    const auto of_rows = [&](const Tensor& all) { return all.slice_rows(rows.begin, rows.num); };
     const int64_t positions = queries.max_positions;
-    kernels.select_keys({.q = queries.index->q.slice_rows(rows.begin, rows.num),
-                         .weights = queries.index->weights.slice_rows(rows.begin, rows.num),
+    kernels.select_keys({.q = of_rows(queries.index->q),
+                         .weights = of_rows(queries.index->weights),
                          .keys = cache.index_keys,
                          .topk = config_.index_topk,
-                         .chosen = chosen,
-                         .mask = mask,
+                         .chosen = as_masks ? Tensor() : of_rows(cache.choice.lists),
+                         .mask = as_masks ? of_rows(cache.choice.masks) : Tensor(),
                          .scores = workspace.take(
                              DType::f32, {Indexer::rows_at_once(rows.num, positions), positions}),
                          .sequences = sequences,
@@ -379,9 +373,10 @@ void Mla::select(Kernels& kernels, Workspace& workspace, const Queries& queries,
 // that is computed at once, or for whose chunks there was no room. The latter cost 2 x positions x
 // kv_lora x heads x (nope + v) FLOPs each. Counted for bench-8 and a prompt of 4096 tokens in
 // chunks of 512, it is 10 % of the FLOPs of the whole prefill (2 % in one chunk).
-void Mla::attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
-                         const LayerCache& cache, std::span<const SequenceRows> sequences,
-                         int64_t shared, const Tensor& out) const {
+void Mla::attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q,
+                         const Tensor& mask, const LayerCache& cache,
+                         std::span<const SequenceRows> sequences, int64_t shared,
+                         const Tensor& out) const {
     const Workspace::Scope scope(workspace);
     int64_t most = 0;
     for (const SequenceRows& rows : sequences) most = std::max(most, rows.end_position());
@@ -415,7 +410,7 @@ void Mla::attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q
     }
 }
 
-void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Mask& mask, const Keys& keys,
+void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Tensor& mask, const Keys& keys,
                        const SequenceRows& rows, const Tensor& out) const {
     const int64_t nope = config_.qk_nope_head_dim, v = config_.v_head_dim;
     const int64_t heads = keys.kv.dim(1) / (nope + v);
@@ -428,8 +423,8 @@ void Mla::attend_heads(Kernels& kernels, const Tensor& q, const Mask& mask, cons
                          .rope_dim = config_.qk_rope_head_dim,
                          .v_dim = v,
                          .scale = static_cast<float>(config_.softmax_scale()),
-                         .mask = mask.bits,
-                         .mask_row = mask.first_row});
+                         .mask = mask,
+                         .topk = config_.index_topk});
 }
 
 void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries& queries,
@@ -450,8 +445,8 @@ void Mla::attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries&
     kernels.copy_head_columns(q_rows, nope, q_rope);
     Tensor chosen;
     if (some_choose(sequences, queries.most_keys)) {
-        chosen = workspace.take(DType::i32, {tokens, config_.index_topk});
-        select(kernels, workspace, queries, cache, sequences, hull, chosen, {});
+        select(kernels, workspace, queries, cache, sequences, false);
+        chosen = cache.choice.lists.slice_rows(begin, tokens);
     }
     kernels.mla_decode({.q_latent = q_latent,
                         .q_rope = q_rope,
@@ -489,10 +484,7 @@ size_t Mla::workspace_bytes(const ModelConfig& c, int64_t tokens, int64_t contex
         (4 * (c.latent_dim() + c.kv_lora_rank + ceil_div(c.kv_lora_rank, kScaleBlock)) +
          std::min(c.n_heads, expansion.heads_at_once) * head_rows * size_bytes(expansion.dtype));
     const int64_t absorbed = 4 * tokens * c.n_heads * (2 * c.kv_lora_rank + c.qk_rope_head_dim);
-    const int64_t index =
-        c.index_topk > 0
-            ? Indexer::workspace_bytes(c, tokens, context, std::min(context, expansion.positions))
-            : 0;
+    const int64_t index = c.index_topk > 0 ? Indexer::workspace_bytes(c, tokens, context) : 0;
     constexpr int64_t kSlack = 64 << 10;  // alignment
     return static_cast<size_t>(4 * tokens * per_token + std::max(naive, absorbed) + index + kSlack);
 }

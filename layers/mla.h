@@ -16,8 +16,7 @@ enum class MlaForm { by_row, naive, absorb };
 
 class Mla {
   public:
-    // `prefix`: "layers/3/attn/".
-    Mla(WeightLoader& loader, const std::string& prefix);
+    Mla(WeightLoader& loader, int64_t layer);
 
     // y = wo(attention(x)): x, y [tokens, dim] f32. Writes the batch's latents to `cache`, and keys
     // and values of prompts that stay expanded, then attends to it: keys are always read back as
@@ -25,7 +24,8 @@ class Mla {
     // GPU as far as products do not depend on the number of their rows.
     //
     // Sparse attention: rows of a prompt from KvExpansion::positions on are SequenceRows of their
-    // own (Scheduler) and take the absorbed form, each over the keys that it chose.
+    // own (Scheduler) and take the absorbed form, each over the keys that it chose, which are put
+    // into `cache`; without an indexer over those that are there.
     void forward(Kernels& kernels, Workspace& workspace, const Tensor& x, const StepBatch& batch,
                  const Tensor& rope_table, const LayerCache& cache, const Tensor& y,
                  MlaForm form = MlaForm::by_row) const;
@@ -61,7 +61,7 @@ class Mla {
                 const StepBatch& batch, const Tensor& rope_table, const LayerCache& cache,
                 const Tensor& y, MlaForm form) const;
     // What rows attend with: queries [tokens, heads, nope + rope], rope applied, and, where some
-    // choose their keys, the indexer's.
+    // choose their keys here, the indexer's.
     struct Queries {
         Tensor q;
         std::optional<Indexer::Queries> index;
@@ -72,27 +72,20 @@ class Mla {
     bool chooses(const SequenceRows& rows) const {
         return rows.end_position() > config_.dense_positions();
     }
-    // Which keys rows of the batch from first_row on take.
-    struct Mask {
-        Tensor bits;
-        int64_t first_row = 0;
-    };
-    Mask choose_mask(Kernels& kernels, Workspace& workspace, const Queries& queries,
-                     const LayerCache& cache, std::span<const SequenceRows> sequences) const;
     void select(Kernels& kernels, Workspace& workspace, const Queries& queries,
-                const LayerCache& cache, std::span<const SequenceRows> sequences, Range rows,
-                const Tensor& chosen, const Tensor& mask) const;
+                const LayerCache& cache, std::span<const SequenceRows> sequences,
+                bool as_masks) const;
     bool some_choose(std::span<const SequenceRows> sequences, int64_t most_keys) const;
     void attend_prompts(Kernels& kernels, Workspace& workspace, const Queries& queries,
                         const LayerCache& cache, std::span<const SequenceRows> sequences,
                         const Tensor& out) const;
-    void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
+    void attend_naive(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& mask,
                       const LayerCache& cache, std::span<const SequenceRows> sequences,
                       const Tensor& out) const;
-    void attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q, const Mask& mask,
+    void attend_rebuilt(Kernels& kernels, Workspace& workspace, const Tensor& q, const Tensor& mask,
                         const LayerCache& cache, std::span<const SequenceRows> sequences,
                         int64_t shared, const Tensor& out) const;
-    void attend_expanded(Kernels& kernels, const Tensor& q, const Mask& mask,
+    void attend_expanded(Kernels& kernels, const Tensor& q, const Tensor& mask,
                          const LayerCache& cache, const SequenceRows& rows,
                          const Tensor& out) const;
     void expand(Kernels& kernels, Workspace& workspace, const LayerCache& cache,
@@ -103,7 +96,7 @@ class Mla {
         Tensor kv, rope;
     };
     Keys kept_keys(const LayerCache& cache, const ExpandedPrompt& kept, size_t piece) const;
-    void attend_heads(Kernels& kernels, const Tensor& q, const Mask& mask, const Keys& keys,
+    void attend_heads(Kernels& kernels, const Tensor& q, const Tensor& mask, const Keys& keys,
                       const SequenceRows& rows, const Tensor& out) const;
     void attend_absorbed(Kernels& kernels, Workspace& workspace, const Queries& queries,
                          const LayerCache& cache, std::span<const SequenceRows> sequences,

@@ -22,19 +22,32 @@ int64_t attention_parameters(const ModelConfig& c) {
                               : c.index_n_heads * (c.q_lora_rank * c.index_head_dim + c.dim) +
                                     c.index_head_dim * (c.dim + 2);
     // + wo, two block norms
-    return q + kv + index + c.n_heads * c.v_head_dim * c.dim + 2 * c.dim;
+    return c.n_layers * (q + kv + c.n_heads * c.v_head_dim * c.dim + 2 * c.dim) +
+           (c.num_indexers() - c.n_mtp_layers) * index;
 }
 
 int64_t parameters(const ModelConfig& c, int64_t experts_used) {
     const int64_t expert = 3 * c.dim * c.moe_inter_dim;
     const int64_t gate = c.n_routed_experts * (c.dim + (c.has_gate_bias ? 1 : 0));
     const int64_t n_moe_layers = c.n_layers - c.n_dense_layers;
-    return c.n_layers * attention_parameters(c) + c.n_dense_layers * 3 * c.dim * c.inter_dim +
+    return attention_parameters(c) + c.n_dense_layers * 3 * c.dim * c.inter_dim +
            n_moe_layers * ((experts_used + c.n_shared_experts) * expert + gate) +
            (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.dim + c.dim;
 }
 
 }  // namespace
+
+bool ModelConfig::has_indexer(int64_t layer) const {
+    // A module's block always has.
+    return index_topk > 0 && (layer >= static_cast<int64_t>(index_topk_pattern.size()) ||
+                              index_topk_pattern[static_cast<size_t>(layer)] == 'F');
+}
+
+int64_t ModelConfig::num_indexers() const {
+    int64_t num = 0;
+    for (int64_t layer = 0; layer < num_blocks(); ++layer) num += has_indexer(layer) ? 1 : 0;
+    return num;
+}
 
 double ModelConfig::softmax_scale() const {
     double scale = 1 / std::sqrt(static_cast<double>(qk_head_dim()));
@@ -85,6 +98,12 @@ void ModelConfig::validate(const std::string& where, const FieldNames& names) co
         if (index_head_dim < qk_rope_head_dim)
             fail(fmt::format("index_head_dim {} is less than qk_rope_head_dim {}", index_head_dim,
                              qk_rope_head_dim));
+        const std::string& pattern = index_topk_pattern;
+        if (!pattern.empty() &&
+            (static_cast<int64_t>(pattern.size()) != n_layers || pattern[0] != 'F' ||
+             pattern.find_first_not_of("FS") != std::string::npos))
+            fail(fmt::format("{} must be {} letters F (full) and S (shared), the first of them F",
+                             named("index_topk_pattern"), n_layers));
     }
     if (n_dense_layers < 0 || n_dense_layers > n_layers)
         fail(fmt::format("{} must be in 0..{}, is {}", named("n_dense_layers"), n_layers,

@@ -43,7 +43,7 @@ struct ModelConfig {
     int64_t v_head_dim = 0;
     double rope_theta = 10000;
     bool rope_interleave = true;  // pairs (2i, 2i+1); false: (i, i + r/2)
-    std::optional<YarnConfig> yarn;
+    std::optional<YarnConfig> yarn{};
     double norm_eps = 1e-6;  // of blocks and the last norm (layers/mla.cpp: of latents)
 
     // Sparse attention (layers/indexer.h): a token attends to the index_topk tokens before it that
@@ -52,6 +52,9 @@ struct ModelConfig {
     int64_t index_n_heads = 0;
     int64_t index_head_dim = 0;
     bool index_rope_interleave = false;
+    // A letter for each of n_layers: "F" has an indexer, "S" takes the keys that the last layer
+    // before it with one chose (https://arxiv.org/abs/2603.12201; GLM-5.2). Empty: all have one.
+    std::string index_topk_pattern{};
 
     // MoE
     int64_t n_routed_experts = 0;
@@ -79,6 +82,10 @@ struct ModelConfig {
     int64_t dense_positions() const {
         return index_topk > 0 ? index_topk : std::numeric_limits<int64_t>::max();
     }
+    // Whether it chooses keys itself.
+    bool has_indexer(int64_t layer) const;
+    // Of num_blocks().
+    int64_t num_indexers() const;
     // (nope + rope)^-1/2, times m(factor, mscale_all_dim)^2 under YaRN.
     double softmax_scale() const;
 

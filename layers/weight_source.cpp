@@ -34,6 +34,7 @@ class TensorList {
         plain(prefix + "attn_norm", {c_.dim});
         plain(prefix + "ffn_norm", {c_.dim});
         add_attention(prefix + "attn/");
+        if (c_.has_indexer(layer)) add_indexer(prefix + "attn/indexer/");
         // A module's block is of the last layer's kind.
         if (c_.is_moe_layer(std::min(layer, c_.n_layers - 1)))
             add_moe(prefix + "ffn/");
@@ -54,12 +55,13 @@ class TensorList {
         linear(prefix + "wkv_b",
                {c_.n_heads * (c_.qk_nope_head_dim + c_.v_head_dim), c_.kv_lora_rank});
         linear(prefix + "wo", {c_.dim, c_.n_heads * c_.v_head_dim});
-        if (c_.index_topk == 0) return;
-        linear(prefix + "indexer/wq_b", {c_.index_n_heads * c_.index_head_dim, c_.q_lora_rank});
-        linear(prefix + "indexer/wk", {c_.index_head_dim, c_.dim});
-        plain(prefix + "indexer/k_norm", {c_.index_head_dim});
-        plain(prefix + "indexer/k_norm_bias", {c_.index_head_dim});
-        plain(prefix + "indexer/weights", {c_.index_n_heads, c_.dim});
+    }
+    void add_indexer(const std::string& prefix) {
+        linear(prefix + "wq_b", {c_.index_n_heads * c_.index_head_dim, c_.q_lora_rank});
+        linear(prefix + "wk", {c_.index_head_dim, c_.dim});
+        plain(prefix + "k_norm", {c_.index_head_dim});
+        plain(prefix + "k_norm_bias", {c_.index_head_dim});
+        plain(prefix + "weights", {c_.index_n_heads, c_.dim});
     }
     void add_mlp(const std::string& prefix, int64_t inter_dim) {
         linear(prefix + "w1", {inter_dim, c_.dim});

@@ -45,6 +45,12 @@ OwnedTensor room_for_expanded(Device& device, const ModelConfig& config,
             {AttentionWorker::num_expanded_units(config, limits), Mla::expanded_values(config)}};
 }
 
+HiddenRows hidden_rows(Kernels& kernels, const ModelConfig& config, const WorkerLimits& limits,
+                       int64_t max_tokens) {
+    return {kernels.device(), config, max_tokens,
+            std::min(limits.max_context, kernels.kv_expansion(config).positions)};
+}
+
 std::span<const int32_t> slice(std::span<const int32_t> rows, Range range) {
     return rows.subspan(static_cast<size_t>(range.begin), static_cast<size_t>(range.num));
 }
@@ -61,7 +67,7 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       expanded_(room_for_expanded(kernels.device(), model.config(),
                                   with_expansion(limits, kernels.kv_expansion(model.config())))),
       rope_table_(make_rope_table(model.config(), limits.max_context, kernels.device())),
-      hidden_(kernels.device(), DType::f32, {limits.max_tokens, model.config().dim}),
+      hidden_(hidden_rows(kernels, model.config(), limits, limits.max_tokens)),
       wanted_(kernels.device(), DType::f32, {limits.max_logit_rows, model.config().dim}),
       drafted_(kernels.device(), DType::f32,
                {model.config().n_mtp_layers > 0 ? limits.max_tokens : 0, model.config().dim}),
@@ -71,8 +77,8 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
       micro_batches_(fabric.num_micro_batches(), limits.max_tokens, limits.max_sequences,
                      limits.max_logit_rows),
       not_begun_(std::min(limits.max_tokens, limits.max_sequences)),
-      ahead_(kernels.device(), looks_ahead() ? limits.max_tokens : 0, limits.max_sequences,
-             model.config().dim),
+      ahead_(hidden_rows(kernels, model.config(), limits, looks_ahead() ? limits.max_tokens : 0),
+             limits.max_sequences),
       workspace_(kernels.device(),
                  workspace_bytes(model.config(), model.numerics(), model.part().tp_size,
                                  with_expansion(limits, kernels.kv_expansion(model.config()))),
@@ -88,13 +94,14 @@ AttentionWorker::AttentionWorker(Kernels& kernels, const Transformer& model, Ran
                                      : vocab_slice(model.config().vocab_size, rank, tp_size).begin);
 }
 
-Tensor AttentionWorker::rows_of(const OwnedTensor& buffer, int micro_batch) const {
-    return buffer.view().slice_rows(micro_batches_.first_row(micro_batch),
-                                    micro_batches_.batch(micro_batch).num_tokens());
+HiddenRows::Rows AttentionWorker::rows_of(int micro_batch) const {
+    return hidden_.rows(micro_batches_.first_row(micro_batch),
+                        micro_batches_.batch(micro_batch).num_tokens());
 }
 
 bool AttentionWorker::works_on_wanted(const ModelConfig& config, int64_t layer) {
-    return layer + 1 == config.num_blocks() && layer > config.n_dense_layers;
+    return layer + 1 == config.num_blocks() && layer > config.n_dense_layers &&
+           (config.index_topk == 0 || config.has_indexer(layer));
 }
 
 Tensor AttentionWorker::wanted_rows(int micro_batch) const {
@@ -102,16 +109,17 @@ Tensor AttentionWorker::wanted_rows(int micro_batch) const {
     return wanted_.view().slice_rows(rows.begin, rows.num);
 }
 
-// The residual stream of the rows that a layer's feed-forward part works on.
-Tensor AttentionWorker::residual(int64_t layer, int micro_batch) const {
-    return works_on_wanted(model_.config(), layer) ? wanted_rows(micro_batch)
-                                                   : rows_of(hidden_, micro_batch);
+// The rows that a layer works on.
+HiddenRows::Rows AttentionWorker::rows_of_layer(int64_t layer, int micro_batch) const {
+    if (!works_on_wanted(model_.config(), layer)) return rows_of(micro_batch);
+    const Tensor h = wanted_rows(micro_batch);
+    return {h, hidden_.rows(micro_batches_.first_row(micro_batch), h.rows()).choice};
 }
 
 // As many rows of a buffer for all of the step's.
 Tensor AttentionWorker::ffn_rows(const OwnedTensor& buffer, int64_t layer, int micro_batch) const {
     return buffer.view().slice_rows(micro_batches_.first_row(micro_batch),
-                                    residual(layer, micro_batch).rows());
+                                    rows_of_layer(layer, micro_batch).h.rows());
 }
 
 bool AttentionWorker::looks_ahead() const {
@@ -151,13 +159,11 @@ Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& option
         const int64_t begin = micro_batches_.first_row(mb);
         const int64_t end = begin + micro_batches_.batch(mb).num_tokens();
         if (options.num_begun <= begin) {
-            begin_rows(micro_batches_.batch(mb), rows_of(hidden_, mb), mb);
+            begin_rows(micro_batches_.batch(mb), rows_of(mb), mb);
         } else {
             not_begun_.take(batch, std::min(options.num_begun, end), end);
-            begin_rows(
-                not_begun_.batch(),
-                hidden_.view().slice_rows(not_begun_.first_row(), not_begun_.batch().num_tokens()),
-                mb);
+            begin_rows(not_begun_.batch(),
+                       hidden_.rows(not_begun_.first_row(), not_begun_.batch().num_tokens()), mb);
         }
         if (first < num_layers) start_first_exchange(first, mb, options.say);
     }
@@ -185,11 +191,11 @@ Agreement AttentionWorker::run(const StepBatch& batch, const StepOptions& option
 
 Tensor AttentionWorker::draft(const StepBatch& batch, std::span<const int32_t> rows, bool of_step) {
     const int64_t layer = model_.config().n_layers;  // the module's block
-    const Tensor h = hidden_.view().slice_rows(0, batch.num_tokens());
+    const Tensor h = hidden_.h().slice_rows(0, batch.num_tokens());
     {
         ScopedZone zone(Zone::embed);
         const Tensor before = drafted_.view().slice_rows(0, batch.num_tokens());
-        kernels_.gather_rows(of_step ? hidden_ : wanted_, rows, before);
+        kernels_.gather_rows(of_step ? hidden_.h() : wanted_.view(), rows, before);
         const Workspace::Scope scope(workspace_);
         const Tensor embedded = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
         fabric_.tensor_parallel().lookup_rows(batch.tokens, model_.embedding(), vocab_offsets_,
@@ -278,18 +284,19 @@ Agreement AttentionWorker::repeat(const StepBatch& batch, const StepForm& form, 
     return fabric_.has_exchange() ? fabric_.exchange().attention()->end_repeated_step() : say;
 }
 
-LayerCache AttentionWorker::layer_cache(int64_t layer) const {
-    return {cache_.layer(layer), cache_.index_keys(layer), expanded_, layer};
+LayerCache AttentionWorker::layer_cache(int64_t layer, const KeyChoice& choice) const {
+    return {cache_.layer(layer), cache_.index_keys(layer), expanded_, choice, layer};
 }
 
-int64_t AttentionWorker::cache_bytes_read(const StepBatch& batch) const {
+int64_t AttentionWorker::cache_bytes_read(int64_t layer, const StepBatch& batch) const {
     const ModelConfig& c = model_.config();
     int64_t values = 0;
     for (const std::span<const SequenceRows> sequences : {batch.prompt, batch.generated})
         for (const SequenceRows& rows : sequences) {
             const int64_t keys = rows.end_position();
             values += std::min(keys, c.dense_positions()) * c.latent_dim();
-            if (keys > c.dense_positions()) values += keys * c.index_head_dim;
+            if (keys > c.dense_positions() && c.has_indexer(layer))
+                values += keys * c.index_head_dim;
         }
     return values * size_bytes(model_.numerics().cache_dtype);
 }
@@ -300,17 +307,18 @@ bool AttentionWorker::has_no_rows(const StepBatch& batch) const {
 
 // All that comes before the first exchange: embedding, dense layers, attention of the first MoE
 // layer.
-void AttentionWorker::begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch) {
+void AttentionWorker::begin_rows(const StepBatch& batch, const Rows& rows, int micro_batch) {
     if (has_no_rows(batch)) return;
+    const Tensor& h = rows.h;
     embed(batch, h, micro_batch);
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
     const int64_t num_dense = model_.config().n_dense_layers;
     for (int64_t layer = 0; layer < num_dense; ++layer) {
-        attend(layer, batch, h, x, micro_batch);
+        attend(layer, batch, rows, x, micro_batch);
         run_dense(layer, x, h, micro_batch);
     }
-    if (num_dense < model_.config().n_layers) attend(num_dense, batch, h, x, micro_batch);
+    if (num_dense < model_.config().n_layers) attend(num_dense, batch, rows, x, micro_batch);
 }
 
 // Rows of the next step, at most `most` on any rank. From now on a step passes a point after each
@@ -337,7 +345,8 @@ void AttentionWorker::begin_ahead(int next_micro_batch) {
 void AttentionWorker::begin_piece(const AheadPieces::Piece& piece) {
     const StepBatch& batch = ahead_.slice();
     if (has_no_rows(batch)) return;
-    const Tensor h = ahead_.slice_rows();
+    const Rows rows = ahead_.slice_rows();
+    const Tensor& h = rows.h;
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
     if (piece.dense) {
@@ -346,7 +355,7 @@ void AttentionWorker::begin_piece(const AheadPieces::Piece& piece) {
         return;
     }
     if (piece.layer == 0) embed(batch, h, -1);
-    attend(piece.layer, batch, h, x, -1);
+    attend(piece.layer, batch, rows, x, -1);
 }
 
 void AttentionWorker::embed(const StepBatch& batch, const Tensor& h, int micro_batch) {
@@ -366,18 +375,19 @@ void AttentionWorker::run_dense(int64_t layer, const Tensor& x, const Tensor& h,
 }
 
 // h += attention(norm(h)); x = norm(h).
-void AttentionWorker::attend(int64_t layer, const StepBatch& batch, const Tensor& h,
+void AttentionWorker::attend(int64_t layer, const StepBatch& batch, const Rows& rows,
                              const Tensor& x, int micro_batch) {
-    if (h.rows() == 0) return;
+    if (rows.h.rows() == 0) return;
     const Block& block = model_.block(layer);
     ScopedZone zone(Zone::attention, static_cast<int>(layer), micro_batch);
-    zone.bytes = block.mla().weight_bytes() + cache_bytes_read(batch);
-    block.attend(kernels_, workspace_, h, batch, rope_table_, layer_cache(layer), x, form_);
+    zone.bytes = block.mla().weight_bytes() + cache_bytes_read(layer, batch);
+    block.attend(kernels_, workspace_, rows.h, batch, rope_table_, layer_cache(layer, rows.choice),
+                 x, form_);
 }
 
 // The first MoE layer of rows that begin_rows() has brought to it.
 void AttentionWorker::start_first_exchange(int64_t layer, int micro_batch, Agreement say) {
-    const Tensor h = rows_of(hidden_, micro_batch);
+    const Tensor h = rows_of(micro_batch).h;
     const Workspace::Scope scope(workspace_);
     const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
     {
@@ -389,35 +399,34 @@ void AttentionWorker::start_first_exchange(int64_t layer, int micro_batch, Agree
 
 void AttentionWorker::start_layer(const StepBatch& step, int64_t layer, int micro_batch,
                                   Agreement say) {
-    const Tensor h = residual(layer, micro_batch);
+    const Rows rows = rows_of_layer(layer, micro_batch);
     const Workspace::Scope scope(workspace_);
-    const Tensor x = workspace_.take(DType::f32, {h.rows(), h.dim(1)});
+    const Tensor x = workspace_.take(DType::f32, {rows.h.rows(), rows.h.dim(1)});
     if (works_on_wanted(model_.config(), layer)) {
         gather_wanted(step.logit_rows, micro_batch);
-        attend_wanted(layer, micro_batch, x);
+        attend_wanted(layer, micro_batch, rows, x);
     } else {
-        attend(layer, micro_batches_.batch(micro_batch), h, x, micro_batch);
+        attend(layer, micro_batches_.batch(micro_batch), rows, x, micro_batch);
     }
     start_exchange(layer, micro_batch, x, say);
 }
 
 // Latents of all rows of the micro-batch, attention of those whose logits are wanted.
-void AttentionWorker::attend_wanted(int64_t layer, int micro_batch, const Tensor& x) {
+void AttentionWorker::attend_wanted(int64_t layer, int micro_batch, const Rows& rows,
+                                    const Tensor& x) {
     const StepBatch& all = micro_batches_.batch(micro_batch);
     const StepBatch& wanted = micro_batches_.wanted(micro_batch);
-    const Tensor h = wanted_rows(micro_batch);
     if (wanted.num_tokens() == all.num_tokens()) {
-        attend(layer, all, h, x, micro_batch);
+        attend(layer, all, rows, x, micro_batch);
         return;
     }
     const Block& block = model_.block(layer);
     ScopedZone zone(Zone::attention, static_cast<int>(layer), micro_batch);
-    zone.bytes = block.mla().weight_bytes() + cache_bytes_read(wanted);
-    block.write_latents(kernels_, workspace_, rows_of(hidden_, micro_batch), all, rope_table_,
-                        layer_cache(layer));
+    zone.bytes = block.mla().weight_bytes() + cache_bytes_read(layer, wanted);
+    const LayerCache cache = layer_cache(layer, rows.choice);
+    block.write_latents(kernels_, workspace_, rows_of(micro_batch).h, all, rope_table_, cache);
     if (wanted.num_tokens() > 0)
-        block.attend_written(kernels_, workspace_, h, wanted, rope_table_, layer_cache(layer), x,
-                             form_);
+        block.attend_written(kernels_, workspace_, rows.h, wanted, rope_table_, cache, x, form_);
 }
 
 // The feed-forward part of a MoE layer on x, all of it that needs no other rank's answer.
@@ -445,7 +454,8 @@ void AttentionWorker::start_exchange(int64_t layer, int micro_batch, const Tenso
 // h += shared experts + routed experts, once these are back.
 Agreement AttentionWorker::finish_exchange(int64_t layer, int micro_batch) {
     const Block& block = model_.block(layer);
-    const Tensor h = residual(layer, micro_batch), y = ffn_rows(ffn_out_, layer, micro_batch);
+    const Tensor h = rows_of_layer(layer, micro_batch).h;
+    const Tensor y = ffn_rows(ffn_out_, layer, micro_batch);
     const Tensor routed = ffn_rows(combined_, layer, micro_batch);
     const Agreement agreed = fabric_.exchange().combine(
         static_cast<int>(layer), micro_batch, routed,
@@ -471,7 +481,7 @@ void AttentionWorker::run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y) 
 }
 
 void AttentionWorker::gather_wanted(std::span<const int32_t> logit_rows, int micro_batch) {
-    kernels_.gather_rows(hidden_, slice(logit_rows, micro_batches_.logit_rows(micro_batch)),
+    kernels_.gather_rows(hidden_.h(), slice(logit_rows, micro_batches_.logit_rows(micro_batch)),
                          wanted_rows(micro_batch));
 }
 

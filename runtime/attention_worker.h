@@ -5,6 +5,7 @@
 #include "layers/transformer.h"
 #include "runtime/expert_worker.h"
 #include "runtime/filled_step.h"
+#include "runtime/hidden_rows.h"
 #include "runtime/latent_cache.h"
 #include "runtime/micro_batches.h"
 #include "runtime/rank_fabric.h"
@@ -37,7 +38,7 @@ class AttentionWorker {
     int64_t expanded_positions() const { return kernels_.kv_expansion(model_.config()).positions; }
     // Whether a layer's latents are of all rows of a step, and the rest of what it computes only of
     // those whose logits are wanted: the last block, unless it is the first MoE layer, where the
-    // next step's rows begin.
+    // next step's rows begin, or goes by a choice of keys that an earlier one made, for all rows.
     static bool works_on_wanted(const ModelConfig& config, int64_t layer);
 
     // Of the block of intermediate activations, with the kernels' way to expand K and V in
@@ -113,29 +114,30 @@ class AttentionWorker {
     StepForm form_of_step(const StepBatch& batch, const StepOptions& options);
     Agreement repeat(const StepBatch& batch, const StepForm& form, Agreement say);
     void begin_repeated_step(const StepBatch& filled, int64_t num_rows, Agreement say);
-    void begin_rows(const StepBatch& batch, const Tensor& h, int micro_batch);
+    using Rows = HiddenRows::Rows;
+    void begin_rows(const StepBatch& batch, const Rows& rows, int micro_batch);
     void start_ahead(const StepBatch& batch, int64_t most);
     void begin_ahead(int next_micro_batch);
     void begin_piece(const AheadPieces::Piece& piece);
     bool has_no_rows(const StepBatch& batch) const;
     void embed(const StepBatch& batch, const Tensor& h, int micro_batch);
     void run_dense(int64_t layer, const Tensor& x, const Tensor& h, int micro_batch);
-    void attend(int64_t layer, const StepBatch& batch, const Tensor& h, const Tensor& x,
+    void attend(int64_t layer, const StepBatch& batch, const Rows& rows, const Tensor& x,
                 int micro_batch);
     void start_first_exchange(int64_t layer, int micro_batch, Agreement say);
     void start_layer(const StepBatch& step, int64_t layer, int micro_batch, Agreement say);
-    void attend_wanted(int64_t layer, int micro_batch, const Tensor& x);
+    void attend_wanted(int64_t layer, int micro_batch, const Rows& rows, const Tensor& x);
     void start_exchange(int64_t layer, int micro_batch, const Tensor& x, Agreement say);
     Agreement finish_exchange(int64_t layer, int micro_batch);
     void run_mlp(const Mlp& mlp, const Tensor& x, const Tensor& y);
     void gather_wanted(std::span<const int32_t> logit_rows, int micro_batch);
     Range run_head(std::span<const int32_t> logit_rows, int64_t layer, int micro_batch);
-    Tensor rows_of(const OwnedTensor& buffer, int micro_batch) const;
+    Rows rows_of(int micro_batch) const;
     Tensor wanted_rows(int micro_batch) const;
-    Tensor residual(int64_t layer, int micro_batch) const;
+    Rows rows_of_layer(int64_t layer, int micro_batch) const;
     Tensor ffn_rows(const OwnedTensor& buffer, int64_t layer, int micro_batch) const;
-    LayerCache layer_cache(int64_t layer) const;
-    int64_t cache_bytes_read(const StepBatch& batch) const;  // of one layer
+    LayerCache layer_cache(int64_t layer, const KeyChoice& choice) const;
+    int64_t cache_bytes_read(int64_t layer, const StepBatch& batch) const;
 
     Kernels& kernels_;
     const Transformer& model_;
@@ -144,7 +146,7 @@ class AttentionWorker {
     LatentCache cache_;
     OwnedTensor expanded_;  // [units, Mla::expanded_values()] of prompts that stay expanded
     OwnedTensor rope_table_;
-    OwnedTensor hidden_;    // [max_tokens, dim] residual stream
+    HiddenRows hidden_;
     OwnedTensor wanted_;    // [max_logit_rows, dim] the same of rows whose logits are wanted
     OwnedTensor drafted_;   // [max_tokens, dim] of rows that drafts are made of
     OwnedTensor ffn_out_;   // [max_tokens, dim] dense MLP or shared experts

@@ -82,6 +82,8 @@ DummyWeights::DummyWeights(ModelConfig config, const DummyOptions& options)
     if (options.n_layers > 0) {
         config_.n_layers = options.n_layers;
         config_.n_dense_layers = std::min(config_.n_dense_layers, config_.n_layers);
+        std::string& pattern = config_.index_topk_pattern;
+        pattern.resize(std::min(pattern.size(), static_cast<size_t>(options.n_layers)));
     }
     config_.n_mtp_layers = options.mtp ? 1 : 0;
     config_.validate("dummy weights");

@@ -227,6 +227,33 @@ void read_attention(const Fields& f, ModelConfig& c, std::vector<std::string>& n
     }
 }
 
+// ModelConfig::index_topk_pattern, in any of the three ways in which GLM-5.2 may say it; empty
+// where all layers are alike.
+std::string index_pattern(const Fields& f, int64_t n_layers) {
+    std::string pattern;
+    const Json* types = f.find("indexer_types");
+    const char* const key = types != nullptr ? "indexer_types" : "index_topk_pattern";
+    if (types == nullptr) types = f.find("index_topk_pattern");
+    if (types != nullptr && types->is_string()) {
+        pattern = types->get<std::string>();
+    } else if (types != nullptr) {
+        for (const Json& type : *types)
+            pattern += type == "full" ? 'F' : type == "shared" ? 'S' : '?';
+    } else {
+        const int64_t period = std::max<int64_t>(1, f.integer("index_topk_freq", 1));
+        const int64_t offset = f.integer("index_skip_topk_offset", 2);
+        for (int64_t layer = 0; layer < n_layers; ++layer)
+            pattern += std::max<int64_t>(0, layer - offset + 1) % period == 0 ? 'F' : 'S';
+    }
+    pattern.resize(std::min(pattern.size(), static_cast<size_t>(n_layers)));  // without modules
+    if (static_cast<int64_t>(pattern.size()) != n_layers || pattern.front() != 'F' ||
+        pattern.find_first_not_of("FS") != std::string::npos)
+        f.fail(key, fmt::format("is not \"full\" or \"shared\" (\"F\" or \"S\") for each of {} "
+                                "layers, the first one full",
+                                n_layers));
+    return pattern.find('S') == std::string::npos ? "" : pattern;
+}
+
 // Which tokens are attended to, of models that choose: DeepSeek-V3.2, GLM-5.
 void read_indexer(const Fields& f, const Defaults& defaults, ModelConfig& c) {
     c.index_topk = f.integer("index_topk", defaults.index_topk);
@@ -234,12 +261,7 @@ void read_indexer(const Fields& f, const Defaults& defaults, ModelConfig& c) {
     c.index_n_heads = f.integer("index_n_heads", defaults.index_n_heads);
     c.index_head_dim = f.integer("index_head_dim", 128);
     c.index_rope_interleave = f.boolean("indexer_rope_interleave", defaults.index_rope_interleave);
-    // Layers that go by an earlier one's choice.
-    f.only("index_topk_freq", 1);
-    if (f.has("index_topk_pattern")) f.fail("index_topk_pattern", "is not supported");
-    if (const Json* types = f.find("indexer_types"))
-        for (const Json& type : *types)
-            if (type != "full") f.fail("indexer_types", "is not \"full\" for all layers");
+    c.index_topk_pattern = index_pattern(f, c.n_layers);
 }
 
 // GLM-4.7-Flash may name the kind of every layer instead of counting those that are dense.

@@ -5,10 +5,6 @@
 namespace ferry {
 namespace {
 
-int64_t index_width(const ModelConfig& config) {
-    return config.index_topk > 0 ? config.index_head_dim : 0;
-}
-
 Tensor layer_of(const OwnedTensor& storage, int64_t index) {
     const Tensor& all = storage.view();
     return all.slice_rows(index, 1).reshape({all.dim(1), all.dim(2), all.dim(3)});
@@ -21,19 +17,25 @@ LatentCache::LatentCache(Device& device, const ModelConfig& config, const Numeri
     : storage_(device, numerics.cache_dtype,
                {config.num_blocks(), num_pages, kPageTokens, config.latent_dim()}),
       index_keys_(device, numerics.cache_dtype,
-                  {config.num_blocks(), num_pages, kPageTokens, index_width(config)}) {}
+                  {config.num_indexers(), num_pages, kPageTokens, config.index_head_dim}) {
+    int64_t num = 0;
+    for (int64_t layer = 0; layer < config.num_blocks(); ++layer)
+        indexer_of_.push_back(config.has_indexer(layer) ? num++ : -1);
+}
 
 Tensor LatentCache::layer(int64_t index) const {
     return layer_of(storage_, index);
 }
 
 Tensor LatentCache::index_keys(int64_t layer) const {
-    return layer_of(index_keys_, layer);
+    const int64_t indexer = indexer_of_[static_cast<size_t>(layer)];
+    return indexer < 0 ? Tensor() : layer_of(index_keys_, indexer);
 }
 
 int64_t LatentCache::page_bytes(const ModelConfig& config, const Numerics& numerics) {
-    return config.num_blocks() * kPageTokens * (config.latent_dim() + index_width(config)) *
-           ferry::size_bytes(numerics.cache_dtype);
+    return kPageTokens * ferry::size_bytes(numerics.cache_dtype) *
+           (config.num_blocks() * config.latent_dim() +
+            config.num_indexers() * config.index_head_dim);
 }
 
 }  // namespace ferry

@@ -1,5 +1,5 @@
 // The memory of MLA's latent cache: per layer and page 64 tokens of kv_lora_rank + qk_rope_head_dim
-// values, and, of sparse attention, index_head_dim values of the indexer's keys.
+// values, and, of layers with an indexer, index_head_dim values of its keys.
 #pragma once
 #include "base/buffer.h"
 #include "layers/model_config.h"
@@ -15,7 +15,7 @@ class LatentCache {
 
     // [pages, 64, kv_lora + rope] of one layer.
     Tensor layer(int64_t index) const;
-    // [pages, 64, index_head_dim] of one layer; of models without sparse attention 0 wide.
+    // [pages, 64, index_head_dim] of one layer; of those without an indexer empty.
     Tensor index_keys(int64_t layer) const;
     int64_t num_pages() const { return storage_.view().dim(1); }
     size_t size_bytes() const { return storage_.size_bytes() + index_keys_.size_bytes(); }
@@ -24,8 +24,9 @@ class LatentCache {
     static int64_t page_bytes(const ModelConfig& config, const Numerics& numerics);
 
   private:
-    OwnedTensor storage_;     // [layers, pages, 64, latent_dim]
-    OwnedTensor index_keys_;  // [layers, pages, 64, index width]
+    OwnedTensor storage_;              // [layers, pages, 64, latent_dim]
+    OwnedTensor index_keys_;           // [indexers, pages, 64, index_head_dim]
+    std::vector<int64_t> indexer_of_;  // of each layer, counted; -1: none
 };
 
 }  // namespace ferry

@@ -190,13 +190,15 @@ MemoryPlan plan_memory(const WeightSource& source, const Numerics& numerics,
                  units * AttentionWorker::expanded_unit_bytes(c, limits.expansion)});
         const bool ahead = part.experts.empty() && options.exchange.num_micro_batches > 1 &&
                            options.blocks == nullptr;  // as AttentionWorker::looks_ahead()
-        const int64_t rows = (ahead ? 4 : 3) * limits.max_tokens * c.dim +
+        const int64_t hidden = HiddenRows::size_bytes(
+            c, limits.max_tokens, std::min(limits.max_context, limits.expansion.positions));
+        const int64_t rows = 2 * limits.max_tokens * c.dim +
                              // as they come, and as penalties change them
                              2 * limits.max_logit_rows * c.vocab_size +
                              limits.max_logit_rows * c.dim +
                              (c.n_mtp_layers > 0 ? limits.max_tokens * c.dim : 0) +
                              limits.max_context * c.qk_rope_head_dim;
-        plan.parts.push_back({"activations", 4 * rows});
+        plan.parts.push_back({"activations", (ahead ? 2 : 1) * hidden + 4 * rows});
         plan.parts.push_back(
             {"attention workspace", static_cast<int64_t>(AttentionWorker::workspace_bytes(
                                         c, numerics, part.tp_size, limits))});

@@ -29,6 +29,9 @@ class Writer {
     void operator()(const char* name, int64_t value) { attributes[name] = value; }
     void operator()(const char* name, double value) { attributes[name] = value; }
     void operator()(const char* name, bool value) { attributes[name] = int64_t{value}; }
+    void operator()(const char* name, const std::string& value) {
+        if (!value.empty()) attributes[name] = value;
+    }
     void operator()(const char* name, ScoreFunc value) {
         attributes[name] = std::string(value == ScoreFunc::sigmoid ? "sigmoid" : "softmax");
     }
@@ -53,6 +56,13 @@ class Reader {
             field = *number;
         else
             field = static_cast<double>(integer(name, *value));
+    }
+    void operator()(const char* name, std::string& field) const {
+        const Attribute* value = find(name);
+        if (value == nullptr) return;
+        const auto* text = std::get_if<std::string>(value);
+        if (text == nullptr) fail(name, "is not text");
+        field = *text;
     }
     void operator()(const char* name, ScoreFunc& field) const {
         const Attribute* value = find(name);

@@ -27,6 +27,7 @@ void visit_model_fields(Config& c, Visit&& visit) {
     visit("index_n_heads", c.index_n_heads);
     visit("index_head_dim", c.index_head_dim);
     visit("index_rope_interleave", c.index_rope_interleave);
+    visit("index_topk_pattern", c.index_topk_pattern);
     visit("n_routed_experts", c.n_routed_experts);
     visit("n_shared_experts", c.n_shared_experts);
     visit("n_activated_experts", c.n_activated_experts);

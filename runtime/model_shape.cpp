@@ -25,6 +25,7 @@ class FieldAdder {
     void operator()(const char* name, int64_t& value) const { add(name, &value, {0, 1e12}); }
     void operator()(const char* name, double& value) const { add(name, &value); }
     void operator()(const char* name, bool& value) const { add(name, &value); }
+    void operator()(const char* name, std::string& value) const { add(name, &value); }
     void operator()(const char* name, ScoreFunc& value) const {
         add(name, choice(value, {"softmax", "sigmoid"}));
     }

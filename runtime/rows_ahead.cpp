@@ -38,8 +38,8 @@ AheadPieces::Piece AheadPieces::piece(int64_t index) const {
     return piece;
 }
 
-RowsAhead::RowsAhead(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t dim)
-    : hidden_(device, DType::f32, {max_tokens, dim}), slice_(std::min(max_tokens, max_sequences)) {}
+RowsAhead::RowsAhead(HiddenRows rows, int64_t max_sequences)
+    : hidden_(std::move(rows)), slice_(std::min(hidden_.h().rows(), max_sequences)) {}
 
 void RowsAhead::clear() {
     batch_ = {};
@@ -69,7 +69,7 @@ void RowsAhead::grow(const StepBatch& batch) {
     slice_.take(batch_, before, batch_.num_tokens());
 }
 
-void RowsAhead::swap(OwnedTensor& hidden, int64_t num_begun) {
+void RowsAhead::swap(HiddenRows& hidden, int64_t num_begun) {
     FERRY_CHECK(!has_piece() && num_begun == batch_.num_tokens(),
                 "{} rows begun of {}, in {} pieces", batch_.num_tokens(), num_begun, num_taken_);
     std::swap(hidden, hidden_);

@@ -1,6 +1,6 @@
 // Rows of the next step, begun while this one's are with their experts.
 #pragma once
-#include "base/buffer.h"
+#include "runtime/hidden_rows.h"
 #include "runtime/micro_batches.h"
 
 namespace ferry {
@@ -33,8 +33,8 @@ struct AheadPieces {
 
 class RowsAhead {
   public:
-    // Allocates for so many rows of so many sequences.
-    RowsAhead(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t dim);
+    // Of so many sequences, in `rows`.
+    RowsAhead(HiddenRows rows, int64_t max_sequences);
 
     void clear();
     // Leading rows of the next step, begun in `pieces` for as many rows as any rank has; due at
@@ -49,14 +49,14 @@ class RowsAhead {
     // The batch has grown at its end: what is new is the slice, to be begun at once.
     void grow(const StepBatch& batch);
     const StepBatch& slice() const { return slice_.batch(); }
-    Tensor slice_rows() const {
-        return hidden_.view().slice_rows(slice_.first_row(), slice().num_tokens());
+    HiddenRows::Rows slice_rows() const {
+        return hidden_.rows(slice_.first_row(), slice().num_tokens());
     }
     // The next step's hidden rows, of which the leading ones have begun, against this step's.
-    void swap(OwnedTensor& hidden, int64_t num_begun);
+    void swap(HiddenRows& hidden, int64_t num_begun);
 
   private:
-    OwnedTensor hidden_;  // [max_tokens, dim]
+    HiddenRows hidden_;
     StepBatch batch_;
     StepPart slice_;
     AheadPieces pieces_;

@@ -41,7 +41,7 @@ WorkerLimits limits_of(const std::vector<StepWorkload>& workloads) {
 }
 
 // Latents as large as a norm makes them, so that attention has work of the ordinary kind.
-void fill_cache(LatentCache& cache, int64_t num_layers, Device& device) {
+void fill_cache(LatentCache& cache, const ModelConfig& model, Device& device) {
     Stage host(device, StageSide::host);
     const auto fill = [&](const Tensor& cached, int64_t layer) {
         const Tensor values = host.shaped_like(cached);
@@ -55,9 +55,9 @@ void fill_cache(LatentCache& cache, int64_t num_layers, Device& device) {
         }
         put(device, values, cached);
     };
-    for (int64_t layer = 0; layer < num_layers; ++layer) {
+    for (int64_t layer = 0; layer < model.n_layers; ++layer) {
         fill(cache.layer(layer), layer);
-        fill(cache.index_keys(layer), layer);
+        if (model.has_indexer(layer)) fill(cache.index_keys(layer), layer);
     }
 }
 
@@ -145,7 +145,7 @@ StepBench::StepBench(WeightSource& source, const Numerics& numerics,
         memory_ = Buffer(kernels_->device(), kReadBytes);
         std::memset(memory_.data(), 1, memory_.size_bytes());
     }
-    fill_cache(worker_.cache(), config_.n_layers, kernels_->device());
+    fill_cache(worker_.cache(), config_, kernels_->device());
 }
 
 // Positions [begin, end) of the workload's sequences from the first_sequence-th on.
@@ -278,8 +278,7 @@ void StepBench::count_work(StepTimes& times, const std::vector<int64_t>& touched
         (c.q_lora_rank > 0 ? product(c.q_lora_rank, c.dim + c.n_heads * c.qk_head_dim())
                            : product(c.dim, c.n_heads, c.qk_head_dim())) +
         product(c.dim, c.n_heads, c.v_head_dim);
-    const double latents =
-        product(c.dim, c.latent_dim() + (c.index_topk > 0 ? c.index_head_dim : 0));
+    const double latents = product(c.dim, c.latent_dim());
     const double expand = product(c.kv_lora_rank, c.n_heads, kv);
     const double tokens = static_cast<double>(w.last_position() + 1);
     const double dense = std::min(tokens, static_cast<double>(c.dense_positions()));
@@ -299,10 +298,10 @@ void StepBench::count_work(StepTimes& times, const std::vector<int64_t>& touched
         chooses ? product(c.index_n_heads, c.q_lora_rank * c.index_head_dim + c.dim) : 0;
     const double per_key = w.prefill ? product(c.n_heads, c.qk_head_dim() + c.v_head_dim)
                                      : product(c.n_heads, c.kv_lora_rank + c.latent_dim());
-    const double cache_bytes =
-        product(w.sequences, size_bytes(numerics_.cache_dtype),
-                dense * static_cast<double>(c.latent_dim()) +
-                    (chooses ? tokens * static_cast<double>(c.index_head_dim) : 0));
+    const double per_value = product(w.sequences, size_bytes(numerics_.cache_dtype));
+    const double latent_bytes = per_value * dense * static_cast<double>(c.latent_dim());
+    const double index_bytes =
+        chooses ? per_value * tokens * static_cast<double>(c.index_head_dim) : 0;
 
     for (StepStage& stage : times.stages) {
         for (int64_t layer = 0; layer < c.n_layers; ++layer) {
@@ -313,10 +312,13 @@ void StepBench::count_work(StepTimes& times, const std::vector<int64_t>& touched
             const double seen = only_last ? last_seen_keys : seen_keys;
             const auto mlp = [&](int64_t inter) { return product(6, asked, c.dim, inter); };
             if (stage.name == "attention") {
-                stage.bytes += static_cast<double>(block.mla().weight_bytes()) + cache_bytes;
+                stage.bytes += static_cast<double>(block.mla().weight_bytes()) + latent_bytes;
                 stage.flops +=
-                    2 * (rows * (latents + expand) + asked * (projections + index_queries) +
-                         keys * per_key + seen * per_seen_key);
+                    2 * (rows * (latents + expand) + asked * projections + keys * per_key);
+                if (!c.has_indexer(layer)) continue;
+                stage.bytes += index_bytes;
+                stage.flops += 2 * (rows * product(c.dim, c.index_head_dim) +
+                                    asked * index_queries + seen * per_seen_key);
             } else if (stage.name == "dense" && !block.is_moe()) {
                 stage.bytes += static_cast<double>(block.mlp().weight_bytes());
                 stage.flops += mlp(c.inter_dim);

@@ -78,9 +78,11 @@ struct DecodeSizes {
     int64_t slot_floats() const { return group_panels * panel_state; }
 };
 
+inline bool chooses(const DecodeAttention& a, const SequenceRows& rows, int64_t row) {
+    return a.is_sparse() && rows.first_position + row + 1 > a.chosen.dim(1);
+}
 inline int64_t num_keys(const DecodeAttention& a, const SequenceRows& rows, int64_t row) {
-    const int64_t before = rows.first_position + row + 1;
-    return a.is_sparse() ? std::min(before, a.chosen.dim(1)) : before;
+    return chooses(a, rows, row) ? a.chosen.dim(1) : rows.first_position + row + 1;
 }
 // Of a split's keys, where those from `key` on lie.
 struct KeyRows {
@@ -90,8 +92,9 @@ struct KeyRows {
 
     KeyRows(const DecodeAttention& a, const SequenceRows& rows, int64_t row, int64_t key)
         : pages(rows.pages),
-          positions(a.is_sparse() ? a.chosen.row<int32_t>(rows.first_row - a.first_row + row) + key
-                                  : nullptr),
+          positions(chooses(a, rows, row)
+                        ? a.chosen.row<int32_t>(rows.first_row - a.first_row + row) + key
+                        : nullptr),
           first(key) {}
     // Row of the cache, counted through its pages, of the j-th.
     int64_t operator[](int64_t j) const {

@@ -157,11 +157,11 @@ void attend_tile(const PrefillAttention& a, int64_t head, int64_t first_row, int
             HWY_ALIGN uint32_t masks[2 * kPanelRows] = {};
             if (masked)
                 for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
-                    const auto* words =
-                        a.mask.row<uint32_t>(batch_row - a.mask_row + panel * kPanelRows + lane) +
-                        begin / 32;
-                    masks[lane] = words[0];
-                    masks[kPanelRows + lane] = words[1];
+                    const int64_t row = panel * kPanelRows + lane;
+                    const bool takes_all = first_position + row < a.topk;
+                    const auto* words = a.mask.row<uint32_t>(batch_row + row) + begin / 32;
+                    masks[lane] = takes_all ? ~0u : words[0];
+                    masks[kPanelRows + lane] = takes_all ? ~0u : words[1];
                 }
             softmax_block(scores, num_keys, a.scale, limits, masked ? masks : nullptr, maxima, sums,
                           corrections);
@@ -232,11 +232,10 @@ void CpuKernels::mla_prefill(const PrefillAttention& a) {
     FERRY_CHECK(a.rows.first_row + a.rows.num_rows <= a.q.rows(), "rows {}+{} of {}",
                 a.rows.first_row, a.rows.num_rows, a.q.rows());
     if (a.mask.count() > 0)
-        FERRY_CHECK(a.mask.dtype() == DType::i32 && a.rows.first_row >= a.mask_row &&
-                        a.rows.first_row - a.mask_row + a.rows.num_rows <= a.mask.rows() &&
+        FERRY_CHECK(a.mask.dtype() == DType::i32 && a.mask.rows() == a.q.rows() &&
                         ceil_div(positions, kPageTokens) * 2 <= a.mask.dim(1),
-                    "mask {} from row {} on for rows {}+{} of {} positions", a.mask.describe(),
-                    a.mask_row, a.rows.first_row, a.rows.num_rows, positions);
+                    "mask {} for {} rows of {} positions", a.mask.describe(), a.q.rows(),
+                    positions);
     const PrefillSizes sizes(a);
     FERRY_CHECK(threads_.scratch_bytes() >= static_cast<size_t>(sizes.total()) * sizeof(float),
                 "{} bytes of scratch are too few for heads of {} and {}", threads_.scratch_bytes(),

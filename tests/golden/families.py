@@ -94,6 +94,13 @@ FAMILIES = {
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8,
         "qk_head_dim": 32, "head_dim": 8, "v_head_dim": 32, "num_nextn_predict_layers": 0, "rope_interleave": True,
         "index_n_heads": 6, "index_head_dim": 32, "index_topk": 20, "indexer_rope_interleave": True}),
+    "glm52": Family("bf16", 13, newer=True, **{
+        **V3, "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa", "n_group": 1, "topk_group": 1,
+        "n_routed_experts": 8, "num_experts_per_tok": 3, "rope_theta": 1000000, "rope_scaling": None,
+        "num_hidden_layers": 5, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "qk_nope_head_dim": 24,
+        "qk_rope_head_dim": 8, "qk_head_dim": 32, "head_dim": 8, "v_head_dim": 32, "num_nextn_predict_layers": 0,
+        "rope_interleave": True, "index_n_heads": 6, "index_head_dim": 32, "index_topk": 20,
+        "indexer_rope_interleave": True, "indexer_types": ["full", "shared", "shared", "full", "shared"]}),
 }
 
 
@@ -115,7 +122,7 @@ def draw_weights(family):
         linear(p + "up_proj.weight", width, dim)
         linear(p + "down_proj.weight", dim, width, gain * family.branch_gain)
 
-    def block(p, dense):
+    def block(p, dense, has_indexer):
         norm(p + "input_layernorm.weight", dim)
         a = p + "self_attn."
         if c["q_lora_rank"] is None:
@@ -124,7 +131,7 @@ def draw_weights(family):
             linear(a + "q_a_proj.weight", c["q_lora_rank"], dim)
             norm(a + "q_a_layernorm.weight", c["q_lora_rank"])
             linear(a + "q_b_proj.weight", heads * (nope + r), c["q_lora_rank"], 1.5)
-        if "index_topk" in c:
+        if has_indexer:
             linear(a + "indexer.wq_b.weight", c["index_n_heads"] * c["index_head_dim"], c["q_lora_rank"], 1.5)
             linear(a + "indexer.wk.weight", c["index_head_dim"], dim)
             norm(a + "indexer.k_norm.weight", c["index_head_dim"])
@@ -151,13 +158,13 @@ def draw_weights(family):
     weights["model.embed_tokens.weight"] = embedding_gain * torch.randn(c["vocab_size"], dim, generator=generator)
     layers = c["num_hidden_layers"]
     for layer in range(layers):
-        block(f"model.layers.{layer}.", dense=layer < c["first_k_dense_replace"])
+        block(f"model.layers.{layer}.", layer < c["first_k_dense_replace"], reference.has_indexer(c, layer))
     norm("model.norm.weight", dim)
     if not c["tie_word_embeddings"]:
         linear("lm_head.weight", c["vocab_size"], dim, 3.0)
     for layer in range(layers, layers + c.get("num_nextn_predict_layers", 0)):
         p = f"model.layers.{layer}."  # the multi-token-prediction module: carried, not run
-        block(p, dense=False)
+        block(p, False, "index_topk" in c)
         norm(p + "enorm.weight", dim)
         norm(p + "hnorm.weight", dim)
         linear(p + "eh_proj.weight", dim, 2 * dim)

@@ -103,12 +103,13 @@ def check_hf_deviations(model, config):
     - V2 with norm_topk_prob or a sigmoid gate: the native V2 class ignores both, so no family here asks for them.
     """
     ours = reference.Model(config, {})
-    for layer in model.model.layers:
+    for n, layer in enumerate(model.model.layers):
         if abs(layer.self_attn.scaling - ours.scale) > 1e-6 * ours.scale:
             print("  patching the softmax scale of Transformers", transformers.__version__)
             layer.self_attn.scaling = ours.scale
-        if "index_topk" in config:  # every layer has an indexer of its own, none reads the choice of another
-            assert layer.self_attn.indexer is not None and layer.self_attn.indexer.k_norm.eps == 1e-6
+        indexer = getattr(layer.self_attn, "indexer", None)
+        assert (indexer is not None) == reference.has_indexer(config, n)
+        assert indexer is None or indexer.k_norm.eps == 1e-6
     if config["model_type"] == "deepseek_v2":
         assert not config["norm_topk_prob"] and config["scoring_func"] == "softmax"
 
@@ -146,7 +147,7 @@ class Probe:
         self.routing[n] = (chosen, expected)
 
     def watch_indexer(self, attention):
-        if "index_topk" not in self.config:
+        if getattr(attention, "indexer", None) is None:
             return
         ours = reference.Model(self.config, attention.indexer.state_dict())
 

@@ -74,6 +74,11 @@ def layer_norm(x, weight, bias, eps=1e-6):
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight + bias
 
 
+def has_indexer(config, layer):
+    """Whether it chooses keys itself; of a sparse model else it takes those that the last one with an indexer chose."""
+    return "index_topk" in config and config.get("indexer_types", {layer: "full"})[layer] == "full"
+
+
 def choose(values, k):
     """Indices of the k largest, largest first, ties to the lower index."""
     return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
@@ -258,9 +263,10 @@ class Model:
             q_latent = torch.einsum("qhd,hdc->qhc", q_nope, wkv_b[:, :nope])
             score = score + torch.einsum("qhc,kc->hqk", q_latent, latent)
         unread = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+        if p + "indexer.wq_b.weight" in self.w:
+            self.chosen = choose(self.index_scores(p + "indexer.", x, q_resid, cos, sin), c["index_topk"])
         if "index_topk" in c:
-            chosen = choose(self.index_scores(p + "indexer.", x, q_resid, cos, sin), c["index_topk"])
-            unread |= torch.ones_like(unread).scatter(-1, chosen, False)
+            unread |= torch.ones_like(unread).scatter(-1, self.chosen, False)
         probs = (score * self.scale).masked_fill(unread, -math.inf).softmax(-1)
         if self.form == "naive":
             out = torch.einsum("hqk,khv->qhv", probs, k_v[..., nope:])

@@ -105,7 +105,7 @@ cat >"$work/tokens.jsonl" <<'JSONL'
 {"id":"b","prompt_tokens":[12],"max_tokens":21,"temperature":1,"seed":4,"ignore_eos":true,"logprobs":1}
 JSONL
 common[1]=$work/tokens.jsonl
-for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 k2-int4 tied fused glm v32 glm5; do
+for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 k2-int4 tied fused glm v32 glm5 glm52; do
     model=$source/tests/golden/data/models/$family
     check 4 default $(layout 3 1 1 2) engine.max_prefill_chunk=5
     check 3 default $(layout 1 2 1 1) exchange.mode=sized

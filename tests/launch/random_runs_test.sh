@@ -85,7 +85,7 @@ start() {
 
 "$ferry" convert "$source/configs/demo" "$work/demo" --expert-shards 3 2>/dev/null || exit 1
 for ((round = 0; SECONDS < seconds; ++round)); do
-    model=$(one_of v2 v2-lite v3 v32 v32 v3-bf16 v3-fp8 k2 k2-int4 tied fused glm glm5 demo demo)
+    model=$(one_of v2 v2-lite v3 v32 v32 v3-bf16 v3-fp8 k2 k2-int4 tied fused glm glm5 glm52 demo demo)
     [ "$model" = demo ] && model=$work/demo || model=$source/tests/golden/data/models/$model
     requests "$(one_of 1 3 8 16)" >"$work/input.jsonl"
     draw_numerics

@@ -90,7 +90,7 @@ INSTANTIATE_TEST_SUITE_P(Families, CudaGolden,
                          ::testing::Values(Family{"v2-lite", 2e-2}, Family{"v3", 2e-4},
                                            Family{"v3-bf16", 2e-2}, Family{"v3-fp8", 3e-2},
                                            Family{"k2-int4", 2e-2}, Family{"v32", 2e-4},
-                                           Family{"glm5", 2e-2}),
+                                           Family{"glm5", 2e-2}, Family{"glm52", 2e-2}),
                          [](const auto& family) {
                              std::string name = family.param.name;
                              std::replace(name.begin(), name.end(), '-', '_');

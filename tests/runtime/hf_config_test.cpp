@@ -277,19 +277,37 @@ TEST(HfConfig, ModelsThatChooseTheirKeys) {
     glm["indexer_types"] = std::vector<std::string>(61, "full");
     glm["index_topk_freq"] = 1;
     EXPECT_FALSE(parse(glm).model.index_rope_interleave);
-    // GLM-5.2 has layers that go by the choice of an earlier one.
-    const std::pair<const char*, Json> refused[] = {
-        {"indexer_types", Json::parse(R"(["full", "shared"])")},
-        {"index_topk_freq", 4},
-        {"index_topk_pattern", "FSSF"}};
-    for (const auto& [key, value] : refused) {
-        Json shared = glm;
-        shared[key] = value;
-        EXPECT_ERROR(parse(shared), ErrorKind::checkpoint, key);
-    }
+    EXPECT_EQ(parse(glm).model.index_topk_pattern, "");
     Json narrow = with("model_type", "deepseek_v32");
     narrow["index_head_dim"] = 32;
     EXPECT_ERROR(parse(narrow), ErrorKind::checkpoint, "index_head_dim 32", "qk_rope_head_dim 64");
+}
+
+// GLM-5.2: some take the keys that an earlier one chose.
+TEST(HfConfig, LayersThatShareAChoice) {
+    Json glm = with("model_type", "glm_moe_dsa");
+    glm["num_hidden_layers"] = 7;
+    const auto pattern = [&](const std::vector<std::pair<const char*, Json>>& fields) {
+        Json file = glm;
+        for (const auto& [key, value] : fields) file[key] = value;
+        return parse(file).model.index_topk_pattern;
+    };
+    EXPECT_EQ(pattern({{"index_topk_freq", 1}}), "");
+    EXPECT_EQ(pattern({{"index_topk_freq", 4}}), "FFSSSFS");
+    EXPECT_EQ(pattern({{"index_topk_freq", 4}, {"index_skip_topk_offset", 3}}), "FFFSSSF");
+    EXPECT_EQ(pattern({{"index_topk_pattern", "FSSFSSF"}, {"index_topk_freq", 4}}), "FSSFSSF");
+    EXPECT_EQ(pattern({{"index_topk_pattern", "FSSFSSFF"}}), "FSSFSSF");  // and a module's
+    const Json types = {"full", "shared", "full", "full", "shared", "shared", "full"};
+    EXPECT_EQ(pattern({{"indexer_types", types}, {"index_topk_pattern", "FFFFFFF"}}), "FSFFSSF");
+
+    const Json first_shared = {"shared", "full", "full", "full", "full", "full", "full"};
+    EXPECT_ERROR(pattern({{"indexer_types", first_shared}}), ErrorKind::checkpoint, "indexer_types",
+                 "the first one full");
+    EXPECT_ERROR(pattern({{"indexer_types", Json::parse(R"(["full", "shared"])")}}),
+                 ErrorKind::checkpoint, "indexer_types", "each of 7 layers");
+    EXPECT_ERROR(pattern({{"index_topk_pattern", "FSXFSSF"}}), ErrorKind::checkpoint,
+                 "index_topk_pattern");
+    EXPECT_ERROR(pattern({{"index_topk_pattern", 5}}), ErrorKind::checkpoint, "index_topk_pattern");
 }
 
 // Kimi-K2.5 and K2.6, Kimi-VL.

@@ -35,6 +35,7 @@ ModelDescription small_model() {
                .index_n_heads = 3,
                .index_head_dim = 4,
                .index_rope_interleave = true,
+               .index_topk_pattern = "FSF",
                .n_routed_experts = 6,
                .n_shared_experts = 2,
                .n_activated_experts = 2,
@@ -54,7 +55,7 @@ ModelDescription small_model() {
 
 TEST(ModelDescription, AttributesCarryEveryField) {
     const Attributes attributes = to_attributes(small_model());
-    EXPECT_EQ(attributes.size(), 40u);  // a new field must be listed in visit_fields
+    EXPECT_EQ(attributes.size(), 41u);  // a new field must be listed in visit_fields
     EXPECT_EQ(attributes.at("dim"), Attribute(int64_t{8}));
     EXPECT_EQ(attributes.at("rope_interleave"), Attribute(int64_t{0}));
     EXPECT_EQ(attributes.at("score_func"), Attribute(std::string("sigmoid")));

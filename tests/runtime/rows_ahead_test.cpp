@@ -46,7 +46,7 @@ TEST(AheadPieces, AreAboutAsManyAsThePoints) {
 
 // Ranks of a tensor-parallel group take the same pieces, those with fewer rows with none in some.
 TEST(RowsAhead, PiecesComeDueEvenlyAndAllByTheLastPoint) {
-    RowsAhead ahead(cpu_device(), 64, 8, 4);
+    RowsAhead ahead({cpu_device(), {.dim = 4}, 64, 0}, 8);
     EXPECT_FALSE(ahead.has_piece());
     const std::vector<int32_t> tokens(40), positions(40);
     const std::vector<int64_t> slots(40);
@@ -69,7 +69,7 @@ TEST(RowsAhead, PiecesComeDueEvenlyAndAllByTheLastPoint) {
     }
     EXPECT_FALSE(ahead.has_piece());
     EXPECT_EQ(num_attended, 40);
-    OwnedTensor hidden(cpu_device(), DType::f32, {64, 4});
+    HiddenRows hidden(cpu_device(), {.dim = 4}, 64, 0);
     ahead.swap(hidden, 40);
 }
 

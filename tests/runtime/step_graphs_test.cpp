@@ -151,7 +151,7 @@ Outcome run(const char* family, bool cuda_graphs, const std::vector<Completion>*
 
 // With dense attention, and where longer sequences choose their keys.
 class FamilyGraphs : public ::testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Families, FamilyGraphs, ::testing::Values("v3", "v32"));
+INSTANTIATE_TEST_SUITE_P(Families, FamilyGraphs, ::testing::Values("v3", "glm52"));
 
 TEST_P(FamilyGraphs, RepeatedStepsHaveTheBitsOfLaunchedOnes) {
     const Outcome launched = run(GetParam(), false), repeated = run(GetParam(), true);

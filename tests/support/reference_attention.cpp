@@ -100,9 +100,8 @@ void reference_prefill(const PrefillAttention& a, bool rounded) {
                 total.add_block(
                     std::min(kPageTokens, num_keys - begin),
                     [&](int64_t j) {
-                        const int64_t at = a.rows.first_row - a.mask_row + row,
-                                      word = (begin + j) / 32;
-                        if (a.mask.count() > 0 &&
+                        const int64_t at = a.rows.first_row + row, word = (begin + j) / 32;
+                        if (a.mask.count() > 0 && num_keys > a.topk &&
                             (a.mask.row<uint32_t>(at)[word] >> j % 32 & 1) == 0)
                             return kNever;
                         const float* k_rope = a.rope.row<float>(begin + j);
