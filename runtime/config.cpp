@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "runtime/json_text.h"
+#include "runtime/scheduler.h"
 #include "runtime/yaml.h"
 
 namespace ferry {
@@ -113,7 +114,8 @@ std::vector<Field> config_fields(Config& config) {
         {"engine.cache_pages", &c.engine.cache_pages, {0, kNoLimit}, kNothing, "pages of 64 tokens instead of cache_gib; 0: as many as cache_gib holds"},
         {"engine.prefill_gib", &c.engine.prefill_gib, {0, 1e6}, kNothing, "most memory on a rank for prompts that take several steps or micro-batches, or go on from a prefix in the cache: expanded keys and values, of as many layers as fit; 0: each expands them anew"},
         {"engine.micro_batches", &c.engine.micro_batches, {1, 4}, kNothing, "slices of a step, so that one computes while another travels"},
-        {"engine.draft_tokens", &c.engine.draft_tokens, {0, 16}, kNothing, "speculative decoding: so many next tokens of a request, at most, are guessed and computed along with it; the same tokens come out, in fewer steps; 0: off"},
+        {"engine.draft_tokens", &c.engine.draft_tokens, {0, kMostDrafts}, kNothing, "speculative decoding: so many next tokens of a request, at most, are guessed and computed along with it; the same tokens come out, in fewer steps; 0: off"},
+        {"engine.draft_acceptance", &c.engine.draft_acceptance, {0, 1}, kNothing, "a draft of mtp is tried if those that were about as probable have been right at least so often; 0: all draft_tokens"},
         {"engine.drafter", choice(c.engine.drafter, {"prompt_lookup", "mtp"}), {}, kNothing, "who guesses draft_tokens: prompt_lookup, what stood behind the last tokens before, for texts that repeat what they were given; mtp, the model's own multi-token-prediction module, if it comes with one"},
         {"engine.prefix_cache", &c.engine.prefix_cache, {}, kNothing, "requests that begin alike share what was computed"},
         {"engine.cuda_graphs", &c.engine.cuda_graphs, {}, kNothing, "device cuda: decode steps are recorded once per batch size and repeated as a whole, by all ranks together (one rank, or NCCL; not with mode sized or log.trace)"},

@@ -79,6 +79,7 @@ struct Config {
         double prefill_gib = 0.5;
         int64_t micro_batches = 1;
         int64_t draft_tokens = 0;
+        double draft_acceptance = 0.4;
         enum class Drafter { prompt_lookup, mtp } drafter = Drafter::prompt_lookup;
         bool prefix_cache = true;
         bool cuda_graphs = true;

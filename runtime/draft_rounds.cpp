@@ -1,8 +1,38 @@
 #include "runtime/draft_rounds.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace ferry {
 
-DraftRounds::DraftRounds(const SchedulerOptions& options) {
+// From 1 down, each a factor of 2^(1/2) wide.
+uint8_t DraftRecord::class_of(float logprob) {
+    const double halves = -2 * std::log2(std::exp(1.0)) * double{logprob};
+    return static_cast<uint8_t>(std::clamp(halves, 0.0, 15.0));
+}
+
+bool DraftRecord::is_worth(uint8_t draft_class) {
+    constexpr double kUnknown = 4;  // as if so many had been right
+    constexpr int kSomeLeftOut = 15;
+    Class& c = classes_[draft_class];
+    const bool right_enough = c.num_right + kUnknown >= least_rate_ * (c.num_tried + kUnknown);
+    if (!right_enough && c.num_left_out++ < kSomeLeftOut) return false;
+    c.num_left_out = 0;
+    return true;
+}
+
+void DraftRecord::learn(uint8_t draft_class, bool right) {
+    constexpr double kLately = 128;
+    Class& c = classes_[draft_class];
+    if (c.num_tried >= kLately) {
+        c.num_tried /= 2;
+        c.num_right /= 2;
+    }
+    ++c.num_tried;
+    if (right) ++c.num_right;
+}
+
+DraftRounds::DraftRounds(const SchedulerOptions& options, double least_rate) : record_(least_rate) {
     const auto rows = static_cast<size_t>(options.max_batch_tokens);
     const auto sequences = static_cast<size_t>(options.max_batch);
     for (auto* list : {&tokens_, &positions_, &rows_}) list->reserve(rows);
@@ -28,9 +58,9 @@ void DraftRounds::add(const Sequence& sequence, int64_t position, int32_t row) {
     rows_.push_back(row);
 }
 
-void DraftRounds::want_last_row(Sequence& sequence, int64_t position) {
+void DraftRounds::want_last_row(Sequence& sequence, int64_t position, float logprob) {
     logit_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
-    wanted_.push_back({&sequence, position});
+    wanted_.push_back({&sequence, position, logprob});
 }
 
 void DraftRounds::begin(const StepPlan& plan, const Scheduler& scheduler) {
@@ -53,17 +83,27 @@ void DraftRounds::begin(const StepPlan& plan, const Scheduler& scheduler) {
                     static_cast<int32_t>(rows.first_row + position - rows.first_position));
             const bool got_token = sequence.length() > sequence.prompt_length;
             if (got_token && end == last + 1 && scheduler.max_drafts(sequence) > 0)
-                want_last_row(sequence, last);
+                want_last_row(sequence, last, 0);
         }
     };
     add_rows(plan.prompt, plan.prompt_sequences);
     add_rows(plan.generated, plan.generated_sequences);
 }
 
-void DraftRounds::take(size_t logit_row, int32_t draft) {
-    Sequence& sequence = *wanted_[logit_row].sequence;
+void DraftRounds::take(size_t logit_row, int32_t draft, float logprob) {
+    Row& row = wanted_[logit_row];
+    row.logprob += logprob;
+    const uint8_t draft_class = DraftRecord::class_of(row.logprob);
+    row.ends = !record_.is_worth(draft_class);
+    if (row.ends) return;
+    Sequence& sequence = *row.sequence;
+    sequence.draft_classes[static_cast<size_t>(sequence.num_drafts++)] = draft_class;
     sequence.tokens.push_back(draft);
-    ++sequence.num_drafts;
+}
+
+void DraftRounds::learn(const Sequence& sequence, int64_t num_tried, int64_t num_right) {
+    for (int64_t i = 0; i < num_tried; ++i)
+        record_.learn(sequence.draft_classes[static_cast<size_t>(i)], i < num_right);
 }
 
 void DraftRounds::next(const Scheduler& scheduler) {
@@ -72,7 +112,7 @@ void DraftRounds::next(const Scheduler& scheduler) {
     for (size_t i = 0; i < before_.size(); ++i) {
         Sequence& sequence = *before_[i].sequence;
         const int64_t position = before_[i].position + 1;
-        if (sequence.num_drafts >= scheduler.max_drafts(sequence) ||
+        if (before_[i].ends || sequence.num_drafts >= scheduler.max_drafts(sequence) ||
             position >= static_cast<int64_t>(sequence.pages.size()) * kPageTokens)
             continue;
         generated_.push_back({.first_row = static_cast<int64_t>(tokens_.size()),
@@ -80,7 +120,7 @@ void DraftRounds::next(const Scheduler& scheduler) {
                               .first_position = position,
                               .pages = sequence.pages});
         add(sequence, position, static_cast<int32_t>(i));
-        want_last_row(sequence, position);
+        want_last_row(sequence, position, before_[i].logprob);
     }
 }
 

@@ -85,7 +85,7 @@ Engine::Engine(Kernels& kernels, const Transformer& model, RankFabric& fabric,
       scheduler_(with_room(options.scheduler, worker_, model.config()), pages_),
       chooser_(kernels, model.config().vocab_size, options.scheduler.max_logit_rows()) {
     if (options.scheduler.max_drafts > 0 && model.config().n_mtp_layers > 0)
-        draft_rounds_.emplace(options.scheduler);
+        draft_rounds_.emplace(options.scheduler, options.draft_acceptance);
     next_keys_.reserve(
         static_cast<size_t>(options.scheduler.max_batch * (1 + options.scheduler.max_drafts)));
 }
@@ -300,8 +300,11 @@ void Engine::take_token(Active& active, const SampledToken& sampled) {
         --active.num_drafts;
         ++num_accepted_drafts_;
     } else {
-        active.lookup.learn(active.num_planned_drafts,
-                            active.num_planned_drafts - active.num_drafts);
+        const int64_t num_right = active.num_planned_drafts - active.num_drafts;
+        if (draft_rounds_)
+            draft_rounds_->learn(active, active.num_planned_drafts, num_right);
+        else
+            active.lookup.learn(active.num_planned_drafts, num_right);
         scheduler_.reject_drafts(active);
         active.tokens.push_back(sampled.token);
     }
@@ -317,16 +320,18 @@ void Engine::take_token(Active& active, const SampledToken& sampled) {
 
 // By the model's own module, for the next step. All attention ranks take as many rounds.
 void Engine::draft() {
+    const bool alone = fabric_.layout().num_ranks() == 1;
     draft_rounds_->begin(*plan_, scheduler_);
     for (int64_t round = 0; round < options_.scheduler.max_drafts; ++round) {
         if (round > 0) draft_rounds_->next(scheduler_);
+        if (round > 0 && alone && draft_rounds_->rows().empty()) break;
         const Tensor logits =
             worker_.draft(draft_rounds_->batch(), draft_rounds_->rows(), round == 0);
         ScopedZone zone(Zone::sample);
         chooser_.choose(
             logits, [this](size_t) { return SampleInput{.logits = {}, .params = greedy_}; },
             [this](size_t i, const SampledToken& sampled) {
-                draft_rounds_->take(i, std::max(sampled.token, 0));
+                draft_rounds_->take(i, std::max(sampled.token, 0), sampled.logprob);
             });
     }
 }

@@ -22,6 +22,7 @@ struct EngineOptions {
     int64_t expanded_bytes = 0;  // at most, for prompts that stay expanded from chunk to chunk
     bool share_prefixes = true;
     bool cuda_graphs = true;
+    double draft_acceptance = 0;  // DraftRecord's least rate
 };
 
 // What such an engine's attention worker has to hold.
@@ -145,8 +146,8 @@ class Engine {
     TokenHook on_choice_;
     Drafter drafter_;
     DraftHook on_drafts_;
-    const SamplingParams greedy_{};            // of drafts
-    std::optional<DraftRounds> draft_rounds_;  // if the model's own module drafts
+    const SamplingParams greedy_{.logprobs = 0};  // of drafts
+    std::optional<DraftRounds> draft_rounds_;     // if the model's own module drafts
     StepRows last_step_;
     int64_t next_arrival_ = 0;
     int64_t num_generated_tokens_ = 0;

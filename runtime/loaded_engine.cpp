@@ -66,6 +66,7 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model,
     options.expanded_bytes = static_cast<int64_t>(engine.prefill_gib * kGibibyte);
     options.share_prefixes = engine.prefix_cache;
     options.cuda_graphs = engine.cuda_graphs;
+    options.draft_acceptance = engine.draft_acceptance;
     options.max_context = engine.max_context > 0 ? engine.max_context : model.max_positions;
 
     const int64_t page_bytes = LatentCache::page_bytes(model, numerics);

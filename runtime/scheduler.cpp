@@ -28,7 +28,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, PageAllocator& pages)
       pages_(pages),
       room_(options.num_expanded_units, options.num_layers, options.max_batch) {
     FERRY_CHECK(options.max_batch >= 1 && options.max_batch_tokens >= options.max_batch &&
-                    options.max_drafts >= 0,
+                    options.max_drafts >= 0 && options.max_drafts <= kMostDrafts,
                 "max_batch {}, max_batch_tokens {}, max_drafts {}", options.max_batch,
                 options.max_batch_tokens, options.max_drafts);
     const size_t rows = static_cast<size_t>(options.max_batch_tokens);

@@ -10,6 +10,7 @@
 // that turn out to be right have taken no step of their own.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <limits>
 #include <vector>
@@ -20,10 +21,13 @@
 
 namespace ferry {
 
+constexpr int64_t kMostDrafts = 16;  // of one sequence in one step
+
 struct Sequence {
     int64_t arrival = 0;          // order of arrival, unique
     std::vector<int32_t> tokens;  // prompt, then generated, then drafts
     int64_t num_drafts = 0;
+    std::array<uint8_t, kMostDrafts> draft_classes{};  // of the module's (DraftRecord)
     int64_t prompt_length = 0;
     int64_t max_length = 0;  // prompt and generated
 

@@ -46,7 +46,7 @@ says group 'tensor-parallel rows .* = '
 says group "$whole"
 run 2 launched --set layout.mode=colocated --set engine.cuda_graphs=false
 # The model's own module drafts, its exchange among the others.
-mtp=(--set engine.draft_tokens=2 --set engine.drafter=mtp)
+mtp=(--set engine.draft_tokens=2 --set engine.drafter=mtp --set engine.draft_acceptance=0)
 run 2 drafted "${mtp[@]}" --set layout.mode=colocated
 run 3 drafted_apart "${mtp[@]}" --set layout.mode=disaggregated --set layout.attention_ranks=2 --set layout.expert_ranks=1 \
     --set layout.tp_size=1 --set engine.micro_batches=2

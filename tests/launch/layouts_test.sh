@@ -66,7 +66,7 @@ layout() { echo "$d layout.attention_ranks=$1 layout.expert_ranks=$2 layout.tp_s
     check 7 default engine.micro_batches=2 engine.cache_pages=4 engine.max_context=256
     check 1 default engine.draft_tokens=3
     check 5 default $(layout 3 2 1 2) engine.draft_tokens=16 engine.max_batch_tokens=32
-    check 5 default $(layout 2 3 2 2) engine.draft_tokens=3 engine.drafter=mtp engine.max_batch_tokens=64
+    check 5 default $(layout 2 3 2 2) engine.draft_tokens=3 engine.drafter=mtp engine.draft_acceptance=0 engine.max_batch_tokens=64
     # Prompts in pieces and too few pages: steps begin the next one's rows, or find that they cannot.
     check 4 default $(layout 2 2 2 2) engine.max_prefill_chunk=3 engine.max_batch_tokens=32
     check 3 default $(layout 1 2 1 3) engine.cache_pages=4 engine.max_context=256 engine.max_prefill_chunk=5
@@ -111,7 +111,7 @@ for family in v2 v2-lite v3 v3-bf16 v3-fp8 k2 k2-int4 tied fused glm v32 glm5 gl
     check 3 default $(layout 1 2 1 1) exchange.mode=sized
 done
 # The module for multi-token prediction drafts: one exchange more for each draft, of all ranks or of none.
-mtp="engine.draft_tokens=2 engine.drafter=mtp"
+mtp="engine.draft_tokens=2 engine.drafter=mtp engine.draft_acceptance=0"
 model=$source/tests/golden/data/models/v3
 # shellcheck disable=SC2046,SC2086
 {

@@ -51,7 +51,7 @@ draw_layout() { # ranks, settings
     settings+=("engine.micro_batches=$(one_of 1 2 3 4)" "exchange.mode=$(one_of auto bounded sized)" "exchange.progress_thread=$(one_of true false)"
         "engine.max_batch=$batch" "engine.max_batch_tokens=$(one_of 16 64 300)" "engine.max_prefill_chunk=$(one_of 1 5 64 512)"
         "engine.drafter=$drafter" "engine.prefix_cache=$(one_of true false)" "engine.prefill_gib=$(one_of 0 0.0001 0.01)" "engine.cache_pages=$(one_of 4 5 8 40)"
-        "engine.draft_tokens=$(one_of 0 1 3 16)" "engine.threads=$(one_of 1 2)" "output.sync_interval_s=$(one_of 0 1)")
+        "engine.draft_tokens=$(one_of 0 1 3 16)" "engine.draft_acceptance=$(one_of 0 0.4)" "engine.threads=$(one_of 1 2)" "output.sync_interval_s=$(one_of 0 1)")
 }
 
 generate() { # RANKS OUT SETTING...: becomes the process to wait for

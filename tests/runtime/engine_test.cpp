@@ -255,11 +255,28 @@ TEST_F(MtpTest, ChangesNoBitAndDraftsWhatItDoesAnew) {
     }
 }
 
+// A module of random weights is hardly ever right, so few of its drafts are tried.
+TEST_F(MtpTest, TriesFewDraftsWhereMostAreWrong) {
+    const std::map<int64_t, Completion> expected = alone();
+    int64_t num_drafts[2] = {};
+    for (const bool learns : {false, true}) {
+        Engine engine = make_engine(
+            {.scheduler = {.max_batch = kRequests, .max_batch_tokens = 300, .max_drafts = 3},
+             .num_pages = 128,
+             .draft_acceptance = learns ? 0.4 : 0.0});
+        expect_same(run(engine, requests()), expected);
+        num_drafts[learns] = engine.num_drafts();
+    }
+    EXPECT_GT(num_drafts[1], 0);
+    EXPECT_LT(5 * num_drafts[1], num_drafts[0]);
+}
+
 TEST_F(MtpTest, SharesPrefixesAndDoesNotAllocate) {
     const std::map<int64_t, Completion> expected = alone();
     Engine engine = make_engine(
         {.scheduler = {.max_batch = kRequests, .max_batch_tokens = 300, .max_drafts = 2},
-         .num_pages = 128});
+         .num_pages = 128,
+         .draft_acceptance = 0.01});
     expect_same(run(engine, requests()), expected);
     EXPECT_GT(engine.num_prefix_hits(), 0);
     for (int64_t i = 0; i < 8; ++i) engine.submit(request(i, 100, 400));
