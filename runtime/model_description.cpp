@@ -100,6 +100,9 @@ Attributes to_attributes(const ModelDescription& description) {
     Writer writer;
     visit_fields(description, writer);
     if (description.model.yarn) visit_prefixed_yarn_fields(*description.model.yarn, writer);
+    if (description.model.index_topk == 0)
+        std::erase_if(writer.attributes,
+                      [](const auto& entry) { return entry.first.starts_with("index_"); });
     return std::move(writer.attributes);
 }
 

@@ -61,7 +61,9 @@ TEST(ModelDescription, AttributesCarryEveryField) {
     EXPECT_EQ(attributes.at("score_func"), Attribute(std::string("sigmoid")));
     EXPECT_EQ(attributes.at("yarn_mscale_all_dim"), Attribute(0.75));
     // Every attribute differs from the default, so that reading them back shows that none is lost.
-    const Attributes defaults = to_attributes({});
+    ModelDescription with_indexer;
+    with_indexer.model.index_topk = 1;
+    const Attributes defaults = to_attributes(with_indexer);
     for (const auto& [name, value] : defaults) EXPECT_NE(attributes.at(name), value) << name;
     EXPECT_EQ(to_attributes(to_model_description(attributes, "x")), attributes);
 }
@@ -72,6 +74,14 @@ TEST(ModelDescription, WithoutYarn) {
     const Attributes attributes = to_attributes(d);
     EXPECT_FALSE(attributes.contains("yarn_factor"));
     EXPECT_FALSE(to_model_description(attributes, "x").model.yarn);
+}
+
+TEST(ModelDescription, WithoutIndexer) {
+    ModelDescription d = small_model();
+    d.model.index_topk = 0;
+    const Attributes attributes = to_attributes(d);
+    EXPECT_EQ(attributes.lower_bound("index_"), attributes.lower_bound("index`"));
+    EXPECT_EQ(to_model_description(attributes, "x").model.index_topk, 0);
 }
 
 TEST(ModelDescription, RefusesWrongFields) {
