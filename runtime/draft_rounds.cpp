@@ -8,7 +8,7 @@ namespace ferry {
 // From 1 down, each a factor of 2^(1/2) wide.
 uint8_t DraftRecord::class_of(float logprob) {
     const double halves = -2 * std::log2(std::exp(1.0)) * double{logprob};
-    return static_cast<uint8_t>(std::clamp(halves, 0.0, 15.0));
+    return static_cast<uint8_t>(halves < 15 ? std::max(halves, 0.0) : 15);  // also if it is NaN
 }
 
 bool DraftRecord::is_worth(uint8_t draft_class) {

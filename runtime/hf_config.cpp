@@ -242,11 +242,12 @@ std::string index_pattern(const Fields& f, int64_t n_layers) {
     } else {
         const int64_t period = std::max<int64_t>(1, f.integer("index_topk_freq", 1));
         const int64_t offset = f.integer("index_skip_topk_offset", 2);
-        for (int64_t layer = 0; layer < n_layers; ++layer)
+        if (period == 1) return pattern;
+        for (int64_t layer = 0; layer < std::min<int64_t>(n_layers, kMostLayers); ++layer)
             pattern += std::max<int64_t>(0, layer - offset + 1) % period == 0 ? 'F' : 'S';
     }
     pattern.resize(std::min(pattern.size(), static_cast<size_t>(n_layers)));  // without modules
-    if (static_cast<int64_t>(pattern.size()) != n_layers || pattern.front() != 'F' ||
+    if (static_cast<int64_t>(pattern.size()) != n_layers || !pattern.starts_with('F') ||
         pattern.find_first_not_of("FS") != std::string::npos)
         f.fail(key, fmt::format("is not \"full\" or \"shared\" (\"F\" or \"S\") for each of {} "
                                 "layers, the first one full",

@@ -121,8 +121,8 @@ ModelDescription to_model_description(const Attributes& attributes, const std::s
 void validate(const ModelDescription& description, const std::string& where,
               const FieldNames& names) {
     const ModelConfig& model = description.model;
-    if (model.n_layers > 1000 || model.n_routed_experts > 65536 || description.num_mtp_layers < 0 ||
-        description.num_mtp_layers > 100)
+    if (model.n_layers > kMostLayers || model.n_routed_experts > 65536 ||
+        description.num_mtp_layers < 0 || description.num_mtp_layers > 100)
         throw Error(ErrorKind::checkpoint,
                     "{}: {} layers, {} experts or {} prediction layers are too many", where,
                     model.n_layers, model.n_routed_experts, description.num_mtp_layers);

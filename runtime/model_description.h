@@ -12,6 +12,8 @@ namespace ferry {
 // No extent of a model is larger; keeps sizes of hostile files from overflowing.
 constexpr int64_t kMaxExtent = int64_t{1} << 24;
 
+constexpr int64_t kMostLayers = 1000;  // as far as anybody believes a file
+
 struct ModelDescription {
     ModelConfig model;
     int64_t num_mtp_layers = 0;  // multi-token-prediction modules after the last layer
@@ -24,7 +26,8 @@ using Attribute = std::variant<int64_t, double, std::string>;
 using Attributes = std::map<std::string, Attribute>;
 
 // Fields by their names in ModelConfig; flags as 0 and 1; `score_func` as "softmax" or "sigmoid";
-// `yarn_factor`, `yarn_original_max_positions`, ... are there under YaRN only.
+// `yarn_factor`, `yarn_original_max_positions`, ... are there under YaRN only, those of the indexer
+// with index_topk only.
 Attributes to_attributes(const ModelDescription& description);
 // Fields that are missing keep their defaults, others are ignored. Throws Error(checkpoint) naming
 // `where` and the field on a wrong type or an impossible model.

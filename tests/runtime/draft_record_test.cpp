@@ -20,6 +20,7 @@ TEST(DraftRecord, ClassesArePartsOfAProbability) {
     EXPECT_EQ(class_of(0.24), 4);
     EXPECT_EQ(class_of(1e-20), 15);
     EXPECT_EQ(DraftRecord::class_of(-INFINITY), 15);
+    EXPECT_EQ(DraftRecord::class_of(NAN), 15);
 }
 
 // Of 1000 drafts in two classes of which one is right two times in three, the other one time in

@@ -308,6 +308,11 @@ TEST(HfConfig, LayersThatShareAChoice) {
     EXPECT_ERROR(pattern({{"index_topk_pattern", "FSXFSSF"}}), ErrorKind::checkpoint,
                  "index_topk_pattern");
     EXPECT_ERROR(pattern({{"index_topk_pattern", 5}}), ErrorKind::checkpoint, "index_topk_pattern");
+    for (const int64_t num_layers : {int64_t{-1}, int64_t{0}, int64_t{1} << 39}) {
+        glm["num_hidden_layers"] = num_layers;
+        EXPECT_ERROR(pattern({{"index_topk_freq", 4}}), ErrorKind::checkpoint, "ayers");
+        EXPECT_ERROR(pattern({{"index_topk_freq", 1}}), ErrorKind::checkpoint, "ayers");
+    }
 }
 
 // Kimi-K2.5 and K2.6, Kimi-VL.
